@@ -1,0 +1,163 @@
+"""Read any region of a stored array: only the inner chunks that it touches are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec
+from ctlab_dask_zarr.codec.odd import decode_object
+from ctlab_dask_zarr.codec.shard import copy_runs, parse_index, row_axis_of
+from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
+from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.runtime.storage import Store
+
+__all__ = ["read_region"]
+
+Shape = tuple[int, ...]
+Region = tuple[slice, ...]
+
+#: Chunks of a row are read at once while the gaps between them stay below this part of the whole.
+_MAX_GAP_RATIO = 0.5
+
+
+def read_region(
+    store: Store, prefix: str, array: StoredArray, region: Region, *, strict: bool
+) -> npt.NDArray[Any]:
+    """Read ``region`` of an array.
+
+    Parameters
+    ----------
+    store, prefix
+        Where the array's objects are.
+    region
+        One slice an axis, step 1, inside the array.
+    strict
+        Whether a missing object is an error; otherwise it reads as fill values, as Zarr says.
+
+    Raises
+    ------
+    IncompleteDatasetError
+        An object is missing, and `strict`.
+    ShardDecodeError
+        An object is not what the metadata says; the message names it and the inner chunk.
+    """
+    shape = tuple(part.stop - part.start for part in region)
+    out = np.empty(shape, array.dtype)
+    for coords, origin, inside in _cells(region, array.object_shape):
+        target = out[_relative(inside, tuple(part.start for part in region))]
+        key = f"{prefix}/{array.key(coords)}" if prefix else array.key(coords)
+        wanted = _relative(inside, origin)
+        try:
+            _read_object(store, key, array, wanted, target)
+        except FileNotFoundError:
+            if strict:
+                raise IncompleteDatasetError(
+                    f"{key} is missing: the dataset is incomplete. Restore or write it again; to "
+                    "read it as fill values all the same, open with strict=False"
+                ) from None
+            target[...] = array.fill_value
+        except ShardDecodeError as error:
+            raise ShardDecodeError(f"{key}: {error}") from error
+    return out
+
+
+def _cells(region: Region, cell: Shape) -> Iterator[tuple[Shape, Shape, Region]]:
+    """Yield (coords, origin, what of the region it holds) of each cell that the region touches."""
+    ranges = [
+        range(part.start // size, -(-part.stop // size))
+        for part, size in zip(region, cell, strict=True)
+    ]
+    for coords in product(*ranges):
+        origin = tuple(c * size for c, size in zip(coords, cell, strict=True))
+        inside = tuple(
+            slice(max(part.start, o), min(part.stop, o + size))
+            for part, o, size in zip(region, origin, cell, strict=True)
+        )
+        yield coords, origin, inside
+
+
+def _relative(region: Region, origin: Shape) -> Region:
+    return tuple(slice(p.start - o, p.stop - o) for p, o in zip(region, origin, strict=True))
+
+
+def _read_object(
+    store: Store, key: str, array: StoredArray, wanted: Region, target: npt.NDArray[Any]
+) -> None:
+    if not array.is_direct:
+        target[...] = decode_object(array, store.get(key))[wanted]
+    elif not array.is_sharded:
+        _decode_chunk(array, store.get(key), wanted, target)
+    else:
+        _read_shard(store, key, array, wanted, target)
+
+
+def _read_shard(
+    store: Store, key: str, array: StoredArray, wanted: Region, target: npt.NDArray[Any]
+) -> None:
+    nbytes = store.nbytes(key)
+    if nbytes < array.index_nbytes:
+        raise ShardDecodeError(f"it has {nbytes} bytes, fewer than its index has alone")
+    tail = store.get_range(key, nbytes - array.index_nbytes, array.index_nbytes)
+    index = parse_index(tail, array, nbytes)
+    absent = np.iinfo(np.uint64).max
+    for row in _rows(wanted, array):
+        cells = list(_cells(row, array.inner_chunk_shape))
+        numbers = np.ravel_multi_index(
+            tuple(np.array([coords for coords, _, _ in cells]).T), array.chunks_per_object
+        )
+        entries = [(int(index[n, 0]), int(index[n, 1])) for n in numbers]
+        present = [entry for entry in entries if entry[0] != absent]
+        data, start = _read_row(store, key, present)
+        for (coords, origin, inside), (offset, size) in zip(cells, entries, strict=True):
+            part = target[_relative(inside, tuple(w.start for w in wanted))]
+            if offset == absent:
+                part[...] = array.fill_value
+                continue
+            chunk = (
+                store.get_range(key, offset, size)
+                if data is None
+                else data[offset - start : offset - start + size]
+            )
+            try:
+                _decode_chunk(array, chunk, _relative(inside, origin), part)
+            except ShardDecodeError as error:
+                raise ShardDecodeError(f"inner chunk {coords}: {error}") from error
+
+
+def _rows(wanted: Region, array: StoredArray) -> Iterator[Region]:
+    """Cut a region of a shard into rows of inner chunks."""
+    axis = row_axis_of(array)
+    size = array.inner_chunk_shape[axis]
+    for n in range(wanted[axis].start // size, -(-wanted[axis].stop // size)):
+        row = list(wanted)
+        row[axis] = slice(max(wanted[axis].start, n * size), min(wanted[axis].stop, (n + 1) * size))
+        yield tuple(row)
+
+
+def _read_row(
+    store: Store, key: str, entries: list[tuple[int, int]]
+) -> tuple[memoryview | None, int]:
+    """Read the bytes of a row's chunks at once, where they lie close together.
+
+    Returns (None, 0) where they do not.
+    """
+    if not entries:
+        return None, 0
+    start = min(offset for offset, _ in entries)
+    stop = max(offset + size for offset, size in entries)
+    if sum(size for _, size in entries) < (1 - _MAX_GAP_RATIO) * (stop - start):
+        return None, 0
+    return memoryview(store.get_range(key, start, stop - start)), start
+
+
+def _decode_chunk(
+    array: StoredArray, data: Buffer, wanted: Region, target: npt.NDArray[Any]
+) -> None:
+    decoded = chunk_codec(array.codecs).decode(data, array.inner_chunk_nbytes)
+    chunk = np.frombuffer(decoded, array.dtype).reshape(array.inner_chunk_shape)
+    copy_runs(chunk[wanted], target)

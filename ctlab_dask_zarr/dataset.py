@@ -1,0 +1,352 @@
+"""A volume: a lazy dask array, and what is known about it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.mango import new_dataset_id
+from ctlab_dask_zarr.formats.units import VoxelUnit
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from dask.delayed import Delayed
+
+    from ctlab_dask_zarr.formats.history import History, HistoryValue
+
+__all__ = ["Dataset", "validated_axes"]
+
+#: Fields of the mango block that other voxels would make untrue.
+_FACTS_OF_THE_VOXELS = frozenset({"data_min_max"})
+
+
+class Dataset:
+    """A lazy dask array and what is known about it.
+
+    Parameters
+    ----------
+    data
+        The voxels, a dask array of two or three axes.
+    dimension_names
+        One name an axis, usually ``("z", "y", "x")``.
+    voxel_unit
+        Unit of `voxel_size`: a `VoxelUnit` or its name.
+    voxel_size
+        Edge lengths of a voxel, in the order of `dimension_names`.
+    datatype
+        The mango data type, or its name; None where it is not known.
+    history
+        Entries by their key; copied.
+    dataset_id
+        mango's identifier, ``YYYYMMDD_HHMMSS_<name>``.
+    extra_attrs
+        Further fields of the mango block, carried through to what is written.
+    source
+        What the data was opened from, with an ``identity()``; None for an array from memory.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> ds = Dataset(
+    ...     da.zeros((4, 5, 6), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> ds
+    <Dataset tomo (z: 4, y: 5, x: 6) uint16, voxel 2.5 um>
+    """
+
+    def __init__(
+        self,
+        data: da.Array,
+        *,
+        dimension_names: Sequence[str],
+        voxel_unit: VoxelUnit | str,
+        voxel_size: Sequence[float],
+        datatype: DataType | str | None = None,
+        history: Mapping[str, HistoryValue] | None = None,
+        dataset_id: str | None = None,
+        extra_attrs: Mapping[str, Any] | None = None,
+        source: Any = None,
+    ) -> None:
+        self._data = data
+        self._dimension_names, self._voxel_size = validated_axes(
+            dimension_names, voxel_size, data.ndim
+        )
+        self._voxel_unit = VoxelUnit.from_str(str(voxel_unit))
+        self._datatype = None if datatype is None else DataType.from_basename(str(datatype))
+        self._history: History = copy.deepcopy(dict(history or {}))
+        self._dataset_id = dataset_id
+        self._extra_attrs = copy.deepcopy(dict(extra_attrs or {}))
+        self._source = source
+
+    @classmethod
+    def from_path(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        filetype: str = "auto",
+        parse_history: bool = True,
+        **kwargs: Any,
+    ) -> Dataset:
+        """Open a mango netCDF file or block directory, or a Zarr store, lazily.
+
+        Parameters
+        ----------
+        path
+            The file, the ``_nc`` directory or the store.
+        filetype
+            ``'NetCDF'``, ``'zarr'``, or ``'auto'``: by what is there, then by its name.
+        parse_history
+            Whether the text of mango's history becomes nested parameters (netCDF only).
+        **kwargs
+            For `dataset_from_zarr` or the netCDF reader.
+
+        Raises
+        ------
+        DatasetNotFoundError, UnsupportedFormatError, IncompleteSourceError
+        """
+        from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf
+        from ctlab_dask_zarr.read.source import guess_filetype
+        from ctlab_dask_zarr.read.zarr import dataset_from_zarr
+
+        kind = guess_filetype(path) if filetype == "auto" else filetype
+        if kind.lower() == "netcdf":
+            return dataset_from_netcdf(path, parse_history=parse_history, **kwargs)
+        if kind.lower() == "zarr":
+            return dataset_from_zarr(path, **kwargs)
+        raise UnsupportedFormatError(f"filetype {filetype!r} is none of 'NetCDF', 'zarr', 'auto'")
+
+    def to_path(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        filetype: str = "auto",
+        dataset_id: str | None = "auto",
+        compute: bool = True,
+        **kwargs: Any,
+    ) -> Delayed | None:
+        """Write the dataset.
+
+        Parameters
+        ----------
+        path
+            Where to: a name that ends in ``.zarr``.
+        filetype
+            ``'zarr'``, or ``'auto'``: by the name of the path.
+        dataset_id
+            ``'auto'``: the dataset's own; None: a new one; else this one.
+        compute, **kwargs
+            For `dataset_to_zarr`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The extension, or the file type, is not one that is written here.
+        """
+        from ctlab_dask_zarr.api import dataset_to_zarr
+
+        named_zarr = os.fspath(path).rstrip("/").endswith(".zarr")
+        if filetype.lower() != "zarr" and not (filetype == "auto" and named_zarr):
+            raise InvalidArgumentError(
+                f"cannot tell a format to write from {os.fspath(path)!r} and filetype "
+                f"{filetype!r}: use a name that ends in .zarr, or filetype='zarr'"
+            )
+        if dataset_id == "auto":
+            dataset_id = self._dataset_id
+        elif dataset_id is None:
+            dataset_id = new_dataset_id(kwargs.get("datatype") or self._datatype, datetime.now())
+        return dataset_to_zarr(self, path, dataset_id=dataset_id, compute=compute, **kwargs)
+
+    @classmethod
+    def from_modified(
+        cls,
+        source: Dataset,
+        *,
+        data: da.Array | None = None,
+        voxel_size: Sequence[float] | None = None,
+        voxel_unit: VoxelUnit | str | None = None,
+        dimension_names: Sequence[str] | None = None,
+        datatype: DataType | str | None = None,
+        history_entry: HistoryValue | None = None,
+        history_key: str | None = None,
+        dataset_id_suffix: str | None = None,
+    ) -> Dataset:
+        """Return a new dataset with some things changed; `source` stays as it is.
+
+        Parameters
+        ----------
+        source
+            Gives everything that is not given here.
+        history_entry, history_key
+            An entry to add, and its key (``YYYYMMDD_HHMMSS_modification`` by default).
+        dataset_id_suffix
+            Makes the identifier ``<id>_<suffix>``; ignored where the source has none.
+        """
+        history = copy.deepcopy(source._history)
+        if history_entry is not None:
+            now = datetime.now().strftime("%Y%m%d_%H%M%S")
+            history[history_key or f"{now}_modification"] = history_entry
+        dataset_id = source._dataset_id
+        if dataset_id is not None and dataset_id_suffix is not None:
+            dataset_id = f"{dataset_id}_{dataset_id_suffix}"
+        return cls(
+            source._data if data is None else data,
+            dimension_names=dimension_names or source._dimension_names,
+            voxel_unit=source._voxel_unit if voxel_unit is None else voxel_unit,
+            voxel_size=source._voxel_size if voxel_size is None else voxel_size,
+            datatype=source._datatype if datatype is None else datatype,
+            history=history,
+            dataset_id=dataset_id,
+            extra_attrs={
+                key: value
+                for key, value in source._extra_attrs.items()
+                if data is None or key not in _FACTS_OF_THE_VOXELS
+            },
+            source=source._source if data is None else None,
+        )
+
+    @property
+    def data(self) -> da.Array:
+        """The voxels, a lazy dask array."""
+        return self._data
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of voxels along each axis."""
+        return tuple(self._data.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """NumPy dtype of the voxels."""
+        return self._data.dtype
+
+    @property
+    def dimension_names(self) -> tuple[str, ...]:
+        """Name of each axis."""
+        return self._dimension_names
+
+    @property
+    def voxel_size(self) -> tuple[float, ...]:
+        """Edge lengths of a voxel in `voxel_unit`, in the order of `dimension_names`."""
+        return self._voxel_size
+
+    @property
+    def voxel_unit(self) -> VoxelUnit:
+        """Unit of the voxel size."""
+        return self._voxel_unit
+
+    @property
+    def datatype(self) -> DataType | None:
+        """The mango data type, where it is known."""
+        return self._datatype
+
+    @property
+    def history(self) -> History:
+        """A copy of the history, entries by their key; `add_to_history` adds to it."""
+        return copy.deepcopy(self._history)
+
+    @property
+    def dataset_id(self) -> str | None:
+        """Mango's identifier, where there is one."""
+        return self._dataset_id
+
+    @property
+    def extra_attrs(self) -> dict[str, Any]:
+        """A copy of the further fields of the mango block, carried through to what is written."""
+        return copy.deepcopy(self._extra_attrs)
+
+    @property
+    def source(self) -> Any:
+        """What the data was opened from; None for an array from memory."""
+        return self._source
+
+    @property
+    def mask_value(self) -> Any:
+        """The value that marks voxels outside the sample; None where the type has none."""
+        return None if self._datatype is None else self._datatype.mask_value
+
+    @property
+    def mask(self) -> da.Array:
+        """Which voxels are masked: a boolean dask array of the data's shape."""
+        import dask.array as da
+
+        if self.mask_value is None:
+            return _array(da.zeros_like(self._data, dtype=bool))
+        return _array(self._data == self.mask_value)
+
+    @property
+    def masked_data(self) -> da.Array:
+        """The voxels as a dask array of masked arrays, with `nomask` where no mask is defined."""
+        import dask.array as da
+
+        if self.mask_value is None:
+            return _array(da.ma.masked_array(self._data))
+        return _array(da.ma.masked_array(self._data, mask=self.mask))
+
+    def voxel_size_with_unit(self, unit: VoxelUnit | str) -> tuple[float, ...]:
+        """Return the voxel size in `unit`.
+
+        Raises
+        ------
+        ValueError
+            One of the two units is `VoxelUnit.VOXEL`, which is no length.
+        """
+        target = VoxelUnit.from_str(str(unit))
+        if target == self._voxel_unit:
+            return self._voxel_size
+        factor = self._voxel_unit.conversion_factor(target)
+        return tuple(v * factor for v in self._voxel_size)
+
+    def add_to_history(self, key: str, value: HistoryValue) -> None:
+        """Add one entry to this dataset's history."""
+        self._history[key] = copy.deepcopy(value)
+
+    def update_history(self, entries: Mapping[str, HistoryValue]) -> None:
+        """Add several entries to this dataset's history."""
+        self._history.update(copy.deepcopy(dict(entries)))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{name}: {n}" for name, n in zip(self._dimension_names, self.shape, strict=True)
+        )
+        if len(set(self._voxel_size)) == 1:
+            voxel = f"{self._voxel_size[0]:.6g}"
+        else:
+            voxel = " x ".join(f"{v:.6g}" for v in self._voxel_size)
+        kind = "" if self._datatype is None else f"{self._datatype} "
+        return f"<Dataset {kind}({sizes}) {self.dtype}, voxel {voxel} {self._voxel_unit}>"
+
+
+def validated_axes(
+    dimension_names: Sequence[str], voxel_size: Sequence[float], ndim: int
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Return names and voxel size if they fit `ndim` axes and are possible.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A wrong number of either, a name that stands twice, a size that is no length.
+    """
+    names = tuple(str(name) for name in dimension_names)
+    size = tuple(float(v) for v in voxel_size)
+    if len(names) != ndim or len(set(names)) != ndim:
+        raise InvalidArgumentError(
+            f"dimension_names {names} do not name the {ndim} axes of the data, once each"
+        )
+    if len(size) != ndim:
+        raise InvalidArgumentError(f"voxel_size {size} has {len(size)} values for {ndim} axes")
+    if not all(math.isfinite(v) and v > 0 for v in size):
+        raise InvalidArgumentError(f"voxel_size {size} holds a value that is no length")
+    return names, size
+
+
+def _array(array: Any) -> da.Array:
+    """Tell the type checker what dask's untyped functions return."""
+    result: da.Array = array
+    return result

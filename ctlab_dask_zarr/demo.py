@@ -1,0 +1,339 @@
+"""A synthetic micro-CT volume, and mango netCDF as CTLab's own programs write it.
+
+For the demonstration, the tests and the benchmarks: nothing here is needed to read or to convert
+data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.read.volume import split_index
+
+__all__ = ["SyntheticVolume", "synthetic_volume", "write_mango_netcdf"]
+
+#: Grey levels: the pores, then the minerals of the grains.
+_PORE_LEVEL = 17_000.0
+_GRAIN_LEVELS = (27_000.0, 31_000.0, 46_000.0)
+_GRAIN_SHARES = (0.60, 0.36, 0.04)
+
+#: Standard deviation of the noise. It fills the lower 11 bits, as in real tomograms, and those
+#: bits are what a codec cannot compress.
+_NOISE_SIGMA = 500.0
+
+_MASK = 65535
+
+#: mango closes a block at about this many voxels.
+_VOXELS_PER_BLOCK = 2**28
+
+
+class _Sliceable(Protocol):
+    """An array, or anything that gives slabs of slices."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: slice, /) -> Any: ...
+
+
+@dataclass(frozen=True, repr=False)
+class SyntheticVolume:
+    """A packing of grains in a cylinder, made slice by slice when it is sliced.
+
+    Every voxel is a function of the seed and its place alone, so that slabs of any thickness
+    show the same volume and a volume of any size takes no memory.
+
+    Attributes
+    ----------
+    shape
+        Slices, rows, columns.
+    grains
+        One row a grain: z, y, x of its centre, radius, grey level.
+    seed
+        Of grains and noise.
+    """
+
+    shape: tuple[int, int, int]
+    grains: npt.NDArray[np.float32]
+    seed: int
+
+    ndim = 3
+    dtype = np.dtype("uint16")
+
+    def __getitem__(self, index: Any) -> npt.NDArray[np.uint16]:
+        """Return the voxels at integers and slices."""
+        region, rest = split_index(index, self.shape)
+        zs, ys, xs = region
+        slices = np.empty((zs.stop - zs.start, *self.shape[1:]), self.dtype)
+        outside = self._outside()
+        for z, target in zip(range(zs.start, zs.stop), slices, strict=True):
+            self._render(z, outside, target)
+        voxels: npt.NDArray[np.uint16] = slices[:, ys, xs][rest]
+        return voxels
+
+    def _outside(self) -> npt.NDArray[np.bool_]:
+        """Return which voxels of a slice lie outside the cylinder that was scanned."""
+        n_y, n_x = self.shape[1:]
+        y, x = np.ogrid[:n_y, :n_x]
+        radius = 0.49 * min(n_y, n_x)
+        outside: npt.NDArray[np.bool_] = np.hypot(y - (n_y - 1) / 2, x - (n_x - 1) / 2) > radius
+        return outside
+
+    def _render(
+        self, z: int, outside: npt.NDArray[np.bool_], target: npt.NDArray[np.uint16]
+    ) -> None:
+        grey = np.full(self.shape[1:], _PORE_LEVEL, np.float32)
+        near = self.grains[np.abs(self.grains[:, 0] - z) < self.grains[:, 3] + 1]
+        for grain_z, grain_y, grain_x, radius, level in near.tolist():
+            y0, y1 = max(int(grain_y - radius) - 1, 0), int(grain_y + radius) + 3
+            x0, x1 = max(int(grain_x - radius) - 1, 0), int(grain_x + radius) + 3
+            part = grey[y0:y1, x0:x1]
+            y = np.arange(y0, y0 + part.shape[0], dtype=np.float32)[:, None] - np.float32(grain_y)
+            x = np.arange(x0, x0 + part.shape[1], dtype=np.float32) - np.float32(grain_x)
+            distance = np.sqrt(y * y + x * x + np.float32((grain_z - z) ** 2))
+            # An edge one voxel wide: the share of the voxel that the grain fills.
+            share = np.clip(np.float32(radius + 0.5) - distance, 0, 1)
+            part += (np.float32(level) - part) * share
+        noise = np.random.default_rng((self.seed, z)).standard_normal(grey.shape, np.float32)
+        grey += np.float32(_NOISE_SIGMA) * noise
+        np.clip(grey, 0, _MASK - 1, out=grey)
+        target[...] = grey
+        target[outside] = _MASK
+
+
+def synthetic_volume(shape: Sequence[int], *, seed: int = 0) -> SyntheticVolume:
+    """Return a synthetic micro-CT volume: grains of three minerals, pores, noise, a masked rim.
+
+    Parameters
+    ----------
+    shape
+        Slices, rows, columns.
+    seed
+        The same seed and shape give the same voxels.
+
+    Returns
+    -------
+    SyntheticVolume
+        To be sliced: ``volume[10:20]`` makes ten slices, ``uint16``.
+
+    Examples
+    --------
+    >>> volume = synthetic_volume((32, 64, 64))
+    >>> volume[4:6].shape, int(volume[0, 0, 0])
+    ((2, 64, 64), 65535)
+    """
+    n_z, n_y, n_x = (int(n) for n in shape)
+    rng = np.random.default_rng(seed)
+    typical_radius = max(min(n_y, n_x) / 20, 2.0)
+    # Spheres placed at random overlap; this many leave about a quarter of the volume empty.
+    n_grains = math.ceil(1.7 * n_z * n_y * n_x / (4 / 3 * math.pi * typical_radius**3))
+    grains = np.empty((n_grains, 5), np.float32)
+    grains[:, :3] = rng.uniform(0, (n_z, n_y, n_x), (n_grains, 3))
+    grains[:, 3] = typical_radius * rng.lognormal(-0.15, 0.35, n_grains)
+    grains[:, 4] = rng.choice(_GRAIN_LEVELS, n_grains, p=_GRAIN_SHARES)
+    grains[:, 4] += rng.normal(0, 300, n_grains)
+    return SyntheticVolume((n_z, n_y, n_x), grains, seed)
+
+
+def write_mango_netcdf(
+    path: str | os.PathLike[str],
+    volume: _Sliceable,
+    *,
+    datatype: DataType | str = DataType.TOMO,
+    voxel_size: Sequence[float] = (2.5, 2.5, 2.5),
+    voxel_unit: VoxelUnit | str = VoxelUnit.UM,
+    slices_per_block: int | None = None,
+    compression_level: int | None = 2,
+    shuffle: bool = False,
+    hdf5_chunk_shape: Sequence[int] | None = None,
+    md5: bool = True,
+    dataset_id: str = "20250101_000000_synthetic",
+    history: Mapping[str, tuple[str, str]] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    on_block: Callable[[int, int], None] | None = None,
+) -> str:
+    """Write a volume as mango does: netCDF-4, a single file or a folder of blocks.
+
+    Parameters
+    ----------
+    path
+        A name that ends in ``.nc`` for a single file, else that of the folder, usually
+        ``tomo..._nc``; it is made, and may be there already.
+    volume
+        Slices, rows, columns; read slab by slab.
+    datatype
+        Its dtype must be that of the volume.
+    voxel_size
+        z, y, x in `voxel_unit`.
+    slices_per_block
+        By default as many as mango takes, about 2^28 voxels.
+    compression_level
+        Of gzip; None writes the voxels as they are.
+    shuffle
+        Whether bytes are shuffled before they are compressed.
+    hdf5_chunk_shape
+        By default a block is one chunk, as mango's are.
+    md5
+        Whether each block gets its ``md5_checksum``.
+    history
+        By key, the text of the parameters and that of the output.
+    attributes
+        More attributes for each file, or other values for the usual ones.
+    on_block
+        Is called with the number of blocks written and their total.
+
+    Returns
+    -------
+    The path.
+    """
+    kind = DataType.from_basename(str(datatype))
+    n_z = int(volume.shape[0])
+    root = os.fspath(path)
+    is_single = root.endswith(".nc")
+    if is_single:
+        step = max(n_z, 1)
+    else:
+        os.makedirs(root, exist_ok=True)
+        plane = math.prod(volume.shape[1:])
+        step = slices_per_block or max(_VOXELS_PER_BLOCK // max(plane, 1), 1)
+    starts = range(0, n_z, step)
+    common = {
+        **_common_attributes(kind, volume.shape, voxel_size, VoxelUnit.from_str(str(voxel_unit))),
+        **(attributes or {}),
+    }
+    options = {"chunks": hdf5_chunk_shape, "level": compression_level, "shuffle": shuffle}
+
+    def write(number: int) -> None:
+        z_start = starts[number]
+        voxels = np.asarray(volume[z_start : min(z_start + step, n_z)])
+        if voxels.dtype not in (kind.dtype, kind.stored_dtype):
+            raise InvalidArgumentError(
+                f"data type {kind.value!r} is {kind.dtype} and the volume is {voxels.dtype}"
+            )
+        block_attributes = {
+            "zdim_total": np.array([n_z], np.int32),
+            "number_of_files": np.array([len(starts)], np.int32),
+            "zdim_range": np.array([z_start, z_start + len(voxels) - 1], np.int32),
+            **common,
+        }
+        if number == 0:
+            block_attributes |= _first_block_attributes(dataset_id, history or {})
+        name = root if is_single else os.path.join(root, f"block{number:08d}.nc")
+        stored = np.ascontiguousarray(voxels, voxels.dtype.newbyteorder("<"))
+        _write_file(name, kind, stored.view(kind.stored_dtype), block_attributes, md5, options)
+
+    with ThreadPoolExecutor(max_workers=_n_writers()) as pool:
+        for n_done, _ in enumerate(pool.map(write, range(len(starts))), start=1):
+            if on_block is not None:
+                on_block(n_done, len(starts))
+    return root
+
+
+def _n_writers() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+
+
+def _common_attributes(
+    kind: DataType, shape: Sequence[int], voxel_size: Sequence[float], unit: VoxelUnit
+) -> dict[str, Any]:
+    n_z, n_y, n_x = shape
+    return {
+        "data_description": f"Synthetic volume <{kind.dtype.name}>",
+        "voxel_size_xyz": np.array(voxel_size[::-1], np.float32),
+        "voxel_unit": str(unit),
+        "coord_transform": "\n",
+        "intensity_f2i_offset_scale": np.array([0, 1], np.float32),
+        "offset_to_coordinate_origin_xyz": np.zeros(3, np.float32),
+        "total_grid_size_xyz": np.array([n_x, n_y, n_z], np.int32),
+        "coordinate_origin_xyz": np.zeros(3, np.int32),
+    }
+
+
+def _first_block_attributes(
+    dataset_id: str, history: Mapping[str, tuple[str, str]]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"dataset_id": dataset_id}
+    for key, (parameters, output) in history.items():
+        found[f"history_{key}"] = parameters
+        found[f"history_{key}_output"] = output
+    return found
+
+
+def _write_file(
+    name: str,
+    kind: DataType,
+    stored: npt.NDArray[Any],
+    attributes: Mapping[str, Any],
+    md5: bool,
+    options: Mapping[str, Any],
+) -> None:
+    import h5py
+
+    chunk_shape, level, shuffle = options["chunks"], options["level"], options["shuffle"]
+    if chunk_shape is not None:
+        chunk_shape = tuple(map(min, chunk_shape, stored.shape))
+    is_direct = chunk_shape is None and level is not None and not shuffle
+    # Compressed before the file is opened: HDF5 would do it under its lock.
+    compressed = zlib.compress(stored.data, level) if is_direct and stored.size else None
+    filters: dict[str, Any] = {}
+    if level is not None and stored.size:
+        filters = {
+            "chunks": chunk_shape or stored.shape,
+            "compression": "gzip",
+            "compression_opts": level,
+            "shuffle": shuffle,
+        }
+    elif chunk_shape:
+        filters = {"chunks": chunk_shape}
+    with h5py.File(name, "w", track_order=True) as file:
+        file.attrs["_NCProperties"] = np.bytes_(
+            f"version=2,h5py={h5py.__version__},hdf5={h5py.version.hdf5_version}"
+        )
+        scales = [
+            _add_dimension(file, f"{kind.value}_{axis}dim", n, number)
+            for number, (axis, n) in enumerate(zip("zyx", stored.shape, strict=True))
+        ]
+        dataset = file.create_dataset(
+            kind.value, stored.shape, stored.dtype, track_order=True, **filters
+        )
+        if compressed is None:
+            dataset[...] = stored
+        else:
+            dataset.id.write_direct_chunk((0, 0, 0), compressed)
+        _attach_dimensions(dataset, scales, range(3))
+        if md5:
+            digest = hashlib.md5(stored.data, usedforsecurity=False).digest()
+            scale = _add_dimension(file, "md5sums_dim", len(digest), 3)
+            checksum = file.create_dataset("md5_checksum", data=np.frombuffer(digest, np.int8))
+            _attach_dimensions(checksum, [scale], [3])
+        for key, value in attributes.items():
+            if isinstance(value, str):
+                value = np.bytes_(value.encode()) if value else h5py.Empty("S1")
+            file.attrs[key] = value
+
+
+def _add_dimension(file: Any, name: str, n: int, number: int) -> Any:
+    """Make a netCDF dimension without coordinates: a scale that only says so in its name."""
+    scale = file.create_dataset(name, (n,), ">f4", track_order=True)
+    scale.make_scale(f"This is a netCDF dimension but not a netCDF variable.{n:10d}")
+    scale.attrs["_Netcdf4Dimid"] = np.int32(number)
+    return scale
+
+
+def _attach_dimensions(dataset: Any, scales: Sequence[Any], numbers: Sequence[int]) -> None:
+    dataset.attrs["_Netcdf4Coordinates"] = np.array(numbers, np.int32)
+    for axis, scale in enumerate(scales):
+        dataset.dims[axis].attach_scale(scale)

@@ -1,0 +1,77 @@
+"""What can go wrong, one class for each thing a caller may want to tell apart.
+
+Every class also derives from the built-in exception that Python programmers would reach for
+(`FileExistsError`, `ValueError`, ...), and carries the exit code of the command line.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "CTLabError",
+    "DatasetNotFoundError",
+    "DestinationExistsError",
+    "IncompleteDatasetError",
+    "IncompleteSourceError",
+    "InvalidArgumentError",
+    "MetadataError",
+    "ShardDecodeError",
+    "StagingExistsError",
+    "UnsupportedFormatError",
+    "WriteFailedError",
+]
+
+
+class CTLabError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InvalidArgumentError(CTLabError, ValueError):
+    """An argument is wrong; nothing was touched."""
+
+    exit_code = 2
+
+
+class MetadataError(CTLabError, ValueError):
+    """Metadata of a file or a store says something that cannot be true or cannot be kept."""
+
+
+class UnsupportedFormatError(CTLabError, ValueError):
+    """The thing at a path is not a format, or not a version of it, that is read here."""
+
+
+class DatasetNotFoundError(CTLabError, FileNotFoundError):
+    """There is nothing at the path."""
+
+
+class IncompleteSourceError(CTLabError, ValueError):
+    """The source lacks blocks, or a block of it is truncated or belongs to another volume."""
+
+    exit_code = 5
+
+
+class IncompleteDatasetError(CTLabError, ValueError):
+    """A store lacks an array or a shard that its metadata promises."""
+
+
+class ShardDecodeError(CTLabError, ValueError):
+    """The bytes of a shard or of an inner chunk are not what the metadata says."""
+
+
+class DestinationExistsError(CTLabError, FileExistsError):
+    """There is something at the destination that must not, or cannot, be replaced."""
+
+    exit_code = 4
+
+
+class StagingExistsError(CTLabError, FileExistsError):
+    """An interrupted write, or one still running, left its staging folder."""
+
+    exit_code = 4
+
+
+class WriteFailedError(CTLabError, RuntimeError):
+    """The write did not complete; the destination is as it was."""

@@ -1,0 +1,1 @@
+"""What files say, both directions. Pure: no dask, no stores, no file access."""

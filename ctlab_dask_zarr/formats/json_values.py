@@ -1,0 +1,65 @@
+"""Metadata values: made plain, or refused with the place where they stand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ctlab_dask_zarr.errors import MetadataError
+
+__all__ = ["plain_json"]
+
+#: Python's own JSON reader gives up near 1,000 levels; real mango histories have fewer than ten.
+_MAX_DEPTH = 64
+
+
+def plain_json(value: Any, where: str, *, depth: int = 0) -> Any:
+    """Return `value` as strict JSON can hold it.
+
+    NumPy scalars and arrays become numbers and lists, tuples lists; the result shares nothing
+    with `value`.
+
+    Raises
+    ------
+    MetadataError
+        For NaN and infinities, keys that are not text, and anything else that JSON cannot hold;
+        the message names the place, for example ``history['20250101_000000_tomo']['sigma']``.
+    """
+    if depth > _MAX_DEPTH:
+        raise MetadataError(f"{where} is nested more than {_MAX_DEPTH} levels deep")
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    elif isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return _text(value, where)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise MetadataError(f"{where} is {value}, which JSON cannot hold: leave it out")
+        return float(value)
+    if isinstance(value, Mapping):
+        plain = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise MetadataError(f"{where} has the key {key!r}; keys have to be text")
+            plain[_text(str(key), where)] = plain_json(item, f"{where}[{key!r}]", depth=depth + 1)
+        return plain
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [plain_json(v, f"{where}[{n}]", depth=depth + 1) for n, v in enumerate(value)]
+    raise MetadataError(
+        f"{where} is a {type(value).__name__}, which JSON cannot hold: pass text, numbers, "
+        "lists or dicts"
+    )
+
+
+def _text(value: str, where: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise MetadataError(f"{where} holds text that UTF-8 cannot encode: {value!r}") from None
+    return str(value)

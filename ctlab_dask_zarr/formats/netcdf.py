@@ -1,0 +1,273 @@
+"""mango netCDF: what the header of a block says, and whether blocks make a whole volume.
+
+A volume is one file, or a folder of ``block00000000.nc``, ``block00000001.nc``, ... of which each
+holds a range of z. Every block describes the whole: the blocks are checked against each other
+before a voxel is read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ctlab_dask_zarr.errors import MetadataError
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.mango import RESERVED_KEYS
+from ctlab_dask_zarr.formats.units import VoxelUnit
+
+__all__ = [
+    "BlockHeader",
+    "block_number",
+    "carried_attributes",
+    "choose_variable",
+    "is_stored_as",
+    "parse_block_header",
+    "plain_attribute",
+    "to_zyx",
+]
+
+#: Attributes that describe the files and not the volume, so that they are not carried through.
+#: The histogram's are among them because the histogram itself, an array, is not carried either.
+BOOKKEEPING_KEYS = frozenset(
+    {
+        "zdim_total",
+        "zdim_range",
+        "number_of_files",
+        "total_grid_size_xyz",
+        "_NCProperties",
+        "data_histogram_binsize",
+        "data_histogram_offset",
+    }
+)
+
+_BLOCK_NAME = re.compile(r"block(\d+)\.nc")
+
+
+@dataclass(frozen=True)
+class BlockHeader:
+    """What one file says about itself and about the volume.
+
+    Attributes
+    ----------
+    name
+        The file's name.
+    variable
+        Name of the variable that holds the voxels, in mango's files that of the data type.
+    stored_dtype
+        As the file declares it, so ``int16`` where the voxels are ``uint16``; with byte order.
+    shape
+        z, y, x of this block.
+    z_start, z_stop
+        First slice, and the one after the last, in the volume.
+    zdim_total
+        Slices of the volume; None in a file that does not say.
+    number_of_files
+        Files of the volume; None in a file that does not say.
+    total_grid_size_xyz
+        Size of the volume; None in a file that does not say.
+    voxel_size_xyz
+        In `voxel_unit`; None in a file that does not say.
+    voxel_unit
+        None in a file that does not say.
+    attributes
+        Every attribute of the file as plain Python values.
+    md5_checksum
+        MD5 of the block's little-endian voxels in C order.
+    """
+
+    name: str
+    variable: str
+    stored_dtype: np.dtype[Any]
+    shape: tuple[int, int, int]
+    z_start: int
+    z_stop: int
+    zdim_total: int | None
+    number_of_files: int | None
+    total_grid_size_xyz: tuple[int, int, int] | None
+    voxel_size_xyz: tuple[float, float, float] | None
+    voxel_unit: VoxelUnit | None
+    attributes: Mapping[str, Any]
+    md5_checksum: bytes | None = None
+
+    @property
+    def number(self) -> int | None:
+        """The number in the file's name; None for a single file."""
+        return block_number(self.name)
+
+    @property
+    def dataset_id(self) -> str | None:
+        """The volume's identifier, which only the first block has."""
+        value = self.attributes.get("dataset_id")
+        return str(value) if value else None
+
+
+def block_number(name: str) -> int | None:
+    """Return the number of a block from its file's name; None for any other file.
+
+    Examples
+    --------
+    >>> block_number("block00000012.nc"), block_number("README.txt")
+    (12, None)
+    """
+    match = _BLOCK_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def plain_attribute(value: Any) -> Any:
+    """Return an attribute's value as text, a number, or a list of them.
+
+    NetCDF does not tell a number from an array of one, so an array of one becomes a number.
+    Text is UTF-8, or Latin-1 where it cannot be; NULs at its end go.
+    """
+    if isinstance(value, bytes | np.bytes_):
+        raw = bytes(value).rstrip(b"\0")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw.decode("latin-1")
+    if isinstance(value, str):
+        return str(value).rstrip("\0")
+    if isinstance(value, np.ndarray):
+        values = [plain_attribute(item) for item in value.reshape(-1).tolist()]
+        return values[0] if len(values) == 1 else values
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def choose_variable(candidates: Sequence[str], preferred: DataType | None) -> str:
+    """Return which of a file's three-dimensional variables holds the voxels.
+
+    Raises
+    ------
+    MetadataError
+        There is none, or more than one that could be it.
+    """
+    known = [name for name in candidates if name in {datatype.value for datatype in DataType}]
+    for names in (
+        [name for name in candidates if preferred is not None and name == preferred.value],
+        known,
+        list(candidates),
+    ):
+        if len(names) == 1:
+            return names[0]
+    if not candidates:
+        raise MetadataError("holds no three-dimensional variable, so it is no mango volume")
+    raise MetadataError(
+        f"holds several three-dimensional variables ({', '.join(candidates)}): "
+        "say which one with datatype="
+    )
+
+
+def is_stored_as(datatype: DataType, stored_dtype: np.dtype[Any]) -> bool:
+    """Tell whether a variable of this dtype, in any byte order, can hold this data type.
+
+    mango stores unsigned integers as signed ones; other programs store them as they are.
+    """
+    return stored_dtype.newbyteorder("=") in (datatype.dtype, datatype.stored_dtype)
+
+
+def to_zyx(voxel_size_xyz: Sequence[float]) -> tuple[float, ...]:
+    """Return a voxel size in the order of the variable's axes: files say x, y, z."""
+    return tuple(reversed(voxel_size_xyz))
+
+
+def parse_block_header(
+    name: str,
+    *,
+    variable: str,
+    stored_dtype: np.dtype[Any],
+    shape: Sequence[int],
+    attributes: Mapping[str, Any],
+    md5_checksum: bytes | None = None,
+) -> BlockHeader:
+    """Return the header of a block.
+
+    `attributes` are those of the file, as `plain_attribute` gives them.
+
+    Raises
+    ------
+    MetadataError
+        An attribute is not what its name says; a block of several does not say which slices it
+        holds.
+    """
+    n_slices, n_rows, n_columns = (int(n) for n in shape)
+    z_range = _integers(attributes, "zdim_range", 2)
+    number_of_files = _integer(attributes, "number_of_files")
+    if z_range is None:
+        if (number_of_files or 1) > 1 or block_number(name):
+            raise MetadataError("has no zdim_range, so its place in the volume is not known")
+        z_range = (0, n_slices - 1)
+    total = _integers(attributes, "total_grid_size_xyz", 3)
+    size = _numbers(attributes, "voxel_size_xyz", 3)
+    if size is not None and not all(math.isfinite(length) and length > 0 for length in size):
+        raise MetadataError(f"voxel_size_xyz {list(size)} holds a value that is no length")
+    try:
+        unit_name = attributes.get("voxel_unit")
+        unit = VoxelUnit.from_str(unit_name) if unit_name else None
+    except ValueError as error:
+        raise MetadataError(f"voxel_unit: {error}") from error
+    return BlockHeader(
+        name=name,
+        variable=variable,
+        stored_dtype=stored_dtype,
+        shape=(n_slices, n_rows, n_columns),
+        z_start=z_range[0],
+        z_stop=z_range[1] + 1,
+        zdim_total=_integer(attributes, "zdim_total"),
+        number_of_files=number_of_files,
+        total_grid_size_xyz=None if total is None else (total[0], total[1], total[2]),
+        voxel_size_xyz=None if size is None else (size[0], size[1], size[2]),
+        voxel_unit=unit,
+        attributes=attributes,
+        md5_checksum=md5_checksum,
+    )
+
+
+def carried_attributes(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the attributes to carry through, and the names of those that JSON cannot hold.
+
+    Carried is everything but the history, what the dataset itself has a field for, and
+    `BOOKKEEPING_KEYS`. An empty ``coord_transform``, in netCDF a newline, becomes ``""`` as in
+    mango's Zarr.
+    """
+    carried: dict[str, Any] = {}
+    refused = []
+    for key, value in attributes.items():
+        if key in BOOKKEEPING_KEYS or key in RESERVED_KEYS or key.startswith("history"):
+            continue
+        values = value if isinstance(value, list) else [value]
+        if all(
+            isinstance(v, str | int) or (isinstance(v, float) and math.isfinite(v)) for v in values
+        ):
+            carried[key] = value.strip() if key == "coord_transform" else value
+        else:
+            refused.append(key)
+    return carried, refused
+
+
+def _numbers(attributes: Mapping[str, Any], key: str, n: int) -> tuple[float, ...] | None:
+    value = attributes.get(key)
+    if value is None or value == "":
+        return None
+    values = value if isinstance(value, list) else [value]
+    if len(values) != n or not all(isinstance(v, int | float) for v in values):
+        raise MetadataError(f"{key} is {value!r}, not {n} number{'s' if n > 1 else ''}")
+    return tuple(float(v) for v in values)
+
+
+def _integers(attributes: Mapping[str, Any], key: str, n: int) -> tuple[int, ...] | None:
+    values = _numbers(attributes, key, n)
+    if values is None:
+        return None
+    if not all(v.is_integer() and v >= 0 for v in values):
+        raise MetadataError(f"{key} is {list(values)}, not whole numbers from 0 up")
+    return tuple(int(v) for v in values)
+
+
+def _integer(attributes: Mapping[str, Any], key: str) -> int | None:
+    values = _integers(attributes, key, 1)
+    return None if values is None else values[0]

@@ -1,0 +1,1 @@
+"""Reading: Zarr stores and mango netCDF, lazily; nothing here ever writes."""

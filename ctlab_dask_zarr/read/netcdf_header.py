@@ -1,0 +1,225 @@
+"""Open one mango netCDF file: what its header says, and where its voxels lie."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ctlab_dask_zarr.errors import UnsupportedFormatError
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.netcdf import (
+    BlockHeader,
+    choose_variable,
+    parse_block_header,
+    plain_attribute,
+)
+from ctlab_dask_zarr.formats.netcdf3 import (
+    NETCDF3_MAGIC,
+    NetCDF3Header,
+    ShortHeaderError,
+    parse_netcdf3_header,
+)
+from ctlab_dask_zarr.read.netcdf_storage import (
+    MAX_LISTED_CHUNKS,
+    ByHDF5,
+    Chunked,
+    Contiguous,
+    Storage,
+    StoredBlock,
+    list_chunks,
+    open_hdf5,
+)
+
+__all__ = ["HDF5_MAGIC", "DamagedFileError", "open_block"]
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+_MD5_VARIABLE = "md5_checksum"
+
+#: HDF5's registered numbers of the filters that are undone here.
+_FILTER_NAMES = {1: "deflate", 2: "shuffle"}
+
+
+class DamagedFileError(Exception):
+    """The file is not whole; `kind` is ``'truncated'`` or ``'damaged'``."""
+
+    def __init__(self, message: str, kind: str = "truncated") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def open_block(path: str, preferred: DataType | None) -> tuple[BlockHeader, StoredBlock]:
+    """Return the header of a file and how its voxels are stored; none of them is read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    preferred
+        The data type to look for where the file holds several variables.
+
+    Raises
+    ------
+    DamagedFileError
+        The file is shorter than its own structure says, or its structure is damaged.
+    MetadataError
+        It holds no volume, or its header contradicts itself.
+    UnsupportedFormatError
+        It is no netCDF file.
+    """
+    status = os.stat(path)
+    with open(path, "rb") as file:
+        magic = file.read(8)
+    if magic == HDF5_MAGIC:
+        header, storage = _open_hdf5(path, preferred)
+    elif magic.startswith(NETCDF3_MAGIC):
+        header, storage = _open_netcdf3(path, preferred)
+    elif len(magic) < 8:
+        raise DamagedFileError(f"holds {len(magic)} bytes")
+    else:
+        raise UnsupportedFormatError("is no netCDF file: it begins with other bytes")
+    _check_within_file(storage, header, status.st_size)
+    block = StoredBlock(
+        name=header.name,
+        nbytes=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        z_start=header.z_start,
+        z_stop=header.z_stop,
+        is_swapped=not header.stored_dtype.isnative,
+        storage=storage,
+        md5_checksum=header.md5_checksum,
+    )
+    return header, block
+
+
+def _check_within_file(storage: Storage, header: BlockHeader, file_nbytes: int) -> None:
+    end = 0
+    if isinstance(storage, Contiguous) and header.shape[0]:
+        slice_nbytes = header.shape[1] * header.shape[2] * header.stored_dtype.itemsize
+        end = storage.offset + (header.shape[0] - 1) * storage.slice_stride + slice_nbytes
+    elif isinstance(storage, Chunked):
+        end = max((chunk.offset + chunk.nbytes for chunk in storage.chunks or ()), default=0)
+    if end > file_nbytes:
+        raise DamagedFileError(f"ends at byte {file_nbytes}, its voxels at byte {end}")
+
+
+def _open_hdf5(path: str, preferred: DataType | None) -> tuple[BlockHeader, Storage]:
+    import h5py
+
+    try:
+        file = open_hdf5(path)
+    except OSError as error:
+        kind = "truncated" if "truncated" in str(error) else "damaged"
+        raise DamagedFileError(f"cannot be opened by HDF5 ({error})", kind) from error
+    with file:
+        try:
+            variable = _find_hdf5_variable(file, preferred)
+            dataset = file[variable]
+            md5 = file.get(_MD5_VARIABLE)
+            header = parse_block_header(
+                os.path.basename(path),
+                variable=variable,
+                stored_dtype=dataset.dtype,
+                shape=dataset.shape,
+                attributes={
+                    key: "" if isinstance(value, h5py.Empty) else plain_attribute(value)
+                    for key, value in file.attrs.items()
+                },
+                md5_checksum=None if md5 is None else md5[...].tobytes(),
+            )
+            return header, _find_hdf5_storage(file, dataset)
+        except (OSError, RuntimeError, KeyError) as error:
+            raise DamagedFileError(f"has a damaged HDF5 structure ({error})", "damaged") from error
+
+
+def _find_hdf5_variable(file: Any, preferred: DataType | None) -> str:
+    import h5py
+
+    # The usual name first: opening every object of every block costs more than all the rest.
+    names = list(file)
+    likely = [datatype.value for datatype in DataType if datatype.value in names]
+    if preferred is not None and preferred.value in likely:
+        likely = [preferred.value]
+    for wanted in (likely, names):
+        found = [
+            name
+            for name in wanted
+            if isinstance(item := file.get(name), h5py.Dataset)
+            and item.ndim == 3
+            and item.dtype.kind in "iuf"
+        ]
+        if found:
+            break
+    return choose_variable(found, preferred)
+
+
+def _find_hdf5_storage(file: Any, dataset: Any) -> Storage:
+    import h5py
+
+    plist = dataset.id.get_create_plist()
+    layout = plist.get_layout()
+    by_hdf5 = ByHDF5(tuple(dataset.chunks or (1, *dataset.shape[1:])))
+    # Offsets are those of the file itself only where it has no user block.
+    if file.userblock_size or 0 in dataset.shape:
+        return by_hdf5
+    fill = np.asarray(dataset.fillvalue, dataset.dtype).tobytes()
+    if layout == h5py.h5d.CONTIGUOUS and not plist.get_external_count():
+        offset = dataset.id.get_offset()
+        if offset is None:
+            return Chunked(tuple(dataset.shape), (), fill, ())
+        slice_nbytes = int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
+        return Contiguous(int(offset), slice_nbytes)
+    if layout != h5py.h5d.CHUNKED:
+        return by_hdf5
+    codes = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
+    filters = tuple(_FILTER_NAMES.get(code, "other") for code in codes)
+    if "other" in filters or len(set(filters)) != len(filters):
+        return by_hdf5
+    n_chunks = int(
+        np.prod([-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)])
+    )
+    chunks = list_chunks(dataset) if n_chunks <= MAX_LISTED_CHUNKS else None
+    return Chunked(tuple(dataset.chunks), filters, fill, chunks)
+
+
+def _open_netcdf3(path: str, preferred: DataType | None) -> tuple[BlockHeader, Storage]:
+    file_nbytes = os.path.getsize(path)
+    with open(path, "rb") as file:
+        found = _read_netcdf3_header(file, file_nbytes)
+        name = choose_variable(
+            [
+                name
+                for name, variable in found.variables.items()
+                if len(variable.shape) == 3 and variable.dtype.kind in "iuf"
+            ],
+            preferred,
+        )
+        variable = found.variables[name]
+        md5 = found.variables.get(_MD5_VARIABLE)
+        if md5 is not None:
+            file.seek(md5.offset)
+        header = parse_block_header(
+            os.path.basename(path),
+            variable=name,
+            stored_dtype=variable.dtype,
+            shape=variable.shape,
+            attributes={key: plain_attribute(value) for key, value in found.attributes.items()},
+            md5_checksum=None if md5 is None else file.read(math.prod(md5.shape)),
+        )
+    return header, Contiguous(variable.offset, variable.first_axis_stride)
+
+
+def _read_netcdf3_header(file: BinaryIO, file_nbytes: int) -> NetCDF3Header:
+    # mango's histories make headers of some ten thousand bytes; there is no upper bound.
+    n_bytes = 2**16
+    while True:
+        file.seek(0)
+        try:
+            return parse_netcdf3_header(file.read(n_bytes))
+        except ShortHeaderError as error:
+            if n_bytes >= file_nbytes:
+                raise DamagedFileError(f"ends at byte {file_nbytes}, in its header") from error
+            n_bytes *= 8

@@ -1,0 +1,55 @@
+"""Index expressions on array-likes that read regions."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+__all__ = ["split_index"]
+
+
+def split_index(index: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
+    """Split a NumPy index into the region to read and what is then taken from it.
+
+    Parameters
+    ----------
+    index
+        Integers, slices (any step) and an Ellipsis; dask asks for nothing else.
+    shape
+        Shape of the array.
+
+    Returns
+    -------
+    The region, one slice of step 1 an axis; and the index to apply to what was read.
+
+    Examples
+    --------
+    >>> split_index((3, slice(None, None, -2)), (10, 5))
+    ((slice(3, 4, 1), slice(0, 5, 1)), (0, slice(4, None, -2)))
+    """
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in parts:
+        place = parts.index(Ellipsis)
+        parts[place : place + 1] = [slice(None)] * (len(shape) - len(parts) + 1)
+    parts += [slice(None)] * (len(shape) - len(parts))
+    if len(parts) != len(shape):
+        raise IndexError(f"{len(parts)} indices for an array with {len(shape)} axes")
+    region: list[slice] = []
+    rest: list[Any] = []
+    for part, n in zip(parts, shape, strict=True):
+        if isinstance(part, slice):
+            wanted = range(*part.indices(n))
+            low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+            region.append(slice(low, high, 1))
+            if wanted and wanted.step < 0:
+                rest.append(slice(high - low - 1, None, wanted.step))
+            else:
+                rest.append(slice(None, None, wanted.step))
+        else:
+            number = operator.index(part)
+            if not -n <= number < n:
+                raise IndexError(f"index {number} is outside an axis of length {n}")
+            number %= n
+            region.append(slice(number, number + 1, 1))
+            rest.append(0)
+    return tuple(region), tuple(rest)

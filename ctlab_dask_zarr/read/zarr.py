@@ -1,0 +1,304 @@
+"""Open a Zarr store as a `Dataset`: OME-Zarr groups and plain arrays, ours and others'."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+
+from ctlab_dask_zarr.codec.odd import odd_dtype
+from ctlab_dask_zarr.codec.region import read_region
+from ctlab_dask_zarr.dataset import Dataset
+from ctlab_dask_zarr.errors import (
+    DatasetNotFoundError,
+    IncompleteDatasetError,
+    MetadataError,
+    UnsupportedFormatError,
+)
+from ctlab_dask_zarr.formats.mango import MangoBlock, parse_mango_block
+from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes
+from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.read.volume import split_index
+from ctlab_dask_zarr.runtime.storage import LocalStore, local_path
+from ctlab_dask_zarr.write.destination import RECEIPT_ATTRIBUTE, staging_path
+from ctlab_dask_zarr.write.layout import resolve_layout
+
+__all__ = ["StoreMetadata", "ZarrVolume", "dataset_from_zarr", "read_store_metadata"]
+
+_DOCUMENT = "zarr.json"
+
+
+@dataclass(frozen=True)
+class ZarrVolume:
+    """A stored array that reads regions; small to pickle, holds nothing open.
+
+    Parameters
+    ----------
+    path
+        The root of the store, a local folder.
+    array_path
+        The array below it; '' where the root is the array.
+    document
+        The array's ``zarr.json``.
+    root_hash
+        Of the root document, so that a store written anew is known as another source.
+    strict
+        Whether a missing object is an error.
+    """
+
+    path: str
+    array_path: str
+    document: str
+    root_hash: str
+    strict: bool
+
+    @property
+    def stored(self) -> StoredArray:
+        """The array's metadata."""
+        return parse_array_document(self.document)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.stored.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy dtype of the voxels."""
+        stored = self.stored
+        return stored.dtype if stored.is_direct else odd_dtype(stored)
+
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+        region, rest = split_index(index, self.shape)
+        stored = replace(self.stored, dtype=self.dtype)
+        store = LocalStore(self.path)
+        block = read_region(store, self.array_path, stored, region, strict=self.strict)
+        selected: npt.NDArray[Any] = block[rest]
+        return selected
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this source from another, plain JSON."""
+        return {
+            "kind": "zarr",
+            "path": self.path,
+            "array": self.array_path,
+            "document": hashlib.sha256(self.document.encode()).hexdigest(),
+            "root": self.root_hash,
+        }
+
+
+@dataclass(frozen=True)
+class StoreMetadata:
+    """What the documents of a store say.
+
+    Attributes
+    ----------
+    path
+        The root, a local folder.
+    attributes
+        Of the root document.
+    arrays
+        (path below the root, document) of each level, finest first.
+    ome
+        The OME metadata; None for a plain array.
+    root_hash
+        Of the root document.
+    """
+
+    path: str
+    attributes: dict[str, Any]
+    arrays: tuple[tuple[str, str], ...]
+    ome: OMEImage | None
+    root_hash: str
+
+
+def dataset_from_zarr(
+    path: str | os.PathLike[str], *, strict: bool | None = None, **kwargs: Any
+) -> Dataset:
+    """Open a Zarr v3 store lazily, as a `Dataset` whose blocks are shards.
+
+    OME-Zarr 0.5 images and plain arrays are read, with or without the mango block. The voxel size
+    of an OME group is that of its OME metadata, of a plain array its ``voxel_size_xyz``, taken as
+    x, y, z. Nothing is ever written.
+
+    Parameters
+    ----------
+    path
+        The store.
+    strict
+        Whether a missing shard is an error (True) or fill values (False). By default it is an
+        error where this package wrote the store, since it writes every shard, and fill values
+        elsewhere, as the Zarr specification says.
+    **kwargs
+        For `dask.array.from_array`, for example ``chunks=(64, 512, 512)``.
+
+    Raises
+    ------
+    DatasetNotFoundError
+        There is nothing at the path.
+    UnsupportedFormatError
+        It is no Zarr v3 store, a version of OME-Zarr or mango metadata not known here, or an image
+        with other axes than two or three of space.
+    IncompleteDatasetError
+        An array that the metadata lists is not there.
+    MetadataError
+        The metadata contradicts itself.
+    """
+    metadata = read_store_metadata(path)
+    array_path, document = metadata.arrays[0]
+    receipt = metadata.attributes.get(RECEIPT_ATTRIBUTE)
+    is_own = isinstance(receipt, Mapping)
+    volume = ZarrVolume(
+        metadata.path,
+        array_path,
+        document,
+        metadata.root_hash,
+        strict=is_own if strict is None else strict,
+    )
+    stored = volume.stored
+    names = _dimension_names(metadata.ome, stored)
+    carried = receipt.get("dataset") if isinstance(receipt, Mapping) else None
+    mango = parse_mango_block(metadata.attributes.get("mango", carried or {}), names)
+    voxel_size, voxel_unit = _voxel_size(metadata.ome, mango, len(names))
+    name = hashlib.sha256(json.dumps(volume.identity()).encode()).hexdigest()
+    options: dict[str, Any] = {
+        "chunks": tuple(map(min, _block_shape(stored), stored.shape)),
+        "name": f"zarr-{name[:32]}",
+        "asarray": False,
+        "meta": np.empty((0,) * volume.ndim, volume.dtype),
+    }
+    return Dataset(
+        da.from_array(volume, **(options | kwargs)),
+        dimension_names=names,
+        voxel_unit=voxel_unit,
+        voxel_size=voxel_size,
+        datatype=mango.datatype,
+        history=mango.history,
+        dataset_id=mango.dataset_id,
+        extra_attrs=mango.extra_attrs,
+        source=volume,
+    )
+
+
+def read_store_metadata(path: str | os.PathLike[str]) -> StoreMetadata:
+    """Read the documents of a store, and nothing else of it."""
+    root = local_path(path)
+    text = _read_root(root)
+    document = _parse_json(text, os.path.join(root, _DOCUMENT))
+    attributes = document.get("attributes") or {}
+    if not isinstance(attributes, dict):
+        raise MetadataError(f"the attributes of {root} are no object")
+    root_hash = hashlib.sha256(text.encode()).hexdigest()
+    if document.get("zarr_format") != 3:
+        raise UnsupportedFormatError(
+            f"{root} is of Zarr format {document.get('zarr_format')!r}; only 3 is read here"
+        )
+    if document.get("node_type") == "array":
+        return StoreMetadata(root, attributes, (("", text),), None, root_hash)
+    if "ome" not in attributes:
+        raise UnsupportedFormatError(
+            f"{root} is a Zarr group without OME metadata: give the path of an array or an image "
+            "inside it"
+        )
+    ome = parse_ome_attributes(attributes["ome"])
+    arrays = tuple((level.path, _read_array_document(root, level.path)) for level in ome.levels)
+    return StoreMetadata(root, attributes, arrays, ome, root_hash)
+
+
+def _read_root(root: str) -> str:
+    try:
+        return LocalStore(root).get(_DOCUMENT).decode()
+    except UnicodeDecodeError as error:
+        raise MetadataError(f"{root}/{_DOCUMENT} is not text: {error}") from error
+    except NotADirectoryError:
+        raise UnsupportedFormatError(f"{root} is a file; a Zarr store is a folder") from None
+    except FileNotFoundError:
+        pass
+    if any(os.path.exists(os.path.join(root, n)) for n in (".zgroup", ".zarray", ".zattrs")):
+        raise UnsupportedFormatError(
+            f"{root} is a Zarr v2 store; only v3 is read here. Convert it with zarr-python's "
+            "`zarr migrate v3`, or write it anew from the original"
+        )
+    if os.path.isdir(root):
+        raise IncompleteDatasetError(
+            f"{root} has no {_DOCUMENT}: it is no Zarr store, or one whose writing was not finished"
+        )
+    if os.path.isdir(staging_path(root)):
+        raise DatasetNotFoundError(
+            f"{root} does not exist yet: a write to it is under way or was interrupted (its "
+            f"staging folder is {staging_path(root)})"
+        )
+    raise DatasetNotFoundError(f"{root} does not exist")
+
+
+def _read_array_document(root: str, array_path: str) -> str:
+    parts = array_path.split("/")
+    if not array_path or any(part in ("", ".", "..") for part in parts) or "\\" in array_path:
+        raise MetadataError(f"the dataset path {array_path!r} in {root} leads out of the store")
+    try:
+        text = LocalStore(root).get(f"{array_path}/{_DOCUMENT}").decode()
+    except (FileNotFoundError, NotADirectoryError):
+        raise IncompleteDatasetError(
+            f"{root} lists the array {array_path!r}, but {array_path}/{_DOCUMENT} is missing: the "
+            "dataset is incomplete"
+        ) from None
+    return text
+
+
+def _parse_json(text: str, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MetadataError(f"{where} is no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise MetadataError(f"{where} is no JSON object")
+    return document
+
+
+def _block_shape(stored: StoredArray) -> tuple[int, ...]:
+    """Return the shape of a dask block: a shard, or without sharding as many chunks as make one.
+
+    One block a chunk would be 262,144 tasks for 2048**3 voxels in chunks of 32**3.
+    """
+    if stored.is_sharded:
+        return stored.object_shape
+    return resolve_layout(stored.shape, chunks=stored.object_shape, shards=None).task_shape
+
+
+def _dimension_names(ome: OMEImage | None, stored: StoredArray) -> tuple[str, ...]:
+    ndim = len(stored.shape)
+    if ndim not in (2, 3):
+        raise UnsupportedFormatError(
+            f"the array has {ndim} axes; volumes with three and images with two are read here"
+        )
+    if ome is not None:
+        if len(ome.axes) != ndim:
+            raise MetadataError(f"{len(ome.axes)} axes are named for an array with {ndim}")
+        return ome.axes
+    names = stored.dimension_names
+    if names is None or None in names or len(set(names)) != ndim:
+        return ("z", "y", "x")[-ndim:]
+    return tuple(str(name) for name in names)
+
+
+def _voxel_size(
+    ome: OMEImage | None, mango: MangoBlock, ndim: int
+) -> tuple[tuple[float, ...], VoxelUnit]:
+    # The reference implementation writes one list to voxel_size_xyz and to the z, y, x scale, so
+    # that its anisotropic groups contradict themselves: of a group, the OME scale is believed.
+    if ome is not None:
+        return ome.levels[0].scale, ome.voxel_unit
+    return mango.voxel_size or (1.0,) * ndim, mango.voxel_unit or VoxelUnit.VOXEL

@@ -1,0 +1,116 @@
+"""How far a write is, for people: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TextIO
+
+from ctlab_dask_zarr.write.plan import nbytes_text
+
+__all__ = ["Progress", "duration_text"]
+
+#: Seconds between two updates: of a bar, and of a log, which carriage returns would fill.
+_BAR_INTERVAL_S = 0.2
+_LINE_INTERVAL_S = 5.0
+_BAR_WIDTH = 24
+
+
+class Progress:
+    """Shows shards, bytes, rate and time left until it is closed.
+
+    Parameters
+    ----------
+    n_shards, nbytes
+        Of the whole write; bytes of voxels before compression.
+    quiet
+        Show nothing.
+    stream
+        Where to; standard error by default.
+    """
+
+    def __init__(
+        self, n_shards: int, nbytes: int, *, quiet: bool = False, stream: TextIO | None = None
+    ) -> None:
+        self._n_shards = n_shards
+        self._total = nbytes
+        self._done = 0
+        self._stream = sys.stderr if stream is None else stream
+        self._quiet = quiet
+        self._is_terminal = self._stream.isatty()
+        self._interval_s = _BAR_INTERVAL_S if self._is_terminal else _LINE_INTERVAL_S
+        self._start_s = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes that were encoded."""
+        self._done = min(self._done + nbytes, self._total)
+
+    def line(self) -> str:
+        """Return how far it is, as text."""
+        part = self._done / self._total if self._total else 1.0
+        seconds = max(time.monotonic() - self._start_s, 1e-3)
+        rate = self._done / seconds
+        left = duration_text((self._total - self._done) / rate) if rate else "?"
+        return (
+            f"{int(part * self._n_shards)} of {self._n_shards} shards, "
+            f"{nbytes_text(self._done)} of {nbytes_text(self._total)} ({part:.0%}), "
+            f"{nbytes_text(rate)}/s, {left} left"
+        )
+
+    def __enter__(self) -> Progress:
+        self._start_s = time.monotonic()
+        if not self._quiet:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._quiet:
+            return
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            self._done = self._total
+        self._show()
+        if self._is_terminal:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self._show()
+
+    def _show(self) -> None:
+        if self._is_terminal:
+            filled = int(_BAR_WIDTH * self._done / max(self._total, 1))
+            bar = "#" * filled + "." * (_BAR_WIDTH - filled)
+            self._stream.write(f"\r\x1b[K[{bar}] {self.line()}")
+        else:
+            self._stream.write(f"{self.line()}\n")
+        self._stream.flush()
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration for people.
+
+    Examples
+    --------
+    >>> duration_text(3725)
+    '1h02m'
+    >>> duration_text(7.4)
+    '7s'
+    """
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"

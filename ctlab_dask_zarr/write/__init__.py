@@ -1,0 +1,1 @@
+"""Writing, in the order of the flow: layout, plan, shard, graph, commit."""

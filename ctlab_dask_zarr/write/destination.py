@@ -1,0 +1,129 @@
+"""The destination of a write: what is there, and whether it may be replaced.
+
+On a file system a write happens in a hidden sibling of the destination, ``.<name>.staging``::
+
+    .scan.zarr.staging/plan.json     whose write this is, and of what
+    .scan.zarr.staging/store/        the dataset to be: shards under their final keys
+    .scan.zarr.replaced              the old dataset, for the moment between two renames
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = [
+    "RECEIPT_ATTRIBUTE",
+    "ROOT_DOCUMENT",
+    "committed_run_id",
+    "destination_problem",
+    "discard_staging",
+    "finish_interrupted_replacement",
+    "replaced_path",
+    "staged_store_path",
+    "staging_path",
+]
+
+#: Attribute of the root document in which this package says what it wrote.
+RECEIPT_ATTRIBUTE = "ctlab_dask_zarr"
+#: The document whose being there makes a store.
+ROOT_DOCUMENT = "zarr.json"
+
+
+def staging_path(destination: str) -> str:
+    """Return the staging folder of a destination: a hidden sibling, on the same file system."""
+    folder, name = os.path.split(destination)
+    return os.path.join(folder, f".{name}.staging")
+
+
+def replaced_path(destination: str) -> str:
+    """Return where the old dataset is kept between the two renames of a replacement."""
+    folder, name = os.path.split(destination)
+    return os.path.join(folder, f".{name}.replaced")
+
+
+def staged_store_path(destination: str) -> str:
+    """Return where the dataset is put together."""
+    return os.path.join(staging_path(destination), "store")
+
+
+def discard_staging(destination: str) -> None:
+    """Remove the staging folder of a destination, if there is one."""
+    shutil.rmtree(staging_path(destination), ignore_errors=True)
+
+
+def committed_run_id(destination: str) -> str | None:
+    """Return the id of the run that wrote the dataset at `destination`, if this package did."""
+    document = _root_document(destination)
+    receipt = (document.get("attributes") or {}).get(RECEIPT_ATTRIBUTE)
+    run_id = receipt.get("run_id") if isinstance(receipt, dict) else None
+    return run_id if isinstance(run_id, str) else None
+
+
+def _root_document(destination: str) -> dict[str, Any]:
+    try:
+        with open(os.path.join(destination, ROOT_DOCUMENT), encoding="utf-8") as file:
+            document = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def destination_problem(destination: str, *, overwrite: bool) -> str | None:
+    """Return why nothing may be committed at `destination`, or None.
+
+    Only a Zarr v3 store with the marks of a volume is ever replaced, and only if it holds nothing
+    else: an unrelated file in it would be lost.
+    """
+    if not os.path.lexists(destination):
+        return None
+    if not overwrite:
+        return (
+            f"{destination} exists: choose another name, or replace it with overwrite=True "
+            "(--overwrite)"
+        )
+    refusal = f"{destination} exists and is not replaced:"
+    if os.path.islink(destination):
+        return f"{refusal} it is a symbolic link, give the path that it points to"
+    if not os.path.isdir(destination):
+        return f"{refusal} it is no Zarr store but a file"
+    attributes = _root_document(destination).get("attributes")
+    if not isinstance(attributes, dict) or not {"ome", "mango"}.intersection(attributes):
+        return f"{refusal} it is no OME-Zarr or mango store of Zarr v3"
+    strangers = sorted(_strangers(destination))
+    if strangers:
+        return f"{refusal} it holds {strangers[0]!r}, which is no part of a Zarr store"
+    return None
+
+
+def _strangers(folder: str) -> Iterable[str]:
+    """Yield the entries of a store's root folder that are no part of a Zarr store."""
+    for entry in os.scandir(folder):
+        is_chunks = (
+            entry.name == "c" or entry.name[:2] == "c." or entry.name.split(".")[0].isdigit()
+        )
+        is_node = entry.is_dir() and os.path.exists(os.path.join(entry.path, ROOT_DOCUMENT))
+        if entry.name != ROOT_DOCUMENT and not is_chunks and not is_node:
+            yield entry.name
+
+
+def finish_interrupted_replacement(destination: str) -> None:
+    """Repair what a commit left that died between its renames.
+
+    The old dataset is aside and the new one complete in staging: the new one takes its place.
+    If it is already there, the old one is only left to be removed.
+    """
+    replaced = replaced_path(destination)
+    if not os.path.lexists(replaced):
+        return
+    if not os.path.lexists(destination):
+        store = staged_store_path(destination)
+        has_root = os.path.exists(os.path.join(store, ROOT_DOCUMENT))
+        os.rename(store if has_root else replaced, destination)
+        if not has_root:
+            return
+    shutil.rmtree(replaced, ignore_errors=True)
+    discard_staging(destination)

@@ -1,0 +1,284 @@
+"""What a write will do, decided before anything is touched.
+
+A plan is made from values only: shapes, metadata and what is known of the source's blocks. It
+holds every document that the commit will put and every number that a user may want to see first.
+No clock, no file, no store: zarr itself makes the array's document, in a dict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import MemoryStore
+
+from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.write.layout import Layout, Shape
+from ctlab_dask_zarr.write.rechunk import Rechunk
+
+__all__ = ["Document", "Level", "WritePlan", "array_document", "group_document", "plan_fingerprint"]
+
+#: Arguments of zarr.create_array that this package decides itself.
+_OWN_ARRAY_ARGUMENTS = {"store", "name", "path", "shape", "dtype", "data", "chunks", "shards"} | {
+    *("overwrite", "order", "zarr_format", "attributes"),
+    *("dimension_names", "storage_options", "write_data"),
+}
+#: From here on the number of objects is worth a warning: quotas on parallel file systems count
+#: files, and 2**21 of them have been a limit of whole directories.
+MANY_OBJECTS = 100_000
+
+
+@dataclass(frozen=True)
+class Document:
+    """A metadata document: its key below the root of the dataset, and its text."""
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """One array of the dataset: its path below the root ('' for the root), layout, document."""
+
+    path: str
+    layout: Layout
+    document: str
+
+    @property
+    def array(self) -> StoredArray:
+        """The array as it will be stored."""
+        return parse_array_document(self.document)
+
+
+@dataclass(frozen=True)
+class WritePlan:
+    """Everything that a write will do.
+
+    Attributes
+    ----------
+    destination
+        The store that will be there after the commit.
+    levels
+        The arrays, finest first.
+    documents
+        What the commit puts, leaf to root.
+    rechunk
+        How blocks become shards, and the memory that it takes.
+    fingerprint
+        Source, shape, dtype, layout, codecs and data type in one hash; an interrupted write goes
+        on only where it is the same.
+    identity
+        What went into the fingerprint, so that a difference can be named.
+    notes
+        What a user should know before starting.
+    """
+
+    destination: str
+    levels: tuple[Level, ...]
+    documents: tuple[Document, ...]
+    rechunk: Rechunk
+    datatype: DataType | None
+    dataset_id: str | None
+    overwrite: bool
+    identity: str
+    notes: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of `identity`."""
+        return plan_fingerprint(self.identity)
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the finest level, in voxels."""
+        return self.levels[0].layout.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy dtype of the voxels."""
+        return self.levels[0].array.dtype
+
+    @property
+    def n_objects(self) -> int:
+        """Number of stored objects besides metadata, over all levels."""
+        return sum(level.layout.n_objects for level in self.levels)
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards (without sharding: of shard-sized groups of chunks)."""
+        return sum(level.layout.n_tasks for level in self.levels)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the voxels before compression, in bytes."""
+        return sum(prod(level.layout.shape) for level in self.levels) * self.dtype.itemsize
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan's figures as plain JSON."""
+        layout = self.levels[0].layout
+        return {
+            "destination": self.destination,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype),
+            "datatype": None if self.datatype is None else str(self.datatype),
+            "dataset_id": self.dataset_id,
+            "shards": None if layout.shard_shape is None else list(layout.shard_shape),
+            "chunks": list(layout.inner_chunk_shape),
+            "codecs": [spec.name for spec in self.levels[0].array.codecs],
+            "n_shards": self.n_shards,
+            "n_objects": self.n_objects + len(self.documents),
+            "nbytes": self.nbytes,
+            "fingerprint": self.fingerprint,
+            "rechunk": asdict(self.rechunk),
+            "notes": list(self.notes),
+        }
+
+    def describe(self) -> str:
+        """Return the plan as a table for people."""
+        layout = self.levels[0].layout
+        array = self.levels[0].array
+        shard = layout.shard_shape
+        codecs = " + ".join(spec.name for spec in array.codecs) or "none"
+        rows = [
+            ("destination", self.destination),
+            ("shape", f"{_by(self.shape)} {self.dtype}, {nbytes_text(self.nbytes)}"),
+            ("data type", "not known" if self.datatype is None else str(self.datatype)),
+            ("shards", "none" if shard is None else f"{_by(shard)}, {self.n_shards} of them"),
+            ("inner chunks", f"{_by(layout.inner_chunk_shape)}, {codecs}"),
+            ("objects", f"{self.n_objects:,} and {len(self.documents)} of metadata"),
+            ("rechunking", f"{self.rechunk.method}: {self.rechunk.reason}"),
+            ("tasks", f"{self.rechunk.n_tasks:,}"),
+            ("memory", f"{nbytes_text(self.rechunk.peak_nbytes)} a worker thread"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {text}" for name, text in rows]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def _by(shape: Shape) -> str:
+    return " x ".join(map(str, shape))
+
+
+def nbytes_text(nbytes: float) -> str:
+    """Return a size for people, in powers of 1024.
+
+    Examples
+    --------
+    >>> nbytes_text(3 * 2**28)
+    '768.0 MiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if nbytes < 1024 or unit == "TiB":
+            break
+        nbytes /= 1024
+    return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+
+
+def array_document(
+    layout: Layout,
+    dtype: np.dtype[Any],
+    *,
+    fill_value: Any,
+    dimension_names: tuple[str, ...],
+    attributes: Mapping[str, Any],
+    separator_threshold: int | None,
+    create_array_kwargs: Mapping[str, Any],
+) -> str:
+    """Let zarr make the array's ``zarr.json`` from the layout and the user's own arguments.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An argument that this package decides itself, or one that zarr refuses.
+    """
+    kwargs = dict(create_array_kwargs)
+    own = sorted(_OWN_ARRAY_ARGUMENTS.intersection(kwargs))
+    if own:
+        raise InvalidArgumentError(
+            f"create_array_kwargs holds {own[0]!r}, which follows from the dataset and the other "
+            "arguments: use those instead"
+        )
+    kwargs.setdefault("fill_value", fill_value)
+    if "chunk_key_encoding" not in kwargs and separator_threshold is not None:
+        separator = "/" if layout.n_objects > separator_threshold else "."
+        kwargs["chunk_key_encoding"] = {"name": "default", "separator": separator}
+    objects: dict[str, Any] = {}
+    try:
+        with warnings.catch_warnings():
+            # A codec or dtype without a v3 specification is the user's choice, made elsewhere.
+            warnings.simplefilter("ignore")
+            zarr.create_array(
+                MemoryStore(objects),
+                shape=layout.shape,
+                dtype=dtype,
+                chunks=layout.inner_chunk_shape,
+                shards=layout.shard_shape,
+                dimension_names=dimension_names,
+                attributes=dict(attributes),
+                zarr_format=3,
+                **kwargs,
+            )
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise InvalidArgumentError(
+            f"zarr does not accept create_array_kwargs={dict(create_array_kwargs)!r} for this "
+            f"array: {error}"
+        ) from error
+    text: str = objects["zarr.json"].to_bytes().decode()
+    return text
+
+
+def group_document(attributes: Mapping[str, Any]) -> str:
+    """Let zarr make a group's ``zarr.json``."""
+    objects: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(objects), zarr_format=3, attributes=dict(attributes))
+    text: str = objects["zarr.json"].to_bytes().decode()
+    return text
+
+
+def plan_fingerprint(identity: str) -> str:
+    """Return the hash by which an interrupted write knows its own staging folder."""
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def plan_identity(levels: tuple[Level, ...], datatype: DataType | None, source: Any) -> str:
+    """Return, as canonical JSON, what has to be the same for a write to go on."""
+    arrays = []
+    for level in levels:
+        document = json.loads(level.document)
+        # Attributes hold ids and times, and can be written anew with the same voxels.
+        document.pop("attributes", None)
+        arrays.append({"path": level.path, "document": document})
+    identity = {
+        "source": source,
+        "datatype": None if datatype is None else str(datatype),
+        "arrays": arrays,
+    }
+    return json.dumps(identity, sort_keys=True)
+
+
+def plan_notes(levels: tuple[Level, ...], rechunk: Rechunk) -> tuple[str, ...]:
+    """Return what a user should know before starting."""
+    notes = []
+    n_objects = sum(level.layout.n_objects for level in levels)
+    if n_objects >= MANY_OBJECTS:
+        notes.append(
+            f"{n_objects:,} objects: quotas of parallel file systems count files; larger shards "
+            "make fewer"
+        )
+    if levels[0].layout.shard_shape is None:
+        notes.append(f"without sharding every chunk is an object of its own, {n_objects:,} of them")
+    if not levels[0].array.is_direct:
+        notes.append(
+            "the codecs are not among zstd, blosc, gzip, lz4, crc32c and none: shards are encoded "
+            "by zarr, in memory and more slowly"
+        )
+    return tuple(notes)

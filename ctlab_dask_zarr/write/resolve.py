@@ -1,0 +1,273 @@
+"""From a dataset and the user's arguments to a plan: every default resolved, all validated.
+
+Free of side effects: the clock and the scheduler's resources are given.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctlab_dask_zarr import __version__
+from ctlab_dask_zarr.codec.shard import row_axis_of
+from ctlab_dask_zarr.dataset import validated_axes
+from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS, build_mango_block, new_dataset_id
+from ctlab_dask_zarr.formats.ome import (
+    OMELevel,
+    OMEZarrVersion,
+    ScalePlacement,
+    build_ome_attributes,
+)
+from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.runtime.storage import local_path
+from ctlab_dask_zarr.write.destination import RECEIPT_ATTRIBUTE
+from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec, resolve_layout
+from ctlab_dask_zarr.write.plan import (
+    Document,
+    Level,
+    WritePlan,
+    array_document,
+    group_document,
+    plan_identity,
+    plan_notes,
+)
+from ctlab_dask_zarr.write.rechunk import Resources, choose_rechunk
+
+if TYPE_CHECKING:
+    from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.formats.history import History
+
+__all__ = ["WriteOptions", "plan_write", "resolve_destination"]
+
+#: dtypes of volumes; bool and complex have no place in the formats.
+_DTYPE_KINDS = "iuf"
+#: Parameters of zarr.create_array that users have passed directly.
+_ARRAY_PARAMETERS = ("compressors", "compressor", "codecs", "filters", "fill_value")
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """The arguments of `dataset_to_zarr` that shape what is written; documented there."""
+
+    datatype: DataType | str | None = None
+    dataset_id: str | None = None
+    ome_zarr_version: OMEZarrVersion | None = OMEZarrVersion.v05
+    history: History | None = None
+    chunks: ChunkSpec = "auto"
+    shards: ShardSpec = "auto"
+    create_array_kwargs: Mapping[str, Any] | None = None
+    dimension_separator_threshold: int | None = 64
+    overwrite: bool = False
+    scale_placement: ScalePlacement = "dataset"
+    extra_attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: Parameters that another keyword may be a misspelling of.
+_PARAMETERS = [
+    *(field.name for field in fields(WriteOptions) if field.name != "extra_attrs"),
+    *("max_shard_size_mb", "chunk_size_mb", "compute", "resume", "restart", "levels"),
+    "storage_options",
+]
+
+
+def plan_write(
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    options: WriteOptions,
+    *,
+    block_lengths: Sequence[Sequence[int]],
+    independent: bool,
+    resources: Resources,
+    now: datetime,
+) -> WritePlan:
+    """Lay the whole write out.
+
+    Parameters
+    ----------
+    dataset, path, options
+        As given to `dataset_to_zarr`.
+    block_lengths
+        Of the source's blocks along each axis, in voxels.
+    independent
+        Whether each block can be made from its own part of the source's graph.
+    resources
+        What the write will have.
+    now
+        Local time, for a generated dataset id.
+
+    Raises
+    ------
+    InvalidArgumentError, MetadataError
+        Something is wrong with the arguments or the metadata.
+    """
+    destination = resolve_destination(path)
+    _refuse_misspelt(options.extra_attrs)
+    kind = _resolve_datatype(dataset, options.datatype)
+    dtype = _validated_dtype(dataset, kind)
+    layout = resolve_layout(dataset.data.shape, options.chunks, options.shards)
+    dataset_id = options.dataset_id or getattr(dataset, "dataset_id", None)
+    if dataset_id is None and kind is not None:
+        dataset_id = new_dataset_id(kind, now)
+    names, voxel_size = validated_axes(
+        dataset.dimension_names, dataset.voxel_size, dataset.data.ndim
+    )
+    voxel_unit = VoxelUnit.from_str(str(dataset.voxel_unit))
+    mango = build_mango_block(
+        datatype=kind,
+        dataset_id=dataset_id,
+        history=dataset.history if options.history is None else options.history,
+        voxel_size=voxel_size,
+        voxel_unit=voxel_unit,
+        dimension_names=names,
+        extra_attrs={**getattr(dataset, "extra_attrs", {}), **options.extra_attrs},
+    )
+    receipt: dict[str, Any] = {"version": __version__}
+    # The reference reader requires a basename in every mango block. What a dataset without data
+    # type carries is kept beside it, so that others still open the store and nothing is lost.
+    attributes: dict[str, Any] = {RECEIPT_ATTRIBUTE: receipt}
+    if kind is None:
+        receipt["dataset"] = mango
+    else:
+        attributes["mango"] = mango
+    mask_value = None if kind is None else kind.mask_value
+    is_group = _is_group(options.ome_zarr_version)
+    array_attributes = {} if is_group else attributes
+    document = array_document(
+        layout,
+        dtype,
+        fill_value=dtype.type(0) if mask_value is None else mask_value,
+        dimension_names=names,
+        attributes=array_attributes,
+        separator_threshold=_validated_threshold(options.dimension_separator_threshold),
+        create_array_kwargs=options.create_array_kwargs or {},
+    )
+    level = Level("0" if is_group else "", layout, document)
+    documents = [Document(f"{level.path}/zarr.json".lstrip("/"), document)]
+    if is_group:
+        attributes["ome"] = build_ome_attributes(
+            version=options.ome_zarr_version or OMEZarrVersion.v05,
+            name=dataset_id or os.path.basename(destination).removesuffix(".zarr"),
+            axes=names,
+            voxel_unit=voxel_unit,
+            levels=[OMELevel(level.path, voxel_size, (0.0,) * len(names))],
+            scale_placement=_validated_placement(options.scale_placement),
+        )
+        documents.append(Document("zarr.json", group_document(attributes)))
+    rechunk = choose_rechunk(
+        layout,
+        block_lengths,
+        dtype.itemsize,
+        row_axis_of(level.array),
+        independent=independent,
+        resources=resources,
+    )
+    return WritePlan(
+        destination=destination,
+        levels=(level,),
+        documents=tuple(documents),
+        rechunk=rechunk,
+        datatype=kind,
+        dataset_id=dataset_id,
+        overwrite=options.overwrite,
+        identity=plan_identity((level,), kind, _source_identity(dataset)),
+        notes=plan_notes((level,), rechunk),
+    )
+
+
+def resolve_destination(path: str | os.PathLike[str]) -> str:
+    """Return the absolute path of the store to be made, ``.zarr`` appended where it is missing."""
+    destination = local_path(path)
+    if os.path.basename(destination) in ("", ".zarr"):
+        raise InvalidArgumentError(f"{os.fspath(path)!r} is no name for a store")
+    if not destination.endswith(".zarr"):
+        destination += ".zarr"
+    # Staging has to lie beside the store itself, not beside a link to it. A link to nothing stays
+    # as it is, to be refused.
+    if os.path.exists(destination):
+        return os.path.realpath(destination)
+    folder, name = os.path.split(destination)
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def _resolve_datatype(dataset: Dataset, datatype: DataType | str | None) -> DataType | None:
+    if datatype is None:
+        # An anu_ctlab_io.Dataset keeps its data type in a private attribute.
+        datatype = getattr(dataset, "datatype", None) or getattr(dataset, "_datatype", None)
+    if datatype is None:
+        return None
+    try:
+        return DataType.from_basename(str(datatype))
+    except ValueError as error:
+        raise InvalidArgumentError(f"datatype: {error}") from error
+
+
+def _validated_dtype(dataset: Dataset, datatype: DataType | None) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(dataset.data.dtype)
+    if dtype.kind not in _DTYPE_KINDS or dtype.itemsize > 8:
+        raise InvalidArgumentError(
+            f"the data is of dtype {dtype}; volumes are of integers or floats up to 64 bits: "
+            "convert it with data.astype(...)"
+        )
+    if datatype is not None and np.dtype(datatype.dtype) != dtype.newbyteorder("="):
+        raise InvalidArgumentError(
+            f"data type {datatype} is {np.dtype(datatype.dtype)} but the data is {dtype}: convert "
+            "it with data.astype(...), or pass the data type that it is"
+        )
+    return np.dtype(dtype.newbyteorder("<"))
+
+
+def _refuse_misspelt(extra_attrs: Mapping[str, Any]) -> None:
+    for key in extra_attrs:
+        if key in CARRIED_DEFAULTS:
+            continue
+        near = difflib.get_close_matches(key, [*_PARAMETERS, *_ARRAY_PARAMETERS], 1, cutoff=0.8)
+        if near:
+            hint = (
+                f"create_array_kwargs={{{near[0]!r}: ...}}"
+                if near[0] in _ARRAY_PARAMETERS
+                else near[0]
+            )
+            raise InvalidArgumentError(
+                f"{key!r} is no parameter: did you mean {hint}? (other keywords become fields of "
+                "the mango block)"
+            )
+
+
+def _is_group(version: OMEZarrVersion | None) -> bool:
+    if version is not None and not isinstance(version, OMEZarrVersion):
+        raise InvalidArgumentError(
+            f"ome_zarr_version={version!r}: pass OMEZarrVersion.v05, or None for a plain array"
+        )
+    return version is not None
+
+
+def _validated_threshold(threshold: int | None) -> int | None:
+    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int)):
+        raise InvalidArgumentError(
+            f"dimension_separator_threshold={threshold!r} is no number of objects"
+        )
+    return threshold
+
+
+def _validated_placement(placement: str) -> ScalePlacement:
+    if placement not in ("dataset", "multiscales"):
+        raise InvalidArgumentError(
+            f"scale_placement={placement!r} is neither 'dataset' nor 'multiscales'"
+        )
+    return placement  # type: ignore[return-value]
+
+
+def _source_identity(dataset: Dataset) -> Any:
+    """Return what tells the source from another; an array from memory goes by its dask name."""
+    source = getattr(dataset, "source", None)
+    if source is not None:
+        return source.identity()
+    return {"kind": "dask", "name": dataset.data.name}

@@ -1,0 +1,219 @@
+"""The command line as people and job scripts use it: real processes, real exit codes."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from distributed import LocalCluster
+
+from ctlab_dask_zarr import Dataset
+from ctlab_dask_zarr.demo import write_mango_netcdf
+
+SHAPE = (40, 70, 90)
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ctlab_dask_zarr.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.fixture(scope="module")
+def voxels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 4000, SHAPE, dtype="uint16")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, voxels: np.ndarray) -> Path:
+    path = tmp_path_factory.mktemp("source") / "tomoSmall_nc"
+    write_mango_netcdf(path, voxels, slices_per_block=9, voxel_size=(3.0, 2.0, 1.5))
+    return path
+
+
+def test_convert_writes_what_it_read_and_prints_only_the_result(
+    source: Path, voxels: np.ndarray, tmp_path: Path
+) -> None:
+    done = run("convert", source, tmp_path / "out", "--workers", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["destination"] == str(tmp_path / "out.zarr")
+    assert result["shape"] == list(SHAPE)
+    assert "shards" in done.stderr
+    assert "\r" not in done.stderr, "a log is no terminal"
+    written = Dataset.from_path(tmp_path / "out.zarr")
+    np.testing.assert_array_equal(written.data.compute(), voxels)
+    assert written.voxel_size == pytest.approx((3.0, 2.0, 1.5))
+
+
+def test_convert_takes_layout_codec_voxel_size_and_type(source: Path, tmp_path: Path) -> None:
+    done = run(
+        *("convert", source, tmp_path / "out.zarr", "--workers", "1", "-q"),
+        *("--chunks", "16,16,16", "--shards", "32,32,64", "--codec", "blosc:zstd:3:shuffle"),
+        *("--voxel-size", "3,2,1nm", "--layout", "plain", "--datatype", "proju16"),
+        *("--dataset-id", "20200101_000000_mine"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    array = zarr.open_array(tmp_path / "out.zarr", mode="r")
+    assert (array.shards, array.chunks) == ((32, 32, 64), (16, 16, 16))
+    block = array.attrs["mango"]
+    assert block["voxel_size_xyz"] == [1.0, 2.0, 3.0]
+    assert (block["voxel_unit"], block["basename"]) == ("nm", "proju16")
+    assert block["dataset_id"] == "20200101_000000_mine"
+
+
+def test_convert_on_a_running_scheduler(source: Path, tmp_path: Path) -> None:
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False, protocol="tcp"
+    ) as cluster:
+        address = cluster.scheduler_address
+        done = run("convert", source, tmp_path / "a.zarr", "--scheduler", address)
+        assert done.returncode == 0, done.stderr
+        file = tmp_path / "scheduler.json"
+        file.write_text(json.dumps({"type": "Scheduler", "address": address}))
+        done = run("convert", source, tmp_path / "b.zarr", "--scheduler-file", file)
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_existing_output_is_exit_4_and_untouched(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out.zarr"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
+    for extra in ([], ["--overwrite"]):
+        done = run("convert", source, folder, *extra)
+        assert done.returncode == 4
+        assert "Traceback" not in done.stderr
+    assert (folder / "thesis.txt").read_text() == "precious"
+
+
+def test_overwrite_replaces_a_store(source: Path, voxels: np.ndarray, tmp_path: Path) -> None:
+    store = tmp_path / "out.zarr"
+    assert run("convert", source, store, "--workers", "1").returncode == 0
+    assert run("convert", source, store, "--workers", "1").returncode == 4
+    again = run("convert", store, store, "--workers", "1", "--overwrite", "--codec", "none")
+    assert again.returncode == 0, again.stderr
+    np.testing.assert_array_equal(Dataset.from_path(store).data.compute(), voxels)
+
+
+def test_a_missing_block_is_exit_5_and_named(voxels: np.ndarray, tmp_path: Path) -> None:
+    folder = tmp_path / "tomoHole_nc"
+    write_mango_netcdf(folder, voxels, slices_per_block=9)
+    (folder / "block00000002.nc").unlink()
+    done = run("convert", folder, tmp_path / "out.zarr")
+    assert done.returncode == 5
+    assert "block 00000002 missing (z 18-26)" in done.stderr
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_disk_that_takes_no_more_is_exit_1_and_leaves_no_dataset(
+    source: Path, tmp_path: Path
+) -> None:
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
+
+    arguments = ["convert", source, tmp_path / "out.zarr", "--workers", "1"]
+    done = run(*arguments, preexec_fn=limit_file_size)
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.zarr").exists()
+    again = run(*arguments)
+    assert again.returncode == 4
+    assert "--restart" in again.stderr
+    assert run(*arguments, "--resume").returncode == 0
+
+
+def test_a_damaged_block_is_exit_5_and_leaves_no_dataset(
+    voxels: np.ndarray, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tomoBad_nc"
+    write_mango_netcdf(folder, voxels, slices_per_block=9)
+    block = folder / "block00000003.nc"
+    data = bytearray(block.read_bytes())
+    # The compressed voxels are by far the largest part: damage the middle of the file.
+    middle = len(data) // 2
+    data[middle : middle + 64] = b"\x00" * 64
+    block.write_bytes(data)
+    done = run("convert", folder, tmp_path / "out.zarr", "--workers", "1")
+    assert done.returncode == 5, done.stderr
+    assert not (tmp_path / "out.zarr").exists()
+    assert "block00000003" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert"],
+        ["convert", "SOURCE", "out", "--shards", "big"],
+        ["convert", "SOURCE", "out", "--codec", "middle-out"],
+        ["convert", "SOURCE", "out", "--voxel-size", "0"],
+        ["convert", "SOURCE", "out", "--shards", "64,64,64"],
+        ["convert", "SOURCE", "out", "--resume", "--restart"],
+        ["convert", "SOURCE", "out", "--datatype", "segmented"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_usage_is_exit_2(source: Path, tmp_path: Path, arguments: list[str]) -> None:
+    done = run(*(source if a == "SOURCE" else a for a in arguments), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_is_not_there_is_exit_1(tmp_path: Path) -> None:
+    done = run("convert", tmp_path / "none_nc", tmp_path / "out.zarr")
+    assert done.returncode == 1
+    assert "does not exist" in done.stderr
+
+
+def test_plan_does_nothing(source: Path, tmp_path: Path) -> None:
+    done = run("plan", source, tmp_path / "out", "--shards", "32,32,64", "--chunks", "16,16,16")
+    assert done.returncode == 0, done.stderr
+    assert "32 x 32 x 64" in done.stdout
+    as_json = json.loads(run("plan", source, tmp_path / "out", "--json").stdout)
+    assert as_json["shape"] == list(SHAPE)
+    assert as_json["rechunk"]["peak_nbytes"] > 0
+    assert as_json["n_workers_that_fit"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_tells_sources_and_stores_apart(source: Path, tmp_path: Path) -> None:
+    assert run("convert", source, tmp_path / "out.zarr", "--workers", "1").returncode == 0
+    store = json.loads(run("info", tmp_path / "out.zarr", "--json").stdout)
+    blocks = json.loads(run("info", source, "--json").stdout)
+    assert store["shape"] == blocks["shape"] == list(SHAPE)
+    assert store["field_of_view"] == pytest.approx([120.0, 140.0, 135.0])
+    assert (store["chunks"], store["codecs"]) == ([32, 32, 32], ["zstd"])
+    assert blocks["format"] == "mango netCDF"
+    text = run("info", tmp_path / "out.zarr").stdout
+    assert "voxel size" in text
+    assert "120 x 140 x 135" in text
+
+
+def test_demo_converts_compares_and_draws(tmp_path: Path) -> None:
+    for _ in range(2):
+        done = run("demo", tmp_path / "demo", "--size", "64", "-q")
+        assert done.returncode == 0, done.stderr
+        assert "every voxel is equal" in done.stdout
+    assert (tmp_path / "demo" / "tomoDemo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("convert", "plan", "info", "demo"))
+    check = (
+        "import sys, ctlab_dask_zarr.cli; "
+        "print([m for m in ('dask', 'zarr', 'numpy', 'distributed', 'h5py') if m in sys.modules])"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert loaded.stdout.strip() == "[]"

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.runtime.cluster import allocated_resources, connect, local_client
+
+
+def test_the_allocation_of_a_slurm_job_counts_and_not_the_machine() -> None:
+    here = allocated_resources({})
+    job = allocated_resources({"SLURM_CPUS_PER_TASK": "1", "SLURM_MEM_PER_NODE": "1024"})
+    assert job.n_cpus == 1
+    assert job.nbytes == 2**30
+    assert here.n_cpus >= 1
+    assert here.nbytes > 2**30
+
+
+def test_memory_by_cpu_counts_the_job_s_cpus() -> None:
+    job = allocated_resources({"SLURM_CPUS_ON_NODE": "1", "SLURM_MEM_PER_CPU": "512"})
+    assert job.nbytes == 512 * 2**20
+
+
+def test_a_pbs_job_spills_to_its_own_disk() -> None:
+    variables = {"NCPUS": "1", "PBS_VMEM": str(2**30), "PBS_JOBFS": "/jobfs/1", "TMPDIR": "/tmp"}
+    job = allocated_resources(variables)
+    assert (job.n_cpus, job.nbytes, job.local_directory) == (1, 2**30, "/jobfs/1")
+
+
+def test_variables_that_hold_no_number_are_left_out() -> None:
+    # SLURM writes "72(x2),36" for jobs over several nodes.
+    assert allocated_resources({"SLURM_CPUS_ON_NODE": "72(x2)"}) == allocated_resources({})
+
+
+def test_a_local_cluster_has_the_workers_asked_for() -> None:
+    with local_client(1, 2, "1GiB") as client:
+        workers = client.scheduler_info()["workers"].values()
+        assert [w["nthreads"] for w in workers] == [2]
+        assert [w["memory_limit"] for w in workers] == [2**30]
+        assert client.scheduler.address.startswith("tcp://127.0.0.1:")
+
+
+def test_no_scheduler_at_an_address_is_a_clear_error() -> None:
+    import dask
+
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(InvalidArgumentError, match="127.0.0.1:9"),
+        connect("tcp://127.0.0.1:9"),
+    ):
+        pass

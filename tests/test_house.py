@@ -1,0 +1,62 @@
+"""The house rules that a reader relies on: pure rooms stay pure, no path of one machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ctlab_dask_zarr"
+PURE = [
+    *sorted((PACKAGE / "formats").glob("*.py")),
+    *(PACKAGE / "write" / name for name in ("layout.py", "plan.py", "rechunk.py")),
+]
+#: What would touch the world: schedulers, file formats, stores, clocks.
+IMPURE = {"dask", "distributed", "h5py", "scipy", "shutil", "subprocess", "tempfile", "time"}
+#: zarr makes documents, in a dict; only the plan asks it to.
+ZARR_ALLOWED = {"plan.py"}
+
+
+@pytest.mark.parametrize("path", PURE, ids=lambda path: path.name)
+def test_a_pure_room_touches_nothing(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    forbidden = IMPURE if path.name in ZARR_ALLOWED else IMPURE | {"zarr"}
+    assert imported & forbidden == set()
+    called = {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert "open" not in called
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    pattern = re.compile(r"(?<![A-Za-z0-9_./])/(work|root|farm)/")
+    found = []
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".yaml", ".sh", ""}:
+            text = path.read_text(errors="replace")
+            found += [f"{name}: {m.group(0)}" for m in pattern.finditer(text)]
+    assert [entry for entry in found if not entry.startswith("tests/test_house.py")] == []
