@@ -165,18 +165,20 @@ def _parse_multiscale(multiscale: Mapping[str, Any]) -> OMEImage:
 def _parse_transforms(
     transforms: Sequence[Mapping[str, Any]], ndim: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    scale, translation = (1.0,) * ndim, (0.0,) * ndim
+    found: dict[str, tuple[float, ...]] = {}
     for transform in transforms:
         kind = transform["type"]
         if kind == "identity":
             continue
-        if kind not in ("scale", "translation") or kind not in transform:
-            raise UnsupportedFormatError(f"the transformation {kind!r} is not read here")
+        if kind not in ("scale", "translation") or not isinstance(transform.get(kind), list):
+            raise UnsupportedFormatError(f"the transformation {dict(transform)} is not read here")
+        # OME-Zarr 0.5: exactly one scale, then optionally one translation.
+        if kind in found or (kind == "scale" and found):
+            raise MetadataError(
+                f"the transformations {list(transforms)} are no scale and translation"
+            )
         values = tuple(float(v) for v in transform[kind])
         if len(values) != ndim or not all(map(math.isfinite, values)):
             raise MetadataError(f"the {kind} {list(values)} does not fit {ndim} axes")
-        if kind == "scale":
-            scale = values
-        else:
-            translation = values
-    return scale, translation
+        found[kind] = values
+    return found.get("scale", (1.0,) * ndim), found.get("translation", (0.0,) * ndim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -52,6 +53,9 @@ __all__ = ["dataset_from_netcdf", "is_mango_netcdf"]
 
 #: mango's own blocks are about this size; a larger file that can be read in parts is.
 _BLOCK_NBYTES = 512 * 2**20
+
+#: From here on it is worth a warning that stored pieces are decompressed again for every block.
+_MANY_TIMES = 4
 
 _Opened = tuple[BlockHeader, StoredBlock]
 
@@ -289,7 +293,11 @@ def _resolve_voxel_size(
 
 
 def _lazy_array(volume: NetCDFVolume, chunks: Any, options: dict[str, Any]) -> da.Array:
-    blocks = _default_blocks(volume) if chunks is None else chunks
+    if chunks is None:
+        blocks = _default_blocks(volume)
+    else:
+        blocks = da.core.normalize_chunks(chunks, volume.shape, dtype=volume.dtype)
+        _warn_of_repeated_decoding(volume, blocks)
     fingerprint = json.dumps([volume.folder, volume.identity(), repr(blocks)])
     defaults = {
         # Nothing is asked of the volume to find its name out, and opening it again gives the same.
@@ -300,6 +308,24 @@ def _lazy_array(volume: NetCDFVolume, chunks: Any, options: dict[str, Any]) -> d
     }
     array: da.Array = da.from_array(volume, **({"chunks": blocks} | defaults | options))
     return array
+
+
+def _warn_of_repeated_decoding(volume: NetCDFVolume, blocks: tuple[tuple[int, ...], ...]) -> None:
+    times = 1.0
+    for heights, unit, n in zip(blocks, volume.chunk_shape, volume.shape, strict=True):
+        stops = itertools.accumulate(heights)
+        touched = sum(
+            -(-stop // unit) - (stop - height) // unit
+            for stop, height in zip(stops, heights, strict=True)
+        )
+        times *= touched / max(-(-n // unit), 1)
+    if times >= _MANY_TIMES:
+        warnings.warn(
+            f"with blocks of {tuple(map(max, blocks))} all of {volume.folder} is decompressed "
+            f"{times:.0f} times, because it is stored in pieces of {volume.chunk_shape}: leave "
+            "chunks out and rechunk the array",
+            stacklevel=4,
+        )
 
 
 def _default_blocks(volume: NetCDFVolume) -> tuple[tuple[int, ...], ...]:

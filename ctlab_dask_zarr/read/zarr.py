@@ -287,6 +287,10 @@ def _dimension_names(ome: OMEImage | None, stored: StoredArray) -> tuple[str, ..
     if ome is not None:
         if len(ome.axes) != ndim:
             raise MetadataError(f"{len(ome.axes)} axes are named for an array with {ndim}")
+        if stored.dimension_names is not None and stored.dimension_names != ome.axes:
+            raise MetadataError(
+                f"the OME axes {ome.axes} are not the array's dimensions {stored.dimension_names}"
+            )
         return ome.axes
     names = stored.dimension_names
     if names is None or None in names or len(set(names)) != ndim:

@@ -420,6 +420,15 @@ def test_chunks_of_the_users_choice(folder: Path, voxels: Voxels) -> None:
     assert np.array_equal(dataset.data[::-2, 3, 4:9].compute(), voxels[::-2, 3, 4:9])
 
 
+def test_chunks_that_decompress_everything_many_times_are_warned_of(
+    folder: Path, voxels: Voxels
+) -> None:
+    with pytest.warns(UserWarning, match=r"decompressed 14 times.* in pieces of \(5, 14, 17\)"):
+        dataset = dataset_from_netcdf(folder, chunks=(5, 1, -1))
+    assert np.array_equal(dataset.data[4:6].compute(), voxels[4:6])
+    dataset_from_netcdf(folder, chunks=(5, 7, -1))
+
+
 def test_a_large_file_that_can_be_read_in_parts_is(
     tmp_path: Path, voxels: Voxels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
