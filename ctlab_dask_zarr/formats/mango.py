@@ -180,8 +180,8 @@ def _to_xyz(voxel_size: Sequence[float], dimension_names: Sequence[str]) -> list
 
 
 def _from_xyz(sizes: Any, dimension_names: Sequence[str]) -> tuple[float, ...]:
-    if not isinstance(sizes, Sequence) or not _numbers(sizes, 3):
-        raise MetadataError(f"voxel_size_xyz {sizes!r} is not three numbers")
+    if not isinstance(sizes, Sequence) or not _numbers(sizes, 3) or not min(sizes) > 0:
+        raise MetadataError(f"voxel_size_xyz {sizes!r} is not three lengths")
     if set(dimension_names) <= set("xyz"):
         by_name = dict(zip("xyz", sizes, strict=True))
         return tuple(float(by_name[name]) for name in dimension_names)

@@ -125,6 +125,8 @@ def parse_ome_attributes(ome: Any) -> OMEImage:
 
 def _parse_multiscale(multiscale: Mapping[str, Any]) -> OMEImage:
     axes = tuple(str(axis["name"]) for axis in multiscale["axes"])
+    if len(set(axes)) != len(axes):
+        raise MetadataError(f"the axes {', '.join(axes)} are not named once each")
     kinds = {axis.get("type", "space") for axis in multiscale["axes"]}
     if len(axes) not in (2, 3) or kinds != {"space"}:
         raise UnsupportedFormatError(
@@ -177,8 +179,14 @@ def _parse_transforms(
             raise MetadataError(
                 f"the transformations {list(transforms)} are no scale and translation"
             )
-        values = tuple(float(v) for v in transform[kind])
-        if len(values) != ndim or not all(map(math.isfinite, values)):
-            raise MetadataError(f"the {kind} {list(values)} does not fit {ndim} axes")
-        found[kind] = values
+        values = transform[kind]
+        if len(values) != ndim or not all(_is_finite_number(v) for v in values):
+            raise MetadataError(f"the {kind} {values} does not fit {ndim} axes")
+        if kind == "scale" and min(values) <= 0:
+            raise MetadataError(f"the scale {values} holds a value that is no length")
+        found[kind] = tuple(float(v) for v in values)
     return found.get("scale", (1.0,) * ndim), found.get("translation", (0.0,) * ndim)
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,7 +8,10 @@ not installed.
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # In Python's own library from 3.12.
 
 __all__ = ["inflate"]
 
@@ -17,7 +20,7 @@ try:
 except ImportError:
     DeflateError = zlib.error  # type: ignore[misc,assignment]
 
-    def zlib_decompress(data: Any, originalsize: int) -> bytearray:
+    def zlib_decompress(data: Buffer, originalsize: int) -> bytearray:
         return bytearray(zlib.decompress(data, bufsize=originalsize))
 
 

@@ -31,7 +31,6 @@ from ctlab_dask_zarr.formats.netcdf import (
     is_stored_as,
     to_zyx,
 )
-from ctlab_dask_zarr.formats.netcdf3 import NETCDF3_MAGIC
 from ctlab_dask_zarr.formats.netcdf_blocks import (
     block_label,
     expected_z_ranges,
@@ -42,6 +41,7 @@ from ctlab_dask_zarr.formats.problems import Problem, describe_problems
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.netcdf_header import (
     HDF5_MAGIC,
+    NETCDF3_MAGIC,
     DamagedFileError,
     open_block,
 )
@@ -153,7 +153,8 @@ def dataset_from_netcdf(
 def is_mango_netcdf(path: str | os.PathLike[str]) -> bool:
     """Tell whether a path is a mango netCDF volume, by its content, then by its name.
 
-    A damaged file with a fitting name counts, so that opening it can say what is wrong with it.
+    A file with a fitting name that is damaged, or of a form that is not read, counts, so that
+    opening it can say what is wrong with it.
     """
     local = local_path(path)
     if os.path.isdir(local):
@@ -166,9 +167,9 @@ def is_mango_netcdf(path: str | os.PathLike[str]) -> bool:
     if magic == HDF5_MAGIC or magic.startswith(NETCDF3_MAGIC):
         try:
             header, _ = open_block(local, None)
-        except DamagedFileError:
+        except (DamagedFileError, UnsupportedFormatError):
             return local.endswith(".nc")
-        except (MetadataError, UnsupportedFormatError):
+        except MetadataError:
             return False
         return header.variable in {kind.value for kind in DataType} or header.zdim_total is not None
     return not magic and local.endswith(".nc")

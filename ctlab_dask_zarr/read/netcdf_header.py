@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import UnsupportedFormatError
 from ctlab_dask_zarr.formats.datatype import DataType
@@ -15,12 +15,6 @@ from ctlab_dask_zarr.formats.netcdf import (
     choose_variable,
     parse_block_header,
     plain_attribute,
-)
-from ctlab_dask_zarr.formats.netcdf3 import (
-    NETCDF3_MAGIC,
-    NetCDF3Header,
-    ShortHeaderError,
-    parse_netcdf3_header,
 )
 from ctlab_dask_zarr.read.netcdf_storage import (
     MAX_LISTED_CHUNKS,
@@ -33,9 +27,14 @@ from ctlab_dask_zarr.read.netcdf_storage import (
     open_hdf5,
 )
 
-__all__ = ["HDF5_MAGIC", "DamagedFileError", "open_block"]
+__all__ = ["HDF5_MAGIC", "NETCDF3_MAGIC", "DamagedFileError", "open_block"]
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+_CDF5_MAGIC = b"CDF\x05"
+
+#: Classic, 64-bit offset, 64-bit data; the last is known so that it is refused by its name.
+NETCDF3_MAGIC = (b"CDF\x01", b"CDF\x02", _CDF5_MAGIC)
 
 _MD5_VARIABLE = "md5_checksum"
 
@@ -68,13 +67,18 @@ def open_block(path: str, preferred: DataType | None) -> tuple[BlockHeader, Stor
     MetadataError
         It holds no volume, or its header contradicts itself.
     UnsupportedFormatError
-        It is no netCDF file.
+        It is no netCDF file, or one of 64-bit data (CDF-5).
     """
     status = os.stat(path)
     with open(path, "rb") as file:
         magic = file.read(8)
     if magic == HDF5_MAGIC:
         header, storage = _open_hdf5(path, preferred)
+    elif magic.startswith(_CDF5_MAGIC):
+        raise UnsupportedFormatError(
+            "is netCDF-3 of 64-bit data (CDF-5), which is not read: convert it with "
+            "nccopy -k nc4 <this file> <a new file>, and open that"
+        )
     elif magic.startswith(NETCDF3_MAGIC):
         header, storage = _open_netcdf3(path, preferred)
     elif len(magic) < 8:
@@ -185,41 +189,76 @@ def _find_hdf5_storage(file: Any, dataset: Any) -> Storage:
     return Chunked(tuple(dataset.chunks), filters, fill, chunks)
 
 
+class _NetCDF3Variable(NamedTuple):
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    storage: Contiguous
+
+
+class _NetCDF3Header(NamedTuple):
+    """What is needed of a file; nothing in it refers to the file or its memory map."""
+
+    attributes: dict[str, Any]
+    volumes: dict[str, _NetCDF3Variable]
+    md5_checksum: bytes | None
+
+
 def _open_netcdf3(path: str, preferred: DataType | None) -> tuple[BlockHeader, Storage]:
-    file_nbytes = os.path.getsize(path)
+    found = _read_netcdf3_header(path)
+    name = choose_variable(list(found.volumes), preferred)
+    variable = found.volumes[name]
+    header = parse_block_header(
+        os.path.basename(path),
+        variable=name,
+        stored_dtype=variable.dtype,
+        shape=variable.shape,
+        attributes=found.attributes,
+        md5_checksum=found.md5_checksum,
+    )
+    return header, variable.storage
+
+
+def _read_netcdf3_header(path: str) -> _NetCDF3Header:
+    from scipy.io import netcdf_file
+
+    # Opened here, because scipy leaves a file open that it cannot make sense of. It maps every
+    # variable, and reads none.
     with open(path, "rb") as file:
-        found = _read_netcdf3_header(file, file_nbytes)
-        name = choose_variable(
-            [
-                name
-                for name, variable in found.variables.items()
-                if len(variable.shape) == 3 and variable.dtype.kind in "iuf"
-            ],
-            preferred,
-        )
-        variable = found.variables[name]
-        md5 = found.variables.get(_MD5_VARIABLE)
-        if md5 is not None:
-            file.seek(md5.offset)
-        header = parse_block_header(
-            os.path.basename(path),
-            variable=name,
-            stored_dtype=variable.dtype,
-            shape=variable.shape,
-            attributes={key: plain_attribute(value) for key, value in found.attributes.items()},
-            md5_checksum=None if md5 is None else file.read(math.prod(md5.shape)),
-        )
-    return header, Contiguous(variable.offset, variable.first_axis_stride)
-
-
-def _read_netcdf3_header(file: BinaryIO, file_nbytes: int) -> NetCDF3Header:
-    # mango's histories make headers of some ten thousand bytes; there is no upper bound.
-    n_bytes = 2**16
-    while True:
-        file.seek(0)
         try:
-            return parse_netcdf3_header(file.read(n_bytes))
-        except ShortHeaderError as error:
-            if n_bytes >= file_nbytes:
-                raise DamagedFileError(f"ends at byte {file_nbytes}, in its header") from error
-            n_bytes *= 8
+            with netcdf_file(file, mmap=True) as mapped:
+                return _describe_netcdf3(mapped)
+        # scipy checks nothing, so bytes that are wrong or missing end in an error of any type.
+        except Exception as error:
+            raise DamagedFileError(
+                f"is cut short, or its netCDF-3 header is damaged ({error!r})", "damaged"
+            ) from error
+
+
+def _describe_netcdf3(file: Any) -> _NetCDF3Header:
+    # A function of its own: no array may outlive it, else scipy could not unmap the file.
+    arrays = {name: variable.data for name, variable in file.variables.items()}
+    md5 = arrays.get(_MD5_VARIABLE)
+    return _NetCDF3Header(
+        # The only place where scipy lists them; xarray takes them from there too.
+        {key: plain_attribute(value) for key, value in file._attributes.items()},
+        {
+            name: _NetCDF3Variable(array.dtype, array.shape, _locate_mapped(array))
+            for name, array in arrays.items()
+            if array.ndim == 3 and array.dtype.kind in "iuf"
+        },
+        None if md5 is None else md5.tobytes(),
+    )
+
+
+def _locate_mapped(array: npt.NDArray[Any]) -> Contiguous:
+    """Return where a view of a mapped file lies in the file.
+
+    scipy does not tell. But it maps the file from its first byte on and every variable is a view
+    of that map, so that the distance of their addresses is the offset, and the first stride, which
+    is larger than a slice where records are interleaved, is that of the file.
+    """
+    mapped = array
+    while isinstance(mapped.base, np.ndarray):
+        mapped = mapped.base
+    offset = np.lib.array_utils.byte_bounds(array)[0] - np.lib.array_utils.byte_bounds(mapped)[0]
+    return Contiguous(offset, array.strides[0])

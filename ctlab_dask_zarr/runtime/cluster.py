@@ -93,7 +93,8 @@ def local_client(
         "threads_per_worker": threads_per_worker,
         "memory_limit": memory_limit or int(allocation.nbytes * _WORKERS_SHARE / n_workers),
         "host": "127.0.0.1",
-        "dashboard_address": None,
+        # None would not mean none: the scheduler then takes port 8787, and warns where it is taken.
+        "dashboard_address": "127.0.0.1:0",
         # A failed task is told once, by the exception that reaches the client.
         "silence_logs": logging.CRITICAL,
     }

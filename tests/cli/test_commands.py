@@ -71,7 +71,11 @@ def test_convert_takes_layout_codec_voxel_size_and_type(source: Path, tmp_path: 
 
 def test_convert_on_a_running_scheduler(source: Path, tmp_path: Path) -> None:
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False, protocol="tcp"
+        n_workers=1,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        processes=False,
+        protocol="tcp",
     ) as cluster:
         address = cluster.scheduler_address
         done = run("convert", source, tmp_path / "a.zarr", "--scheduler", address)

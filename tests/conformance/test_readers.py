@@ -129,6 +129,13 @@ def test_a_volume_of_nothing_but_mask_reads_as_mask(
     masked_image.assert_equal(read(masked_image))
 
 
+@pytest.mark.parametrize("read", ARRAY_READERS, ids=name_of)
+def test_negative_zeros_are_not_taken_for_the_fill_value(
+    read: Callable[[Any], Any], negative_zeros: Any
+) -> None:
+    negative_zeros.assert_equal(read(negative_zeros))
+
+
 def test_the_cases_cover_every_pair_of_settings(pairwise_cases: list[Any]) -> None:
     for first, second in itertools.combinations(PAIRED_FIELDS, 2):
         met = {(getattr(c, first), getattr(c, second)) for c in pairwise_cases}

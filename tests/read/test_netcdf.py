@@ -1,5 +1,6 @@
 """Reading mango netCDF: real files, every form of storage, and damaged volumes."""
 
+import gc
 import hashlib
 import os
 import pickle
@@ -8,6 +9,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import dask.array as da
 import h5py
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -298,6 +301,33 @@ def test_old_files_keep_their_metadata(tmp_path: Path, voxels: Voxels, version: 
     assert dataset.dataset_id == "20080101_000000_tomo"
     assert dataset.history == {"20080101_000000_tomo": {"parameters": {"a": "1"}, "output": ""}}
     assert dataset.data.numblocks == (1, 1, 1)
+
+
+def test_old_files_of_interleaved_records(tmp_path: Path, voxels: Voxels) -> None:
+    from scipy.io import netcdf_file
+
+    path = tmp_path / "tomo.nc"
+    digest = hashlib.md5(voxels[:, :, :3].astype("<u2").tobytes(), usedforsecurity=False).digest()
+    with netcdf_file(path, "w") as file:
+        for name, n in {"z": None, "y": 14, "x": 3, "bytes": 16}.items():
+            file.createDimension(name, n)
+        file.createVariable("md5_checksum", "c", ("bytes",))[:] = np.frombuffer(digest, "S1")
+        file.createVariable("mark", "b", ("z",))[:] = np.arange(23, dtype=np.int8)
+        file.createVariable("tomo", "h", ("z", "y", "x"))[:] = voxels[:, :, :3].view(np.int16)
+        file.createVariable("position", "d", ("z",))[:] = np.arange(23.0)
+        file.voxel_size_xyz, file.voxel_unit = np.ones(3), "mm"
+    volume = open_volume(path)
+    assert np.array_equal(volume[...], voxels[:, :, :3])
+    assert np.array_equal(volume[3:9, 2:5, 1], voxels[3:9, 2:5, 1])
+    assert volume.verify_md5() == []
+
+
+def test_old_files_of_64_bit_data_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "tomo.nc"
+    path.write_bytes(b"CDF\x05" + bytes(100))
+    with pytest.raises(UnsupportedFormatError, match=r"tomo\.nc is .*CDF-5.* nccopy -k nc4 "):
+        dataset_from_netcdf(path)
+    assert is_mango_netcdf(path)
 
 
 def test_old_blocks_make_a_folder(tmp_path: Path, voxels: Voxels) -> None:
@@ -639,6 +669,44 @@ def test_a_single_file_cut_anywhere_is_an_error_of_its_own(
         path.write_bytes(content[:n_bytes])
         with pytest.raises(IncompleteSourceError, match=r"tomo\.nc (truncated|damaged): tomo\.nc "):
             dataset_from_netcdf(path)
+
+
+@pytest.mark.parametrize("n_bytes", [4, 300, 5000, None])
+def test_an_old_file_is_closed_whether_it_is_whole_or_not(
+    tmp_path: Path, voxels: Voxels, n_bytes: int | None
+) -> None:
+    path = write_netcdf3(tmp_path / "tomo.nc", voxels.view(np.int16))
+    gc.collect()
+    # What is open is closed when it is done with, not when a collection comes by.
+    gc.disable()
+    try:
+        if n_bytes is None:
+            volume = open_volume(path)
+            assert volume[3].any()
+        else:
+            os.truncate(path, n_bytes)
+            with pytest.raises(IncompleteSourceError, match="is cut short"):
+                dataset_from_netcdf(path)
+        # A memory map has a handle of its own, so this is about both.
+        assert str(path) not in {file.path for file in psutil.Process().open_files()}
+    finally:
+        gc.enable()
+
+
+def test_an_old_file_with_a_damaged_header_never_ends_in_an_odd_error(
+    tmp_path: Path, voxels: Voxels
+) -> None:
+    path = write_netcdf3(tmp_path / "tomo.nc", voxels.view(np.int16))
+    content = path.read_bytes()
+    (block,) = open_volume(path).blocks
+    assert isinstance(block.storage, Contiguous)
+    for offset in range(4, block.storage.offset):
+        for flipped in (0x01, 0x80):
+            damaged = bytearray(content)
+            damaged[offset] ^= flipped
+            path.write_bytes(damaged)
+            with suppress(IncompleteSourceError, MetadataError):
+                dataset_from_netcdf(path)
 
 
 def test_blocks_of_two_volumes_are_told_apart(folder: Path, tmp_path: Path, voxels: Voxels) -> None:

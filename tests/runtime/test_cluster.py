@@ -44,7 +44,7 @@ def test_no_scheduler_at_an_address_is_a_clear_error() -> None:
 
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-        pytest.raises(InvalidArgumentError, match="127.0.0.1:9"),
+        pytest.raises(InvalidArgumentError, match=r"127\.0\.0\.1:9"),
         connect("tcp://127.0.0.1:9"),
     ):
         pass
