@@ -9,9 +9,10 @@ from __future__ import annotations
 import click
 
 from ctlab_dask_zarr import __version__
-from ctlab_dask_zarr.cli.convert import convert_command, plan_command
+from ctlab_dask_zarr.cli.convert import convert_command
 from ctlab_dask_zarr.cli.demo import demo_command
 from ctlab_dask_zarr.cli.info import info_command
+from ctlab_dask_zarr.cli.plan import plan_command
 
 __all__ = ["main"]
 
@@ -22,8 +23,10 @@ __all__ = ["main"]
     Exit codes: 0 done; 1 failed; 2 wrong usage; 4 the output exists; 5 the source is incomplete.
     """,
 )
+@click.option("--debug", is_flag=True, envvar="CTLAB_ZARR_DEBUG",
+              help="Show the traceback of expected errors too.")  # fmt: skip
 @click.version_option(__version__, prog_name="ctlab-zarr")
-def main() -> None:
+def main(debug: bool) -> None:
     """Write large CT volumes as sharded OME-Zarr, and look at what is there.
 
     \b

@@ -1,82 +1,35 @@
-"""``ctlab-zarr convert`` and ``ctlab-zarr plan``: the same arguments, done or only told."""
+"""``ctlab-zarr convert``: write a dataset, with progress, on a local or a running cluster."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
-from ctlab_dask_zarr.cli.parameters import (
-    CODEC,
-    SHAPE,
-    SHAPE_OR_NONE,
-    VOXEL_SIZE,
-    array_kwargs,
+from ctlab_dask_zarr.cli.options import (
+    cluster_arguments,
+    open_source,
+    with_cluster_options,
+    with_write_options,
+    write_arguments,
 )
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.write.plan import WritePlan
 
-__all__ = ["convert_command", "plan_command", "write_dataset"]
-
-_WRITE_OPTIONS = [
-    click.argument("source", type=click.Path()),
-    click.argument("destination", type=click.Path()),
-    click.option("--chunks", type=SHAPE, default="auto", show_default=True,
-                 help="Inner chunk: 32,32,32, a number of elements, or auto (32^3; 256^2 in 2-D)."),
-    click.option("--shards", type=SHAPE_OR_NONE, default="auto", show_default=True,
-                 help="Shard: 512,512,512, a number of elements, auto (512^3; 8192^2 in 2-D), or "
-                      "none for no sharding. 0 spans an axis."),
-    click.option("--codec", type=CODEC, default=None,
-                 help="zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none.  [default: zstd]"),
-    click.option("--datatype", default=None,
-                 help="mango data type, where the source does not say it or says it wrong."),
-    click.option("--dataset-id", default=None, help="Identifier; by default the source's own."),
-    click.option("--voxel-size", type=VOXEL_SIZE, default=None,
-                 help="Instead of the source's: 2.5um, or z,y,x as in 3,2.5,2.5um."),
-    click.option("--voxel-unit", default=None, help="Instead of the source's: mm, um, nm, ..."),
-    click.option("--layout", type=click.Choice(["ome", "plain"]), default="ome", show_default=True,
-                 help="An OME-Zarr 0.5 group, or a plain Zarr v3 array."),
-    click.option("--scale-placement", type=click.Choice(["dataset", "multiscales"]),
-                 default="dataset", show_default=True,
-                 help="Where OME metadata holds the voxel size; mango's own files: multiscales."),
-    click.option("--overwrite", is_flag=True,
-                 help="Replace a Zarr store at the destination, once the new one is complete."),
-]  # fmt: skip
-
-_CLUSTER_OPTIONS = [
-    click.option("--workers", type=click.IntRange(1), default=None,
-                 help="Worker processes.  [default: one for each allocated CPU]"),
-    click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
-                 help="Threads in each worker."),
-    click.option("--memory-limit", default=None,
-                 help="Of one worker, as 4GiB.  [default: its share of the allocation]"),
-    click.option("--scheduler", metavar="ADDRESS", default=None,
-                 help="Use a running dask scheduler, as tcp://node1:8786."),
-    click.option("--scheduler-file", type=click.Path(), default=None,
-                 help="Use a running dask scheduler, by the file it wrote."),
-]  # fmt: skip
-
-
-def _with_options(options: list[Callable[..., Any]]) -> Callable[..., Any]:
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+__all__ = ["convert_command", "write_dataset"]
 
 
 @click.command("convert")
-@_with_options(_WRITE_OPTIONS)
+@with_write_options
 @click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
 @click.option("--restart", is_flag=True, help="Remove what an interrupted conversion left, first.")
-@_with_options(_CLUSTER_OPTIONS)
+@with_cluster_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert_command(
@@ -94,12 +47,16 @@ def convert_command(
     store. DESTINATION appears when everything is written, and not before; .zarr is appended where
     it is missing.
     """
-    cluster = {key: options.pop(key) for key in _CLUSTER_KEYS}
+    cluster = cluster_arguments(options)
+    if resume and restart:
+        raise click.UsageError("--resume and --restart exclude one another")
     with exit_codes():
-        dataset = _open(source, options)
-        arguments = _write_arguments(options)
+        dataset = open_source(source, options)
+        arguments = write_arguments(options)
         _refuse_early(destination, overwrite=options["overwrite"])
         with _client(**cluster) as client:
+            if not quiet and not client.scheduler_info(n_workers=-1)["workers"]:
+                click.echo("the scheduler has no workers yet: waiting for them", err=True)
             result = write_dataset(
                 dataset, destination, arguments, client, quiet, resume=resume, restart=restart
             )
@@ -111,62 +68,6 @@ def convert_command(
             f"{result['stored_nbytes'] / max(result['nbytes'], 1):.0%} of {result['nbytes_text']}, "
             f"{result['seconds']:.1f} s"
         )
-
-
-@click.command("plan")
-@_with_options(_WRITE_OPTIONS)
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan_command(source: str, destination: str, as_json: bool, **options: Any) -> None:
-    """Show what converting SOURCE to DESTINATION would do; nothing is done."""
-    with exit_codes():
-        from ctlab_dask_zarr.api import plan
-        from ctlab_dask_zarr.runtime.cluster import allocated_resources
-        from ctlab_dask_zarr.write.plan import nbytes_text
-
-        dataset = _open(source, options)
-        write_plan = plan(dataset, destination, **_write_arguments(options))
-        allocation = allocated_resources()
-        n_fit = int(allocation.nbytes // max(write_plan.rechunk.peak_nbytes, 1))
-    if as_json:
-        click.echo(json.dumps(write_plan.to_dict() | {"n_workers_that_fit": n_fit}))
-        return
-    click.echo(write_plan.describe())
-    click.echo(
-        f"here          {allocation.n_cpus} CPUs, {nbytes_text(allocation.nbytes)}: memory for "
-        f"{n_fit} worker threads"
-    )
-
-
-_CLUSTER_KEYS = ("workers", "threads", "memory_limit", "scheduler", "scheduler_file")
-
-
-def _open(source: str, options: dict[str, Any]) -> Dataset:
-    """Open the source; voxel size and unit of the command line stand in for its own."""
-    from ctlab_dask_zarr.dataset import Dataset
-
-    dataset = Dataset.from_path(source)
-    size, unit = options.pop("voxel_size") or (None, None)
-    unit = options.pop("voxel_unit") or unit
-    if size is None and unit is None:
-        return dataset
-    if size is not None and len(size) == 1:
-        size = size * len(dataset.shape)
-    return Dataset.from_modified(dataset, voxel_size=size, voxel_unit=unit)
-
-
-def _write_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    from ctlab_dask_zarr.formats.ome import OMEZarrVersion
-
-    return {
-        "chunks": options["chunks"],
-        "shards": None if options["shards"] == "none" else options["shards"],
-        "create_array_kwargs": array_kwargs(options["codec"]),
-        "datatype": options["datatype"],
-        "dataset_id": options["dataset_id"],
-        "ome_zarr_version": OMEZarrVersion.v05 if options["layout"] == "ome" else None,
-        "scale_placement": options["scale_placement"],
-        "overwrite": options["overwrite"],
-    }
 
 
 def _refuse_early(destination: str, *, overwrite: bool) -> None:
@@ -182,8 +83,8 @@ def _refuse_early(destination: str, *, overwrite: bool) -> None:
 
 def _client(
     workers: int | None,
-    threads: int,
-    memory_limit: str | None,
+    threads: int | None,
+    memory_limit: int | None,
     scheduler: str | None,
     scheduler_file: str | None,
 ) -> AbstractContextManager[Any]:
@@ -191,7 +92,7 @@ def _client(
 
     if scheduler or scheduler_file:
         return connect(scheduler, scheduler_file)
-    return local_client(workers, threads, memory_limit)
+    return local_client(workers, threads or 1, memory_limit)
 
 
 def write_dataset(
@@ -215,6 +116,7 @@ def write_dataset(
     write, write_plan = build_write(
         dataset, destination, WriteOptions(**arguments), resume=resume, restart=restart
     )
+    _refuse_what_does_not_fit(write_plan)
     progress = Progress(write_plan.n_shards, write_plan.nbytes, quiet=quiet)
     with progress, listen(write, progress.add, client):
         result = run_write(write, write_plan.destination, client)
@@ -227,3 +129,18 @@ def write_dataset(
         "shape": list(write_plan.shape),
         "seconds": round(time.monotonic() - start_s, 3),
     }
+
+
+def _refuse_what_does_not_fit(write_plan: WritePlan) -> None:
+    """Refuse before the first byte what would have its workers killed after hours."""
+    from ctlab_dask_zarr.errors import InvalidArgumentError
+    from ctlab_dask_zarr.runtime.resources import scheduler_resources
+    from ctlab_dask_zarr.write.plan import nbytes_text
+
+    memory = scheduler_resources().thread_nbytes
+    needed = write_plan.rechunk.peak_nbytes
+    if memory is not None and needed > memory:
+        raise InvalidArgumentError(
+            f"a worker thread needs {nbytes_text(needed)} and has {nbytes_text(memory)}: use "
+            "fewer --workers or --threads, a larger --memory-limit, or smaller --shards"
+        )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import click
+
 from ctlab_dask_zarr.errors import CTLabError
 
 __all__ = ["exit_codes"]
-
-#: Set to see the traceback of an expected error.
-_DEBUG_VARIABLE = "CTLAB_ZARR_DEBUG"
 
 
 @contextmanager
@@ -24,7 +22,7 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except (CTLabError, OSError) as error:
-        if os.environ.get(_DEBUG_VARIABLE):
+        if click.get_current_context().find_root().params.get("debug"):
             raise
         print(f"ctlab-zarr: {error}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, CTLabError) else 1)

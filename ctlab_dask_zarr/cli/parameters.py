@@ -1,4 +1,4 @@
-"""Types of command-line parameters: shapes, codecs, voxel sizes."""
+"""Types of command-line parameters: shapes, codecs, voxel sizes and units, memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-__all__ = ["CODEC", "SHAPE", "SHAPE_OR_NONE", "VOXEL_SIZE", "array_kwargs"]
+__all__ = [
+    "CODEC",
+    "NBYTES",
+    "SHAPE",
+    "SHAPE_OR_NONE",
+    "VOXEL_SIZE",
+    "VOXEL_UNIT",
+    "array_kwargs",
+]
+
+#: A worker needs more than this to start at all; a smaller number lacks its unit.
+_LEAST_WORKER_NBYTES = 2**26
 
 
 class _Shape(click.ParamType):  # type: ignore[type-arg]
@@ -51,7 +62,39 @@ class _VoxelSize(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is no voxel size: write 2.5um, or z,y,x as in 3,2.5,2.5um")
         if not all(math.isfinite(size) and size > 0 for size in sizes):
             self.fail(f"{value!r} holds a value that is no length")
-        return sizes, unit
+        return sizes, None if unit is None else VOXEL_UNIT.convert(unit, param, ctx)
+
+
+class _VoxelUnit(click.ParamType):  # type: ignore[type-arg]
+    """The name or the symbol of a unit."""
+
+    name = "unit"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from ctlab_dask_zarr.formats.units import VoxelUnit
+
+        try:
+            return str(VoxelUnit.from_str(str(value)))
+        except ValueError:
+            names = ", ".join(map(str, VoxelUnit))
+            self.fail(f"{value!r} is no unit of length: write one of {names}")
+
+
+class _NBytes(click.ParamType):  # type: ignore[type-arg]
+    """An amount of memory, as dask writes it: ``4GiB``, ``500MB``."""
+
+    name = "memory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from dask.utils import parse_bytes
+
+        try:
+            nbytes = parse_bytes(value)
+        except ValueError:
+            self.fail(f"{value!r} is no amount of memory: write 4GiB or 500MB")
+        if nbytes < _LEAST_WORKER_NBYTES:
+            self.fail(f"{value!r} is {nbytes} bytes, too little for a worker: write 4GiB or 500MB")
+        return nbytes
 
 
 class _Codec(click.ParamType):  # type: ignore[type-arg]
@@ -73,6 +116,8 @@ class _Codec(click.ParamType):  # type: ignore[type-arg]
 SHAPE = _Shape(none_allowed=False)
 SHAPE_OR_NONE = _Shape(none_allowed=True)
 VOXEL_SIZE = _VoxelSize()
+VOXEL_UNIT = _VoxelUnit()
+NBYTES = _NBytes()
 CODEC = _Codec()
 
 _BLOSC_DEFAULTS = ["zstd", "5", "bitshuffle"]

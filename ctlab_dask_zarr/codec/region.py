@@ -48,6 +48,8 @@ def read_region(
     """
     shape = tuple(part.stop - part.start for part in region)
     out = np.empty(shape, array.dtype)
+    if out.size == 0:
+        return out
     for coords, origin, inside in _cells(region, array.object_shape):
         target = out[_relative(inside, tuple(part.start for part in region))]
         key = f"{prefix}/{array.key(coords)}" if prefix else array.key(coords)

@@ -47,6 +47,9 @@ BOOKKEEPING_KEYS = frozenset(
 
 _BLOCK_NAME = re.compile(r"block(\d+)\.nc")
 
+#: Real volumes have a few hundred blocks; a number beyond this is damage, and is not counted to.
+_MAX_BLOCKS = 100_000
+
 
 @dataclass(frozen=True)
 class BlockHeader:
@@ -197,6 +200,8 @@ def parse_block_header(
     n_slices, n_rows, n_columns = (int(n) for n in shape)
     z_range = _integers(attributes, "zdim_range", 2)
     number_of_files = _integer(attributes, "number_of_files")
+    if number_of_files is not None and not 0 < number_of_files <= _MAX_BLOCKS:
+        raise MetadataError(f"number_of_files {number_of_files} is no possible number of blocks")
     if z_range is None:
         if (number_of_files or 1) > 1 or block_number(name):
             raise MetadataError("has no zdim_range, so its place in the volume is not known")

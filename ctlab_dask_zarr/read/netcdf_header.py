@@ -221,8 +221,8 @@ def _open_netcdf3(path: str, preferred: DataType | None) -> tuple[BlockHeader, S
 def _read_netcdf3_header(path: str) -> _NetCDF3Header:
     from scipy.io import netcdf_file
 
-    # Opened here, because scipy leaves a file open that it cannot make sense of. It maps every
-    # variable, and reads none.
+    # Opened here, because one that scipy opens and cannot make sense of is closed by nobody but
+    # the garbage collector. It maps the variables and reads none.
     with open(path, "rb") as file:
         try:
             with netcdf_file(file, mmap=True) as mapped:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,14 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Allocation", "allocated_resources", "connect", "local_client"]
+__all__ = [
+    "Allocation",
+    "LocalWorkers",
+    "allocated_resources",
+    "connect",
+    "local_client",
+    "local_workers",
+]
 
 #: Part of the memory that workers may use together; the rest is for the client and the scheduler.
 _WORKERS_SHARE = 0.9
@@ -66,40 +75,68 @@ def _number(variables: Mapping[str, str], name: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-@contextmanager
-def local_client(
-    n_workers: int | None = None,
-    threads_per_worker: int = 1,
-    memory_limit: str | None = None,
-) -> Iterator[Client]:
-    """Start a local cluster on the loopback address, and stop it at the end.
+@dataclass(frozen=True)
+class LocalWorkers:
+    """The size of a local cluster: processes, threads and bytes of memory in each."""
+
+    n_workers: int
+    n_threads: int
+    nbytes: int
+
+
+def local_workers(
+    n_workers: int | None = None, n_threads: int = 1, nbytes: int | None = None
+) -> LocalWorkers:
+    """Return the local cluster that fills this job's allocation.
 
     Parameters
     ----------
     n_workers
         Worker processes; by default one for each allocated CPU and thread.
-    threads_per_worker
+    n_threads
         Threads in each.
-    memory_limit
-        Of one worker, for example ``"4GiB"``; by default its share of the allocation.
+    nbytes
+        Memory of one worker; by default its share of the allocation.
+
+    Examples
+    --------
+    >>> local_workers(4, 2, 2**30)
+    LocalWorkers(n_workers=4, n_threads=2, nbytes=1073741824)
+    """
+    allocation = allocated_resources()
+    n_workers = n_workers or max(1, allocation.n_cpus // n_threads)
+    share = int(allocation.nbytes * _WORKERS_SHARE / n_workers)
+    return LocalWorkers(n_workers, n_threads, share if nbytes is None else nbytes)
+
+
+@contextmanager
+def local_client(
+    n_workers: int | None = None, n_threads: int = 1, nbytes: int | None = None
+) -> Iterator[Client]:
+    """Start a local cluster on the loopback address, and stop it at the end.
+
+    The parameters are those of `local_workers`. A ``temporary-directory`` of dask's own
+    configuration comes before the job's folder.
     """
     import dask
     from distributed import Client, LocalCluster
 
-    allocation = allocated_resources()
-    n_workers = n_workers or max(1, allocation.n_cpus // threads_per_worker)
+    size = local_workers(n_workers, n_threads, nbytes)
     options: dict[str, Any] = {
-        "n_workers": n_workers,
-        "threads_per_worker": threads_per_worker,
-        "memory_limit": memory_limit or int(allocation.nbytes * _WORKERS_SHARE / n_workers),
+        "n_workers": size.n_workers,
+        "threads_per_worker": size.n_threads,
+        "memory_limit": size.nbytes,
         "host": "127.0.0.1",
         # None would not mean none: the scheduler then takes port 8787, and warns where it is taken.
         "dashboard_address": "127.0.0.1:0",
         # A failed task is told once, by the exception that reaches the client.
         "silence_logs": logging.CRITICAL,
     }
+    directory = dask.config.get("temporary-directory", None)
     with (
-        dask.config.set({"temporary-directory": allocation.local_directory}),
+        dask.config.set(
+            {"temporary-directory": directory or allocated_resources().local_directory}
+        ),
         LocalCluster(**options) as cluster,
         Client(cluster) as client,
     ):
@@ -113,15 +150,37 @@ def connect(address: str | None = None, scheduler_file: str | None = None) -> It
     Raises
     ------
     InvalidArgumentError
-        Nobody answers there.
+        Nobody answers there within dask's ``distributed.comm.timeouts.connect``.
     """
     from distributed import Client
 
     try:
-        client = Client(address, scheduler_file=scheduler_file)
+        client = Client(address or _address_in(scheduler_file))
     except (OSError, ValueError) as error:
         raise InvalidArgumentError(
             f"no dask scheduler answers at {address or scheduler_file}: {error}"
         ) from error
     with client:
         yield client
+
+
+def _address_in(scheduler_file: str | None) -> str | None:
+    """Return the address that a scheduler wrote, waiting for one that is just starting.
+
+    dask itself would wait for the file for ever.
+    """
+    import dask
+    from dask.utils import parse_timedelta
+
+    if scheduler_file is None:
+        return None
+    timeout_s = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+    stop_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            with open(scheduler_file) as file:
+                return str(json.load(file)["address"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if time.monotonic() > stop_s:
+                raise ValueError(f"no address in that file after {timeout_s:.0f} s") from error
+        time.sleep(0.1)

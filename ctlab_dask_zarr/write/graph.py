@@ -40,9 +40,11 @@ __all__ = ["SourceGraph", "analyse_source", "build_graph"]
 Key = Any
 #: Receipts merged by one task, so that no task depends on more than a few dozen others.
 _MERGE_FAN_IN = 32
-#: Tasks that several blocks share, and that a block may still depend on to count as independent:
-#: the opened source, a constant, a statistic of the whole.
+#: Tasks that blocks may share and still count as independent: the opened source, a constant, a
+#: calibration. Their results are held while blocks are made, so that there may be a few, and far
+#: fewer than blocks: blocks that overlap share whole blocks.
 _MAX_SHARED = 8
+_BLOCKS_PER_SHARED = 8
 #: Pieces that one shard's task may gather.
 _MAX_FAN_IN = 256
 
@@ -95,7 +97,8 @@ def analyse_source(data: da.Array) -> SourceGraph:
     for key in keys:
         if key not in shared and nodes[key].dependencies:
             inputs.update(_private(nodes, key, shared)[1])
-    is_independent = shared.isdisjoint(keys) and len(inputs) <= _MAX_SHARED
+    n_allowed = min(_MAX_SHARED, max(1, len(keys) // _BLOCKS_PER_SHARED))
+    is_independent = shared.isdisjoint(keys) and len(inputs) <= n_allowed
     return SourceGraph(nodes, held, data.name, data.chunks, frozenset(shared), is_independent)
 
 

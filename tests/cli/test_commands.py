@@ -161,6 +161,12 @@ def test_a_damaged_block_is_exit_5_and_leaves_no_dataset(
         ["convert", "SOURCE", "out", "--shards", "64,64,64"],
         ["convert", "SOURCE", "out", "--resume", "--restart"],
         ["convert", "SOURCE", "out", "--datatype", "segmented"],
+        ["convert", "SOURCE", "out", "--voxel-unit", "furlong"],
+        ["convert", "SOURCE", "out", "--voxel-size", "2.5furlong"],
+        ["convert", "SOURCE", "out", "--memory-limit", "plenty"],
+        ["convert", "SOURCE", "out", "--memory-limit", "4"],
+        ["convert", "SOURCE", "out", "--scheduler", "tcp://127.0.0.1:9", "--workers", "2"],
+        ["plan", "SOURCE", "out", "--scheduler", "tcp://127.0.0.1:9", "--scheduler-file", "x"],
         ["nonsense"],
     ],
 )
@@ -184,8 +190,47 @@ def test_plan_does_nothing(source: Path, tmp_path: Path) -> None:
     as_json = json.loads(run("plan", source, tmp_path / "out", "--json").stdout)
     assert as_json["shape"] == list(SHAPE)
     assert as_json["rechunk"]["peak_nbytes"] > 0
-    assert as_json["n_workers_that_fit"] > 0
+    assert as_json["n_worker_threads_that_fit"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_tells_what_convert_would_do_with_the_same_workers(
+    source: Path, tmp_path: Path
+) -> None:
+    layout = ("--shards", "16,96,96", "--chunks", "16,96,96")
+    arguments = ("plan", source, tmp_path / "out", *layout, "--json")
+    few = json.loads(run(*arguments, "--workers", "2").stdout)
+    many = json.loads(run(*arguments, "--workers", "64", "--memory-limit", "1GiB").stdout)
+    assert (few["n_worker_threads"], few["rechunk"]["method"]) == (2, "stream")
+    assert (many["n_worker_threads"], many["rechunk"]["method"]) == (64, "tasks")
+
+
+def test_plan_says_that_the_destination_is_taken(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.zarr").mkdir()
+    done = run("plan", source, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert f"note: {tmp_path / 'out.zarr'}" in done.stdout
+
+
+def test_what_cannot_fit_into_a_worker_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "tomoWide_nc"
+    wide = np.zeros((16, 2048, 2048), dtype="uint16")
+    write_mango_netcdf(folder, wide, slices_per_block=16)
+    arguments = [folder, tmp_path / "out.zarr", "--workers", "1", "--memory-limit", "100MB"]
+    done = run("convert", *arguments, "--shards", "0,0,0", "--chunks", "0,0,0")
+    assert done.returncode == 2, done.stderr
+    assert "--memory-limit" in done.stderr
+    assert sorted(tmp_path.iterdir()) == [folder]
+    planned = run("plan", *arguments, "--shards", "0,0,0", "--chunks", "0,0,0")
+    assert "too little" in planned.stdout
+
+
+def test_debug_shows_where_an_expected_error_was_raised(tmp_path: Path) -> None:
+    done = run("--debug", "info", tmp_path / "none.zarr")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
 
 
 def test_info_tells_sources_and_stores_apart(source: Path, tmp_path: Path) -> None:

@@ -218,3 +218,17 @@ def test_signed_and_true_dtypes_of_any_byte_order_are_the_type() -> None:
     assert is_stored_as(DataType.TOMO, np.dtype("<u2"))
     assert not is_stored_as(DataType.TOMO, np.dtype("<f2"))
     assert not is_stored_as(DataType.LABELS, np.dtype("<u4"))
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**31 - 1])
+def test_an_impossible_number_of_files_is_not_counted_to(number: int) -> None:
+    from ctlab_dask_zarr.formats.netcdf import parse_block_header
+
+    with pytest.raises(MetadataError, match="number_of_files"):
+        parse_block_header(
+            "block00000000.nc",
+            attributes={"number_of_files": number, "zdim_range": [0, 1]},
+            variable="tomo",
+            stored_dtype=np.dtype("i2"),
+            shape=(2, 3, 4),
+        )

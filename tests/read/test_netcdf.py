@@ -700,13 +700,12 @@ def test_an_old_file_with_a_damaged_header_never_ends_in_an_odd_error(
     content = path.read_bytes()
     (block,) = open_volume(path).blocks
     assert isinstance(block.storage, Contiguous)
-    for offset in range(4, block.storage.offset):
-        for flipped in (0x01, 0x80):
-            damaged = bytearray(content)
-            damaged[offset] ^= flipped
-            path.write_bytes(damaged)
-            with suppress(IncompleteSourceError, MetadataError):
-                dataset_from_netcdf(path)
+    for offset in range(4, block.storage.offset, 5):
+        damaged = bytearray(content)
+        damaged[offset] ^= 0x01 if offset % 2 else 0x80
+        path.write_bytes(damaged)
+        with suppress(IncompleteSourceError, MetadataError):
+            dataset_from_netcdf(path)
 
 
 def test_blocks_of_two_volumes_are_told_apart(folder: Path, tmp_path: Path, voxels: Voxels) -> None:

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import dask
 import pytest
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.runtime.cluster import allocated_resources, connect, local_client
+from ctlab_dask_zarr.runtime.cluster import (
+    allocated_resources,
+    connect,
+    local_client,
+    local_workers,
+)
 
 
 def test_the_allocation_of_a_slurm_job_counts_and_not_the_machine() -> None:
@@ -31,8 +39,28 @@ def test_variables_that_hold_no_number_are_left_out() -> None:
     assert allocated_resources({"SLURM_CPUS_ON_NODE": "72(x2)"}) == allocated_resources({})
 
 
+def test_workers_share_the_memory_that_the_job_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1000")
+    two = local_workers(2)
+    assert (two.n_workers, two.n_threads) == (2, 1)
+    assert 400 * 2**20 < two.nbytes < 500 * 2**20
+    assert local_workers(2, nbytes=2**28).nbytes == 2**28
+
+
+def test_the_user_s_own_folder_for_spilled_data_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "job"))
+    with (
+        dask.config.set({"temporary-directory": str(tmp_path / "own")}),
+        local_client(1) as client,
+    ):
+        workers = client.scheduler_info()["workers"].values()
+        assert all(w["local_directory"].startswith(str(tmp_path / "own")) for w in workers)
+
+
 def test_a_local_cluster_has_the_workers_asked_for() -> None:
-    with local_client(1, 2, "1GiB") as client:
+    with local_client(1, 2, 2**30) as client:
         workers = client.scheduler_info()["workers"].values()
         assert [w["nthreads"] for w in workers] == [2]
         assert [w["memory_limit"] for w in workers] == [2**30]
@@ -40,11 +68,24 @@ def test_a_local_cluster_has_the_workers_asked_for() -> None:
 
 
 def test_no_scheduler_at_an_address_is_a_clear_error() -> None:
-    import dask
-
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(InvalidArgumentError, match=r"127\.0\.0\.1:9"),
         connect("tcp://127.0.0.1:9"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]"])
+def test_a_scheduler_file_that_never_comes_or_says_nothing_is_a_clear_error(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "scheduler.json"
+    if content is not None:
+        path.write_text(content)
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(InvalidArgumentError, match=r"scheduler\.json"),
+        connect(scheduler_file=str(path)),
     ):
         pass

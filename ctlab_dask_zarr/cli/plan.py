@@ -1,0 +1,102 @@
+"""``ctlab-zarr plan``: what ``convert`` would do with the same arguments."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctlab_dask_zarr.cli.errors import exit_codes
+from ctlab_dask_zarr.cli.options import (
+    cluster_arguments,
+    open_source,
+    with_cluster_options,
+    with_write_options,
+    write_arguments,
+)
+
+if TYPE_CHECKING:
+    from ctlab_dask_zarr.write.rechunk import Resources
+
+__all__ = ["plan_command"]
+
+
+@click.command("plan")
+@with_write_options
+@with_cluster_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan_command(source: str, destination: str, as_json: bool, **options: Any) -> None:
+    """Show what converting SOURCE to DESTINATION would do; nothing is done."""
+    cluster = cluster_arguments(options)
+    with exit_codes():
+        from ctlab_dask_zarr.write.destination import destination_problem
+        from ctlab_dask_zarr.write.graph import analyse_source
+        from ctlab_dask_zarr.write.resolve import WriteOptions, plan_write
+
+        dataset = open_source(source, options)
+        arguments = WriteOptions(**write_arguments(options))
+        blocks = analyse_source(dataset.data)
+        resources = _resources(**cluster)
+        write_plan = plan_write(
+            dataset,
+            destination,
+            arguments,
+            block_lengths=blocks.chunks,
+            independent=blocks.is_independent,
+            resources=resources,
+            now=datetime.now(),
+        )
+        problem = destination_problem(write_plan.destination, overwrite=arguments.overwrite)
+    needed = max(write_plan.rechunk.peak_nbytes, 1)
+    n_fit = _total_nbytes(resources) // needed
+    if as_json:
+        workers = {"n_worker_threads": resources.n_threads, "n_worker_threads_that_fit": n_fit}
+        click.echo(json.dumps(write_plan.to_dict() | workers | {"destination_problem": problem}))
+        return
+    click.echo(write_plan.describe())
+    click.echo(_workers_line(resources, needed, n_fit))
+    if problem is not None:
+        click.echo(f"note: {problem}")
+
+
+def _resources(
+    workers: int | None,
+    threads: int | None,
+    memory_limit: int | None,
+    scheduler: str | None,
+    scheduler_file: str | None,
+) -> Resources:
+    """Return what `convert` would have with the same options; no worker is started."""
+    from ctlab_dask_zarr.runtime.cluster import connect, local_workers
+    from ctlab_dask_zarr.runtime.resources import scheduler_resources
+    from ctlab_dask_zarr.write.rechunk import Resources
+
+    if scheduler or scheduler_file:
+        with connect(scheduler, scheduler_file):
+            return scheduler_resources()
+    local = local_workers(workers, threads or 1, memory_limit)
+    return Resources(local.n_workers * local.n_threads, local.nbytes // local.n_threads)
+
+
+def _total_nbytes(resources: Resources) -> int:
+    """Return the memory of all workers; this node's where a scheduler has none yet."""
+    from ctlab_dask_zarr.runtime.cluster import allocated_resources
+
+    if resources.thread_nbytes is None:
+        return allocated_resources().nbytes
+    return resources.thread_nbytes * resources.n_threads
+
+
+def _workers_line(resources: Resources, needed: int, n_fit: int) -> str:
+    from ctlab_dask_zarr.write.plan import nbytes_text
+
+    memory = resources.thread_nbytes
+    line = f"workers       {resources.n_threads} threads"
+    if memory is None:
+        return f"{line}, their memory is not known"
+    line += f", {nbytes_text(memory)} for each"
+    if needed > memory:
+        return f"{line}: too little; {n_fit} would fit (--workers), or make --shards smaller"
+    return f"{line}; {n_fit} would fit"
