@@ -1,0 +1,110 @@
+"""What the client, the scheduler and the memory of workers cost, without much data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from benchmarks.measure import Row
+from benchmarks.one import VOXEL, peak_mib, reset_peak
+from ctlab_dask_zarr import Dataset, dataset_to_zarr, plan
+
+
+def _dataset(data: da.Array) -> Dataset:
+    return Dataset(data, dimension_names="zyx", datatype="tomo", **VOXEL)
+
+
+def build_rows(n_pairs: int, *, quick: bool) -> list[Row]:
+    """Time to build and optimise a write of aligned shards, a shard."""
+    rows = []
+    for n in (10, 22) if quick else (10, 22, 46):
+        values = []
+        for _ in range(n_pairs if n < 40 else 3):
+            data = da.zeros((512 * n,) * 3, chunks=512, dtype="u2") + np.uint16(1)
+            start = time.perf_counter()
+            dataset_to_zarr(_dataset(data), "none.zarr", compute=False)
+            values.append((time.perf_counter() - start) / n**3 * 1e3)
+        name = f"build and optimise, {n**3:,} shards"
+        rows.append(Row(name, "under 0.1 ms a shard, flat", values, "ms"))
+    return rows
+
+
+def schedule_rows(folder: str, n_pairs: int, *, quick: bool) -> list[Row]:
+    """Time to schedule and run a write of 1 KiB shards: files and renames are counted too."""
+    n = 10 if quick else 22
+    data = da.zeros((8 * n,) * 3, chunks=8, dtype="u2")
+    options: dict[str, Any] = {"chunks": (8, 8, 8), "shards": (8, 8, 8)}
+    out = os.path.join(folder, "small.zarr")
+    values = []
+    with _cluster() as client:
+        for number in range(n_pairs + 1):
+            shutil.rmtree(out, ignore_errors=True)
+            start = time.perf_counter()
+            with client.as_current():
+                dataset_to_zarr(_dataset(data), out, **options)
+            if number:
+                values.append((time.perf_counter() - start) / n**3 * 1e3)
+    shutil.rmtree(out, ignore_errors=True)
+    name = f"schedule and write {n**3:,} shards of 1 KiB, LocalCluster 2 x 1"
+    return [Row(name, "under 2.5 ms a shard", values, "ms")]
+
+
+def memory_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
+    """Peak memory of a worker above its start, from a source that holds nothing itself."""
+    edge = size // 2
+    shard_mib = edge**3 * 2 / 2**20
+    out = os.path.join(folder, "memory.zarr")
+    rows = []
+    for work, blocks in (("aligned", (edge,) * 3), ("slabs of 16", (16, size, size))):
+        values, planned = [], []
+        for _ in range(n_pairs):
+            data = da.map_blocks(
+                _cheap,
+                chunks=da.core.normalize_chunks(blocks, (size,) * 3),
+                dtype="u2",
+                meta=np.empty((0, 0, 0), "u2"),
+            )
+            with _cluster() as client, client.as_current():
+                # One small write first, so that modules and buffers of libraries are there.
+                dataset_to_zarr(_dataset(da.zeros((64,) * 3, dtype="u2")), out, overwrite=True)
+                dataset = _dataset(data)
+                options: dict[str, Any] = {"chunks": (32,) * 3, "shards": (edge,) * 3}
+                stated = plan(dataset, out, **options).rechunk.peak_nbytes / 2**20
+                starts = client.run(reset_peak)
+                dataset_to_zarr(dataset, out, overwrite=True, **options)
+                peaks = client.run(peak_mib)
+            mib = max(peaks[worker] - starts[worker] for worker in starts)
+            values.append(mib / shard_mib)
+            planned.append(mib / stated)
+        asked = "at most 1.25 x the shard" if work == "aligned" else "at most 4 x the shard"
+        rows.append(Row(f"peak memory of a worker thread, {work}", asked, values))
+        rows.append(Row(f"the same, against the plan, {work}", "0.75 to 1.25 x", planned))
+    shutil.rmtree(out, ignore_errors=True)
+    return rows
+
+
+def _cheap(block_info: Any = None) -> np.ndarray:
+    shape = tuple(b - a for a, b in block_info[None]["array-location"])
+    block = np.empty(shape, "u2")
+    block[...] = np.random.default_rng(0).integers(0, 4000, shape[-1], dtype="u2")
+    return block
+
+
+def _cluster() -> Any:
+    from distributed import Client, LocalCluster
+
+    cluster = LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    )
+
+    class Both(Client):
+        def __exit__(self, *exception: Any) -> None:
+            super().__exit__(*exception)
+            cluster.close()
+
+    return Both(cluster, set_as_default=False)
