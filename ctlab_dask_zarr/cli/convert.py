@@ -118,8 +118,16 @@ def write_dataset(
     )
     _refuse_what_does_not_fit(write_plan)
     progress = Progress(write_plan.n_shards, write_plan.nbytes, quiet=quiet)
-    with progress, listen(write, progress.add, client):
-        result = run_write(write, write_plan.destination, client)
+    try:
+        with progress, listen(write, progress.add, client):
+            result = run_write(write, write_plan.destination, client)
+    except KeyboardInterrupt:
+        click.echo(
+            f"interrupted: {write_plan.destination} is as it was; go on by --resume, or begin "
+            "anew by --restart",
+            err=True,
+        )
+        raise
     return {
         "destination": result.destination,
         "n_objects": result.n_objects,

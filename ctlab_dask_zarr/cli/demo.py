@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from glob import escape as glob_escape
+from glob import glob
 from typing import Any
 
 import click
@@ -26,7 +28,7 @@ def demo_command(directory: str, size: int, quiet: bool) -> None:
     three slices are saved as a picture.
     """
     with exit_codes():
-        source = _make_scan(directory, size)
+        source = _make_scan(directory, size, quiet)
         store = os.path.join(directory, "tomoDemo.zarr")
         result = _convert(source, store, quiet)
         _compare(source, store)
@@ -41,12 +43,16 @@ def demo_command(directory: str, size: int, quiet: bool) -> None:
     click.echo(f"picture    {picture}")
 
 
-def _make_scan(directory: str, size: int) -> str:
+def _make_scan(directory: str, size: int, quiet: bool) -> str:
     from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
 
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, "tomoDemo_nc")
-    click.echo(f"making a scan of {size} x {size} x {size} voxels", err=True)
+    if not quiet:
+        click.echo(f"making a scan of {size} x {size} x {size} voxels", err=True)
+    # An earlier demonstration of another size may have left more blocks than this one has.
+    for block in glob(os.path.join(glob_escape(path), "block" + "[0-9]" * 8 + ".nc")):
+        os.unlink(block)
     start_s = time.monotonic()
     write_mango_netcdf(
         path,
@@ -56,7 +62,8 @@ def _make_scan(directory: str, size: int) -> str:
         voxel_unit="um",
         slices_per_block=max(size // 6, 1),
     )
-    click.echo(f"made in {time.monotonic() - start_s:.1f} s", err=True)
+    if not quiet:
+        click.echo(f"made in {time.monotonic() - start_s:.1f} s", err=True)
     return path
 
 

@@ -29,6 +29,12 @@ def encode_object(array: StoredArray, block: npt.NDArray[Any]) -> bytes:
     objects: dict[str, Any] = {}
     target, key = _open_single(array, objects)
     target[...] = block
+    if key not in objects:
+        # zarr 3.1 leaves out a shard that is all fill value, whatever it is asked. Here every
+        # object is written: with another fill value, its chunks are stored like any others.
+        other = 1 if array.fill_value == 0 else 0
+        target, key = _open_single(array, objects, fill_value=other)
+        target[...] = block
     return bytes(objects[key].to_bytes())
 
 
@@ -43,8 +49,8 @@ def decode_object(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
         raise ShardDecodeError(f"zarr cannot decode it: {error}") from error
 
 
-def _open_single(array: StoredArray, objects: dict[str, Any]) -> tuple[Any, str]:
-    document = json.loads(array.document)
+def _open_single(array: StoredArray, objects: dict[str, Any], **changes: Any) -> tuple[Any, str]:
+    document = json.loads(array.document) | changes
     document["shape"] = list(array.object_shape)
     text = json.dumps(document).encode()
     objects[_DOCUMENT_KEY] = default_buffer_prototype().buffer.from_bytes(text)

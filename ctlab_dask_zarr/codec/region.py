@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec
 from ctlab_dask_zarr.codec.odd import decode_object
-from ctlab_dask_zarr.codec.shard import copy_runs, parse_index, row_axis_of
+from ctlab_dask_zarr.codec.shard import ABSENT, ChunkRow, copy_runs, parse_index, row_axis_of
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.runtime.storage import Store
@@ -106,29 +106,55 @@ def _read_shard(
         raise ShardDecodeError(f"it has {nbytes} bytes, fewer than its index has alone")
     tail = store.get_range(key, nbytes - array.index_nbytes, array.index_nbytes)
     index = parse_index(tail, array, nbytes)
-    absent = np.iinfo(np.uint64).max
     for row in _rows(wanted, array):
         cells = list(_cells(row, array.inner_chunk_shape))
-        numbers = np.ravel_multi_index(
-            tuple(np.array([coords for coords, _, _ in cells]).T), array.chunks_per_object
-        )
+        grid = tuple(np.array([coords for coords, _, _ in cells]).T)
+        numbers = np.ravel_multi_index(grid, array.chunks_per_object)
         entries = [(int(index[n, 0]), int(index[n, 1])) for n in numbers]
-        present = [entry for entry in entries if entry[0] != absent]
-        data, start = _read_row(store, key, present)
-        for (coords, origin, inside), (offset, size) in zip(cells, entries, strict=True):
-            part = target[_relative(inside, tuple(w.start for w in wanted))]
-            if offset == absent:
+        chunks = _decoded_chunks(store, key, array, entries)
+        origin = tuple(w.start for w in wanted)
+        if len(cells) * array.chunks_per_object[row_axis_of(array)] == len(index):
+            # All chunks of the row: put in chunk order first, copied to their places in one go.
+            buffer = ChunkRow(array, _row_start(row, array))
+            for place, decoded in zip(buffer.chunks, chunks, strict=True):
+                place[...] = array.fill_value if decoded is None else decoded
+            buffer.take(target, origin)
+            continue
+        for (_, start, inside), decoded in zip(cells, chunks, strict=True):
+            part = target[_relative(inside, origin)]
+            if decoded is None:
                 part[...] = array.fill_value
-                continue
-            chunk = (
-                store.get_range(key, offset, size)
-                if data is None
-                else data[offset - start : offset - start + size]
-            )
-            try:
-                _decode_chunk(array, chunk, _relative(inside, origin), part)
-            except ShardDecodeError as error:
-                raise ShardDecodeError(f"inner chunk {coords}: {error}") from error
+            else:
+                copy_runs(decoded.reshape(array.inner_chunk_shape)[_relative(inside, start)], part)
+
+
+def _row_start(row: Region, array: StoredArray) -> Shape:
+    """Return where the row of inner chunks that holds `row` begins."""
+    return tuple(r.start // c * c for r, c in zip(row, array.inner_chunk_shape, strict=True))
+
+
+def _decoded_chunks(
+    store: Store, key: str, array: StoredArray, entries: list[tuple[int, int]]
+) -> Iterator[npt.NDArray[Any] | None]:
+    """Yield the elements of each chunk, flat; None for one that is all fill value."""
+    codec = chunk_codec(array.codecs)
+    data, start = _read_row(store, key, [entry for entry in entries if entry[0] != ABSENT])
+    for number, (offset, size) in enumerate(entries):
+        if offset == ABSENT:
+            yield None
+            continue
+        chunk = (
+            store.get_range(key, offset, size)
+            if data is None
+            else data[offset - start : offset - start + size]
+        )
+        try:
+            decoded = codec.decode(chunk, array.inner_chunk_nbytes)
+        except ShardDecodeError as error:
+            raise ShardDecodeError(
+                f"inner chunk {number} of the row at byte {offset}: {error}"
+            ) from error
+        yield np.frombuffer(decoded, array.dtype)
 
 
 def _rows(wanted: Region, array: StoredArray) -> Iterator[Region]:

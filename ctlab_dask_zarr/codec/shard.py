@@ -24,10 +24,18 @@ from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec, crc32c
 from ctlab_dask_zarr.errors import ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 
-__all__ = ["ChunkRow", "ShardEncoder", "copy_runs", "is_fill", "parse_index", "row_axis_of"]
+__all__ = [
+    "ABSENT",
+    "ChunkRow",
+    "ShardEncoder",
+    "copy_runs",
+    "is_fill",
+    "parse_index",
+    "row_axis_of",
+]
 
 #: Offset and nbytes of an inner chunk that is not stored because it is all fill value.
-_ABSENT = np.iinfo(np.uint64).max
+ABSENT = np.iinfo(np.uint64).max
 
 _thread = threading.local()
 
@@ -85,25 +93,38 @@ class ChunkRow:
 
         Returns the number of elements copied.
         """
+        n_elements = 0
+        for mine, part in self._shared_parts(piece, piece_start):
+            copy_runs(part, mine)
+            n_elements += part.size
+        return n_elements
+
+    def take(self, piece: npt.NDArray[Any], piece_start: tuple[int, ...]) -> None:
+        """Copy what this row has of `piece` into it."""
+        for mine, part in self._shared_parts(piece, piece_start):
+            copy_runs(mine, part)
+
+    def _shared_parts(
+        self, piece: npt.NDArray[Any], piece_start: tuple[int, ...]
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """Yield views of the row and of `piece`, of the same shape and of the same elements."""
         axes = []
         crop = []
-        n_elements = 1
         for start, stop, chunk, p_start, p_len in zip(
             self.start, self.stop, self.chunk_shape, piece_start, piece.shape, strict=True
         ):
             first, last = max(start, p_start), min(stop, p_start + p_len)
             if first >= last:
-                return 0
-            n_elements *= last - first
+                return
             crop.append(slice(first - p_start, last - p_start))
             axes.append(_segments(first - start, last - start, chunk))
         block = piece[tuple(crop)]
         for segments in product(*axes):
-            target = tuple(s for grid, inside, _, _ in segments for s in (grid, inside))
-            source = block[tuple(part for _, _, part, _ in segments)]
+            mine = tuple(s for grid, inside, _, _ in segments for s in (grid, inside))
+            part = block[tuple(part for _, _, part, _ in segments)]
             split = tuple(n for _, _, _, lengths in segments for n in lengths)
-            copy_runs(source.reshape(split), self._view[target])
-        return n_elements
+            # Splitting axes never copies: this is a view of the piece.
+            yield self._view[mine], part.reshape(split)
 
 
 def _segments(
@@ -160,7 +181,7 @@ class ShardEncoder:
     def __init__(self, array: StoredArray) -> None:
         self._array = array
         self._codec = chunk_codec(array.codecs)
-        self._index = np.full((prod(array.chunks_per_object), 2), _ABSENT, "<u8")
+        self._index = np.full((prod(array.chunks_per_object), 2), ABSENT, "<u8")
         self._n_chunks = 0
         self._nbytes = 0
 
@@ -233,7 +254,7 @@ def parse_index(data: Buffer, array: StoredArray, object_nbytes: int) -> npt.NDA
     index = np.frombuffer(view, "<u8").reshape(-1, 2)
     limit = object_nbytes - array.index_nbytes
     offset, nbytes = index[:, 0], index[:, 1]
-    stored = ~((offset == _ABSENT) & (nbytes == _ABSENT))
+    stored = ~((offset == ABSENT) & (nbytes == ABSENT))
     inside = (offset <= limit) & (nbytes <= limit)
     inside &= offset + nbytes * inside <= limit
     if not inside[stored].all():

@@ -247,9 +247,10 @@ def test_info_tells_sources_and_stores_apart(source: Path, tmp_path: Path) -> No
 
 
 def test_demo_converts_compares_and_draws(tmp_path: Path) -> None:
-    for _ in range(2):
-        done = run("demo", tmp_path / "demo", "--size", "64", "-q")
-        assert done.returncode == 0, done.stderr
+    # Again in the same folder: with more blocks before than after.
+    for size in (65, 36):
+        done = run("demo", tmp_path / "demo", "--size", size, "-q")
+        assert (done.returncode, done.stderr) == (0, "")
         assert "every voxel is equal" in done.stdout
     assert (tmp_path / "demo" / "tomoDemo.png").read_bytes().startswith(b"\x89PNG")
 
