@@ -3,7 +3,7 @@
 On a file system a write happens in a hidden sibling of the destination, ``.<name>.staging``::
 
     .scan.zarr.staging/plan.json     whose write this is, and of what
-    .scan.zarr.staging/store/        the dataset to be: shards under their final keys
+    .scan.zarr.staging/store-1f0c/   the dataset to be: shards under their final keys
     .scan.zarr.replaced              the old dataset, for the moment between two renames
 """
 
@@ -31,6 +31,7 @@ __all__ = [
 RECEIPT_ATTRIBUTE = "ctlab_dask_zarr"
 #: The document whose being there makes a store.
 ROOT_DOCUMENT = "zarr.json"
+_STORE_PREFIX = "store-"
 
 
 def staging_path(destination: str) -> str:
@@ -45,9 +46,22 @@ def replaced_path(destination: str) -> str:
     return os.path.join(folder, f".{name}.replaced")
 
 
-def staged_store_path(destination: str) -> str:
-    """Return where the dataset is put together."""
-    return os.path.join(staging_path(destination), "store")
+def staged_store_path(destination: str, fingerprint: str) -> str:
+    """Return where the dataset of this fingerprint is put together.
+
+    Named by its fingerprint: a task of an earlier write with other settings, which still runs
+    somewhere, must not find a folder to put its shards into.
+    """
+    return os.path.join(staging_path(destination), f"{_STORE_PREFIX}{fingerprint[:16]}")
+
+
+def _complete_staged_store(destination: str) -> str | None:
+    """Return the staged store that has its root document, and so all of its shards."""
+    staging = staging_path(destination)
+    names = os.listdir(staging) if os.path.isdir(staging) else []
+    stores = [os.path.join(staging, name) for name in names if name.startswith(_STORE_PREFIX)]
+    complete = [path for path in stores if os.path.exists(os.path.join(path, ROOT_DOCUMENT))]
+    return complete[0] if complete else None
 
 
 def discard_staging(destination: str) -> None:
@@ -120,10 +134,9 @@ def finish_interrupted_replacement(destination: str) -> None:
     if not os.path.lexists(replaced):
         return
     if not os.path.lexists(destination):
-        store = staged_store_path(destination)
-        has_root = os.path.exists(os.path.join(store, ROOT_DOCUMENT))
-        os.rename(store if has_root else replaced, destination)
-        if not has_root:
+        store = _complete_staged_store(destination)
+        os.rename(store or replaced, destination)
+        if store is None:
             return
     shutil.rmtree(replaced, ignore_errors=True)
     discard_staging(destination)

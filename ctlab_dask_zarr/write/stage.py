@@ -87,7 +87,7 @@ class StagedWrite:
     @property
     def store(self) -> LocalStore:
         """Where the dataset is put together."""
-        return LocalStore(staged_store_path(self.request.destination))
+        return LocalStore(staged_store_path(self.request.destination, self.request.fingerprint))
 
     def array(self, level: int) -> StagedArray:
         """Return one array of the write."""
@@ -143,7 +143,8 @@ def stage(request: StageRequest) -> StagedWrite:
 def _make_staging(request: StageRequest, folder: str) -> bool:
     """Make the staging folder, complete from the moment it is there; False if there is one."""
     prepared = f"{folder}.{uuid.uuid4().hex}"
-    os.makedirs(os.path.join(prepared, os.path.basename(staged_store_path(request.destination))))
+    store = staged_store_path(request.destination, request.fingerprint)
+    os.makedirs(os.path.join(prepared, os.path.basename(store)))
     _write_plan_file(request, prepared)
     try:
         os.rename(prepared, folder)
