@@ -94,8 +94,8 @@ def write_shards(
     tasks
         Cells of the task grid, at least one.
     pieces
-        Cover the tasks' regions once, in ascending order along the row axis. Each is loaded once,
-        when the first row that needs it is reached, and dropped after its last.
+        Cover the tasks' regions once, in any order. Each is loaded once, when the first row that
+        needs it is reached, and dropped after its last.
     on_encoded
         Told, after each row, how many bytes of voxels it had.
 
@@ -146,7 +146,9 @@ class _Window:
 
     def __init__(self, pieces: Iterable[Piece], axis: int) -> None:
         self._axis = axis
-        self._coming = iter(pieces)
+        # Blocks come in C order, which is not the row axis's where an object is one inner chunk
+        # thick along the axes before it.
+        self._coming = iter(sorted(pieces, key=lambda piece: piece.start[axis]))
         self._next = next(self._coming, None)
         self.blocks: list[tuple[Shape, npt.NDArray[Any]]] = []
 
