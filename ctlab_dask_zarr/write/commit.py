@@ -20,7 +20,7 @@ from ctlab_dask_zarr.write.destination import (
     ROOT_DOCUMENT,
     committed_run_id,
     destination_problem,
-    discard_staging,
+    discard_committed_staging,
     replaced_path,
 )
 from ctlab_dask_zarr.write.shard import ShardReceipt
@@ -52,7 +52,7 @@ def commit(staged: StagedWrite, receipts: Sequence[ShardReceipt]) -> CommitResul
         request.destination, len(receipts), sum(receipt.nbytes for receipt in receipts)
     )
     if staged.is_committed or committed_run_id(request.destination) == request.run_id:
-        discard_staging(request.destination)
+        discard_committed_staging(request.destination)
         return result
     keys = {receipt.key for receipt in receipts}
     missing = [key for key in _planned_keys(staged) if key not in keys]
@@ -106,10 +106,12 @@ def _publish(staged: StagedWrite) -> None:
             raise DestinationExistsError(
                 f"another write was committed to {destination} at the same moment"
             ) from error
-        raise
+        # The next writer may have found the old dataset aside and done this rename already.
+        if committed_run_id(destination) != staged.request.run_id:
+            raise
     _sync_folder(os.path.dirname(destination) or ".")
     shutil.rmtree(replaced_path(destination), ignore_errors=True)
-    discard_staging(destination)
+    discard_committed_staging(destination)
 
 
 def _settle_folders(root: str) -> None:

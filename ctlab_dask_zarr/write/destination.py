@@ -18,10 +18,12 @@ from typing import Any
 __all__ = [
     "RECEIPT_ATTRIBUTE",
     "ROOT_DOCUMENT",
+    "STAGED_PLAN",
     "committed_run_id",
     "destination_problem",
-    "discard_staging",
+    "discard_committed_staging",
     "finish_interrupted_replacement",
+    "read_staged_plan",
     "replaced_path",
     "staged_store_path",
     "staging_path",
@@ -31,6 +33,8 @@ __all__ = [
 RECEIPT_ATTRIBUTE = "ctlab_dask_zarr"
 #: The document whose being there makes a store.
 ROOT_DOCUMENT = "zarr.json"
+#: In the staging folder: whose write it is, and of what.
+STAGED_PLAN = "plan.json"
 _STORE_PREFIX = "store-"
 
 
@@ -64,9 +68,20 @@ def _complete_staged_store(destination: str) -> str | None:
     return complete[0] if complete else None
 
 
-def discard_staging(destination: str) -> None:
-    """Remove the staging folder of a destination, if there is one."""
-    shutil.rmtree(staging_path(destination), ignore_errors=True)
+def read_staged_plan(destination: str) -> dict[str, Any]:
+    """Return what a staging folder says about its write; empty where it says nothing."""
+    return _read_object(os.path.join(staging_path(destination), STAGED_PLAN))
+
+
+def discard_committed_staging(destination: str) -> None:
+    """Remove the staging folder of the write that is committed at `destination`.
+
+    Never that of another write: a commit task that is repeated, or is slow, may find that the
+    next write has staged meanwhile.
+    """
+    run_id = committed_run_id(destination)
+    if run_id is not None and read_staged_plan(destination).get("run_id") == run_id:
+        shutil.rmtree(staging_path(destination), ignore_errors=True)
 
 
 def committed_run_id(destination: str) -> str | None:
@@ -78,10 +93,15 @@ def committed_run_id(destination: str) -> str | None:
 
 
 def _root_document(destination: str) -> dict[str, Any]:
+    return _read_object(os.path.join(destination, ROOT_DOCUMENT))
+
+
+def _read_object(path: str) -> dict[str, Any]:
+    """Return the JSON object in a file; empty where there is none."""
     try:
-        with open(os.path.join(destination, ROOT_DOCUMENT), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             document = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -139,4 +159,4 @@ def finish_interrupted_replacement(destination: str) -> None:
         if store is None:
             return
     shutil.rmtree(replaced, ignore_errors=True)
-    discard_staging(destination)
+    discard_committed_staging(destination)

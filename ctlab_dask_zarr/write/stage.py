@@ -22,9 +22,11 @@ from ctlab_dask_zarr.errors import DestinationExistsError, ShardDecodeError, Sta
 from ctlab_dask_zarr.runtime.reporting import Reporter, topic_of
 from ctlab_dask_zarr.runtime.storage import LocalStore
 from ctlab_dask_zarr.write.destination import (
+    STAGED_PLAN,
     committed_run_id,
     destination_problem,
     finish_interrupted_replacement,
+    read_staged_plan,
     staged_store_path,
     staging_path,
 )
@@ -39,8 +41,6 @@ from ctlab_dask_zarr.write.shard import (
 )
 
 __all__ = ["StageRequest", "StagedWrite", "existing_receipts", "stage"]
-
-_PLAN_KEY = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def stage(request: StageRequest) -> StagedWrite:
     if problem is not None:
         raise DestinationExistsError(problem)
     folder = staging_path(request.destination)
-    if request.restart and _staged_run_id(folder) != request.run_id:
+    staged_run_id = read_staged_plan(request.destination).get("run_id")
+    if request.restart and staged_run_id != request.run_id:
         shutil.rmtree(folder, ignore_errors=True)
     if not _make_staging(request, folder):
         _enter_existing(request, folder)
@@ -158,7 +159,7 @@ def _make_staging(request: StageRequest, folder: str) -> bool:
 
 def _enter_existing(request: StageRequest, folder: str) -> None:
     """Go on in a staging folder that is there, if it is this run's or may be resumed."""
-    found = _read_plan_file(folder)
+    found = read_staged_plan(request.destination)
     if found.get("run_id") == request.run_id:
         return
     if not request.resume:
@@ -175,18 +176,6 @@ def _enter_existing(request: StageRequest, folder: str) -> None:
     _write_plan_file(request, folder)
 
 
-def _staged_run_id(folder: str) -> Any:
-    return _read_plan_file(folder).get("run_id")
-
-
-def _read_plan_file(folder: str) -> dict[str, Any]:
-    try:
-        found = json.loads(LocalStore(folder).get(_PLAN_KEY))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _write_plan_file(request: StageRequest, folder: str) -> None:
     content = {
         "run_id": request.run_id,
@@ -195,7 +184,7 @@ def _write_plan_file(request: StageRequest, folder: str) -> None:
         "destination": request.destination,
         "n_objects": request.n_objects,
     }
-    LocalStore(folder).put(_PLAN_KEY, json.dumps(content).encode())
+    LocalStore(folder).put(STAGED_PLAN, json.dumps(content).encode())
 
 
 def _difference(found: Any, wanted: str) -> str:
