@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -21,6 +22,9 @@ from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 __all__ = ["TEMPORARY_SUFFIX", "LocalStore", "ObjectWriter", "Store", "local_path"]
 
 Buffer = Any
+#: A scheme (RFC 3986), chained ones as fsspec writes them, and one slash or more: a `Path` made of
+#: a URL has lost the second.
+_URL = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 #: Ends the name of a file that is being written.
 TEMPORARY_SUFFIX = ".partial"
 
@@ -33,10 +37,11 @@ def local_path(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     if not isinstance(text, str):
         raise InvalidArgumentError(f"path {text!r} is not text")
-    scheme, separator, rest = text.partition("://")
-    if separator and scheme.isalnum():
+    match = _URL.match(text)
+    if match is not None:
+        scheme, rest = match.groups()
         if scheme.lower() == "file":
-            return os.path.abspath(unquote(rest.removeprefix("localhost")))
+            return os.path.abspath(unquote("/" + rest.removeprefix("localhost").lstrip("/")))
         raise UnsupportedFormatError(
             f"{text} is a URL with the scheme {scheme!r}; only local paths and file:// are "
             "supported so far"

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from typing import Any
+
+from ctlab_dask_zarr.errors import CTLabError
+from ctlab_dask_zarr.formats.zarr_array import parse_array_document
+from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX
 
 __all__ = [
     "RECEIPT_ATTRIBUTE",
@@ -127,21 +132,55 @@ def destination_problem(destination: str, *, overwrite: bool) -> str | None:
     attributes = _root_document(destination).get("attributes")
     if not isinstance(attributes, dict) or not {"ome", "mango"}.intersection(attributes):
         return f"{refusal} it is no OME-Zarr or mango store of Zarr v3"
-    strangers = sorted(_strangers(destination))
-    if strangers:
-        return f"{refusal} it holds {strangers[0]!r}, which is no part of a Zarr store"
+    stranger = next(iter(_strangers(destination)), None)
+    if stranger is not None:
+        return f"{refusal} it holds {stranger!r}, which is no part of a Zarr store"
     return None
 
 
-def _strangers(folder: str) -> Iterable[str]:
-    """Yield the entries of a store's root folder that are no part of a Zarr store."""
-    for entry in os.scandir(folder):
-        is_chunks = (
-            entry.name == "c" or entry.name[:2] == "c." or entry.name.split(".")[0].isdigit()
-        )
-        is_node = entry.is_dir() and os.path.exists(os.path.join(entry.path, ROOT_DOCUMENT))
-        if entry.name != ROOT_DOCUMENT and not is_chunks and not is_node:
-            yield entry.name
+def _strangers(root: str) -> Iterable[str]:
+    """Yield the files of a store, below its root, that are no part of a Zarr hierarchy.
+
+    A part is a ``zarr.json``, and below an array whatever has the exact name of a chunk that its
+    document describes. What killed attempts left counts as a part: it is nobody's data.
+    """
+    arrays: dict[str, re.Pattern[str] | None] = {}
+    for folder, folders, names in os.walk(root):
+        array = _chunk_names(_read_object(os.path.join(folder, ROOT_DOCUMENT)))
+        if array is not None:
+            arrays[folder] = array
+        home = next((f for f in _with_parents(folder, root) if f in arrays), None)
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in [*names, *links]:
+            path = os.path.join(folder, name)
+            if name == ROOT_DOCUMENT or name.endswith(TEMPORARY_SUFFIX):
+                continue
+            pattern = arrays[home] if home else None
+            key = os.path.relpath(path, home).replace(os.sep, "/") if home else ""
+            if pattern is None or not pattern.fullmatch(key):
+                yield os.path.relpath(path, root)
+
+
+def _with_parents(folder: str, root: str) -> Iterable[str]:
+    """Yield a folder and those above it, up to the root."""
+    yield folder
+    while folder != root:
+        folder = os.path.dirname(folder)
+        yield folder
+
+
+def _chunk_names(document: dict[str, Any]) -> re.Pattern[str] | None:
+    """Return what the keys of an array's chunks look like; None for what is no array."""
+    if document.get("node_type") != "array":
+        return None
+    try:
+        array = parse_array_document(json.dumps(document))
+    except CTLabError:
+        return re.compile(r"(?!)")
+    number = r"(0|[1-9]\d*)"
+    numbers = [number] * len(array.shape)
+    parts = numbers if array.key_encoding == "v2" else ["c", *numbers]
+    return re.compile(re.escape(array.separator).join(parts))
 
 
 def finish_interrupted_replacement(destination: str) -> None:
