@@ -12,10 +12,24 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 
-from benchmarks import graphs, shard, writes
+from benchmarks import graphs, report, shard, start, writes
 from benchmarks.measure import Row
 
-PACKAGES = ("dask", "zarr", "numpy", "zstandard", "numcodecs", "anu_ctlab_io", "zarrs")
+PACKAGES = (
+    "dask",
+    "zarr",
+    "numpy",
+    "zstandard",
+    "numcodecs",
+    "anu_ctlab_io",
+    "zarrs",
+    "xarray",
+    "tensorstore",
+    "ngff-zarr",
+    "ome-zarr",
+    "bioio-ome-zarr",
+    "icechunk",
+)
 
 
 def main() -> None:
@@ -26,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rows", default=None, help="comma-separated; all by default")
     parser.add_argument("--quick", action="store_true", help="a small volume, in 3 minutes")
     parser.add_argument("--json", default=None, help="write every measured value to this file")
+    parser.add_argument("--report", default=None, help="write report.md and plots to this folder")
     options = parser.parse_args()
     size, pairs = (256, 3) if options.quick else (options.size, options.pairs)
     parent = options.folder or ("/dev/shm" if os.path.isdir("/dev/shm") else None)
@@ -36,16 +51,39 @@ def main() -> None:
         "schedule": lambda: graphs.schedule_rows(folder, pairs, quick=options.quick),
         "memory": lambda: graphs.memory_rows(folder, size, pairs),
         "read": lambda: writes.read_rows(folder, size, pairs),
+        "scaling": lambda: writes.scaling_rows(folder, size, pairs),
     }
     for work, scheduler in writes.ASKED:
         if work != "read":
             jobs[f"{work}-{scheduler}"] = lambda w=work, s=scheduler: writes.write_rows(  # type: ignore[misc]
                 folder, size, pairs, w, s
             )
+    for work, scheduler in (("aligned", "threads"), ("aligned", "cluster"), ("slabs", "cluster"),
+                            ("netcdf", "cluster")):  # fmt: skip
+        jobs[f"levels-{work}-{scheduler}"] = lambda w=work, s=scheduler: writes.level_rows(  # type: ignore[misc]
+            folder, size, pairs, w, s
+        )
+    for work, scheduler in (("aligned", "threads"), ("aligned", "cluster"), ("slabs", "threads")):
+        jobs[f"peers-{work}-{scheduler}"] = lambda w=work, s=scheduler: writes.peer_rows(  # type: ignore[misc]
+            folder, size, pairs, w, s
+        )
+    for dtype, codec in (("uint16", "blosc"), ("uint16", "none"), ("float32", "zstd"),
+                         ("uint8", "zstd")):  # fmt: skip
+        jobs[f"peers-{dtype}-{codec}"] = lambda d=dtype, c=codec: writes.peer_rows(  # type: ignore[misc]
+            folder, size, pairs, "aligned", "threads", dtype=d, codec=c,
+            names=["dask.array.to_zarr", "xarray to_zarr", "tensorstore"],
+        )  # fmt: skip
+    jobs["limits"] = lambda: writes.limit_rows(folder, size, pairs)
+    jobs["read-parts"] = lambda: writes.read_part_rows(folder, size, pairs)
+    jobs["wide"] = lambda: graphs.wide_rows(folder, pairs, quick=options.quick)
+    jobs["start"] = lambda: start.start_rows(folder, pairs)
     chosen = options.rows.split(",") if options.rows else list(jobs)
-    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, Python "
-          f"{platform.python_version()}, " + ", ".join(_version(p) for p in PACKAGES))  # fmt: skip
-    print(f"{size}^3 uint16, {pairs} interleaved rounds, on {parent}\n")
+    title = (
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, Python "
+        f"{platform.python_version()}, {', '.join(map(_version, PACKAGES))}; "
+        f"{size}^3 voxels, {pairs} interleaved rounds, on {parent}"
+    )
+    print(f"{title}\n")
     print("| work | asked | median | range | |\n| --- | --- | --- | --- | --- |", flush=True)
     rows = []
     try:
@@ -55,6 +93,8 @@ def main() -> None:
                 rows.append(row)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if options.report:
+        print(f"\n{report.write_report(options.report, title, rows)}")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(

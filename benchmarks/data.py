@@ -49,6 +49,20 @@ def raw_array(path: str, size: int, blocks: tuple[int, int, int]) -> da.Array:
     )
 
 
+#: mango's data type of the dtypes that are measured.
+DATATYPES = {"uint16": "tomo", "float32": "tomo_float", "uint8": "segmented"}
+
+
+def as_dtype(array: Any, dtype: str) -> Any:
+    """Return the volume as another type: grey values as floats, or three classes and the mask."""
+    if dtype == "float32":
+        return array.astype("f4")
+    if dtype == "uint8":
+        classes = (array > 20000).astype("u1") + (array > 20300).astype("u1")
+        return classes + (array == MASK).astype("u1") * 253
+    return array
+
+
 def make_netcdf(folder: str, size: int) -> str:
     """Make the same volume as a mango netCDF folder: gzip 2, blocks of 64 slices in one chunk."""
     from ctlab_dask_zarr.demo import write_mango_netcdf

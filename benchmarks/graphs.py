@@ -88,6 +88,53 @@ def memory_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
     return rows
 
 
+def wide_rows(folder: str, n_pairs: int, *, quick: bool) -> list[Row]:
+    """Slices of which a row of shards does not fit: two workers of 2 GiB, and of 8 GiB.
+
+    2520 x 2520 slices in shards of 512: a row of shards holds 6.5 GB, so that each process would
+    need several times its limit to bring slabs to shards in memory.
+    """
+    shape, edge = ((256, 630, 630), 128) if quick else ((1024, 2520, 2520), 512)
+    tight, ample = ("256MiB", "1GiB") if quick else ("2GiB", "8GiB")
+    out = os.path.join(folder, "wide.zarr")
+    seconds: dict[str, list[float]] = {tight: [], ample: []}
+    peaks: dict[str, list[float]] = {tight: [], ample: []}
+    spilled: list[float] = []
+    for number in range(n_pairs):
+        for limit in (tight, ample) if number % 2 == 0 else (ample, tight):
+            shutil.rmtree(out, ignore_errors=True)
+            chunks = da.core.normalize_chunks((16, *shape[1:]), shape)
+            data = da.map_blocks(_cheap, chunks=chunks, dtype="u2", meta=np.empty((0,) * 3, "u2"))
+            with _cluster(limit) as client, client.as_current():
+                dataset_to_zarr(_dataset(da.zeros((64,) * 3, dtype="u2")), out, overwrite=True)
+                starts = client.run(reset_peak)
+                start = time.perf_counter()
+                dataset_to_zarr(
+                    _dataset(data), out, overwrite=True, chunks=(32,) * 3, shards=(edge,) * 3
+                )
+                seconds[limit].append(time.perf_counter() - start)
+                reached = client.run(peak_mib)
+                peaks[limit].append(max(reached[w] - starts[w] for w in starts))
+                if limit == tight:
+                    spilled.append(max(client.run(_spilled_nbytes).values()) / 2**20)
+    shutil.rmtree(out, ignore_errors=True)
+    speed = [a / t for a, t in zip(seconds[ample], seconds[tight], strict=True)]
+    gb = 2 * shape[0] * shape[1] * shape[2] / 1e9
+    name = f"{shape[1]} x {shape[2]} slices, two workers of {tight} against {ample}"
+    shard_mib = edge**3 * 2 / 2**20
+    return [
+        Row(f"{name}: speed", "at least 0.7 x", speed,
+            note=f"{gb / float(np.median(seconds[tight])):.2f} GB/s"),
+        Row(f"{name}: peak of a worker in shards", "at most 3 x",
+            [p / shard_mib for p in peaks[tight]]),
+        Row(f"{name}: spilled", "0 MiB", spilled, "MiB"),
+    ]  # fmt: skip
+
+
+def _spilled_nbytes(dask_worker: Any) -> int:
+    return int(getattr(dask_worker.data, "spilled_total", (0, 0))[1])
+
+
 def _cheap(block_info: Any = None) -> np.ndarray:
     shape = tuple(b - a for a, b in block_info[None]["array-location"])
     block = np.empty(shape, "u2")
@@ -95,12 +142,13 @@ def _cheap(block_info: Any = None) -> np.ndarray:
     return block
 
 
-def _cluster() -> Any:
+def _cluster(memory_limit: str = "auto") -> Any:
     from distributed import Client, LocalCluster
 
     cluster = LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
-    )
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+        memory_limit=memory_limit,
+    )  # fmt: skip
 
     class Both(Client):
         def __exit__(self, *exception: Any) -> None:

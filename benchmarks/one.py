@@ -6,6 +6,7 @@ its start.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
+
+import numpy as np
 
 from benchmarks import data
 
@@ -38,26 +41,67 @@ def source(task: dict[str, Any]) -> Any:
     size = task["size"]
     if task["work"] == "netcdf":
         return None
-    edge = size // 2
+    edge = task.get("edge", size // 2)
     blocks = {"aligned": (edge,) * 3, "slabs": (16, size, size)}[task["work"]]
-    return data.raw_array(data.make_raw(task["folder"], size), size, blocks)
+    array = data.raw_array(data.make_raw(task["folder"], size), size, blocks)
+    return data.as_dtype(array, task.get("dtype", "uint16"))
+
+
+def write_peer(task: dict[str, Any], out: str) -> Callable[[], Any]:
+    from benchmarks.peers import WRITERS
+
+    array, edge = source(task), task.get("edge", task["size"] // 2)
+    return lambda: WRITERS[task["who"]](array, out, edge, task.get("codec", "zstd"))
 
 
 def write_ours(task: dict[str, Any], out: str) -> Callable[[], Any]:
     from ctlab_dask_zarr import Dataset, dataset_to_zarr
+    from ctlab_dask_zarr.codec.named import array_kwargs
 
     array = source(task)
-    edge = task["size"] // 2
+    edge = task.get("edge", task["size"] // 2)
+    kind = data.DATATYPES[task.get("dtype", "uint16")]
 
-    def run() -> None:
+    def run() -> str:
         dataset = (
             Dataset.from_path(data.make_netcdf(task["folder"], task["size"]))
             if array is None
-            else Dataset(array, dimension_names="zyx", datatype="tomo", **VOXEL)
+            else Dataset(array, dimension_names=("z", "y", "x"), datatype=kind, **VOXEL)
         )
-        dataset_to_zarr(dataset, out, chunks=(32,) * 3, shards=(edge,) * 3)
+        levels = task.get("levels", 1)
+        dataset_to_zarr(
+            dataset, out, chunks=(32,) * 3, shards=(edge,) * 3, levels=levels,
+            create_array_kwargs=array_kwargs(task.get("codec", "zstd")),
+        )  # fmt: skip
+        return f"{out}/0"
 
     return run
+
+
+def compress_only(n_tasks: int = 64) -> None:
+    """Have the workers compress, out of caches and into nothing: what dask and the cores do."""
+    from distributed import get_client
+
+    client = get_client()
+    client.gather(client.map(_compress, range(n_tasks), pure=False))
+
+
+def _compress(number: int) -> None:
+    from zstandard import ZstdCompressor
+
+    # As many chunks as a shard of 256^3 has, of which each fits into a core's cache.
+    chunk = np.random.default_rng(number).integers(0, 2**11, 32**3, "u2").tobytes()
+    codec = ZstdCompressor()
+    for _ in range(8**3):
+        codec.compress(chunk)
+
+
+def warm_up() -> None:
+    """Load what writes and what makes levels: a process spends that once."""
+    importlib.import_module("ctlab_dask_zarr.write.graph")
+    from ctlab_dask_zarr.write.downsample import halve
+
+    halve(np.zeros((2, 2, 2), "u2"), (2, 2, 2), "mean", 65535)
 
 
 def write_reference(task: dict[str, Any], out: str) -> Callable[[], Any]:
@@ -104,6 +148,75 @@ def read_reference(store: str) -> Callable[[], Any]:
     return run
 
 
+def netcdf_limit(task: dict[str, Any]) -> float:
+    """Return the seconds of nothing but inflating the source, compressing shards and writing.
+
+    Two processes, each with a half of the volume, as two workers would; what brings voxels from
+    slices into the order of chunks is not counted.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+
+    data.make_netcdf(task["folder"], task["size"])
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(int, range(2)))
+        return max(pool.map(_half_of_limit, [task] * 2, range(2)))
+
+
+def _half_of_limit(task: dict[str, Any], half: int) -> float:
+    from benchmarks.shard import written_limit
+    from ctlab_dask_zarr import Dataset
+
+    size, folder = task["size"], task["folder"]
+    edge = size // 2
+    source = Dataset.from_path(data.make_netcdf(folder, size)).data
+    blocks = [source.blocks[n] for n in range(source.numblocks[0])]
+    mine = blocks[half * len(blocks) // 2 : (half + 1) * len(blocks) // 2]
+    start = time.perf_counter()
+    for block in mine:
+        block.compute(scheduler="sync")
+    seconds = time.perf_counter() - start
+    raw = np.memmap(data.make_raw(folder, size), "u2", "r", shape=(size,) * 3)
+    for y in (0, edge):
+        for x in (0, edge):
+            where = np.s_[half * edge : (half + 1) * edge, y : y + edge, x : x + edge]
+            write = written_limit(folder, np.array(raw[where]), half)
+            start = time.perf_counter()
+            write()
+            seconds += time.perf_counter() - start
+    return seconds
+
+
+#: Small reads, and how many of them are timed in one process.
+READ_PARTS = {"slice": 5, "sub-volume": 5, "open": 5}
+
+
+def read_part(task: dict[str, Any]) -> float:
+    """Return the seconds of one small read, the median of several at different places."""
+    from benchmarks.readers import READERS
+
+    size, path = task["size"], task["store"]
+    opened = READERS[task["who"]]
+    seconds = []
+    rng = np.random.default_rng(0)
+    for _ in range(READ_PARTS[task["work"]]):
+        # Whole chunks are not kept between reads, but modules and the file system's cache are.
+        start = time.perf_counter()
+        read = opened(path)
+        if task["work"] != "open":
+            start = time.perf_counter()
+            if task["work"] == "slice":
+                z = int(rng.integers(size))
+                region = (slice(z, z + 1), slice(0, size), slice(0, size))
+            else:
+                edge = size // 5
+                corner = rng.integers(0, size - edge, 3)
+                region = tuple(slice(int(c), int(c) + edge) for c in corner)
+            read(region)
+        seconds.append(time.perf_counter() - start)
+    # The first one also loads modules.
+    return float(np.median(seconds[1:]))
+
+
 def _touch(array: Any) -> None:
     """Have every block computed, and keep next to nothing."""
     array.map_blocks(lambda b: b[:1, :1, :1].copy(), dtype=array.dtype).compute()
@@ -118,6 +231,16 @@ def main() -> None:
     out = os.path.join(task["folder"], "out.zarr")
     if task["work"] == "read":
         run = (read_ours if task["who"] == "ours" else read_reference)(task["store"])
+    elif task["who"] == "limit":
+        print(json.dumps({"seconds": netcdf_limit(task), "mib": [0]}))
+        return
+    elif task["work"] in READ_PARTS:
+        print(json.dumps({"seconds": read_part(task), "mib": [0]}))
+        return
+    elif task["work"] == "compress":
+        run = compress_only
+    elif task["who"] not in ("ours", "default", "zarrs"):
+        run = write_peer(task, out)
     else:
         run = (write_ours if task["who"] == "ours" else write_reference)(task, out)
     with ExitStack() as stack:
@@ -127,7 +250,7 @@ def main() -> None:
 
             cluster = stack.enter_context(
                 LocalCluster(
-                    n_workers=2,
+                    n_workers=task.get("n_workers", 2),
                     threads_per_worker=1,
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
@@ -136,12 +259,16 @@ def main() -> None:
             client = stack.enter_context(Client(cluster))
             if pipeline:
                 client.run(_use_pipeline, pipeline)
+        if task.get("warm"):
+            client.run(warm_up) if client else warm_up()
         starts = client.run(reset_peak) if client else {"here": reset_peak()}
         start = time.perf_counter()
-        run()
+        place = run()
         seconds = time.perf_counter() - start
         peaks = client.run(peak_mib) if client else {"here": peak_mib()}
-    print(json.dumps({"seconds": seconds, "mib": [peaks[w] - starts[w] for w in starts]}))
+    print(json.dumps({"seconds": seconds, "mib": [peaks[w] - starts[w] for w in starts],
+                      "place": place if isinstance(place, str) else None,
+                      "n_objects": sum(len(names) for _, _, names in os.walk(out))}))  # fmt: skip
 
 
 def _use_pipeline(pipeline: str) -> None:

@@ -17,8 +17,9 @@ from ctlab_dask_zarr.codec.chunk import chunk_codec
 from ctlab_dask_zarr.codec.shard import is_fill
 from ctlab_dask_zarr.runtime.storage import LocalStore
 from ctlab_dask_zarr.write.layout import resolve_layout
+from ctlab_dask_zarr.write.pieces import Piece, ShardTask
 from ctlab_dask_zarr.write.plan import array_document
-from ctlab_dask_zarr.write.shard import Piece, ShardTask, StagedArray, write_shards
+from ctlab_dask_zarr.write.shard import StagedArray, write_shards
 
 CODECS: dict[str, dict[str, Any]] = {
     "zstd": {},
@@ -35,11 +36,7 @@ def shard_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
     block = np.array(raw[:edge, :edge, :edge])
     rows = []
     for name, kwargs in CODECS.items():
-        layout = resolve_layout(block.shape, (32,) * 3, block.shape)
-        document = array_document(
-            layout, block.dtype, fill_value=data.MASK, dimension_names=("z", "y", "x"),
-            attributes={}, separator_threshold=64, create_array_kwargs=kwargs,
-        )  # fmt: skip
+        layout, document = _described(block, kwargs)
         for n_threads in (1, 2):
             values = []
             for number in range(n_pairs + 1):
@@ -50,6 +47,22 @@ def shard_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
             rows.append(Row(f"one {edge}^3 shard, {name}, {n_threads} thread(s): compress and "
                             "write only", "at most 1.3 x", values))  # fmt: skip
     return rows
+
+
+def written_limit(folder: str, block: np.ndarray, n: int) -> Any:
+    """Return what compresses a shard, whose chunks lie in order already, by zstd and writes it."""
+    _, document = _described(block, {})
+    return _limit(folder, document, block, n)
+
+
+def _described(block: np.ndarray, kwargs: dict[str, Any]) -> tuple[Any, str]:
+    """Return layout and document of an array that is one shard."""
+    layout = resolve_layout(block.shape, (32,) * 3, block.shape)
+    document = array_document(
+        layout, block.dtype, fill_value=data.MASK, dimension_names=("z", "y", "x"),
+        attributes={}, separator_threshold=64, create_array_kwargs=kwargs,
+    )  # fmt: skip
+    return layout, document
 
 
 def _in_threads(n_threads: int, work: Any) -> float:

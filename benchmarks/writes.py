@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,174 @@ def write_rows(folder: str, size: int, n_pairs: int, work: str, scheduler: str) 
         run_one({**task, "who": who})
         check_equal(folder, size)
     return _rows(f"{work}, {scheduler}", results, ASKED[work, scheduler])
+
+
+#: A writer that takes so many times as long is run once: five rounds of it would be the afternoon.
+_TOO_SLOW = 15
+#: Which of the peers write on a cluster of their own accord.
+_ON_A_CLUSTER = ("dask.array.to_zarr", "xarray to_zarr", "ngff-zarr", "ome-zarr")
+
+
+def peer_rows(
+    folder: str,
+    size: int,
+    n_pairs: int,
+    work: str,
+    scheduler: str,
+    *,
+    dtype: str = "uint16",
+    codec: str = "zstd",
+    names: Sequence[str] | None = None,
+) -> list[Row]:
+    """Other writers of sharded Zarr, each in one run of the same interleaved rounds."""
+    from benchmarks.peers import WRITERS
+
+    data.make_raw(folder, size)
+    task = {"folder": folder, "size": size, "work": work, "scheduler": scheduler}
+    task |= {"dtype": dtype, "codec": codec}
+    wanted = list(names or (_ON_A_CLUSTER if scheduler == "cluster" else WRITERS))
+    once = _first_run({**task, "who": "ours"}, dtype)
+    failed, slow = {}, {}
+    for who in list(wanted):
+        try:
+            first = _first_run({**task, "who": who}, dtype)
+        except RuntimeError as error:
+            failed[who] = str(error).strip().splitlines()[-1][:200]
+            wanted.remove(who)
+            continue
+        if first["seconds"] > _TOO_SLOW * once["seconds"]:
+            slow[who] = first["seconds"] / once["seconds"]
+            wanted.remove(who)
+    results = interleave({who: {**task, "who": who} for who in ("ours", *wanted)}, n_pairs)
+    ours = results["ours"]
+    mib = statistics.median(max(r["mib"]) for r in ours)
+    rows = []
+    for who in wanted:
+        theirs = results[who]
+        note = (
+            f"peak {mib:.0f} MiB against {statistics.median(max(r['mib']) for r in theirs):.0f}; "
+            f"{ours[0]['n_objects']} objects against {theirs[0]['n_objects']}"
+        )
+        name = f"{work}, {dtype}, {codec}, {scheduler}: {who}"
+        values = ratios(results, who)
+        rows.append(Row(name, "above 1 x", values, note=note, extra={"results": results}))
+    for who, value in slow.items():
+        name = f"{work}, {dtype}, {codec}, {scheduler}: {who}"
+        rows.append(Row(name, "above 1 x", [value], note="one run each, not interleaved"))
+    for who, problem in failed.items():
+        print(f"{work}, {dtype}, {codec}, {scheduler}: {who} left out: {problem}", file=sys.stderr)
+    return rows
+
+
+def _first_run(task: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Run a writer once and compare what it wrote; return what was measured."""
+    from benchmarks.peers import read_back
+
+    result = run_one(task)
+    size = task["size"]
+    raw = np.memmap(data.make_raw(task["folder"], size), "u2", "r", shape=(size,) * 3)
+    stored = read_back(result["place"], os.path.join(task["folder"], "out.zarr"))
+    for z in range(0, size, 128):
+        wanted = data.as_dtype(np.asarray(raw[z : z + 128]), dtype)
+        np.testing.assert_array_equal(stored[z : z + 128], wanted)
+    return result
+
+
+def read_part_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
+    """Opening a store, one slice, one sub-volume of a fifth of the edge."""
+    from benchmarks.readers import READERS
+
+    data.make_raw(folder, size)
+    run_one({"folder": folder, "size": size, "work": "aligned", "scheduler": "threads",
+             "who": "ours"})  # fmt: skip
+    check_equal(folder, size)
+    store = os.path.join(folder, "parts.zarr")
+    os.rename(os.path.join(folder, "out.zarr"), store)
+    rows = []
+    for work in ("open", "slice", "sub-volume"):
+        task = {"folder": folder, "size": size, "work": work, "scheduler": "threads",
+                "store": store}  # fmt: skip
+        results = interleave({who: {**task, "who": who} for who in READERS}, n_pairs)
+        ours = statistics.median(r["seconds"] for r in results["ours"])
+        for who in list(READERS)[1:]:
+            note = f"ours {ours * 1e3:.3g} ms"
+            values = ratios(results, who)
+            rows.append(Row(f"{work}: {who}", "above 1 x", values, note=note))
+    shutil.rmtree(store, ignore_errors=True)
+    return rows
+
+
+def level_rows(folder: str, size: int, n_pairs: int, work: str, scheduler: str) -> list[Row]:
+    """What a pyramid costs beside a write of one level: time and memory.
+
+    In 8 shards, and in 64: the last shards of the coarser levels have no others beside them, which
+    counts for less the more there are.
+    """
+    if work == "netcdf":
+        data.make_netcdf(folder, size)
+    else:
+        data.make_raw(folder, size)
+    rows = []
+    for n_edge in (2, 4):
+        task = {"folder": folder, "size": size, "work": work, "scheduler": scheduler}
+        task |= {"who": "ours", "edge": size // n_edge, "warm": True}
+        one, several = {**task, "levels": 1}, {**task, "levels": 3}
+        results = interleave({"ours": one, "auto": several}, n_pairs)
+        check_equal(folder, size)
+        peaks = {who: [max(r["mib"]) for r in rounds] for who, rounds in results.items()}
+        memory = [b / a for a, b in zip(peaks["ours"], peaks["auto"], strict=True)]
+        median = {who: statistics.median(mib) for who, mib in peaks.items()}
+        seconds = [b / a for a, b in zip(*(_seconds(results[w]) for w in peaks), strict=True)]
+        name = f"3 levels against one, {n_edge**3} shards, {work}, {scheduler}"
+        note = f"peak {median['auto']:.0f} MiB against {median['ours']:.0f}"
+        rows += [
+            Row(f"{name}: time", "at most 1.35 x", seconds, extra={"results": results}),
+            Row(f"{name}: memory", "at most 1.35 x", memory, note=note),
+        ]
+    return rows
+
+
+def limit_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
+    """Slabs beside aligned blocks, and netCDF beside the work that cannot be left out."""
+    data.make_raw(folder, size)
+    data.make_netcdf(folder, size)
+    task = {"folder": folder, "size": size, "scheduler": "cluster", "who": "ours", "warm": True}
+    slabs = interleave(
+        {"ours": {**task, "work": "aligned"}, "slabs": {**task, "work": "slabs"}}, n_pairs
+    )
+    netcdf = {**task, "work": "netcdf"}
+    found = interleave({"ours": {**netcdf, "who": "limit"}, "write": netcdf}, n_pairs)
+    return [
+        Row("slabs of 16 slices against aligned blocks, LocalCluster 2 x 1", "at most 1.5 x",
+            ratios(slabs, "slabs")),
+        Row("mango netCDF to OME-Zarr against inflate, compress and write alone, LocalCluster "
+            "2 x 1", "at most 1.3 x", ratios(found, "write")),
+    ]  # fmt: skip
+
+
+def scaling_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
+    """What a second worker gains, and what it gains where nothing but cores is shared."""
+    data.make_raw(folder, size)
+    task = {"folder": folder, "size": size, "work": "aligned", "scheduler": "cluster"}
+    task |= {"who": "ours", "edge": size // 4, "warm": True}
+    cores = {**task, "work": "compress"}
+    results = interleave(
+        {"ours": task, "one": {**task, "n_workers": 1}, "cores": cores,
+         "one core": {**cores, "n_workers": 1}}, n_pairs
+    )  # fmt: skip
+    # The last of the rounds may have written nothing.
+    run_one(task)
+    check_equal(folder, size)
+    limit = {"ours": results["cores"], "one": results["one core"]}
+    return [
+        Row("1 worker against 2, 64 shards, aligned", "at least 1.8 x", ratios(results, "one"),
+            extra={"results": results}),
+        Row("1 worker against 2, 64 tasks that only compress", "", ratios(limit, "one")),
+    ]  # fmt: skip
+
+
+def _seconds(results: list[dict[str, Any]]) -> list[float]:
+    return [result["seconds"] for result in results]
 
 
 def read_rows(folder: str, size: int, n_pairs: int) -> list[Row]:

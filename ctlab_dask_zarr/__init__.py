@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.api import dataset_from_zarr, dataset_to_zarr, plan
+    from ctlab_dask_zarr.api import (
+        add_levels,
+        commit,
+        dataset_from_zarr,
+        dataset_to_zarr,
+        labels_to_zarr,
+        plan,
+        verify,
+    )
     from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.errors import (
+        ClusterError,
         CTLabError,
         DatasetNotFoundError,
         DestinationExistsError,
@@ -17,24 +25,26 @@ if TYPE_CHECKING:
         IncompleteSourceError,
         InvalidArgumentError,
         MetadataError,
+        MissingExtraError,
         ShardDecodeError,
         StagingExistsError,
+        StorageError,
         UnsupportedFormatError,
+        VerificationError,
         WriteFailedError,
+        WriteStoppedError,
     )
     from ctlab_dask_zarr.formats.datatype import DataType
     from ctlab_dask_zarr.formats.history import History
     from ctlab_dask_zarr.formats.ome import OMEZarrVersion
     from ctlab_dask_zarr.formats.units import VoxelUnit
+    from ctlab_dask_zarr.runtime.cluster import cluster_from_config
+    from ctlab_dask_zarr.write.edit import edit_metadata
     from ctlab_dask_zarr.write.plan import WritePlan
-
-try:
-    __version__ = version("ctlab-dask-zarr")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
 
 __all__ = [
     "CTLabError",
+    "ClusterError",
     "DataType",
     "Dataset",
     "DatasetNotFoundError",
@@ -44,16 +54,26 @@ __all__ = [
     "IncompleteSourceError",
     "InvalidArgumentError",
     "MetadataError",
+    "MissingExtraError",
     "OMEZarrVersion",
     "ShardDecodeError",
     "StagingExistsError",
+    "StorageError",
     "UnsupportedFormatError",
+    "VerificationError",
     "VoxelUnit",
     "WriteFailedError",
     "WritePlan",
+    "WriteStoppedError",
+    "add_levels",
+    "cluster_from_config",
+    "commit",
     "dataset_from_zarr",
     "dataset_to_zarr",
+    "edit_metadata",
+    "labels_to_zarr",
     "plan",
+    "verify",
 ]
 
 _HOMES = {
@@ -63,19 +83,38 @@ _HOMES = {
     "OMEZarrVersion": "formats.ome",
     "VoxelUnit": "formats.units",
     "WritePlan": "write.plan",
+    "add_levels": "api",
+    "cluster_from_config": "runtime.cluster",
+    "commit": "api",
     "dataset_from_zarr": "api",
     "dataset_to_zarr": "api",
+    "edit_metadata": "write.edit",
+    "labels_to_zarr": "api",
     "plan": "api",
+    "verify": "api",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import public names when they are first used: the command line has to start quickly."""
+    if name == "__version__":
+        globals()[name] = _version()
+        return globals()[name]
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
     value = globals()[name] = getattr(home, name)
     return value
+
+
+def _version() -> str:
+    # What reads the metadata of packages takes longer to import than the whole command line.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ctlab-dask-zarr")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -9,38 +9,75 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from dask.base import is_dask_collection
 
+from ctlab_dask_zarr.codec.named import array_kwargs
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import (
     CTLabError,
     DestinationExistsError,
     InvalidArgumentError,
+    StagingExistsError,
+    StorageError,
+    UnsupportedFormatError,
     WriteFailedError,
+    WriteStoppedError,
 )
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
-from ctlab_dask_zarr.read.zarr import dataset_from_zarr
-from ctlab_dask_zarr.runtime.resources import scheduler_resources
-from ctlab_dask_zarr.write.commit import CommitResult
-from ctlab_dask_zarr.write.destination import destination_problem, staging_path
-from ctlab_dask_zarr.write.graph import SourceGraph, analyse_source, build_graph
+from ctlab_dask_zarr.formats.problems import Problem
+from ctlab_dask_zarr.read.zarr import dataset_from_zarr, read_store_metadata
+from ctlab_dask_zarr.runtime.probe import check_shared_folder
+from ctlab_dask_zarr.runtime.resources import current_client, scheduler_resources
+from ctlab_dask_zarr.runtime.settings import setting
+from ctlab_dask_zarr.runtime.stopping import Stop, compute_until
+from ctlab_dask_zarr.runtime.storage import storage_options_in_force
+from ctlab_dask_zarr.verification.verify import build_verification
+from ctlab_dask_zarr.write.commit import CommitResult, committed_result, refuse_missing
+from ctlab_dask_zarr.write.commit import commit as commit_staged
+from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.graph import (
+    SourceGraph,
+    analyse_source,
+    build_completion,
+    build_graph,
+)
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.write.plan import WritePlan
-from ctlab_dask_zarr.write.resolve import WriteOptions, plan_write
+from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelSpec
+from ctlab_dask_zarr.write.remaining import Remaining, all_tasks, part_tasks, what_remains
+from ctlab_dask_zarr.write.resolve import WriteOptions, plan_write, resolve_destination
+from ctlab_dask_zarr.write.stage import (
+    StagedWrite,
+    StageRequest,
+    destination_problem,
+    is_committed,
+    open_staged,
+    staging_problem,
+)
 
 if TYPE_CHECKING:
+    import dask.array as da
     from dask.delayed import Delayed
     from distributed import Client
 
     from ctlab_dask_zarr.formats.history import History
 
-__all__ = ["dataset_from_zarr", "dataset_to_zarr", "plan"]
+__all__ = [
+    "add_levels",
+    "commit",
+    "dataset_from_zarr",
+    "dataset_to_zarr",
+    "labels_to_zarr",
+    "plan",
+    "verify",
+]
 
 
 def dataset_to_zarr(
@@ -59,9 +96,12 @@ def dataset_to_zarr(
     *,
     compute: bool = True,
     overwrite: bool = False,
-    scale_placement: ScalePlacement = "dataset",
+    scale_placement: ScalePlacement | None = None,
+    levels: LevelSpec | None = None,
+    downsample: DownsampleMethod | None = None,
     resume: bool = False,
     restart: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
     **extra_attrs: Any,
 ) -> Delayed | None:
     """Write a dataset as a sharded, committed OME-Zarr.
@@ -104,10 +144,20 @@ def dataset_to_zarr(
     scale_placement
         Where the physical voxel size stands: on each ``'dataset'`` (what most readers look at) or
         on the ``'multiscales'`` entry (as mango's own files have it).
+    levels
+        How many levels of detail, the data itself counted, by default 1; each has half the voxels
+        of the one before along the axes that are halved (docs/pyramids.md says which). ``'auto'``:
+        until the longest axis has 256 voxels or fewer, which viewers show at once.
+    downsample
+        ``'mean'``, ``'mode'``, ``'nearest'`` or ``'max'`` of the voxels that are not masked; by
+        default the mode for classes (segmented, labels) and the mean for everything else.
     resume
         Go on from the staging folder of an interrupted write of the same dataset and settings.
     restart
         Remove the staging folder of an interrupted write first.
+    storage_options
+        For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names; never
+        credentials, which come from the environment (docs/object-stores.md).
     **extra_attrs
         Further fields of the mango block.
 
@@ -146,13 +196,17 @@ def dataset_to_zarr(
         dimension_separator_threshold=dimension_separator_threshold,
         overwrite=overwrite,
         scale_placement=scale_placement,
+        levels=levels,
+        downsample=downsample,
         extra_attrs=extra_attrs,
     )
-    write, write_plan = build_write(dataset, path, options, resume=resume, restart=restart)
-    if not compute:
-        return write
-    run_write(write, write_plan.destination)
-    return None
+    with storage_options_in_force(storage_options):
+        write = build_write(dataset, path, options, resume=resume, restart=restart)
+    if compute:
+        run_write(write)
+        return None
+    graph: Delayed = write.graph
+    return graph
 
 
 def plan(
@@ -170,7 +224,9 @@ def plan(
     dimension_separator_threshold: int | None = 64,
     *,
     overwrite: bool = False,
-    scale_placement: ScalePlacement = "dataset",
+    scale_placement: ScalePlacement | None = None,
+    levels: LevelSpec | None = None,
+    downsample: DownsampleMethod | None = None,
     **extra_attrs: Any,
 ) -> WritePlan:
     """Return what `dataset_to_zarr` would do with the same arguments; nothing is done.
@@ -198,9 +254,32 @@ def plan(
         dimension_separator_threshold=dimension_separator_threshold,
         overwrite=overwrite,
         scale_placement=scale_placement,
+        levels=levels,
+        downsample=downsample,
         extra_attrs=extra_attrs,
     )
     return _plan(dataset, path, options, _analysed_source(dataset))
+
+
+class Write(NamedTuple):
+    """A write that is planned and built: compute `graph`, and it is done.
+
+    Attributes
+    ----------
+    graph
+        Stages, writes every shard and commits; of a part, everything but the commit.
+    plan
+        Of the whole write.
+    remaining
+        What of it this graph does.
+    request
+        What its staging is asked for.
+    """
+
+    graph: Delayed
+    plan: WritePlan
+    remaining: Remaining
+    request: StageRequest
 
 
 def build_write(
@@ -210,17 +289,73 @@ def build_write(
     *,
     resume: bool = False,
     restart: bool = False,
-) -> tuple[Delayed, WritePlan]:
-    """Plan a write and build its graph; nothing is touched."""
-    if resume and restart:
-        raise InvalidArgumentError("resume and restart exclude one another: pass one of them")
+    part: tuple[int, int] | None = None,
+) -> Write:
+    """Plan a write and build its graph; nothing is touched.
+
+    `resume` looks what is there already, and `part` (number from 1, of how many) leaves the rest
+    to others.
+    """
+    _refuse_both(resume, restart)
+    if part is not None:
+        _validate_part(part, restart)
     source = _analysed_source(dataset)
     write_plan = _plan(dataset, path, options, source)
-    problem = destination_problem(write_plan.destination, overwrite=options.overwrite)
+    request = StageRequest.of(
+        write_plan,
+        uuid.uuid4().hex,
+        resume=resume,
+        restart=restart,
+        n_parts=None if part is None else part[1],
+    )
+    request, remaining = _what_remains(request, part)
+    graph = build_graph(write_plan, source, request, remaining, publish=part is None)
+    return Write(graph, write_plan, remaining, request)
+
+
+def _what_remains(
+    request: StageRequest, part: tuple[int, int] | None
+) -> tuple[StageRequest, Remaining]:
+    levels = request.levels
+    wanted = tuple(
+        all_tasks(levels, request.n_existing)
+        if part is None
+        else part_tasks(levels[0].layout, *part)
+    )
+    if is_committed(request):
+        return request, Remaining((), n_done=len(wanted))
+    _refuse_what_is_there(request)
+    staged = request.destination.staged_plan()
+    if (request.resume or part is not None) and "staging_id" in staged:
+        staging_id = staged["staging_id"]
+        remaining = what_remains(StagedWrite(request, staging_id), wanted)
+        return replace(request, resumes=staging_id), remaining
+    return request, Remaining(wanted)
+
+
+def _refuse_both(resume: bool, restart: bool) -> None:
+    if resume and restart:
+        raise InvalidArgumentError("resume and restart exclude one another: pass one of them")
+
+
+def _validate_part(part: tuple[int, int], restart: bool) -> None:
+    number, n_parts = part
+    if restart:
+        raise InvalidArgumentError(
+            "restart would remove what the jobs of the other parts write: remove the staging "
+            "folder before the first of them starts"
+        )
+    if not 1 <= number <= n_parts:
+        raise InvalidArgumentError(f"part {number} of {n_parts}: parts are counted from 1")
+
+
+def _refuse_what_is_there(request: StageRequest) -> None:
+    problem = destination_problem(request)
     if problem is not None:
         raise DestinationExistsError(problem)
-    run_id = uuid.uuid4().hex
-    return build_graph(write_plan, source, run_id, resume=resume, restart=restart), write_plan
+    problem = staging_problem(request)
+    if problem is not None:
+        raise StagingExistsError(problem)
 
 
 def _plan(
@@ -229,7 +364,7 @@ def _plan(
     return plan_write(
         dataset,
         path,
-        options,
+        _with_settings(options),
         block_lengths=source.chunks,
         independent=source.is_independent,
         resources=scheduler_resources(),
@@ -237,20 +372,364 @@ def _plan(
     )
 
 
-def run_write(write: Delayed, destination: str, client: Client | None = None) -> CommitResult:
-    """Compute a write, on `client` or on the scheduler in force, and wait for its commit."""
+def _with_settings(options: WriteOptions) -> WriteOptions:
+    """Return the options with what dask's configuration says in place of what was left open."""
+    found: dict[str, Any] = {}
+    for name in ("chunks", "shards"):
+        if getattr(options, name) == "auto":
+            value = setting(name)
+            found[name] = tuple(value) if isinstance(value, list) else value
+    if found.get("shards") == "none":
+        found["shards"] = None
+    if options.create_array_kwargs is None:
+        try:
+            found["create_array_kwargs"] = array_kwargs(str(setting("codec")))
+        except (ValueError, IndexError) as error:
+            raise InvalidArgumentError(
+                f"dask's configuration: ctlab-zarr.codec is {setting('codec')!r}, which is no "
+                "codec: write zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none"
+            ) from error
+    if options.levels is None:
+        found["levels"] = setting("levels")
+    if options.scale_placement is None:
+        found["scale_placement"] = setting("scale-placement")
+    return replace(options, **found)
+
+
+def run_write(
+    write: Write | Completion, client: Client | None = None, stop: Stop | None = None
+) -> Any:
+    """Compute a write, on `client` or on the scheduler in force, and wait for its end.
+
+    Returns the `CommitResult`; of a part, how many objects it has.
+
+    Raises
+    ------
+    WriteStoppedError
+        `stop` was asked for.
+    ClusterError
+        A worker does not see the folder of the destination; nothing was touched.
+    WriteFailedError
+        A task failed.
+    """
+    running = client or current_client()
+    if running is not None and write.request.destination.can_rename:
+        check_shared_folder(running, os.path.dirname(write.request.destination.staging))
     try:
-        result = write.compute() if client is None else client.compute(write).result()
-    except CTLabError:
+        if client is None:
+            return write.graph.compute()
+        return compute_until(write.graph, client, stop)
+    except WriteStoppedError:
+        # The commit itself may have been what was finished.
+        if write.request.destination.committed().get("run_id") == write.request.run_id:
+            return committed_result(write.request.destination)
         raise
     except Exception as error:
-        raise WriteFailedError(
-            f"writing {destination} failed: {type(error).__name__}: {error}. The destination is as "
-            f"it was; the shards written so far are in {staging_path(destination)}. Go on by "
-            "resume=True (--resume), or start anew by restart=True (--restart)"
-        ) from error
-    committed: CommitResult = result
-    return committed
+        if isinstance(error, CTLabError) and not isinstance(error, StorageError):
+            raise
+        destination = write.request.destination
+        message = (
+            f"writing {destination.path} failed: {type(error).__name__}: {error}. "
+            f"{_state_after_failure(destination, write.request.run_id)}"
+        )
+        raise WriteFailedError(message) from error
+
+
+def _state_after_failure(destination: Destination, run_id: str) -> str:
+    """Say what is at the destination after a write that failed, and how to go on."""
+    try:
+        aside = destination.all_replaced()
+        is_there = destination.files.kind(destination.path) is not None
+        if destination.committed().get("run_id") == run_id:
+            return "The new dataset is at the destination, but may not outlast a power failure yet"
+        if aside and not is_there:
+            return (
+                f"The old dataset is whole in {aside[0]}; `ctlab-zarr commit {destination.path}`, "
+                "or the next write, puts the new one or the old one in its place"
+            )
+        is_staged = bool(destination.staged_plan())
+    except OSError as error:
+        return f"What is at the destination cannot be looked at: {error}"
+    if not is_staged:
+        return "The destination is as it was"
+    return (
+        f"The destination is as it was; the shards written so far are in {destination.staging}. Go "
+        "on by resume=True (--resume), or start anew by restart=True (--restart)"
+    )
+
+
+def commit(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> CommitResult:
+    """Publish a dataset whose parts were written by several jobs.
+
+    Where there are several levels, those after level 0 are made now, from what the parts have left
+    for them. Also repairs what a commit left that died between its two renames.
+
+    Parameters
+    ----------
+    path
+        The destination that was given to each part.
+    overwrite
+        Whether to replace a Zarr store at the destination.
+    storage_options
+        As of `dataset_to_zarr`.
+
+    Raises
+    ------
+    IncompleteDatasetError
+        A part is missing or not complete, or nothing is staged; nothing was committed.
+    DestinationExistsError
+        There is something at the destination.
+    """
+    with storage_options_in_force(storage_options):
+        completion = build_commit(path, overwrite=overwrite)
+    if isinstance(completion, CommitResult):
+        return completion
+    result: CommitResult = run_write(completion)
+    return result
+
+
+class Completion(NamedTuple):
+    """What is still to do before a dataset can be committed: compute `graph`, and it is."""
+
+    graph: Delayed
+    request: StageRequest
+    remaining: Remaining
+
+
+def build_commit(path: str | os.PathLike[str], *, overwrite: bool) -> CommitResult | Completion:
+    """Commit at once where nothing is left to write; else return what is."""
+    destination = Destination.at(resolve_destination(path))
+    destination.finish_interrupted_replacement()
+    if not destination.staged_plan() and destination.committed():
+        return committed_result(destination)
+    staged = open_staged(destination)
+    if overwrite:
+        staged = replace(staged, request=replace(staged.request, overwrite=True))
+    if staged.request.extends is None:
+        refuse_missing(staged, staged.recorded(staged.sizes()), staged.level_keys(0))
+    remaining = what_remains(staged, all_tasks(staged.request.levels, first=1))
+    if not remaining.tasks and not remaining.found:
+        return commit_staged(staged)
+    # A run of its own, so that its progress is not taken for that of a part.
+    request = replace(staged.request, run_id=uuid.uuid4().hex)
+    staged = replace(staged, request=request)
+    return Completion(build_completion(staged, remaining), request, remaining)
+
+
+def add_levels(
+    path: str | os.PathLike[str],
+    levels: LevelSpec = "auto",
+    downsample: DownsampleMethod | None = None,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+) -> CommitResult:
+    """Give an OME-Zarr image that has one level its further ones.
+
+    The image stays readable; the new levels appear all at once, when they are complete.
+
+    Parameters
+    ----------
+    path
+        An OME-Zarr 0.5 image, whoever wrote it.
+    levels, downsample, resume, restart
+        As of `dataset_to_zarr`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The image has several levels already, or an argument is wrong; nothing was touched.
+    """
+    completion = build_levels(path, levels, downsample, resume=resume, restart=restart)
+    result: CommitResult = run_write(completion)
+    return result
+
+
+def build_levels(
+    path: str | os.PathLike[str],
+    levels: LevelSpec,
+    downsample: str | None,
+    *,
+    resume: bool,
+    restart: bool,
+) -> Completion:
+    """Plan the further levels of an image and build their graph; nothing is touched."""
+    _refuse_both(resume, restart)
+    from ctlab_dask_zarr.write.extend import level_request
+
+    metadata = read_store_metadata(path)
+    run_id = uuid.uuid4().hex
+    request = level_request(metadata, levels, downsample, run_id, resume=resume, restart=restart)
+    request, remaining = _what_remains(request, None)
+    return Completion(build_completion(request, remaining), request, remaining)
+
+
+def labels_to_zarr(
+    labels: Dataset | da.Array,
+    image_path: str | os.PathLike[str],
+    name: str,
+    *,
+    colors: Mapping[int, Sequence[int]] | None = None,
+    downsample: DownsampleMethod | None = None,
+    chunks: ChunkSpec = "auto",
+    shards: ShardSpec = "auto",
+    create_array_kwargs: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    restart: bool = False,
+) -> None:
+    """Write labels of an OME-Zarr image: below its ``labels``, with the levels that it has.
+
+    Parameters
+    ----------
+    labels
+        Integers, of the image's shape: a `Dataset`, whose voxel size has to be the image's, or a
+        dask array.
+    image_path
+        The OME-Zarr 0.5 image.
+    name
+        Of the labels, a new one: ``'phases'``.
+    colors
+        By label, red, green, blue and optionally opacity, 0 to 255 each.
+    downsample
+        ``'mode'`` (the default) or ``'nearest'``.
+    chunks, shards, create_array_kwargs, overwrite, resume, restart
+        As of `dataset_to_zarr`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The labels do not fit the image; nothing was touched.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, dataset_from_zarr, dataset_to_zarr, labels_to_zarr
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> image = folder.name + "/scan.zarr"
+    >>> dataset_to_zarr(ds, image, levels=2)
+    >>> labels_to_zarr((ds.data > 0).astype("uint8"), image, "phases", colors={1: (255, 0, 0)})
+    >>> [level.shape for level in dataset_from_zarr(image + "/labels/phases").levels]
+    [(40, 65, 97), (20, 33, 49)]
+    >>> folder.cleanup()
+    """
+    write = build_labels(
+        labels,
+        image_path,
+        name,
+        WriteOptions(
+            chunks=chunks,
+            shards=shards,
+            create_array_kwargs=create_array_kwargs,
+            overwrite=overwrite,
+            downsample=downsample,
+        ),
+        colors=colors,
+        resume=resume,
+        restart=restart,
+    )
+    run_write(write)
+
+
+def build_labels(
+    labels: Dataset | da.Array,
+    image_path: str | os.PathLike[str],
+    name: str,
+    options: WriteOptions,
+    *,
+    colors: Mapping[int, Sequence[int]] | None,
+    resume: bool,
+    restart: bool,
+) -> Write:
+    """Plan the labels of an image and build their graph; nothing is touched."""
+    from ctlab_dask_zarr.write.extend import plan_labels, refuse_unfit_labels
+
+    _refuse_both(resume, restart)
+    image = dataset_from_zarr(image_path)
+    path = image.source.path
+    if not image.source.array_path:
+        raise UnsupportedFormatError(
+            f"{path} is a plain array: labels belong to an OME-Zarr image, convert it to one first"
+        )
+    dataset: Any = labels
+    if not hasattr(labels, "dimension_names"):
+        dataset = Dataset(
+            dataset,
+            dimension_names=image.dimension_names,
+            voxel_unit=image.voxel_unit,
+            voxel_size=image.voxel_size,
+        )
+    refuse_unfit_labels(dataset, image, path)
+    options = replace(options, levels=len(image.levels), downsample=options.downsample or "mode")
+    if options.downsample not in ("mode", "nearest"):
+        raise InvalidArgumentError(
+            f"downsample={options.downsample!r} makes no sense for labels, which name classes: use "
+            "'mode' or 'nearest'"
+        )
+    source = _analysed_source(dataset)
+    placed = os.path.join(os.path.dirname(path), f"{name}.zarr")
+    image_plan = _plan(dataset, placed, options, source)
+    write_plan = plan_labels(image_plan, path, name, image.levels, colors)
+    request = StageRequest.of(write_plan, uuid.uuid4().hex, resume=resume, restart=restart)
+    request = replace(request, is_grey=False)
+    request, remaining = _what_remains(request, None)
+    graph = build_graph(write_plan, source, request, remaining)
+    return Write(graph, write_plan, remaining, request)
+
+
+def verify(
+    path: str | os.PathLike[str],
+    source: Dataset | str | os.PathLike[str] | None = None,
+    *,
+    checksums: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+) -> list[Problem]:
+    """Return everything that is wrong with a dataset; an empty list where all is well.
+
+    Its metadata is held against the rules of OME-Zarr 0.5 and mango, every shard has to be there
+    and nothing else, and every inner chunk has to decode. What this package wrote is compared
+    with the checksums of its commit, which cover every byte. Computed on the scheduler in force.
+
+    Parameters
+    ----------
+    path
+        The store.
+    source
+        What it was made from: every voxel has to be equal, and the metadata to have carried over.
+        The blocks of mango netCDF are compared with their own MD5 too.
+    checksums
+        False looks only at documents, sizes and the index of each shard, without reading all.
+    storage_options
+        As of `dataset_to_zarr`.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, dataset_to_zarr, verify
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> dataset_to_zarr(ds, folder.name + "/scan.zarr")
+    >>> verify(folder.name + "/scan.zarr", ds)
+    []
+    >>> folder.cleanup()
+    """
+    with storage_options_in_force(storage_options):
+        if isinstance(source, str | os.PathLike):
+            source = Dataset.from_path(source)
+        verification = build_verification(path, source, checksums=checksums)
+    return verification.problems + list(verification.graph.compute())
 
 
 def _analysed_source(dataset: Dataset) -> SourceGraph:

@@ -5,25 +5,28 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.mango import new_dataset_id
-from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.units import VoxelUnit, size_text
 
 if TYPE_CHECKING:
     import dask.array as da
+    import xarray as xr
     from dask.delayed import Delayed
 
     from ctlab_dask_zarr.formats.history import History, HistoryValue
+    from ctlab_dask_zarr.masked import MaskedMethod
+    from ctlab_dask_zarr.read.zarr import StoredLevel
 
-__all__ = ["Dataset", "validated_axes"]
+__all__ = ["FACTS_OF_THE_VOXELS", "Dataset", "validated_axes"]
 
 #: Fields of the mango block that other voxels would make untrue.
-_FACTS_OF_THE_VOXELS = frozenset({"data_min_max"})
+FACTS_OF_THE_VOXELS = frozenset({"data_min_max"})
 
 
 class Dataset:
@@ -78,11 +81,16 @@ class Dataset:
         self._dimension_names, self._voxel_size = validated_axes(
             dimension_names, voxel_size, data.ndim
         )
-        self._voxel_unit = VoxelUnit.from_str(str(voxel_unit))
-        self._datatype = None if datatype is None else DataType.from_basename(str(datatype))
-        self._history: History = copy.deepcopy(dict(history or {}))
+        try:
+            self._voxel_unit = VoxelUnit.from_str(str(voxel_unit))
+            self._datatype = None if datatype is None else DataType.from_basename(str(datatype))
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from error
+        self._history: History = _copied("history", history)
+        if not isinstance(dataset_id, str | None):
+            raise InvalidArgumentError(f"dataset_id={dataset_id!r} is no text")
         self._dataset_id = dataset_id
-        self._extra_attrs = copy.deepcopy(dict(extra_attrs or {}))
+        self._extra_attrs = _copied("extra_attrs", extra_attrs)
         self._source = source
 
     @classmethod
@@ -206,7 +214,7 @@ class Dataset:
             extra_attrs={
                 key: value
                 for key, value in source._extra_attrs.items()
-                if data is None or key not in _FACTS_OF_THE_VOXELS
+                if data is None or key not in FACTS_OF_THE_VOXELS
             },
             source=source._source if data is None else None,
         )
@@ -267,6 +275,15 @@ class Dataset:
         return self._source
 
     @property
+    def levels(self) -> tuple[StoredLevel, ...]:
+        """The levels of the stored image that this was opened from, finest first; else none.
+
+        `dataset_from_zarr` opens one of them.
+        """
+        levels: tuple[StoredLevel, ...] = getattr(self._source, "levels", ())
+        return levels
+
+    @property
     def mask_value(self) -> Any:
         """The value that marks voxels outside the sample; None where the type has none."""
         return None if self._datatype is None else self._datatype.mask_value
@@ -303,6 +320,88 @@ class Dataset:
         factor = self._voxel_unit.conversion_factor(target)
         return tuple(v * factor for v in self._voxel_size)
 
+    def map_masked(
+        self,
+        func: Callable[..., Any],
+        *,
+        method: MaskedMethod = "linear",
+        depth: int | tuple[int, ...] = 0,
+        datatype: DataType | str | None = None,
+        history_key: str | None = None,
+        **kwargs: Any,
+    ) -> Dataset:
+        """Return a new, lazy dataset whose valid voxels went through a filter.
+
+        Masked voxels, and NaN of floats, never enter a value, and are masked in the result.
+
+        Parameters
+        ----------
+        func
+            Takes a block and returns one of its shape: `scipy.ndimage.gaussian_filter`.
+        method
+            How the mask is kept out. ``'linear'``: masked voxels count as zero, and the result is
+            divided by what the filter makes of the mask (normalised convolution; Knutsson and
+            Westin, 1993). Right for linear filters whose weights are not negative: Gaussian,
+            uniform, any smoothing kernel; wrong for derivatives, whose weights add up to zero, and
+            for medians. ``'pointwise'``: `func` gets the valid voxels alone, as one row; right for
+            whatever looks at one voxel at a time. ``'nan'``: `func` gets masked voxels as NaN; for
+            functions that leave NaN out, as `scipy.ndimage.generic_filter` with `numpy.nanmedian`.
+        depth
+            How many voxels the filter looks to each side, along every axis or one number each;
+            for a Gaussian ``int(4 * sigma + 0.5)``. Too few are seen as seams between blocks.
+        datatype
+            mango's type of the result; by default that of this dataset. Integers are rounded.
+        history_key
+            Of the entry that the history gets; by default the time and the name of `func`.
+        **kwargs
+            For `func`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            An argument is wrong; when it is computed: `func` changes the shape.
+
+        Examples
+        --------
+        >>> import dask.array as da, numpy as np
+        >>> from scipy.ndimage import uniform_filter
+        >>> ds = Dataset(
+        ...     da.from_array(np.array([[4, 8, 65535, 6]], "uint16")), dimension_names=("y", "x"),
+        ...     voxel_unit="um", voxel_size=(2.5, 2.5), datatype="tomo",
+        ... )
+        >>> ds.map_masked(uniform_filter, depth=(0, 1), size=(1, 3)).data.compute().tolist()
+        [[5, 6, 65535, 6]]
+        """
+        from ctlab_dask_zarr.masked import map_masked
+
+        return map_masked(
+            self,
+            func,
+            method=method,
+            depth=depth,
+            datatype=datatype,
+            history_key=history_key,
+            **kwargs,
+        )
+
+    def to_xarray(self) -> xr.DataArray:
+        """Return the volume as a `xarray.DataArray` with physical coordinates, still lazy.
+
+        Positions are those of the stored level, where it was opened from one and is as it was.
+        """
+        from ctlab_dask_zarr.xarray import to_xarray
+
+        path = getattr(self._source, "array_path", None)
+        origin = next((level.origin for level in self.levels if level.path == path), None)
+        return to_xarray(self, origin)
+
+    @classmethod
+    def from_xarray(cls, array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
+        """Return a `xarray.DataArray` as a dataset: see `ctlab_dask_zarr.xarray.from_xarray`."""
+        from ctlab_dask_zarr.xarray import from_xarray
+
+        return from_xarray(array, datatype=datatype)
+
     def add_to_history(self, key: str, value: HistoryValue) -> None:
         """Add one entry to this dataset's history."""
         self._history[key] = copy.deepcopy(value)
@@ -311,16 +410,19 @@ class Dataset:
         """Add several entries to this dataset's history."""
         self._history.update(copy.deepcopy(dict(entries)))
 
+    def _repr_html_(self) -> str:
+        """Return the card that notebooks show: see `views.card`."""
+        from ctlab_dask_zarr.views.card import dataset_card
+
+        return dataset_card(self)
+
     def __repr__(self) -> str:
         sizes = ", ".join(
             f"{name}: {n}" for name, n in zip(self._dimension_names, self.shape, strict=True)
         )
-        if len(set(self._voxel_size)) == 1:
-            voxel = f"{self._voxel_size[0]:.6g}"
-        else:
-            voxel = " x ".join(f"{v:.6g}" for v in self._voxel_size)
+        voxel = size_text(self._voxel_size, self._voxel_unit)
         kind = "" if self._datatype is None else f"{self._datatype} "
-        return f"<Dataset {kind}({sizes}) {self.dtype}, voxel {voxel} {self._voxel_unit}>"
+        return f"<Dataset {kind}({sizes}) {self.dtype}, voxel {voxel}>"
 
 
 def validated_axes(
@@ -333,8 +435,20 @@ def validated_axes(
     InvalidArgumentError
         A wrong number of either, a name that stands twice, a size that is no length.
     """
-    names = tuple(str(name) for name in dimension_names)
-    size = tuple(float(v) for v in voxel_size)
+    is_list_of_names = isinstance(dimension_names, Sequence) and all(
+        isinstance(name, str) and name for name in dimension_names
+    )
+    if not is_list_of_names:
+        raise InvalidArgumentError(
+            f"dimension_names={dimension_names!r} is not one name an axis, as in ('z', 'y', 'x')"
+        )
+    names = tuple(dimension_names)
+    try:
+        size = tuple(float(v) for v in voxel_size)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgumentError(
+            f"voxel_size={voxel_size!r} is not one length an axis, as in (2.5, 2.5, 2.5)"
+        ) from error
     if len(names) != ndim or len(set(names)) != ndim:
         raise InvalidArgumentError(
             f"dimension_names {names} do not name the {ndim} axes of the data, once each"
@@ -344,6 +458,14 @@ def validated_axes(
     if not all(math.isfinite(v) and v > 0 for v in size):
         raise InvalidArgumentError(f"voxel_size {size} holds a value that is no length")
     return names, size
+
+
+def _copied(name: str, mapping: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(mapping, Mapping | None):
+        raise InvalidArgumentError(
+            f"{name} is a {type(mapping).__name__}, where a mapping of names is needed"
+        )
+    return copy.deepcopy(dict(mapping or {}))
 
 
 def _array(array: Any) -> da.Array:

@@ -10,16 +10,21 @@ from typing import ClassVar
 
 __all__ = [
     "CTLabError",
+    "ClusterError",
     "DatasetNotFoundError",
     "DestinationExistsError",
     "IncompleteDatasetError",
     "IncompleteSourceError",
     "InvalidArgumentError",
     "MetadataError",
+    "MissingExtraError",
     "ShardDecodeError",
     "StagingExistsError",
+    "StorageError",
     "UnsupportedFormatError",
+    "VerificationError",
     "WriteFailedError",
+    "WriteStoppedError",
 ]
 
 
@@ -35,8 +40,16 @@ class InvalidArgumentError(CTLabError, ValueError):
     exit_code = 2
 
 
+class ClusterError(CTLabError, RuntimeError):
+    """Workers cannot be had, or cannot do the work."""
+
+
 class MetadataError(CTLabError, ValueError):
     """Metadata of a file or a store says something that cannot be true or cannot be kept."""
+
+
+class MissingExtraError(CTLabError, ImportError):
+    """An optional package is needed that is not installed."""
 
 
 class UnsupportedFormatError(CTLabError, ValueError):
@@ -54,7 +67,9 @@ class IncompleteSourceError(CTLabError, ValueError):
 
 
 class IncompleteDatasetError(CTLabError, ValueError):
-    """A store lacks an array or a shard that its metadata promises."""
+    """A store lacks an array or a shard that its metadata promises, or a write a part."""
+
+    exit_code = 5
 
 
 class ShardDecodeError(CTLabError, ValueError):
@@ -73,5 +88,22 @@ class StagingExistsError(CTLabError, FileExistsError):
     exit_code = 4
 
 
+class StorageError(CTLabError, OSError):
+    """An object store does not answer, refuses access, or has no such bucket."""
+
+
 class WriteFailedError(CTLabError, RuntimeError):
     """The write did not complete; the destination is as it was."""
+
+
+class WriteStoppedError(CTLabError, RuntimeError):
+    """The write was asked to stop, or its time was up; it can be resumed."""
+
+    #: EX_TEMPFAIL of sysexits.h: try again later.
+    exit_code = 75
+
+
+class VerificationError(CTLabError, ValueError):
+    """A dataset is not what it should be; `problems` has all that was found."""
+
+    exit_code = 3

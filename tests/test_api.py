@@ -25,6 +25,7 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     plan,
 )
+from ctlab_dask_zarr.runtime import objects
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((40, 65, 97))
@@ -83,15 +84,25 @@ def test_zarr_is_appended_where_it_is_missing(name: str, tmp_path: Path) -> None
     assert (path / "zarr.json").exists()
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/a.zarr", "https://host/a.zarr", "memory://a"])
+@pytest.mark.parametrize(
+    "url",
+    ["s3://bucket/a.zarr", "ftp://host/a.zarr", "simplecache::s3://a/b", "https:/host/a.zarr"],
+)
 def test_a_url_is_never_made_a_local_folder(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnsupportedFormatError, match="URL"):
+    # Nobody answers there.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setattr(objects, "_MAX_RETRIES", 0)
+    objects._open.cache_clear()
+    with pytest.raises(CTLabError, match="://"):
         dataset_to_zarr(make_dataset(VOXELS), url)
-    with pytest.raises(UnsupportedFormatError, match="URL"):
-        dataset_from_zarr(url)
+    if not url.startswith("https"):
+        with pytest.raises(CTLabError, match="://"):
+            dataset_from_zarr(url)
     assert list(tmp_path.iterdir()) == []
 
 

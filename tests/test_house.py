@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ctlab_dask_zarr"
 PURE = [
     *sorted((PACKAGE / "formats").glob("*.py")),
-    *(PACKAGE / "write" / name for name in ("layout.py", "plan.py", "rechunk.py")),
+    *(PACKAGE / "write" / name for name in ("layout.py", "plan.py", "pyramid.py", "rechunk.py")),
 ]
 #: What would touch the world: schedulers, file formats, stores, clocks.
 IMPURE = {"dask", "distributed", "h5py", "scipy", "shutil", "subprocess", "tempfile", "time"}

@@ -8,36 +8,83 @@ from __future__ import annotations
 
 import click
 
-from ctlab_dask_zarr import __version__
+from ctlab_dask_zarr.cli.check import check_command
+from ctlab_dask_zarr.cli.commit import commit_command
+from ctlab_dask_zarr.cli.config import config_command
 from ctlab_dask_zarr.cli.convert import convert_command
 from ctlab_dask_zarr.cli.demo import demo_command
+from ctlab_dask_zarr.cli.edit import history_command, set_id_command, set_voxel_command
 from ctlab_dask_zarr.cli.info import info_command
+from ctlab_dask_zarr.cli.labels import add_labels_command
 from ctlab_dask_zarr.cli.plan import plan_command
+from ctlab_dask_zarr.cli.preview import preview_command
+from ctlab_dask_zarr.cli.pyramid import pyramid_command
+from ctlab_dask_zarr.cli.status import status_command
+from ctlab_dask_zarr.cli.transfer import abort_command, pull_command, push_command
+from ctlab_dask_zarr.cli.verify import verify_command
+from ctlab_dask_zarr.cli.view import view_command
 
 __all__ = ["main"]
 
 
+def _print_version(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
+    if is_asked:
+        from ctlab_dask_zarr import __version__
+
+        click.echo(f"ctlab-zarr, version {__version__}")
+        context.exit()
+
+
 @click.group(
+    # By this name `dask ctlab-zarr` finds it.
+    name="ctlab-zarr",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""
-    Exit codes: 0 done; 1 failed; 2 wrong usage; 4 the output exists; 5 the source is incomplete.
+    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 verification found problems; 4 the output
+    exists; 5 source, parts or dataset are incomplete; 75 stopped in time, --resume goes on.
     """,
 )
 @click.option("--debug", is_flag=True, envvar="CTLAB_ZARR_DEBUG",
               help="Show the traceback of expected errors too.")  # fmt: skip
-@click.version_option(__version__, prog_name="ctlab-zarr")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False,
+              callback=_print_version, help="Show the version and exit.")  # fmt: skip
 def main(debug: bool) -> None:
     """Write large CT volumes as sharded OME-Zarr, and look at what is there.
 
     \b
     ctlab-zarr convert tomoHiRes_nc scan.zarr     convert a scan
     ctlab-zarr plan tomoHiRes_nc scan.zarr        see first what would be done
+    ctlab-zarr status scan.zarr                   how far a conversion is
+    ctlab-zarr push scan.zarr s3://bucket/scan.zarr
+    ctlab-zarr verify scan.zarr --source scan_nc  before the original is deleted
+    ctlab-zarr pyramid scan.zarr                  give it levels of detail
+    ctlab-zarr add-labels scan.zarr segmented_nc --name phases
     ctlab-zarr info scan.zarr                     what a dataset is
+    ctlab-zarr set-voxel scan.zarr 2.37um         correct what it says
+    ctlab-zarr preview scan.zarr -o scan.png      a picture of it
+    ctlab-zarr view scan.zarr                     the volume in a browser
+    ctlab-zarr check scan.zarr                    which programs will show it
+    ctlab-zarr config                             which defaults are in force
     ctlab-zarr demo                               try it on a synthetic scan
     """  # noqa: D301 - click wants the backspace character itself
 
 
 main.add_command(convert_command)
 main.add_command(plan_command)
+main.add_command(commit_command)
+main.add_command(status_command)
+main.add_command(abort_command)
+main.add_command(push_command)
+main.add_command(pull_command)
+main.add_command(verify_command)
+main.add_command(pyramid_command)
+main.add_command(add_labels_command)
 main.add_command(info_command)
+main.add_command(history_command)
+main.add_command(set_voxel_command)
+main.add_command(set_id_command)
+main.add_command(preview_command)
+main.add_command(view_command)
+main.add_command(check_command)
+main.add_command(config_command)
 main.add_command(demo_command)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ctlab_dask_zarr.cli.commit import compute_with_progress
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import (
+    client_for,
     cluster_arguments,
     open_source,
     with_cluster_options,
     with_write_options,
     write_arguments,
 )
+from ctlab_dask_zarr.cli.parameters import DEADLINE, PART
+from ctlab_dask_zarr.cli.verify import verify_written
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.runtime.stopping import Stop
     from ctlab_dask_zarr.write.plan import WritePlan
 
 __all__ = ["convert_command", "write_dataset"]
@@ -29,7 +35,30 @@ __all__ = ["convert_command", "write_dataset"]
 @with_write_options
 @click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
 @click.option("--restart", is_flag=True, help="Remove what an interrupted conversion left, first.")
+@click.option(
+    "--part",
+    type=PART,
+    default=None,
+    help="Write only this part, as 3/8: N jobs share a conversion. `commit` ends it.",
+)
+@click.option(
+    "--deadline",
+    type=DEADLINE,
+    default=None,
+    help="Stop in time to be resumed (exit code 75): 1h50m, or auto for what is left of "
+    "the SLURM or PBS job.",
+)
+@click.option("--check-source", is_flag=True, help="First compare every netCDF block with its MD5.")
+@click.option(
+    "--verify", "verify_after", is_flag=True, help="Afterwards compare every voxel with the source."
+)
 @with_cluster_options
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, writable=True),
+    default=None,
+    help="Write dask's performance report of the conversion to this HTML file.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert_command(
@@ -37,6 +66,11 @@ def convert_command(
     destination: str,
     resume: bool,
     restart: bool,
+    part: tuple[int, int] | None,
+    deadline: float | None,
+    check_source: bool,
+    verify_after: bool,
+    report: str | None,
     quiet: bool,
     as_json: bool,
     **options: Any,
@@ -46,53 +80,86 @@ def convert_command(
     SOURCE is a mango netCDF file (tomoHiRes.nc), a folder of its blocks (tomoHiRes_nc) or a Zarr
     store. DESTINATION appears when everything is written, and not before; .zarr is appended where
     it is missing.
+
+    SIGINT, SIGTERM, SIGUSR1 and the --deadline stop it cleanly: the shards under way are finished,
+    the exit code is 75, and --resume goes on.
     """
+    from ctlab_dask_zarr.runtime.stopping import Stop
+
+    stop = Stop(deadline)
     cluster = cluster_arguments(options)
     if resume and restart:
         raise click.UsageError("--resume and --restart exclude one another")
-    with exit_codes():
+    if part is not None and verify_after:
+        raise click.UsageError("--verify needs the whole dataset: use `verify` after the commit")
+    with exit_codes(), stop.on_signals():
         dataset = open_source(source, options)
         arguments = write_arguments(options)
-        _refuse_early(destination, overwrite=options["overwrite"])
-        with _client(**cluster) as client:
+        if not resume:
+            _refuse_early(destination, overwrite=options["overwrite"])
+        with client_for(**cluster, stop=stop) as client, _reported(report):
             if not quiet and not client.scheduler_info(n_workers=-1)["workers"]:
                 click.echo("the scheduler has no workers yet: waiting for them", err=True)
+            if check_source:
+                _check_source(dataset, client)
             result = write_dataset(
-                dataset, destination, arguments, client, quiet, resume=resume, restart=restart
-            )
+                dataset, destination, arguments, client, quiet, stop,
+                resume=resume, restart=restart, part=part,
+            )  # fmt: skip
+            if verify_after:
+                verify_written(result["destination"], dataset, options, client, quiet)
+                result["verified"] = True
     if as_json:
         click.echo(json.dumps(result))
-    else:
+        return
+    resumed = f", {result['n_resumed']} of them were there" if result["n_resumed"] else ""
+    if part is not None:
         click.echo(
-            f"{result['destination']}: {result['n_objects']} objects, "
-            f"{result['stored_nbytes'] / max(result['nbytes'], 1):.0%} of {result['nbytes_text']}, "
-            f"{result['seconds']:.1f} s"
+            f"part {part[0]} of {part[1]}: {result['n_shards']} shards{resumed}; when all parts "
+            f"are there: ctlab-zarr commit {result['destination']}"
         )
+        return
+    click.echo(
+        f"{result['destination']}: {result['n_shards']} shards{resumed}, "
+        f"{result['stored_nbytes'] / max(result['nbytes'], 1):.0%} of {result['nbytes_text']}, "
+        f"{result['seconds']:.1f} s" + (", verified" if verify_after else "")
+    )
+
+
+def _reported(path: str | None) -> AbstractContextManager[Any]:
+    """Return what writes dask's own report of all that happens within it."""
+    if path is None:
+        return nullcontext()
+    from distributed import performance_report
+
+    from ctlab_dask_zarr.errors import MissingExtraError
+
+    if find_spec("bokeh") is None:
+        raise MissingExtraError("--report needs bokeh: pip install 'ctlab-dask-zarr[report]'")
+    report: AbstractContextManager[Any] = performance_report(filename=path)
+    return report
+
+
+def _check_source(dataset: Dataset, client: Any) -> None:
+    """Name every damaged block of the source before anything is written."""
+    from ctlab_dask_zarr.errors import IncompleteSourceError
+    from ctlab_dask_zarr.formats.problems import describe_problems
+    from ctlab_dask_zarr.verification.verify import build_source_check
+
+    problems = client.compute(build_source_check(dataset)).result()
+    if problems:
+        raise IncompleteSourceError(f"the source is damaged:\n{describe_problems(problems)}")
 
 
 def _refuse_early(destination: str, *, overwrite: bool) -> None:
     """Find out that the destination is taken before a cluster is started for nothing."""
     from ctlab_dask_zarr.errors import DestinationExistsError
-    from ctlab_dask_zarr.write.destination import destination_problem
+    from ctlab_dask_zarr.write.destination import Destination
     from ctlab_dask_zarr.write.resolve import resolve_destination
 
-    problem = destination_problem(resolve_destination(destination), overwrite=overwrite)
+    problem = Destination.at(resolve_destination(destination)).problem(overwrite=overwrite)
     if problem is not None:
         raise DestinationExistsError(problem)
-
-
-def _client(
-    workers: int | None,
-    threads: int | None,
-    memory_limit: int | None,
-    scheduler: str | None,
-    scheduler_file: str | None,
-) -> AbstractContextManager[Any]:
-    from ctlab_dask_zarr.runtime.cluster import connect, local_client
-
-    if scheduler or scheduler_file:
-        return connect(scheduler, scheduler_file)
-    return local_client(workers, threads or 1, memory_limit)
 
 
 def write_dataset(
@@ -101,40 +168,33 @@ def write_dataset(
     arguments: dict[str, Any],
     client: Any,
     quiet: bool,
+    stop: Stop | None = None,
     *,
     resume: bool = False,
     restart: bool = False,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Write with progress on `client`; return what there is to tell about it."""
-    from ctlab_dask_zarr.api import build_write, run_write
-    from ctlab_dask_zarr.runtime.progress import Progress
-    from ctlab_dask_zarr.runtime.reporting import listen
+    from ctlab_dask_zarr.api import build_write
     from ctlab_dask_zarr.write.plan import nbytes_text
     from ctlab_dask_zarr.write.resolve import WriteOptions
 
     start_s = time.monotonic()
-    write, write_plan = build_write(
-        dataset, destination, WriteOptions(**arguments), resume=resume, restart=restart
+    write = build_write(
+        dataset, destination, WriteOptions(**arguments), resume=resume, restart=restart, part=part
     )
-    _refuse_what_does_not_fit(write_plan)
-    progress = Progress(write_plan.n_shards, write_plan.nbytes, quiet=quiet)
-    try:
-        with progress, listen(write, progress.add, client):
-            result = run_write(write, write_plan.destination, client)
-    except KeyboardInterrupt:
-        click.echo(
-            f"interrupted: {write_plan.destination} is as it was; go on by --resume, or begin "
-            "anew by --restart",
-            err=True,
-        )
-        raise
+    _refuse_what_does_not_fit(write.plan)
+    result = compute_with_progress(write, client, quiet, stop)
     return {
-        "destination": result.destination,
-        "n_objects": result.n_objects,
-        "stored_nbytes": result.nbytes,
-        "nbytes": write_plan.nbytes,
-        "nbytes_text": nbytes_text(write_plan.nbytes),
-        "shape": list(write_plan.shape),
+        "destination": write.plan.destination,
+        "n_shards": len(write.remaining.tasks) + write.remaining.n_done,
+        "n_resumed": write.remaining.n_done,
+        "n_objects": result if part is not None else result.n_objects,
+        "stored_nbytes": None if part is not None else result.nbytes,
+        "nbytes": write.plan.nbytes,
+        "nbytes_text": nbytes_text(write.plan.nbytes),
+        "shape": list(write.plan.shape),
+        "n_levels": len(write.plan.levels),
         "seconds": round(time.monotonic() - start_s, 3),
     }
 

@@ -74,7 +74,7 @@ def _convert(source: str, store: str, quiet: bool) -> dict[str, Any]:
 
     with local_client() as client:
         # A demonstration may be run again in the same folder.
-        arguments = {"overwrite": True, "shards": (128,) * 3, "chunks": (32,) * 3}
+        arguments = {"overwrite": True, "shards": (128,) * 3, "chunks": (32,) * 3, "levels": "auto"}
         return write_dataset(
             Dataset.from_path(source), store, arguments, client, quiet, restart=True
         )
@@ -96,7 +96,6 @@ def _compare(source: str, store: str) -> None:
 
 
 def _picture(store: str, path: str) -> None:
-    from ctlab_dask_zarr.dataset import Dataset
-    from ctlab_dask_zarr.views.preview import save_slices
+    from ctlab_dask_zarr.views.preview import save_preview
 
-    save_slices(Dataset.from_path(store), path)
+    save_preview(store, path)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
+from ctlab_dask_zarr.cli.options import with_storage_options
 
 __all__ = ["info_command"]
 
 
 @click.command("info")
 @click.argument("path", type=click.Path())
+@with_storage_options
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def info_command(path: str, as_json: bool) -> None:
     """Show what the dataset at PATH is; voxels are not read."""
@@ -24,8 +27,10 @@ def info_command(path: str, as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and name != "levels":
             value = " x ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in value)
+        if name == "levels":
+            value = ", ".join(" x ".join(map(str, level["shape"])) for level in facts[name])
         if isinstance(value, dict):
             value = ", ".join(value) or "none"
         click.echo(f"{name.replace('_', ' '):<{width}}  {'not known' if value is None else value}")
@@ -59,6 +64,7 @@ def _stored_facts(dataset: Any) -> dict[str, Any]:
         return {"format": "mango netCDF", "blocks": list(dataset.data.numblocks)}
     stored = dataset.source.stored
     return {
+        "levels": [asdict(level) for level in dataset.levels],
         "format": "Zarr v3, OME-Zarr 0.5" if dataset.source.array_path else "Zarr v3, plain array",
         "shards": list(stored.object_shape) if stored.is_sharded else None,
         "chunks": list(stored.inner_chunk_shape),

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ctlab_dask_zarr.cli.parameters import (
     CODEC,
+    LEVELS,
     NBYTES,
     SHAPE,
     SHAPE_OR_NONE,
     VOXEL_SIZE,
     VOXEL_UNIT,
-    array_kwargs,
 )
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.runtime.stopping import Stop
 
 __all__ = [
+    "Command",
+    "client_for",
     "cluster_arguments",
+    "layout_arguments",
     "open_source",
     "with_cluster_options",
+    "with_options",
+    "with_storage_options",
     "with_write_options",
     "write_arguments",
 ]
@@ -48,8 +55,14 @@ _WRITE_OPTIONS = [
     click.option("--layout", type=click.Choice(["ome", "plain"]), default="ome", show_default=True,
                  help="An OME-Zarr 0.5 group, or a plain Zarr v3 array."),
     click.option("--scale-placement", type=click.Choice(["dataset", "multiscales"]),
-                 default="dataset", show_default=True,
-                 help="Where OME metadata holds the voxel size; mango's own files: multiscales."),
+                 default=None,
+                 help="Where OME metadata holds the voxel size; mango's own files: multiscales.  "
+                      "[default: dataset]"),
+    click.option("--levels", type=LEVELS, default=None,
+                 help="Levels of detail, the data itself counted; auto: down to a picture.  "
+                      "[default: 1]"),
+    click.option("--downsample", type=click.Choice(["mean", "mode", "nearest", "max"]),
+                 default=None, help="How a level becomes the next one.  [default: by data type]"),
     click.option("--overwrite", is_flag=True,
                  help="Replace a Zarr store at the destination, once the new one is complete."),
 ]  # fmt: skip
@@ -65,26 +78,68 @@ _CLUSTER_OPTIONS = [
                  help="Use a running dask scheduler, as tcp://node1:8786."),
     click.option("--scheduler-file", type=click.Path(), default=None,
                  help="Use a running dask scheduler, by the file it wrote."),
+    click.option("--cluster", metavar="FILE.yaml|local|slurm|pbs|mpi", default=None,
+                 help="Start workers as a dask configuration says; cluster-configs/ has some."),
+    click.option("--jobs", type=click.IntRange(1), default=None,
+                 help="Jobs of --cluster, each replaced when it is lost.  [default: 1]"),
 ]  # fmt: skip
 
 _LOCAL_KEYS = ("workers", "threads", "memory_limit")
 _RUNNING_KEYS = ("scheduler", "scheduler_file")
+_STARTED_KEYS = ("cluster", "jobs")
 
 
 Command = Callable[..., Any]
 
 
+def with_storage_options(command: Command) -> Command:
+    """Let a command reach object stores with options."""
+    return click.option(
+        "--storage-option",
+        "storage_options",
+        metavar="KEY=VALUE",
+        multiple=True,
+        expose_value=False,
+        callback=_use_storage_options,
+        help="Of an object store, as endpoint=http://host:9000 or region=ap-southeast-2; "
+        "credentials come from the environment.",
+    )(command)
+
+
+def _use_storage_options(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> None:
+    if not values:
+        return
+    import dask
+
+    from ctlab_dask_zarr.errors import InvalidArgumentError
+    from ctlab_dask_zarr.runtime.objects import validated_options
+
+    wrong = [value for value in values if "=" not in value]
+    if wrong:
+        raise click.BadParameter(f"{wrong[0]!r} is not KEY=VALUE")
+    options = dict(value.split("=", 1) for value in values)
+    try:
+        validated_options(options)
+    except InvalidArgumentError as error:
+        raise click.BadParameter(str(error)) from error
+    # For the whole of this process, which is this command.
+    dask.config.set({"ctlab-zarr.storage-options": options})
+
+
 def with_write_options(command: Command) -> Command:
     """Give a command the arguments SOURCE and DESTINATION and every option of a write."""
-    return _with_options(_WRITE_OPTIONS, command)
+    return with_options(_WRITE_OPTIONS, command)
 
 
 def with_cluster_options(command: Command) -> Command:
     """Give a command the options that say where it runs."""
-    return _with_options(_CLUSTER_OPTIONS, command)
+    return with_options(_CLUSTER_OPTIONS, with_storage_options(command))
 
 
-def _with_options(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+def with_options(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+    """Give a command several options, in their order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -92,7 +147,7 @@ def _with_options(options: Sequence[Callable[[Command], Command]], command: Comm
 
 def cluster_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Take the cluster options out of `options`; raise a usage error where they disagree."""
-    taken = {key: options.pop(key) for key in (*_LOCAL_KEYS, *_RUNNING_KEYS)}
+    taken = {key: options.pop(key) for key in (*_LOCAL_KEYS, *_RUNNING_KEYS, *_STARTED_KEYS)}
     given = [f"--{key.replace('_', '-')}" for key, value in taken.items() if value is not None]
     running = [name for name in given if name.startswith("--scheduler")]
     if running and len(given) > 1:
@@ -100,7 +155,50 @@ def cluster_arguments(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError(
             f"{running[0]} uses the workers of a running scheduler: leave {other} out"
         )
-    return taken
+    others = [name for name in given if name not in ("--cluster", "--jobs")]
+    if taken["cluster"] is not None and others:
+        raise click.UsageError(f"--cluster says what its workers are: leave {others[0]} out")
+    if taken["cluster"] is None and taken["jobs"] is not None:
+        raise click.UsageError("--jobs are those of a --cluster: say which")
+    return taken | _configured(taken, given)
+
+
+def _configured(taken: dict[str, Any], given: list[str]) -> dict[str, Any]:
+    """Return what dask's configuration says in place of options that were not given."""
+    from ctlab_dask_zarr.cli.errors import exit_codes
+    from ctlab_dask_zarr.runtime.settings import setting
+
+    with exit_codes():
+        if not given and setting("cluster"):
+            return {key: setting(key) for key in _STARTED_KEYS}
+        if taken["cluster"] or any(taken[key] for key in _RUNNING_KEYS):
+            return {}
+        values = {key: setting(key.replace("_", "-")) for key in _LOCAL_KEYS if not taken[key]}
+        if isinstance(values.get("memory_limit"), str):
+            values["memory_limit"] = NBYTES.convert(values["memory_limit"], None, None)
+    return values
+
+
+def client_for(
+    workers: int | None,
+    threads: int | None,
+    memory_limit: int | None,
+    scheduler: str | None,
+    scheduler_file: str | None,
+    cluster: str | None,
+    jobs: int | None,
+    stop: Stop | None = None,
+) -> AbstractContextManager[Any]:
+    """Return a client on a running scheduler, or on a cluster that ends with it."""
+    from ctlab_dask_zarr.runtime.cluster import client_from_config, connect, local_client
+
+    if cluster:
+        return client_from_config(
+            cluster, jobs, stop=stop, on_wait=lambda text: click.echo(text, err=True)
+        )
+    if scheduler or scheduler_file:
+        return connect(scheduler, scheduler_file)
+    return local_client(workers, threads or 1, memory_limit)
 
 
 def open_source(source: str, options: dict[str, Any]) -> Dataset:
@@ -117,17 +215,29 @@ def open_source(source: str, options: dict[str, Any]) -> Dataset:
     return Dataset.from_modified(dataset, voxel_size=size, voxel_unit=unit)
 
 
+def layout_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Return chunks, shards and codec as the API takes them."""
+    from ctlab_dask_zarr.codec.named import array_kwargs
+
+    codec = options["codec"]
+    return {
+        "chunks": options["chunks"],
+        "shards": None if options["shards"] == "none" else options["shards"],
+        # None: as configured.
+        "create_array_kwargs": None if codec is None else array_kwargs(codec),
+    }
+
+
 def write_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `dataset_to_zarr` that the options ask for."""
     from ctlab_dask_zarr.formats.ome import OMEZarrVersion
 
-    return {
-        "chunks": options["chunks"],
-        "shards": None if options["shards"] == "none" else options["shards"],
-        "create_array_kwargs": array_kwargs(options["codec"]),
+    return layout_arguments(options) | {
         "datatype": options["datatype"],
         "dataset_id": options["dataset_id"],
         "ome_zarr_version": OMEZarrVersion.v05 if options["layout"] == "ome" else None,
         "scale_placement": options["scale_placement"],
         "overwrite": options["overwrite"],
+        "levels": options["levels"],
+        "downsample": options["downsample"],
     }

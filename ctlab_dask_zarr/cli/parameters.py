@@ -9,12 +9,15 @@ import click
 
 __all__ = [
     "CODEC",
+    "COLOR",
+    "DEADLINE",
+    "LEVELS",
     "NBYTES",
+    "PART",
     "SHAPE",
     "SHAPE_OR_NONE",
     "VOXEL_SIZE",
     "VOXEL_UNIT",
-    "array_kwargs",
 ]
 
 #: A worker needs more than this to start at all; a smaller number lacks its unit.
@@ -41,6 +44,68 @@ class _Shape(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             self.fail(f"{value!r} is no shape: write 512,512,512, a number of elements or auto")
         return sizes if len(sizes) > 1 else sizes[0]
+
+
+class _Color(click.ParamType):  # type: ignore[type-arg]
+    """``LABEL=RRGGBB``, optionally with two more digits for the opacity."""
+
+    name = "label=rrggbb"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, tuple[int, ...]]:
+        label, _, digits = str(value).partition("=")
+        try:
+            return int(label), tuple(bytes.fromhex(digits.removeprefix("#")))
+        except ValueError:
+            self.fail(f"{value!r} is no colour: write 1=ff8000 for orange")
+
+
+class _Levels(click.ParamType):  # type: ignore[type-arg]
+    """A number of levels, or ``auto``."""
+
+    name = "levels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = str(value).strip().lower()
+        if text == "auto":
+            return text
+        if not text.isdecimal() or int(text) < 1:
+            self.fail(f"{value!r} is no number of levels: write 5, or auto")
+        return int(text)
+
+
+class _Part(click.ParamType):  # type: ignore[type-arg]
+    """``I/N``, counted from 1."""
+
+    name = "part"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        number, _, n_parts = str(value).partition("/")
+        if not (number.isdecimal() and n_parts.isdecimal()):
+            self.fail(f"{value!r} is no part: write 3/8 for the third of eight")
+        if not 1 <= int(number) <= int(n_parts):
+            self.fail(f"{value!r}: parts are counted from 1, as --array=1-{n_parts} does")
+        return int(number), int(n_parts)
+
+
+class _Deadline(click.ParamType):  # type: ignore[type-arg]
+    """A duration in seconds, or ``auto``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ctlab_dask_zarr.errors import InvalidArgumentError
+        from ctlab_dask_zarr.runtime.deadline import parse_duration, seconds_left
+
+        try:
+            return seconds_left() if value == "auto" else parse_duration(str(value))
+        except InvalidArgumentError as error:
+            self.fail(str(error))
 
 
 class _VoxelSize(click.ParamType):  # type: ignore[type-arg]
@@ -103,6 +168,8 @@ class _Codec(click.ParamType):  # type: ignore[type-arg]
     name = "codec"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from ctlab_dask_zarr.codec.named import array_kwargs
+
         text = str(value).strip().lower()
         try:
             array_kwargs(text)
@@ -113,40 +180,13 @@ class _Codec(click.ParamType):  # type: ignore[type-arg]
         return text
 
 
+COLOR = _Color()
+LEVELS = _Levels()
+PART = _Part()
+DEADLINE = _Deadline()
 SHAPE = _Shape(none_allowed=False)
 SHAPE_OR_NONE = _Shape(none_allowed=True)
 VOXEL_SIZE = _VoxelSize()
 VOXEL_UNIT = _VoxelUnit()
 NBYTES = _NBytes()
 CODEC = _Codec()
-
-_BLOSC_DEFAULTS = ["zstd", "5", "bitshuffle"]
-
-
-def array_kwargs(codec: str | None) -> dict[str, Any]:
-    """Return what `zarr.create_array` needs for a codec as written on the command line."""
-    if codec is None:
-        return {}
-    name, *options = codec.split(":")
-    compressors: Any
-    if name == "none" and not options:
-        compressors = None
-    elif name == "zstd" and len(options) < 2:
-        level = int(options[0]) if options else 0
-        compressors = [{"name": "zstd", "configuration": {"level": level, "checksum": False}}]
-    elif name == "gzip" and len(options) < 2:
-        compressors = [
-            {"name": "gzip", "configuration": {"level": int(options[0]) if options else 5}}
-        ]
-    elif name == "lz4" and not options:
-        compressors = [{"name": "numcodecs.lz4", "configuration": {"acceleration": 1}}]
-    elif name == "blosc" and len(options) <= len(_BLOSC_DEFAULTS):
-        cname, level_text, shuffle = options + _BLOSC_DEFAULTS[len(options) :]
-        from zarr.codecs import BloscCodec
-
-        # By its class, so that zarr sets the type size from the array's dtype.
-        settings: dict[str, Any] = {"cname": cname, "clevel": int(level_text), "shuffle": shuffle}
-        compressors = [BloscCodec(**settings)]
-    else:
-        raise ValueError(codec)
-    return {"compressors": compressors}

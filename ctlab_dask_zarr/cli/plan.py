@@ -31,7 +31,7 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
     """Show what converting SOURCE to DESTINATION would do; nothing is done."""
     cluster = cluster_arguments(options)
     with exit_codes():
-        from ctlab_dask_zarr.write.destination import destination_problem
+        from ctlab_dask_zarr.write.destination import Destination
         from ctlab_dask_zarr.write.graph import analyse_source
         from ctlab_dask_zarr.write.resolve import WriteOptions, plan_write
 
@@ -48,7 +48,7 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
             resources=resources,
             now=datetime.now(),
         )
-        problem = destination_problem(write_plan.destination, overwrite=arguments.overwrite)
+        problem = Destination.at(write_plan.destination).problem(overwrite=arguments.overwrite)
     needed = max(write_plan.rechunk.peak_nbytes, 1)
     n_fit = _total_nbytes(resources) // needed
     if as_json:
@@ -67,12 +67,16 @@ def _resources(
     memory_limit: int | None,
     scheduler: str | None,
     scheduler_file: str | None,
+    cluster: str | None,
+    jobs: int | None,
 ) -> Resources:
     """Return what `convert` would have with the same options; no worker is started."""
-    from ctlab_dask_zarr.runtime.cluster import connect, local_workers
+    from ctlab_dask_zarr.runtime.cluster import configured_resources, connect, local_workers
     from ctlab_dask_zarr.runtime.resources import scheduler_resources
     from ctlab_dask_zarr.write.rechunk import Resources
 
+    if cluster:
+        return configured_resources(cluster, jobs)
     if scheduler or scheduler_file:
         with connect(scheduler, scheduler_file):
             return scheduler_resources()

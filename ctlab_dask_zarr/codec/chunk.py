@@ -19,7 +19,7 @@ import zstandard
 from numcodecs import blosc
 from numcodecs.lz4 import LZ4
 
-from ctlab_dask_zarr.errors import ShardDecodeError
+from ctlab_dask_zarr.errors import MetadataError, ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import CodecSpec
 
 __all__ = ["ChunkCodec", "chunk_codec", "crc32c"]
@@ -44,7 +44,7 @@ class ChunkCodec:
     """A chain of codecs, for use by one thread."""
 
     def __init__(self, chain: tuple[CodecSpec, ...]) -> None:
-        steps = [_FACTORIES[spec.name](spec.options) for spec in chain]
+        steps = [_step(spec) for spec in chain]
         self._encoders = [encode for encode, _ in steps]
         self._decoders = [decode for _, decode in reversed(steps)]
         # How much larger than the chunk the input of each decoder may be, outermost first.
@@ -71,6 +71,15 @@ class ChunkCodec:
                 f"it decodes to {memoryview(data).nbytes} bytes instead of {nbytes}"
             )
         return data
+
+
+def _step(spec: CodecSpec) -> tuple[Transform, BoundedTransform]:
+    try:
+        return _FACTORIES[spec.name](spec.options)
+    except Exception as error:  # the codecs' own errors have no common base
+        raise MetadataError(
+            f"codec {spec.name} cannot be configured by {spec.configuration}: {error!r}"
+        ) from error
 
 
 def chunk_codec(chain: tuple[CodecSpec, ...]) -> ChunkCodec:

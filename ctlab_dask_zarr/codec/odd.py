@@ -16,7 +16,7 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from ctlab_dask_zarr.errors import ShardDecodeError
+from ctlab_dask_zarr.errors import ShardDecodeError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 
 __all__ = ["decode_object", "encode_object", "odd_dtype"]
@@ -40,6 +40,9 @@ def encode_object(array: StoredArray, block: npt.NDArray[Any]) -> bytes:
 
 def decode_object(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
     """Decode one stored object to its voxels, shape ``array.object_shape``."""
+    if array.is_sharded and len(data) < array.index_nbytes:
+        # zarr 3.1 would read an empty object as fill values.
+        raise ShardDecodeError(f"it has {len(data)} bytes, fewer than its index has alone")
     objects: dict[str, Any] = {}
     source, key = _open_single(array, objects)
     objects[key] = default_buffer_prototype().buffer.from_bytes(data)
@@ -54,9 +57,14 @@ def _open_single(array: StoredArray, objects: dict[str, Any], **changes: Any) ->
     document["shape"] = list(array.object_shape)
     text = json.dumps(document).encode()
     objects[_DOCUMENT_KEY] = default_buffer_prototype().buffer.from_bytes(text)
-    opened = zarr.open_array(
-        MemoryStore(objects), mode="r+", zarr_format=3, config={"write_empty_chunks": True}
-    )
+    try:
+        opened = zarr.open_array(
+            MemoryStore(objects), mode="r+", zarr_format=3, config={"write_empty_chunks": True}
+        )
+    except Exception as error:  # zarr raises a different class for each part it does not know
+        raise UnsupportedFormatError(
+            f"zarr does not accept the array's zarr.json: {error}"
+        ) from error
     return opened, array.key((0,) * len(array.object_shape))
 
 

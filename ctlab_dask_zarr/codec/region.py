@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
@@ -16,17 +17,25 @@ from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.runtime.storage import Store
 
-__all__ = ["read_region"]
+__all__ = ["object_crc32c", "read_region", "rows_of"]
 
 Shape = tuple[int, ...]
 Region = tuple[slice, ...]
 
 #: Chunks of a row are read at once while the gaps between them stay below this part of the whole.
 _MAX_GAP_RATIO = 0.5
+#: Objects are read for their checksums in pieces of this size.
+_READ_NBYTES = 8 << 20
 
 
 def read_region(
-    store: Store, prefix: str, array: StoredArray, region: Region, *, strict: bool
+    store: Store,
+    prefix: str,
+    array: StoredArray,
+    region: Region,
+    *,
+    strict: bool,
+    on_missing: Callable[[], None] | None = None,
 ) -> npt.NDArray[Any]:
     """Read ``region`` of an array.
 
@@ -38,6 +47,8 @@ def read_region(
         One slice an axis, step 1, inside the array.
     strict
         Whether a missing object is an error; otherwise it reads as fill values, as Zarr says.
+    on_missing
+        Called where an object is missing; may raise an error that knows more.
 
     Raises
     ------
@@ -57,6 +68,8 @@ def read_region(
         try:
             _read_object(store, key, array, wanted, target)
         except FileNotFoundError:
+            if on_missing is not None:
+                on_missing()
             if strict:
                 raise IncompleteDatasetError(
                     f"{key} is missing: the dataset is incomplete. Restore or write it again; to "
@@ -66,6 +79,15 @@ def read_region(
         except ShardDecodeError as error:
             raise ShardDecodeError(f"{key}: {error}") from error
     return out
+
+
+def object_crc32c(store: Store, key: str, nbytes: int) -> int:
+    """Return the CRC-32C of an object of `nbytes` bytes, without holding all of it."""
+    value = 0
+    for start in range(0, nbytes, _READ_NBYTES):
+        part = store.get_range(key, start, min(_READ_NBYTES, nbytes - start))
+        value = google_crc32c.extend(value, part)
+    return value
 
 
 def _cells(region: Region, cell: Shape) -> Iterator[tuple[Shape, Shape, Region]]:
@@ -106,7 +128,7 @@ def _read_shard(
         raise ShardDecodeError(f"it has {nbytes} bytes, fewer than its index has alone")
     tail = store.get_range(key, nbytes - array.index_nbytes, array.index_nbytes)
     index = parse_index(tail, array, nbytes)
-    for row in _rows(wanted, array):
+    for row in rows_of(wanted, array):
         cells = list(_cells(row, array.inner_chunk_shape))
         grid = tuple(np.array([coords for coords, _, _ in cells]).T)
         numbers = np.ravel_multi_index(grid, array.chunks_per_object)
@@ -157,8 +179,8 @@ def _decoded_chunks(
         yield np.frombuffer(decoded, array.dtype)
 
 
-def _rows(wanted: Region, array: StoredArray) -> Iterator[Region]:
-    """Cut a region of a shard into rows of inner chunks."""
+def rows_of(wanted: Region, array: StoredArray) -> Iterator[Region]:
+    """Cut a region into rows of inner chunks; its origin is that of the array, or of a shard."""
     axis = row_axis_of(array)
     size = array.inner_chunk_shape[axis]
     for n in range(wanted[axis].start // size, -(-wanted[axis].stop // size)):

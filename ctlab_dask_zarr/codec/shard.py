@@ -73,7 +73,10 @@ class ChunkRow:
         ndim = len(counts)
         # (n0, n1, n2, c0, c1, c2) seen as (n0, c0, n1, c1, n2, c2)
         self._view = self._buffer.transpose([i + k * ndim for i in range(ndim) for k in (0, 1)])
-        if any(s + n > a for s, n, a in zip(start, self.shape, array.shape, strict=True)):
+        self.is_padded = any(
+            s + n > a for s, n, a in zip(start, self.shape, array.shape, strict=True)
+        )
+        if self.is_padded:
             self._buffer[...] = self._fill
 
     @property
@@ -84,9 +87,20 @@ class ChunkRow:
         )
 
     @property
+    def blocks(self) -> npt.NDArray[Any]:
+        """The row's inner chunks, shape (chunks along each axis, edges of a chunk), contiguous."""
+        return self._buffer
+
+    @property
     def chunks(self) -> npt.NDArray[Any]:
         """The row's inner chunks, shape (number of chunks, elements of a chunk), contiguous."""
         return self._buffer.reshape(prod(self.counts), prod(self.chunk_shape))
+
+    def unpadded(self) -> npt.NDArray[Any]:
+        """Return a copy of the row's elements that lie in the array, in array order."""
+        elements = self._view.reshape(self.shape)
+        lengths = (b - a for a, b in zip(self.start, self.stop, strict=True))
+        return np.ascontiguousarray(elements[tuple(slice(n) for n in lengths)])
 
     def put(self, piece: npt.NDArray[Any], piece_start: tuple[int, ...]) -> int:
         """Copy what `piece`, whose first element is at `piece_start`, has of this row.

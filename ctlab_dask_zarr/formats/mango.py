@@ -7,6 +7,7 @@ names. The two meet in `_to_xyz` and `_from_xyz`, and nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +24,7 @@ __all__ = [
     "RESERVED_KEYS",
     "MangoBlock",
     "build_mango_block",
+    "edit_mango_block",
     "new_dataset_id",
     "parse_mango_block",
 ]
@@ -119,6 +121,35 @@ def build_mango_block(
     return block | extra
 
 
+def edit_mango_block(
+    block: Mapping[str, Any],
+    *,
+    dataset_id: str | None = None,
+    history: Mapping[str, Any] | None = None,
+    voxel_size: tuple[Sequence[float], VoxelUnit, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """Return a block, whoever wrote it, with some of its fields changed.
+
+    Parameters
+    ----------
+    block
+        As it is; every other field is kept.
+    history
+        Entries to add.
+    voxel_size
+        Voxel size, its unit, and the dimension names in whose order it is.
+    """
+    changed = dict(block)
+    if dataset_id is not None:
+        changed["dataset_id"] = plain_json(dataset_id, "dataset_id")
+    if history:
+        changed["history"] = {**block.get("history", {}), **plain_json(history, "history")}
+    if voxel_size is not None:
+        size, unit, names = voxel_size
+        changed |= {"voxel_size_xyz": _to_xyz(size, names), "voxel_unit": str(unit)}
+    return changed
+
+
 def parse_mango_block(block: Any, dimension_names: Sequence[str]) -> MangoBlock:
     """Read a block as found in a store.
 
@@ -170,6 +201,10 @@ def _numbers(values: Sequence[Any], n: int) -> bool:
     )
 
 
+def _are_lengths(sizes: Sequence[float]) -> bool:
+    return all(0 < size < math.inf for size in sizes)
+
+
 def _to_xyz(voxel_size: Sequence[float], dimension_names: Sequence[str]) -> list[float]:
     """Return x, y, z; an axis that the array does not have counts as 1.0."""
     if set(dimension_names) <= set("xyz"):
@@ -180,7 +215,7 @@ def _to_xyz(voxel_size: Sequence[float], dimension_names: Sequence[str]) -> list
 
 
 def _from_xyz(sizes: Any, dimension_names: Sequence[str]) -> tuple[float, ...]:
-    if not isinstance(sizes, Sequence) or not _numbers(sizes, 3) or not min(sizes) > 0:
+    if not isinstance(sizes, Sequence) or not _numbers(sizes, 3) or not _are_lengths(sizes):
         raise MetadataError(f"voxel_size_xyz {sizes!r} is not three lengths")
     if set(dimension_names) <= set("xyz"):
         by_name = dict(zip("xyz", sizes, strict=True))

@@ -5,13 +5,17 @@ Specification: https://ngff.openmicroscopy.org/0.5/ , section "multiscales" meta
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
-from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError
+import numpy as np
+
+from ctlab_dask_zarr import __version__
+from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 
 __all__ = [
@@ -19,9 +23,22 @@ __all__ = [
     "OMELevel",
     "OMEZarrVersion",
     "ScalePlacement",
+    "add_ome_levels",
+    "build_image_label",
     "build_ome_attributes",
+    "build_omero",
     "parse_ome_attributes",
+    "rename_ome",
+    "rescale_ome",
 ]
+
+_DESCRIPTIONS = {
+    "mean": "mean of the voxels that are not masked",
+    "mode": "most frequent of the voxels that are not masked",
+    "max": "largest of the voxels that are not masked",
+    "nearest": "first of the voxels",
+}
+_MASK_RULE = "a voxel is masked where at least half of those it is made of are"
 
 ScalePlacement = Literal["dataset", "multiscales"]
 
@@ -62,13 +79,14 @@ def build_ome_attributes(
     voxel_unit: VoxelUnit,
     levels: Sequence[OMELevel],
     scale_placement: ScalePlacement,
+    downsample: str | None = None,
 ) -> dict[str, Any]:
     """Return the ``ome`` attribute of an image group.
 
     With `scale_placement` ``'dataset'`` every level has its full physical scale, which is what
     ome-zarr-py, napari-ome-zarr and ngff-zarr read. With ``'multiscales'`` the finest level's
     scale stands on the multiscales entry and each level has its factor only, as mango's own
-    files do and Drishti expects.
+    files do and Drishti expects. `downsample` says how levels were made, where there are several.
     """
     unit = {} if voxel_unit == VoxelUnit.VOXEL else {"unit": voxel_unit.to_full_name()}
     base = levels[0].scale if scale_placement == "multiscales" else (1.0,) * len(axes)
@@ -87,9 +105,197 @@ def build_ome_attributes(
         "axes": [{"name": axis, "type": "space", **unit} for axis in axes],
         "datasets": datasets,
     }
+    if downsample is not None:
+        multiscale.update(_described(downsample))
     if scale_placement == "multiscales":
         multiscale["coordinateTransformations"] = [{"type": "scale", "scale": list(base)}]
     return {"version": version.value, "multiscales": [multiscale]}
+
+
+def _described(downsample: str) -> dict[str, Any]:
+    """Return what a multiscale says about how its levels were made."""
+    return {
+        "type": downsample,
+        "metadata": {
+            "description": f"{_DESCRIPTIONS[downsample]}, by factors of 2; {_MASK_RULE}",
+            "method": "ctlab_dask_zarr.write.downsample.halve",
+            "version": __version__,
+            "kwargs": {"method": downsample},
+        },
+    }
+
+
+def add_ome_levels(
+    ome: Mapping[str, Any], added: Sequence[tuple[str, Sequence[int]]], downsample: str
+) -> dict[str, Any]:
+    """Return the ``ome`` attribute of an image with one level with further ones.
+
+    Parameters
+    ----------
+    ome
+        As it is; whatever else it says is kept.
+    added
+        Path of each further level, and its factor to the one before along each axis.
+    downsample
+        How they were made.
+    """
+    multiscale, *others = ome["multiscales"]
+    (finest,) = multiscale["datasets"]
+    ndim = len(multiscale["axes"])
+    scale, translation = _parse_transforms(finest["coordinateTransformations"], ndim)
+    datasets = [finest]
+    for path, factors in added:
+        # The centre of a voxel is in the middle of those it is made of.
+        translation = tuple(
+            t + s * (f - 1) / 2 for t, s, f in zip(translation, scale, factors, strict=True)
+        )
+        scale = tuple(s * f for s, f in zip(scale, factors, strict=True))
+        transforms = [
+            {"type": "scale", "scale": list(scale)},
+            {"type": "translation", "translation": list(translation)},
+        ]
+        datasets.append({"path": path, "coordinateTransformations": transforms})
+    changed = {**multiscale, "datasets": datasets, **_described(downsample)}
+    return {**ome, "multiscales": [changed, *others]}
+
+
+def rescale_ome(
+    ome: Mapping[str, Any],
+    before: Sequence[float],
+    after: Sequence[float],
+    voxel_unit: VoxelUnit,
+) -> dict[str, Any]:
+    """Return the ``ome`` attribute of an image whose voxels are of another size.
+
+    Every position and every level changes by the same factor along an axis; whatever else it says
+    is kept, its placement of the scale too.
+
+    Parameters
+    ----------
+    ome
+        As it is.
+    before, after
+        Voxel size of the finest level, in the order of the axes.
+    voxel_unit
+        Unit of `after`.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        There are several multiscales, of which only the first is read here.
+    """
+    if len(ome["multiscales"]) != 1:
+        raise UnsupportedFormatError(
+            f"the image has {len(ome['multiscales'])} multiscales; only one can be changed here"
+        )
+    multiscale = dict(ome["multiscales"][0])
+
+    def rescaled(transform: Mapping[str, Any]) -> dict[str, Any]:
+        kind = transform["type"]
+        if kind == "identity":
+            return dict(transform)
+        # Divided first, so that factors of two between levels stay exact.
+        values = [v / b * a for v, b, a in zip(transform[kind], before, after, strict=True)]
+        return {**transform, kind: values}
+
+    outer = multiscale.get("coordinateTransformations") or []
+    if outer:
+        multiscale["coordinateTransformations"] = [rescaled(transform) for transform in outer]
+    # To an outer scale the levels are relative.
+    if not any(transform["type"] == "scale" for transform in outer):
+        multiscale["datasets"] = [
+            {
+                **dataset,
+                "coordinateTransformations": [
+                    rescaled(transform) for transform in dataset["coordinateTransformations"]
+                ],
+            }
+            for dataset in multiscale["datasets"]
+        ]
+    multiscale["axes"] = [
+        {**axis, "unit": voxel_unit.to_full_name()} for axis in multiscale["axes"]
+    ]
+    return {**ome, "multiscales": [multiscale]}
+
+
+def rename_ome(ome: Mapping[str, Any], before: str, after: str) -> dict[str, Any]:
+    """Return the ``ome`` attribute with another name where it bears the name `before`."""
+    changed = copy.deepcopy(dict(ome))
+    for multiscale in changed["multiscales"]:
+        if multiscale.get("name") == before:
+            multiscale["name"] = after
+    for channel in (changed.get("omero") or {}).get("channels") or []:
+        if channel.get("label") == before:
+            channel["label"] = after
+    return changed
+
+
+def build_image_label(
+    colors: Mapping[int, Sequence[int]] | None, dtype: np.dtype[Any]
+) -> dict[str, Any]:
+    """Return the ``image-label`` attribute of labels that lie below their image.
+
+    Parameters
+    ----------
+    colors
+        By label, red, green, blue and optionally opacity, 0 to 255 each.
+    dtype
+        Of the labels.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A colour is none, or its label none that the labels can have.
+    """
+    label: dict[str, Any] = {"source": {"image": "../../"}}
+    if colors:
+        limits = np.iinfo(dtype)
+        entries = []
+        for value, color in colors.items():
+            parts = [*color, 255][:4] if len(color) == 3 else list(color)
+            is_color = len(parts) == 4 and all(
+                isinstance(part, int) and 0 <= part <= 255 for part in parts
+            )
+            if not is_color or not limits.min <= value <= limits.max:
+                raise InvalidArgumentError(
+                    f"the colour {list(color)} of label {value} is not three or four numbers from "
+                    f"0 to 255 for a value of {dtype}"
+                )
+            entries.append({"label-value": int(value), "rgba": parts})
+        label["colors"] = entries
+    return label
+
+
+def build_omero(
+    label: str, value_range: tuple[float, float], contrast: tuple[float, float]
+) -> dict[str, Any]:
+    """Return the ``omero`` attribute that tells viewers how to show a grey image.
+
+    Parameters
+    ----------
+    label
+        Name of the only channel.
+    value_range
+        Least and largest voxel.
+    contrast
+        Grey levels of black and white.
+    """
+    window = {
+        "min": value_range[0],
+        "max": value_range[1],
+        "start": contrast[0],
+        "end": contrast[1],
+    }
+    channel = {
+        "label": label,
+        "color": "FFFFFF",
+        "active": True,
+        "coefficient": 1,
+        "family": "linear",
+        "inverted": False,
+        "window": window,
+    }
+    return {"channels": [channel], "rdefs": {"model": "greyscale"}}
 
 
 def parse_ome_attributes(ome: Any) -> OMEImage:
@@ -148,7 +354,10 @@ def _parse_multiscale(multiscale: Mapping[str, Any]) -> OMEImage:
     )
     levels = []
     for dataset in multiscale["datasets"]:
-        scale, translation = _parse_transforms(dataset["coordinateTransformations"], len(axes))
+        transforms = dataset["coordinateTransformations"]
+        if not transforms:
+            raise MetadataError(f"dataset {dataset['path']!r} has no scale")
+        scale, translation = _parse_transforms(transforms, len(axes))
         levels.append(
             OMELevel(
                 path=str(dataset["path"]),

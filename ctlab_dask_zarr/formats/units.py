@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from enum import StrEnum
 
-__all__ = ["VoxelUnit"]
+import numpy as np
+
+__all__ = ["VoxelUnit", "are_same_sizes", "size_text"]
+
+
+#: Relative difference up to which two voxel sizes are the same: some are kept as float32.
+_TOLERANCE = 1e-6
 
 
 class VoxelUnit(StrEnum):
@@ -74,6 +81,29 @@ class VoxelUnit(StrEnum):
                 )
         # Parsed as decimal, because products and quotients of powers of ten are not exact.
         return float(f"1e{_EXPONENTS[self.value] - _EXPONENTS[to.value]}")
+
+
+def are_same_sizes(found: Sequence[float], wanted: Sequence[float]) -> bool:
+    """Whether two voxel sizes, in one unit and one order of axes, are the same.
+
+    Examples
+    --------
+    >>> are_same_sizes((2.5, 2.5), (2.5, 2.5000001)), are_same_sizes((2.5, 2.5), (2.5, 2.51))
+    (True, False)
+    """
+    return bool(np.allclose(found, wanted, rtol=_TOLERANCE, atol=0))
+
+
+def size_text(size: Sequence[float], unit: VoxelUnit) -> str:
+    """Return a voxel size for people.
+
+    Examples
+    --------
+    >>> size_text((2.5, 2.5, 2.5), VoxelUnit.UM), size_text((3.0, 2.5), VoxelUnit.MM)
+    ('2.5 um', '3 x 2.5 mm')
+    """
+    sizes = size[:1] if len(set(size)) == 1 else size
+    return f"{' x '.join(f'{v:.6g}' for v in sizes)} {unit}"
 
 
 def _fold(text: str) -> str:

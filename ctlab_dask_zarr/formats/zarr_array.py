@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatError
 
 __all__ = ["CodecSpec", "StoredArray", "parse_array_document"]
 
@@ -105,6 +105,13 @@ class StoredArray:
         """Number of stored objects along each axis."""
         return tuple(-(-n // o) for n, o in zip(self.shape, self.object_shape, strict=True))
 
+    def object_region(self, coords: tuple[int, ...]) -> tuple[slice, ...]:
+        """Return the array slices of the object at `coords`, trimmed to the array."""
+        return tuple(
+            slice(c * o, min((c + 1) * o, n))
+            for c, o, n in zip(coords, self.object_shape, self.shape, strict=True)
+        )
+
     def key(self, coords: tuple[int, ...]) -> str:
         """Return the key of the object at `coords`, relative to the array.
 
@@ -136,7 +143,9 @@ def parse_array_document(text: str) -> StoredArray:
         return _parse(document, text)
     except RecursionError:
         raise MetadataError("the array's zarr.json is nested too deeply to be metadata") from None
-    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+    except CTLabError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise MetadataError(
             f"the array's zarr.json lacks or misspells a required part ({error!r})"
         ) from error
@@ -164,7 +173,6 @@ def _parse(document: dict[str, Any], text: str) -> StoredArray:
         and not document.get("storage_transformers")
     )
     name, separator = _parse_key_encoding(document["chunk_key_encoding"])
-    names = document.get("dimension_names")
     return StoredArray(
         document=text,
         shape=shape,
@@ -178,8 +186,18 @@ def _parse(document: dict[str, Any], text: str) -> StoredArray:
         is_direct=is_direct,
         key_encoding=name,
         separator=separator,
-        dimension_names=None if names is None else tuple(names),
+        dimension_names=_parse_names(document.get("dimension_names"), len(shape)),
     )
+
+
+def _parse_names(names: Any, ndim: int) -> tuple[str | None, ...] | None:
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) != ndim:
+        raise MetadataError(f"dimension_names {names!r} are not {ndim} names")
+    if not all(name is None or isinstance(name, str) for name in names):
+        raise MetadataError(f"dimension_names {names!r} are not all text")
+    return tuple(names)
 
 
 def _lengths(name: str, values: Any, minimum: int) -> tuple[int, ...]:
@@ -213,6 +231,8 @@ def _parse_codecs(
 
 
 def _direct_chain(codecs: list[dict[str, Any]]) -> tuple[CodecSpec, ...] | None:
+    if not codecs:
+        raise MetadataError("a chain of codecs is empty: not even its bytes are described")
     first, *rest = codecs
     if first["name"] != "bytes":
         return None
@@ -237,6 +257,14 @@ def _parse_dtype(name: Any, fill_value: Any) -> tuple[np.dtype[Any] | None, byte
         return dtype, int(fill_value, 16).to_bytes(dtype.itemsize, "little")
     special = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
     value = special[fill_value] if isinstance(fill_value, str) else fill_value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise MetadataError(f"fill value {fill_value!r} is no number")
+    if dtype.kind in "iu":
+        # A value that does not fit would wrap around without a word.
+        limits = np.iinfo(dtype)
+        if value != int(value) or not limits.min <= value <= limits.max:
+            raise MetadataError(f"fill value {fill_value!r} is no {dtype.name}")
+        value = int(value)
     return dtype, np.array(value).astype(dtype).tobytes()
 
 

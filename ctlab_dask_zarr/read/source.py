@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ctlab_dask_zarr.errors import DatasetNotFoundError, UnsupportedFormatError
-from ctlab_dask_zarr.runtime.storage import local_path
+from ctlab_dask_zarr.runtime.storage import is_url, storage_path
 
 __all__ = ["guess_filetype"]
 
@@ -23,7 +23,9 @@ def guess_filetype(path: str | os.PathLike[str]) -> str:
     UnsupportedFormatError
         Neither content nor name is of a format that is read here.
     """
-    local = local_path(path)
+    local = storage_path(path)
+    if is_url(local):
+        return "zarr"
     if os.path.isdir(local):
         entries = os.listdir(local)
         if any(document in entries for document in _ZARR_DOCUMENTS):

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import dask.array as da
@@ -19,21 +20,62 @@ from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import (
     DatasetNotFoundError,
     IncompleteDatasetError,
+    InvalidArgumentError,
     MetadataError,
     UnsupportedFormatError,
 )
 from ctlab_dask_zarr.formats.mango import MangoBlock, parse_mango_block
 from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes
+from ctlab_dask_zarr.formats.receipts import own_receipt
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.volume import split_index
-from ctlab_dask_zarr.runtime.storage import LocalStore, local_path
-from ctlab_dask_zarr.write.destination import RECEIPT_ATTRIBUTE, staging_path
+from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files
+from ctlab_dask_zarr.runtime.storage import (
+    LocalStore,
+    files_at,
+    is_url,
+    storage_options_in_force,
+    storage_path,
+    store_at,
+)
+from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.layout import resolve_layout
 
-__all__ = ["StoreMetadata", "ZarrVolume", "dataset_from_zarr", "read_store_metadata"]
+__all__ = [
+    "StoreMetadata",
+    "StoredLevel",
+    "ZarrVolume",
+    "dataset_from_zarr",
+    "dataset_of",
+    "read_store_metadata",
+]
 
 _DOCUMENT = "zarr.json"
+#: A petabyte in shards of 512**3 has 4 million.
+_MAX_BLOCKS = 10_000_000
+
+
+@dataclass(frozen=True)
+class StoredLevel:
+    """One level of a stored image.
+
+    Attributes
+    ----------
+    path
+        The array below the root of the store; '' where the root is the array.
+    shape
+        Number of voxels along each axis.
+    voxel_size
+        Edge lengths of a voxel, in the unit of the dataset's voxel size.
+    origin
+        Position of the first voxel's centre, in that unit.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    voxel_size: tuple[float, ...]
+    origin: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -52,6 +94,10 @@ class ZarrVolume:
         Of the root document, so that a store written anew is known as another source.
     strict
         Whether a missing object is an error.
+    levels
+        Every level of the image that the array belongs to, finest first.
+    files
+        Through what the store is reached.
     """
 
     path: str
@@ -59,6 +105,8 @@ class ZarrVolume:
     document: str
     root_hash: str
     strict: bool
+    levels: tuple[StoredLevel, ...] = ()
+    files: Files = LOCAL_FILES
 
     @property
     def stored(self) -> StoredArray:
@@ -84,10 +132,28 @@ class ZarrVolume:
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         region, rest = split_index(index, self.shape)
         stored = replace(self.stored, dtype=self.dtype)
-        store = LocalStore(self.path)
-        block = read_region(store, self.array_path, stored, region, strict=self.strict)
+        store = store_at(self.path, self.files)
+        block = read_region(
+            store,
+            self.array_path,
+            stored,
+            region,
+            strict=self.strict,
+            on_missing=self._refuse_moved,
+        )
         selected: npt.NDArray[Any] = block[rest]
         return selected
+
+    def _refuse_moved(self) -> None:
+        """Tell a store that is gone from one that lacks a shard."""
+        store = store_at(self.path, self.files)
+        try:
+            store.nbytes(f"{self.array_path}/{_DOCUMENT}".lstrip("/"))
+        except FileNotFoundError:
+            raise DatasetNotFoundError(
+                f"{self.path} is not there any more: it was renamed or removed since it was "
+                "opened. Open it where it is now"
+            ) from None
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this source from another, plain JSON."""
@@ -116,6 +182,8 @@ class StoreMetadata:
         The OME metadata; None for a plain array.
     root_hash
         Of the root document.
+    files
+        Through what the store is reached.
     """
 
     path: str
@@ -123,10 +191,21 @@ class StoreMetadata:
     arrays: tuple[tuple[str, str], ...]
     ome: OMEImage | None
     root_hash: str
+    files: Files = LOCAL_FILES
+
+    @property
+    def store(self) -> LocalStore:
+        """The store itself."""
+        return store_at(self.path, self.files)
 
 
 def dataset_from_zarr(
-    path: str | os.PathLike[str], *, strict: bool | None = None, **kwargs: Any
+    path: str | os.PathLike[str],
+    *,
+    level: int = 0,
+    strict: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> Dataset:
     """Open a Zarr v3 store lazily, as a `Dataset` whose blocks are shards.
 
@@ -138,10 +217,15 @@ def dataset_from_zarr(
     ----------
     path
         The store.
+    level
+        Which level of detail, 0 for the finest; `Dataset.levels` lists them.
     strict
         Whether a missing shard is an error (True) or fill values (False). By default it is an
         error where this package wrote the store, since it writes every shard, and fill values
         elsewhere, as the Zarr specification says.
+    storage_options
+        For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names; never
+        credentials, which come from the environment.
     **kwargs
         For `dask.array.from_array`, for example ``chunks=(64, 512, 512)``.
 
@@ -156,26 +240,45 @@ def dataset_from_zarr(
         An array that the metadata lists is not there.
     MetadataError
         The metadata contradicts itself.
+    InvalidArgumentError
+        There is no such level.
     """
-    metadata = read_store_metadata(path)
-    array_path, document = metadata.arrays[0]
-    receipt = metadata.attributes.get(RECEIPT_ATTRIBUTE)
-    is_own = isinstance(receipt, Mapping)
+    with storage_options_in_force(storage_options):
+        metadata = read_store_metadata(path)
+    return dataset_of(metadata, level, strict=strict, **kwargs)
+
+
+def dataset_of(
+    metadata: StoreMetadata, level: int = 0, *, strict: bool | None = None, **kwargs: Any
+) -> Dataset:
+    """Return the dataset that the documents of a store describe: see `dataset_from_zarr`."""
+    number = _validated_level(level, metadata)
+    array_path, document = metadata.arrays[number]
+    receipt = own_receipt(metadata.attributes)
     volume = ZarrVolume(
         metadata.path,
         array_path,
         document,
         metadata.root_hash,
-        strict=is_own if strict is None else strict,
+        strict=_is_ours(receipt, array_path) if strict is None else strict,
+        files=metadata.files,
     )
     stored = volume.stored
     names = _dimension_names(metadata.ome, stored)
-    carried = receipt.get("dataset") if isinstance(receipt, Mapping) else None
+    carried = None if receipt is None else receipt.get("dataset")
     mango = parse_mango_block(metadata.attributes.get("mango", carried or {}), names)
-    voxel_size, voxel_unit = _voxel_size(metadata.ome, mango, len(names))
+    levels, voxel_unit = _levels(metadata, mango, len(names))
+    volume = replace(volume, levels=levels)
+    blocks = tuple(map(min, _block_shape(stored), stored.shape))
+    n_blocks = prod(-(-n // b) for n, b in zip(stored.shape, blocks, strict=True) if n)
+    if n_blocks > _MAX_BLOCKS and "chunks" not in kwargs:
+        raise MetadataError(
+            f"{metadata.path} would be {n_blocks:,} blocks, which no dask graph can hold: if that "
+            "is meant, open it in larger ones, as chunks=(512, 4096, 4096)"
+        )
     name = hashlib.sha256(json.dumps(volume.identity()).encode()).hexdigest()
     options: dict[str, Any] = {
-        "chunks": tuple(map(min, _block_shape(stored), stored.shape)),
+        "chunks": blocks,
         "name": f"zarr-{name[:32]}",
         "asarray": False,
         "meta": np.empty((0,) * volume.ndim, volume.dtype),
@@ -184,7 +287,7 @@ def dataset_from_zarr(
         da.from_array(volume, **(options | kwargs)),
         dimension_names=names,
         voxel_unit=voxel_unit,
-        voxel_size=voxel_size,
+        voxel_size=levels[number].voxel_size,
         datatype=mango.datatype,
         history=mango.history,
         dataset_id=mango.dataset_id,
@@ -193,10 +296,15 @@ def dataset_from_zarr(
     )
 
 
-def read_store_metadata(path: str | os.PathLike[str]) -> StoreMetadata:
-    """Read the documents of a store, and nothing else of it."""
-    root = local_path(path)
-    text = _read_root(root)
+def read_store_metadata(path: str | os.PathLike[str], files: Files | None = None) -> StoreMetadata:
+    """Read the documents of a store, and nothing else of it.
+
+    `files`: through what it is reached; by default with the storage options in force.
+    """
+    root = storage_path(path)
+    files = files_at(root) if files is None else files
+    store = store_at(root, files)
+    text = _read_root(store)
     document = _parse_json(text, os.path.join(root, _DOCUMENT))
     attributes = document.get("attributes") or {}
     if not isinstance(attributes, dict):
@@ -207,49 +315,64 @@ def read_store_metadata(path: str | os.PathLike[str]) -> StoreMetadata:
             f"{root} is of Zarr format {document.get('zarr_format')!r}; only 3 is read here"
         )
     if document.get("node_type") == "array":
-        return StoreMetadata(root, attributes, (("", text),), None, root_hash)
+        return StoreMetadata(root, attributes, (("", text),), None, root_hash, files)
     if "ome" not in attributes:
         raise UnsupportedFormatError(
             f"{root} is a Zarr group without OME metadata: give the path of an array or an image "
             "inside it"
         )
     ome = parse_ome_attributes(attributes["ome"])
-    arrays = tuple((level.path, _read_array_document(root, level.path)) for level in ome.levels)
-    return StoreMetadata(root, attributes, arrays, ome, root_hash)
+    arrays = tuple((level.path, _read_array_document(store, level.path)) for level in ome.levels)
+    return StoreMetadata(root, attributes, arrays, ome, root_hash, files)
 
 
-def _read_root(root: str) -> str:
+def _read_root(store: LocalStore) -> str:
+    root, files = store.root, store.files
     try:
-        return LocalStore(root).get(_DOCUMENT).decode()
+        return store.get(_DOCUMENT).decode()
     except UnicodeDecodeError as error:
         raise MetadataError(f"{root}/{_DOCUMENT} is not text: {error}") from error
     except NotADirectoryError:
         raise UnsupportedFormatError(f"{root} is a file; a Zarr store is a folder") from None
     except FileNotFoundError:
         pass
-    if any(os.path.exists(os.path.join(root, n)) for n in (".zgroup", ".zarray", ".zattrs")):
+    if any(files.kind(os.path.join(root, n)) for n in (".zgroup", ".zarray", ".zattrs")):
         raise UnsupportedFormatError(
             f"{root} is a Zarr v2 store; only v3 is read here. Convert it with zarr-python's "
             "`zarr migrate v3`, or write it anew from the original"
         )
-    if os.path.isdir(root):
+    destination = Destination(root, files)
+    is_staged = files.kind(destination.staging) == "folder"
+    if files.kind(root) == "folder" and not (is_url(root) and is_staged):
         raise IncompleteDatasetError(
             f"{root} has no {_DOCUMENT}: it is no Zarr store, or one whose writing was not finished"
         )
-    if os.path.isdir(staging_path(root)):
+    aside = destination.all_replaced()
+    if aside:
+        raise DatasetNotFoundError(
+            f"{root} was being replaced when its commit died between two renames; the old dataset "
+            f"is {aside[0]}. `ctlab-zarr commit {root}` puts the new one in its place, "
+            "or the old one back where the new one is not complete"
+        )
+    if is_staged:
         raise DatasetNotFoundError(
             f"{root} does not exist yet: a write to it is under way or was interrupted (its "
-            f"staging folder is {staging_path(root)})"
+            f"staging folder is {destination.staging})"
         )
     raise DatasetNotFoundError(f"{root} does not exist")
 
 
-def _read_array_document(root: str, array_path: str) -> str:
+def _read_array_document(store: LocalStore, array_path: str) -> str:
+    root = store.root
     parts = array_path.split("/")
     if not array_path or any(part in ("", ".", "..") for part in parts) or "\\" in array_path:
         raise MetadataError(f"the dataset path {array_path!r} in {root} leads out of the store")
     try:
-        text = LocalStore(root).get(f"{array_path}/{_DOCUMENT}").decode()
+        text = store.get(f"{array_path}/{_DOCUMENT}").decode()
+    except ValueError as error:  # no UTF-8 inside, or a NUL or half a character in the path
+        raise MetadataError(
+            f"the array {array_path!r} in {root} cannot be read: {error}"
+        ) from error
     except (FileNotFoundError, NotADirectoryError):
         raise IncompleteDatasetError(
             f"{root} lists the array {array_path!r}, but {array_path}/{_DOCUMENT} is missing: the "
@@ -298,11 +421,38 @@ def _dimension_names(ome: OMEImage | None, stored: StoredArray) -> tuple[str, ..
     return tuple(str(name) for name in names)
 
 
-def _voxel_size(
-    ome: OMEImage | None, mango: MangoBlock, ndim: int
-) -> tuple[tuple[float, ...], VoxelUnit]:
+def _validated_level(level: Any, metadata: StoreMetadata) -> int:
+    n_levels = len(metadata.arrays)
+    if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < n_levels:
+        there_is = "one level, 0" if n_levels == 1 else f"the levels 0 to {n_levels - 1}"
+        raise InvalidArgumentError(f"level={level!r}: {metadata.path} has {there_is}")
+    return level
+
+
+def _is_ours(receipt: dict[str, Any] | None, array_path: str) -> bool:
+    """Whether this package has written every object of an array."""
+    if receipt is None:
+        return False
+    entries = receipt.get("levels")
+    if not isinstance(entries, list):
+        return True
+    return any(isinstance(e, dict) and e.get("path") == array_path for e in entries)
+
+
+def _levels(
+    metadata: StoreMetadata, mango: MangoBlock, ndim: int
+) -> tuple[tuple[StoredLevel, ...], VoxelUnit]:
     # The reference implementation writes one list to voxel_size_xyz and to the z, y, x scale, so
     # that its anisotropic groups contradict themselves: of a group, the OME scale is believed.
-    if ome is not None:
-        return ome.levels[0].scale, ome.voxel_unit
-    return mango.voxel_size or (1.0,) * ndim, mango.voxel_unit or VoxelUnit.VOXEL
+    if metadata.ome is None:
+        size = mango.voxel_size or (1.0,) * ndim
+        ((path, document),) = metadata.arrays
+        level = StoredLevel(path, parse_array_document(document).shape, size, (0.0,) * ndim)
+        return (level,), mango.voxel_unit or VoxelUnit.VOXEL
+    levels = []
+    for said, (path, document) in zip(metadata.ome.levels, metadata.arrays, strict=True):
+        shape = parse_array_document(document).shape
+        if len(shape) != ndim:
+            raise MetadataError(f"the level {path!r} has {len(shape)} axes instead of {ndim}")
+        levels.append(StoredLevel(path, shape, said.scale, said.translation))
+    return tuple(levels), metadata.ome.voxel_unit

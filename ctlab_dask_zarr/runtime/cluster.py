@@ -1,4 +1,4 @@
-"""Where a write runs: a local cluster sized to what this job was given, or a running one."""
+"""Where a write runs: a local cluster, jobs of a batch system, ranks of MPI, or a running one."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
+
+    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.write.rechunk import Resources
 
 __all__ = [
     "Allocation",
     "LocalWorkers",
     "allocated_resources",
+    "client_from_config",
+    "cluster_from_config",
+    "configured_resources",
     "connect",
     "local_client",
     "local_workers",
@@ -27,6 +34,8 @@ __all__ = [
 
 #: Part of the memory that workers may use together; the rest is for the client and the scheduler.
 _WORKERS_SHARE = 0.9
+#: Clusters that have a name; all that they are is in dask's settings.
+_KINDS = ("local", "slurm", "pbs", "mpi")
 #: CPUs of this job on this node, by the batch systems that count them. PBS_NCPUS is not among
 #: them: on Gadi it counts the CPUs of all nodes.
 _CPU_VARIABLES = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS")
@@ -113,13 +122,26 @@ def local_workers(
 def local_client(
     n_workers: int | None = None, n_threads: int = 1, nbytes: int | None = None
 ) -> Iterator[Client]:
+    """Start a local cluster and a client of it, and stop both at the end.
+
+    The parameters are those of `local_workers`.
+    """
+    from distributed import Client
+
+    with _local_cluster(n_workers, n_threads, nbytes) as cluster, Client(cluster) as client:
+        yield client
+
+
+@contextmanager
+def _local_cluster(
+    n_workers: int | None = None, n_threads: int = 1, nbytes: int | None = None
+) -> Iterator[LocalCluster]:
     """Start a local cluster on the loopback address, and stop it at the end.
 
-    The parameters are those of `local_workers`. A ``temporary-directory`` of dask's own
-    configuration comes before the job's folder.
+    A ``temporary-directory`` of dask's own configuration comes before the job's folder.
     """
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import LocalCluster
 
     size = local_workers(n_workers, n_threads, nbytes)
     options: dict[str, Any] = {
@@ -131,6 +153,7 @@ def local_client(
         "dashboard_address": "127.0.0.1:0",
         # A failed task is told once, by the exception that reaches the client.
         "silence_logs": logging.CRITICAL,
+        "preload": ["ctlab_dask_zarr.runtime.worker_signals"],
     }
     directory = dask.config.get("temporary-directory", None)
     with (
@@ -138,9 +161,163 @@ def local_client(
             {"temporary-directory": directory or allocated_resources().local_directory}
         ),
         LocalCluster(**options) as cluster,
-        Client(cluster) as client,
     ):
+        yield cluster
+
+
+@contextmanager
+def cluster_from_config(
+    config: str | os.PathLike[str],
+    jobs: int | None = None,
+    *,
+    worker_timeout: str = "1h",
+    on_wait: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
+) -> Iterator[Any]:
+    """Start the cluster that a configuration describes, and stop it at the end.
+
+    Workers have to have the same versions of this package, zarr, numpy, numcodecs, dask and
+    distributed as this process.
+
+    Parameters
+    ----------
+    config
+        A YAML file in dask's own keys, which hold until the end, for the workers too; or ``local``,
+        ``slurm``, ``pbs`` or ``mpi``, for what dask's own files and ``DASK_CONFIG`` say; or the
+        address or the scheduler file (``.json``) of a running scheduler. A file with a section
+        ``jobqueue: slurm`` or ``jobqueue: pbs`` means that system, one with a
+        ``scheduler-address`` the scheduler there, and any other a local cluster.
+    jobs
+        Jobs of the batch system, each replaced when it is lost, by default 1; on a local cluster
+        worker processes, by default one for each allocated CPU. Other clusters have their own.
+    worker_timeout
+        How long to wait for the first job to start, as dask writes it: ``"30 minutes"``.
+    on_wait
+        Is told now and then what the queue says while no job has started.
+    stop
+        Ends that waiting before its time-out.
+
+    Yields
+    ------
+    A cluster or an address, for dask's own `distributed.Client`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The configuration is not known, or says something wrong.
+    ClusterError
+        The queue refuses the jobs, no worker comes, or one has other versions.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> with cluster_from_config("local", jobs=1) as cluster, Client(cluster) as client:
+    ...     client.submit(sum, [1, 2]).result()
+    3
+    """
+    from dask.utils import parse_timedelta
+    from distributed import Client
+
+    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.runtime.versions import same_versions
+
+    with ExitStack() as stack:
+        kind, config_file = stack.enter_context(_configured(os.fspath(config), jobs))
+        if kind == "local":
+            started: AbstractContextManager[Any] = _local_cluster(jobs)
+        elif kind == "running":
+            started = nullcontext(_running_address(None if config_file else os.fspath(config)))
+        elif kind == "mpi":
+            from ctlab_dask_zarr.runtime.mpi import mpi_cluster
+
+            allocation = allocated_resources()
+            nbytes = int(allocation.nbytes * _WORKERS_SHARE)
+            started = mpi_cluster(nbytes, allocation.local_directory)
+        else:
+            from ctlab_dask_zarr.runtime.jobs import job_cluster
+
+            timeout_s = float(parse_timedelta(worker_timeout))
+            tell = on_wait or (lambda _: None)
+            started = job_cluster(kind, jobs or 1, config_file, timeout_s, tell, stop or Stop())
+        cluster = stack.enter_context(started)
+        # A client of its own, which is not the default one: the caller's own is to be that.
+        client = stack.enter_context(Client(cluster, set_as_default=False))
+        stack.enter_context(same_versions(client))
+        yield cluster
+
+
+@contextmanager
+def client_from_config(
+    config: str | os.PathLike[str], jobs: int | None = None, **options: Any
+) -> Iterator[Client]:
+    """Start the cluster of a configuration and a client of it: see `cluster_from_config`."""
+    from distributed import Client
+
+    with cluster_from_config(config, jobs, **options) as cluster, Client(cluster) as client:
         yield client
+
+
+def configured_resources(config: str | os.PathLike[str], jobs: int | None = None) -> Resources:
+    """Return what the workers of a configuration will have together; nothing is started.
+
+    The number of ranks of MPI is not known before they are: one thread stands for them.
+    """
+    from ctlab_dask_zarr.runtime.jobs import job_size
+    from ctlab_dask_zarr.runtime.resources import scheduler_resources
+    from ctlab_dask_zarr.write.rechunk import Resources
+
+    with _configured(os.fspath(config), jobs) as (kind, config_file):
+        if kind == "local":
+            local = local_workers(jobs)
+            return Resources(local.n_workers * local.n_threads, local.nbytes // local.n_threads)
+        if kind == "running":
+            with connect(_running_address(None if config_file else os.fspath(config))):
+                return scheduler_resources()
+        if kind == "mpi":
+            return Resources(1)
+        cores, memory = job_size(kind)
+        return Resources((jobs or 1) * cores, memory // cores)
+
+
+@contextmanager
+def _configured(config: str, jobs: int | None) -> Iterator[tuple[str, str | None]]:
+    """Put the settings of a configuration in force; yield its kind, and its file if it is one."""
+    import dask
+
+    from ctlab_dask_zarr.runtime.configuration import configured_kind, read_configuration
+    from ctlab_dask_zarr.runtime.jobs import BATCH_SYSTEMS, import_jobqueue
+
+    kind, settings, config_file = config, {}, None
+    if "://" in config or config.endswith(".json"):
+        kind = "running"
+    elif config.endswith((".yaml", ".yml")):
+        settings = read_configuration(config)
+        kind, config_file = configured_kind(settings, config), os.path.abspath(config)
+    elif config not in _KINDS:
+        near = get_close_matches(config, _KINDS, 1)
+        raise InvalidArgumentError(
+            f"cluster {config!r} is none of {', '.join(_KINDS)}, a YAML file (.yaml), an address "
+            f"(tcp://HOST:PORT) or a scheduler file (.json){f': {near[0]}?' if near else ''}"
+        )
+    if jobs is not None and kind in ("mpi", "running"):
+        whose = "mpirun or srun" if kind == "mpi" else "the scheduler that runs already"
+        raise InvalidArgumentError(f"the number of workers is that of {whose}: leave jobs out")
+    if kind in BATCH_SYSTEMS:
+        import_jobqueue()
+    merged = dask.config.merge(dask.config.config, settings)
+    names = [dask.config.canonical_name(key, merged) for key in settings]
+    with dask.config.set({name: merged[name] for name in names}):
+        yield kind, config_file
+
+
+def _running_address(config: str | None) -> str:
+    """Return the address of a running scheduler that answers; None asks dask's settings for it."""
+    import dask
+
+    address = dask.config.get("scheduler-address") if config is None else config
+    is_file = address.endswith(".json")
+    with connect(None if is_file else address, address if is_file else None) as client:
+        return str(client.scheduler_info()["address"])
 
 
 @contextmanager
@@ -151,8 +328,12 @@ def connect(address: str | None = None, scheduler_file: str | None = None) -> It
     ------
     InvalidArgumentError
         Nobody answers there within dask's ``distributed.comm.timeouts.connect``.
+    ClusterError
+        A worker there has other versions than this process.
     """
     from distributed import Client
+
+    from ctlab_dask_zarr.runtime.versions import same_versions
 
     try:
         client = Client(address or _address_in(scheduler_file))
@@ -160,7 +341,7 @@ def connect(address: str | None = None, scheduler_file: str | None = None) -> It
         raise InvalidArgumentError(
             f"no dask scheduler answers at {address or scheduler_file}: {error}"
         ) from error
-    with client:
+    with client, same_versions(client):
         yield client
 
 

@@ -21,17 +21,19 @@ __all__ = ["Reporter", "listen", "topic_of"]
 #: Seconds between two reports of one task.
 _INTERVAL_S = 0.5
 
-Listener = Callable[[int], None]
+#: Called with bytes encoded since the last call and, at the end of a task, its seconds, else 0.
+Listener = Callable[[int, float], None]
 _listeners: dict[str, Listener] = {}
 
 
 class Reporter:
-    """Tells how many bytes one task has encoded, now and then, and the rest at the end."""
+    """Tells how many bytes one task has encoded, now and then, and at the end how long it took."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
         self._nbytes = 0
-        self._next_s = time.monotonic() + _INTERVAL_S
+        self._start_s = time.monotonic()
+        self._next_s = self._start_s + _INTERVAL_S
 
     def add(self, nbytes: int) -> None:
         """Count `nbytes` more bytes of voxels."""
@@ -41,20 +43,27 @@ class Reporter:
 
     def flush(self) -> None:
         """Tell what was not told yet."""
+        self._tell(0.0)
+
+    def finish(self) -> None:
+        """Tell what was not told yet, and that the task is done."""
+        self._tell(time.monotonic() - self._start_s)
+
+    def _tell(self, task_s: float) -> None:
         nbytes, self._nbytes = self._nbytes, 0
         self._next_s = time.monotonic() + _INTERVAL_S
-        if nbytes:
-            _tell(self._topic, nbytes)
+        if nbytes or task_s:
+            _tell(self._topic, nbytes, task_s)
 
 
-def _tell(topic: str, nbytes: int) -> None:
+def _tell(topic: str, nbytes: int, task_s: float) -> None:
     listener = _listeners.get(topic)
     if listener is not None:
-        listener(nbytes)
+        listener(nbytes, task_s)
         return
     worker = _current_worker()
     if worker is not None:
-        worker.log_event(topic, nbytes)
+        worker.log_event(topic, [nbytes, task_s])
 
 
 def _current_worker() -> Any:
@@ -68,23 +77,24 @@ def _current_worker() -> Any:
 
 @contextmanager
 def listen(write: Delayed, listener: Listener, client: Any = None) -> Iterator[None]:
-    """Call `listener` with the bytes of voxels encoded since its last call.
+    """Call `listener` with what workers tell: bytes of voxels encoded, and seconds of a task.
 
     Parameters
     ----------
     write
         What `dataset_to_zarr(..., compute=False)` returned.
     listener
-        Called from another thread, with one number of bytes.
+        Called from another thread, with the bytes since its last call and, where a task has just
+        ended, the seconds that it took (else 0).
     client
         The `distributed.Client` that computes the write; None for a scheduler in this process.
     """
     topic = topic_of(write.key)
     lock = threading.Lock()
 
-    def locked(nbytes: int) -> None:
+    def locked(nbytes: int, task_s: float) -> None:
         with lock:
-            listener(nbytes)
+            listener(nbytes, task_s)
 
     if client is None:
         _listeners[topic] = locked
@@ -94,7 +104,7 @@ def listen(write: Delayed, listener: Listener, client: Any = None) -> Iterator[N
             del _listeners[topic]
         return
     # The scheduler adds the time to an event: (timestamp, message).
-    client.subscribe_topic(topic, lambda event: locked(event[1]))
+    client.subscribe_topic(topic, lambda event: locked(*event[1]))
     try:
         yield
     finally:

@@ -1,8 +1,9 @@
-"""Where objects are kept: a small protocol, and the file system behind it.
+"""Where objects are kept: a small protocol, and file systems and object stores behind it.
 
-A store is a root and keys below it. Every put is whole or not there: a temporary file beside the
-target, fsync, rename. The root itself is never made by a put, so that a task that comes late,
-after the write was committed or removed, fails instead of bringing a folder back to life.
+A store is a root and keys below it. Every put is whole or not there. On a file system: a temporary
+file beside the target, fsync, rename; the root itself is never made by a put, so that a task that
+comes late, after the write was committed or removed, fails instead of bringing a folder back to
+life. On an object store: one upload.
 """
 
 from __future__ import annotations
@@ -11,15 +12,36 @@ import errno
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
+import dask
 
-__all__ = ["TEMPORARY_SUFFIX", "LocalStore", "ObjectWriter", "Store", "local_path"]
+from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files, NewFile, walk
+from ctlab_dask_zarr.runtime.objects import (
+    OBJECT_SCHEMES,
+    ObjectFiles,
+    configured_options,
+    validated_options,
+)
+
+__all__ = [
+    "TEMPORARY_SUFFIX",
+    "LocalStore",
+    "ObjectStore",
+    "ObjectWriter",
+    "Store",
+    "files_at",
+    "is_url",
+    "local_path",
+    "storage_options_in_force",
+    "storage_path",
+    "store_at",
+]
 
 Buffer = Any
 #: A scheme (RFC 3986), chained ones as fsspec writes them, and one slash or more: a `Path` made of
@@ -29,10 +51,28 @@ _URL = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+):/+(.
 TEMPORARY_SUFFIX = ".partial"
 
 
+def is_url(path: str) -> bool:
+    """Whether a path, as `storage_path` returns it, is one of an object store."""
+    return "://" in path
+
+
 def local_path(path: str | os.PathLike[str]) -> str:
-    """Return an absolute local path, or raise for a URL.
+    """Return an absolute local path, or raise for a URL of an object store."""
+    found = storage_path(path)
+    if is_url(found):
+        raise UnsupportedFormatError(f"{found} is a URL; here only local paths are supported")
+    return found
+
+
+def storage_path(path: str | os.PathLike[str]) -> str:
+    """Return an absolute local path, or the URL of a place in an object store.
 
     A URL is never taken for the name of a local folder; ``file://`` names one.
+
+    Examples
+    --------
+    >>> storage_path("s3://bucket/scans/a.zarr/"), storage_path("file:///scans/a.zarr")
+    ('s3://bucket/scans/a.zarr', '/scans/a.zarr')
     """
     text = os.fspath(path)
     if not isinstance(text, str):
@@ -42,9 +82,14 @@ def local_path(path: str | os.PathLike[str]) -> str:
         scheme, rest = match.groups()
         if scheme.lower() == "file":
             return os.path.abspath(unquote("/" + rest.removeprefix("localhost").lstrip("/")))
+        if scheme.lower() in OBJECT_SCHEMES:
+            parts = rest.strip("/").split("/")
+            if any(part in ("", ".", "..") for part in parts):
+                raise InvalidArgumentError(f"{text}: an object store has no '.', '..' or '//'")
+            return f"{scheme.lower()}://{'/'.join(parts)}"
         raise UnsupportedFormatError(
-            f"{text} is a URL with the scheme {scheme!r}; only local paths and file:// are "
-            "supported so far"
+            f"{text} is a URL with the scheme {scheme!r}; there are local paths, file:// and "
+            f"{', '.join(f'{name}://' for name in OBJECT_SCHEMES)}"
         )
     if not text:
         raise InvalidArgumentError("the path is empty")
@@ -62,8 +107,11 @@ class ObjectWriter(Protocol):
 class Store(Protocol):
     """What reading and writing need of a place for objects."""
 
-    def create(self, key: str) -> AbstractContextManager[ObjectWriter]:
-        """Write one object piece by piece; it appears, whole and durable, at a clean exit."""
+    def create(self, key: str, *, durable: bool = True) -> AbstractContextManager[ObjectWriter]:
+        """Write one object piece by piece; it appears at a clean exit, whole and durable.
+
+        What can be made again need not be `durable`.
+        """
         ...
 
     def put(self, key: str, data: Buffer) -> None:
@@ -88,29 +136,30 @@ class LocalStore:
     """A folder of a local or parallel file system."""
 
     root: str
+    files: Files = LOCAL_FILES
 
     def path(self, key: str) -> str:
         """Return where `key` is kept."""
         return os.path.join(self.root, *key.split("/"))
 
     @contextmanager
-    def create(self, key: str) -> Iterator[ObjectWriter]:
+    def create(self, key: str, *, durable: bool = True) -> Iterator[ObjectWriter]:
         """Write one object through a temporary file of this attempt's own."""
         path = self.path(key)
         folder, name = os.path.split(path)
         temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
         file = self._open_new(temporary)
         try:
-            with file:
-                yield file
+            yield file
+            if durable:
+                file.sync()
+            else:
                 file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            self.files.rename(temporary, path)
         except BaseException:
-            # The first error is the one to tell; the name marks what could not be removed.
-            with suppress(OSError):
-                os.unlink(temporary)
+            file.discard()
             raise
+        file.close()
 
     def put(self, key: str, data: Buffer) -> None:
         """Write one object; it appears whole and durable, or not at all."""
@@ -119,28 +168,59 @@ class LocalStore:
 
     def get(self, key: str) -> bytes:
         """Return an object."""
-        with open(self.path(key), "rb") as file:
-            return file.read()
+        return self.files.read(self._path_inside(key))
 
     def get_range(self, key: str, start: int, nbytes: int) -> bytes:
         """Return a part of an object."""
-        with open(self.path(key), "rb", buffering=0) as file:
-            return os.pread(file.fileno(), nbytes, start)
+        return self.files.read_range(self.path(key), start, nbytes)
 
     def nbytes(self, key: str) -> int:
         """Return the size of an object."""
-        return os.stat(self.path(key)).st_size
+        return self.files.nbytes(self._path_inside(key))
 
-    def _open_new(self, path: str) -> Any:
+    def _path_inside(self, key: str) -> str:
+        """Return where `key` is, unless a link leads out of the store.
+
+        Every read of an object begins with its size, or takes it whole.
+        """
+        path = self.path(key)
+        root = os.path.realpath(self.root)
+        if not os.path.realpath(path).startswith(root + os.sep):
+            raise MetadataError(f"{path} is a link that leads out of the store: it is not followed")
+        return path
+
+    def remove(self, key: str) -> None:
+        """Remove an object that is no longer needed, if it is there and can be removed."""
+        with suppress(OSError):
+            self.files.remove_file(self.path(key))
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the key of every object below `prefix`; unfinished ones are none."""
+        top = self.path(prefix) if prefix else self.root
+        for folder, _, names in walk(self.files, top):
+            for name in names:
+                if not name.endswith(TEMPORARY_SUFFIX):
+                    path = os.path.relpath(os.path.join(folder, name), self.root)
+                    yield path.replace(os.sep, "/")
+
+    def _open_new(self, path: str) -> NewFile:
         try:
-            return open(path, "xb", buffering=1 << 20)
+            return self.files.open_new(path)
         except FileNotFoundError:
             self._make_folders(os.path.dirname(path))
-            return open(path, "xb", buffering=1 << 20)
+            return self.files.open_new(path)
+
+    def stats(self) -> dict[str, tuple[int, float]]:
+        """Return size and time of every object, by key; unfinished ones are none."""
+        found = {}
+        for key in self.list():
+            with suppress(FileNotFoundError):
+                found[key] = self.files.stat(self.path(key))
+        return found
 
     def _make_folders(self, folder: str) -> None:
         """Make `folder`, but never the root."""
-        if not os.path.isdir(self.root):
+        if self.files.kind(self.root) != "folder":
             raise FileNotFoundError(
                 errno.ENOENT, "the staging folder is gone (committed, or removed)", self.root
             )
@@ -149,7 +229,56 @@ class LocalStore:
         path = self.root
         for part in parts:
             path = os.path.join(path, part)
-            try:
-                os.mkdir(path)
-            except FileExistsError:
-                continue
+            with suppress(FileExistsError):
+                self.files.make_folder(path)
+
+
+_ANY_STORE = ObjectFiles()
+
+
+@dataclass(frozen=True)
+class ObjectStore(LocalStore):
+    """A prefix of keys in an object store."""
+
+    files: ObjectFiles = _ANY_STORE
+
+    @contextmanager
+    def create(self, key: str, *, durable: bool = True) -> Iterator[ObjectWriter]:
+        """Write one object by an upload in parts, which ends with the context."""
+        with self.files.upload(self.path(key)) as writer:
+            yield writer
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the key of every object below `prefix`."""
+        top = self.path(prefix) if prefix else self.root
+        for key in self.files.stats(top):
+            yield f"{prefix}/{key}" if prefix else key
+
+    def stats(self) -> dict[str, tuple[int, float]]:
+        """Return size and time of every object, by key."""
+        return self.files.stats(self.root)
+
+    def _path_inside(self, key: str) -> str:
+        return self.path(key)
+
+
+def files_at(path: str) -> Files:
+    """Return through what a path is reached, with the storage options in force."""
+    return ObjectFiles(configured_options()) if is_url(path) else LOCAL_FILES
+
+
+def store_at(root: str, files: Files | None = None) -> LocalStore:
+    """Return the store at `root`, of the kind that its files are."""
+    files = files_at(root) if files is None else files
+    return ObjectStore(root, files) if isinstance(files, ObjectFiles) else LocalStore(root, files)
+
+
+@contextmanager
+def storage_options_in_force(options: Mapping[str, Any] | None) -> Iterator[None]:
+    """Have `files_at` use these options of object stores; None leaves those of dask's settings."""
+    if options is None:
+        yield
+        return
+    validated_options(options)
+    with dask.config.set({"ctlab-zarr.storage-options": dict(options)}):
+        yield

@@ -1,7 +1,8 @@
 """The commit: nothing is visible before it, nothing is lost after it.
 
-The documents are put from leaf to root into the staged store, which is then renamed onto the
-destination. The same run may commit twice: the second time finds its own dataset there.
+The receipts and the documents are put, from leaf to root, into the staged store, which is then
+renamed onto the destination. The same run may commit twice: the second time finds its own dataset
+there.
 """
 
 from __future__ import annotations
@@ -9,35 +10,49 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
+import google_crc32c
+import zarr
+
+from ctlab_dask_zarr import __version__
 from ctlab_dask_zarr.errors import DestinationExistsError, IncompleteDatasetError
-from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX
-from ctlab_dask_zarr.write.destination import (
+from ctlab_dask_zarr.formats.ome import build_omero
+from ctlab_dask_zarr.formats.receipts import (
     RECEIPT_ATTRIBUTE,
-    ROOT_DOCUMENT,
-    committed_run_id,
-    destination_problem,
-    discard_committed_staging,
-    replaced_path,
+    RECEIPTS_OBJECT,
+    Number,
+    ShardReceipt,
+    build_receipts,
+    data_range,
+    seal,
 )
-from ctlab_dask_zarr.write.shard import ShardReceipt
-from ctlab_dask_zarr.write.stage import StagedWrite, StageRequest
+from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
+from ctlab_dask_zarr.read.sample import contrast_of, sample_voxels
+from ctlab_dask_zarr.runtime.files import Files, remove_tree, walk
+from ctlab_dask_zarr.runtime.objects import ObjectFiles
+from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX
+from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.labels import register_labels
+from ctlab_dask_zarr.write.remaining import part_of
+from ctlab_dask_zarr.write.stage import StagedWrite, destination_problem
 
-__all__ = ["CommitResult", "commit"]
+__all__ = ["CommitResult", "commit", "committed_result", "refuse_missing"]
 
 
 class CommitResult(NamedTuple):
-    """What was committed: number of objects written, and their size in bytes."""
+    """What was committed: where, how many stored objects besides metadata, their size in bytes."""
 
     destination: str
     n_objects: int
     nbytes: int
 
 
-def commit(staged: StagedWrite, receipts: Sequence[ShardReceipt]) -> CommitResult:
+def commit(staged: StagedWrite) -> CommitResult:
     """Publish the dataset: documents from leaf to root, then the rename onto the destination.
 
     Raises
@@ -48,85 +63,269 @@ def commit(staged: StagedWrite, receipts: Sequence[ShardReceipt]) -> CommitResul
         Something came to be at the destination meanwhile.
     """
     request = staged.request
-    result = CommitResult(
-        request.destination, len(receipts), sum(receipt.nbytes for receipt in receipts)
+    destination = request.destination
+    if staged.is_committed or destination.committed().get("staging_id") == staged.staging_id:
+        register_labels(destination)
+        destination.discard_committed_staging()
+        return committed_result(destination)
+    receipts = staged.recorded(staged.sizes())
+    refuse_missing(staged, receipts, staged.planned_keys())
+    if request.extends is None:
+        documents = dict(_documents(staged, receipts))
+        if isinstance(destination.files, ObjectFiles):
+            _publish_objects(staged, documents, destination.files)
+        else:
+            for key, text in documents.items():
+                staged.store.put(key, text.encode())
+            _settle_folders(destination.files, staged.store.root)
+            _publish(staged)
+    else:
+        _publish_levels(staged, dict(_documents(staged, receipts)))
+    nbytes = sum(receipt.nbytes for receipt in receipts.values())
+    return CommitResult(destination.path, len(receipts), nbytes)
+
+
+def committed_result(destination: Destination) -> CommitResult:
+    """Return what the commit of the dataset that is there has told."""
+    receipt = destination.committed()
+    return CommitResult(destination.path, receipt["n_objects"], receipt["nbytes"])
+
+
+def refuse_missing(
+    staged: StagedWrite, receipts: Mapping[str, ShardReceipt], keys: Iterable[str]
+) -> None:
+    """Raise `IncompleteDatasetError`, with the parts by number, if an object has no receipt."""
+    planned = list(keys)
+    missing = [key for key in planned if key not in receipts]
+    if not missing:
+        return
+    request = staged.request
+    what = f"{len(missing)} of {len(planned)} objects were not written"
+    advice = "go on by resume=True (--resume)"
+    array, absent = staged.array(0), set(missing)
+    if request.n_parts is not None:
+        parts = {
+            part_of(coords, array.layout, request.n_parts)
+            for coords in array.layout.task_coords()
+            if not absent.isdisjoint(map(array.key, array.layout.object_coords(coords)))
+        }
+        what += f" (of {request.n_parts} parts, not whole: {_ranges(sorted(parts))})"
+        advice = "run them again, then commit"
+    raise IncompleteDatasetError(
+        f"{request.destination.path} is not committed: {what}, the first is {missing[0]}; {advice}"
     )
-    if staged.is_committed or committed_run_id(request.destination) == request.run_id:
-        discard_committed_staging(request.destination)
-        return result
-    keys = {receipt.key for receipt in receipts}
-    missing = [key for key in _planned_keys(staged) if key not in keys]
-    if missing:
-        raise IncompleteDatasetError(
-            f"{len(missing)} of {request.n_objects} objects were not written, the first is "
-            f"{missing[0]}: nothing was committed"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return numbers for people: 1, 3-5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _documents(
+    staged: StagedWrite, receipts: Mapping[str, ShardReceipt]
+) -> Iterator[tuple[str, str]]:
+    """Yield (key, text) of all that the commit puts, the root document last."""
+    request = staged.request
+    (root,) = [document for document in request.documents if document.key == ROOT_DOCUMENT]
+    content = json.loads(root.text)
+    levels = content["attributes"].get(RECEIPT_ATTRIBUTE, {}).get("levels") or []
+    for number, level in enumerate(request.levels):
+        if number < request.n_existing:
+            continue
+        array = staged.array(number).array
+        text = build_receipts(level.path, array, receipts)
+        yield f"{level.path}/{RECEIPTS_OBJECT}".lstrip("/"), text
+        levels.append(
+            {
+                "path": level.path,
+                "shards": level.layout.shard_shape,
+                "chunks": level.layout.inner_chunk_shape,
+                "n_objects": level.layout.n_objects,
+                "receipts_crc32c": google_crc32c.value(text.encode()),
+            }
         )
     for document in request.documents:
-        is_root = document.key == ROOT_DOCUMENT
-        text = _with_receipt(document.text, request, result) if is_root else document.text
-        staged.store.put(document.key, text.encode())
-    _settle_folders(staged.store.root)
-    _publish(staged)
-    return result
+        if document.key != ROOT_DOCUMENT:
+            yield document.key, document.text
+            (entry,) = [e for e in levels if f"{e['path']}/{ROOT_DOCUMENT}" == document.key]
+            entry["document_crc32c"] = google_crc32c.value(document.text.encode())
+    if request.extends is None:
+        _add_facts(content["attributes"], staged, receipts)
+    else:
+        _add_facts_of_levels(content["attributes"], staged, receipts)
+    content["attributes"][RECEIPT_ATTRIBUTE]["levels"] = levels
+    yield ROOT_DOCUMENT, json.dumps(seal(content), indent=2, allow_nan=False)
 
 
-def _with_receipt(text: str, request: StageRequest, result: CommitResult) -> str:
-    """Add to the root document what was written, and by which run."""
-    document = json.loads(text)
-    receipt = document["attributes"].setdefault(RECEIPT_ATTRIBUTE, {})
-    receipt["run_id"] = request.run_id
-    receipt["fingerprint"] = request.fingerprint
-    receipt["n_objects"] = result.n_objects
-    receipt["nbytes"] = result.nbytes
-    return json.dumps(document, indent=2, allow_nan=False)
+def _add_facts(
+    attributes: dict[str, Any], staged: StagedWrite, receipts: Mapping[str, ShardReceipt]
+) -> None:
+    """Add to the root's attributes what was written, from what, by which run."""
+    request = staged.request
+    facts = attributes.setdefault(RECEIPT_ATTRIBUTE, {})
+    values = data_range([receipts[key] for key in staged.level_keys(0)])
+    facts.update(
+        **_circumstances(staged),
+        run_id=request.run_id,
+        staging_id=staged.staging_id,
+        fingerprint=request.fingerprint,
+        source=json.loads(request.identity)["source"],
+        n_objects=len(receipts),
+        nbytes=sum(receipt.nbytes for receipt in receipts.values()),
+        data_min_max=values,
+    )
+    if values is None:
+        return
+    if "mango" in attributes:
+        # Drishti takes its first contrast from here.
+        attributes["mango"]["data_min_max"] = values
+    if "ome" in attributes and request.is_grey:
+        attributes["ome"]["omero"] = _omero(staged, attributes["ome"], values)
 
 
-def _planned_keys(staged: StagedWrite) -> Iterable[str]:
-    for number in range(len(staged.request.levels)):
-        array = staged.array(number)
-        for coords in array.layout.task_coords():
-            for object_coords in array.layout.object_coords(coords):
-                yield array.key(object_coords)
+def _circumstances(staged: StagedWrite) -> dict[str, Any]:
+    """Return by what, when and in how many seconds it was written."""
+    started_s = staged.request.destination.staged_plan().get("started_s")
+    return {
+        "version": __version__,
+        "zarr_version": zarr.__version__,
+        "committed": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_s": None if started_s is None else round(time.time() - started_s, 3),
+    }
+
+
+def _add_facts_of_levels(
+    attributes: dict[str, Any], staged: StagedWrite, receipts: Mapping[str, ShardReceipt]
+) -> None:
+    """Add to the attributes of a store what was added to it, by which run."""
+    request = staged.request
+    facts = attributes[RECEIPT_ATTRIBUTE]
+    is_ours = "run_id" in facts
+    nbytes = sum(receipt.nbytes for receipt in receipts.values())
+    facts.setdefault("version", __version__)
+    facts.update(
+        run_id=request.run_id,
+        staging_id=staged.staging_id,
+        fingerprint=request.fingerprint,
+        n_objects=facts.get("n_objects", 0) + len(receipts),
+        nbytes=facts.get("nbytes", 0) + nbytes,
+        further_levels=_circumstances(staged),
+    )
+    if request.is_grey and (is_ours or "omero" not in attributes["ome"]):
+        coarsest = [receipts[key] for key in staged.level_keys(len(request.levels) - 1)]
+        values = facts.get("data_min_max") or data_range(coarsest)
+        if values is not None:
+            attributes["ome"]["omero"] = _omero(staged, attributes["ome"], tuple(values))
+
+
+def _omero(
+    staged: StagedWrite, ome: Mapping[str, Any], values: tuple[Number, Number]
+) -> dict[str, Any]:
+    coarsest = staged.array(len(staged.request.levels) - 1)
+    voxels = sample_voxels(coarsest.store, coarsest.path, coarsest.array)
+    contrast = contrast_of(voxels, staged.request.mask_value)
+    return build_omero(ome["multiscales"][0]["name"], values, contrast)
 
 
 def _publish(staged: StagedWrite) -> None:
     destination = staged.request.destination
-    problem = destination_problem(destination, overwrite=staged.request.overwrite)
+    files = destination.files
+    folder = os.path.dirname(destination.path)
+    problem = destination_problem(staged.request)
     if problem is not None:
         raise DestinationExistsError(
             f"{problem}. It came to be while the write was under way; the new dataset is complete "
             f"in {staged.store.root}"
         )
-    if os.path.lexists(destination):
-        os.rename(destination, replaced_path(destination))
+    aside = destination.replaced(staged.staging_id)
+    if destination.labels_of is not None:
+        with suppress(FileExistsError):
+            files.make_folder(folder)
+        files.sync_folder(destination.labels_of)
+    if staged.request.overwrite and files.kind(destination.path) is not None:
+        files.nbytes(staged.store.path(ROOT_DOCUMENT))  # still there: nobody took it over
+        files.rename(destination.path, aside)
+        # Never is the second rename durable without the first.
+        files.sync_folder(folder)
     try:
-        os.rename(staged.store.root, destination)
+        files.rename(staged.store.root, destination.path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise DestinationExistsError(
-                f"another write was committed to {destination} at the same moment"
+                f"another write was committed to {destination.path} at the same moment"
             ) from error
         # The next writer may have found the old dataset aside and done this rename already.
-        if committed_run_id(destination) != staged.request.run_id:
+        if destination.committed().get("staging_id") != staged.staging_id:
+            if files.kind(destination.path) is None and files.kind(aside) is not None:
+                files.rename(aside, destination.path)
             raise
-    _sync_folder(os.path.dirname(destination) or ".")
-    shutil.rmtree(replaced_path(destination), ignore_errors=True)
-    discard_committed_staging(destination)
+    files.sync_folder(folder)
+    register_labels(destination)
+    # The dataset is there: what cannot be tidied up now, the next write will.
+    with suppress(OSError):
+        remove_tree(files, aside)
+        destination.discard_committed_staging()
 
 
-def _settle_folders(root: str) -> None:
-    """Remove what killed attempts left, and make every name durable."""
-    for folder, _, names in os.walk(root, topdown=False):
+def _publish_objects(staged: StagedWrite, documents: dict[str, str], files: ObjectFiles) -> None:
+    """Put the documents beside the shards, which are in their places: the root's last, once."""
+    destination = staged.request.destination
+    problem = destination_problem(staged.request)
+    if problem is not None:
+        raise DestinationExistsError(problem)
+    root = documents.pop(ROOT_DOCUMENT)
+    for key, text in documents.items():
+        staged.store.put(key, text.encode())
+    try:
+        files.create(staged.store.path(ROOT_DOCUMENT), root.encode())
+    except FileExistsError as error:
+        if destination.committed().get("staging_id") != staged.staging_id:
+            raise DestinationExistsError(
+                f"another write was committed to {destination.path} at the same moment"
+            ) from error
+    register_labels(destination)
+    with suppress(OSError):
+        destination.discard_committed_staging()
+
+
+def _publish_levels(staged: StagedWrite, documents: dict[str, str]) -> None:
+    """Move further levels into the store, then replace its root document by one that names them.
+
+    Done again after it has died at any point, it goes on.
+    """
+    destination = staged.request.destination
+    files = destination.files
+    problem = destination_problem(staged.request)
+    if problem is not None:
+        raise DestinationExistsError(problem)
+    root = documents.pop(ROOT_DOCUMENT)
+    store = destination.store
+    for level in staged.request.levels[staged.request.n_existing :]:
+        folder = staged.store.path(level.path)
+        if files.kind(folder) == "folder":
+            for key in [key for key in documents if key.startswith(f"{level.path}/")]:
+                staged.store.put(key, documents[key].encode())
+            if destination.can_rename:
+                _settle_folders(files, folder)
+                files.rename(folder, store.path(level.path))
+    files.sync_folder(destination.path)
+    store.put(ROOT_DOCUMENT, root.encode())
+    files.sync_folder(destination.path)
+    with suppress(OSError):
+        destination.discard_committed_staging()
+
+
+def _settle_folders(files: Files, root: str) -> None:
+    """Remove what killed attempts left, and make every name durable, leaf to root."""
+    for folder, _, names in reversed(list(walk(files, root))):
         for name in names:
             if name.endswith(TEMPORARY_SUFFIX):
-                os.unlink(os.path.join(folder, name))
-        _sync_folder(folder)
-
-
-def _sync_folder(folder: str) -> None:
-    """Make the names in a folder durable (a file's fsync does not promise its name)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                with suppress(FileNotFoundError):
+                    files.remove_file(os.path.join(folder, name))
+        files.sync_folder(folder)

@@ -1,201 +1,294 @@
-"""The destination of a write: what is there, and whether it may be replaced.
+"""The destination of a write: what is there, what lies beside it, and what may be replaced.
 
 On a file system a write happens in a hidden sibling of the destination, ``.<name>.staging``::
 
-    .scan.zarr.staging/plan.json     whose write this is, and of what
-    .scan.zarr.staging/store-1f0c/   the dataset to be: shards under their final keys
-    .scan.zarr.replaced              the old dataset, for the moment between two renames
+    .scan.zarr.staging/plan.json       whose write this is, and of what: enough to commit it
+    .scan.zarr.staging/receipts-1f0c/  what was written so far, a few dozen shards an object
+    .scan.zarr.staging/store-1f0c/     the dataset to be: shards under their final keys
+    .scan.zarr.staging/pieces-1f0c/    what a level leaves for the next one, while levels are made
+    .scan.zarr.replaced.1f0c           the old dataset, for the moment between two renames
+
+The three folders are named by an id of this staging folder alone: whoever still works for one that
+was removed, and made anew by another write, finds nothing to put its shards into, or to publish.
+
+Object stores cannot rename. There ``plan.json`` is put only where there is none, shards go under
+their final keys at once, and the root document, which makes a dataset of them, is put last::
+
+    scan.zarr/0/c/0/0/0                shards, while scan.zarr/zarr.json is not there
+    .scan.zarr.staging/plan.json       and receipts and pieces, as above
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shutil
-from collections.abc import Iterable
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from ctlab_dask_zarr.errors import CTLabError
-from ctlab_dask_zarr.formats.zarr_array import parse_array_document
-from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX
+from ctlab_dask_zarr.errors import StorageError
+from ctlab_dask_zarr.formats.receipts import own_receipt
+from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, read_json_object, strangers
+from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files, remove_tree
+from ctlab_dask_zarr.runtime.objects import ObjectFiles
+from ctlab_dask_zarr.runtime.storage import LocalStore, files_at, store_at
+from ctlab_dask_zarr.runtime.uploads import abort_uploads
 
-__all__ = [
-    "RECEIPT_ATTRIBUTE",
-    "ROOT_DOCUMENT",
-    "STAGED_PLAN",
-    "committed_run_id",
-    "destination_problem",
-    "discard_committed_staging",
-    "finish_interrupted_replacement",
-    "read_staged_plan",
-    "replaced_path",
-    "staged_store_path",
-    "staging_path",
-]
+__all__ = ["STAGED_PLAN", "Destination"]
 
-#: Attribute of the root document in which this package says what it wrote.
-RECEIPT_ATTRIBUTE = "ctlab_dask_zarr"
-#: The document whose being there makes a store.
-ROOT_DOCUMENT = "zarr.json"
 #: In the staging folder: whose write it is, and of what.
 STAGED_PLAN = "plan.json"
 _STORE_PREFIX = "store-"
+_RECEIPTS_PREFIX = "receipts-"
+_PIECES_PREFIX = "pieces-"
 
 
-def staging_path(destination: str) -> str:
-    """Return the staging folder of a destination: a hidden sibling, on the same file system."""
-    folder, name = os.path.split(destination)
-    return os.path.join(folder, f".{name}.staging")
+@dataclass(frozen=True)
+class Destination:
+    """Where a dataset will be, and the places beside it that its write uses.
 
-
-def replaced_path(destination: str) -> str:
-    """Return where the old dataset is kept between the two renames of a replacement."""
-    folder, name = os.path.split(destination)
-    return os.path.join(folder, f".{name}.replaced")
-
-
-def staged_store_path(destination: str, fingerprint: str) -> str:
-    """Return where the dataset of this fingerprint is put together.
-
-    Named by its fingerprint: a task of an earlier write with other settings, which still runs
-    somewhere, must not find a folder to put its shards into.
+    Attributes
+    ----------
+    path
+        The store; absolute.
+    files
+        Through which everything is done.
+    labels_of
+        The image of which this will be labels: what lies beside labels while they are written lies
+        beside their image, of which nobody is to see it.
     """
-    return os.path.join(staging_path(destination), f"{_STORE_PREFIX}{fingerprint[:16]}")
 
+    path: str
+    files: Files = LOCAL_FILES
+    labels_of: str | None = None
 
-def _complete_staged_store(destination: str) -> str | None:
-    """Return the staged store that has its root document, and so all of its shards."""
-    staging = staging_path(destination)
-    names = os.listdir(staging) if os.path.isdir(staging) else []
-    stores = [os.path.join(staging, name) for name in names if name.startswith(_STORE_PREFIX)]
-    complete = [path for path in stores if os.path.exists(os.path.join(path, ROOT_DOCUMENT))]
-    return complete[0] if complete else None
+    @classmethod
+    def at(cls, path: str, labels_of: str | None = None) -> Destination:
+        """Return the destination at a path or URL, reached with the storage options in force."""
+        return cls(path, files_at(path), labels_of)
 
+    @property
+    def _hidden(self) -> tuple[str, str]:
+        """Folder and name that what lies beside this is called by."""
+        if self.labels_of is None:
+            return os.path.split(self.path)
+        folder, name = os.path.split(self.labels_of)
+        return folder, f"{name}.labels.{os.path.basename(self.path)}"
 
-def read_staged_plan(destination: str) -> dict[str, Any]:
-    """Return what a staging folder says about its write; empty where it says nothing."""
-    return _read_object(os.path.join(staging_path(destination), STAGED_PLAN))
+    @property
+    def staging(self) -> str:
+        """The staging folder: a hidden sibling, on the same file system."""
+        folder, name = self._hidden
+        return os.path.join(folder, f".{name}.staging")
 
+    def replaced(self, staging_id: str) -> str:
+        """Return where a commit keeps the old dataset between its two renames.
 
-def discard_committed_staging(destination: str) -> None:
-    """Remove the staging folder of the write that is committed at `destination`.
+        Of this commit alone: none removes, or puts back, what another has put aside.
+        """
+        return f"{self._replaced_prefix}{staging_id}"
 
-    Never that of another write: a commit task that is repeated, or is slow, may find that the
-    next write has staged meanwhile.
-    """
-    run_id = committed_run_id(destination)
-    if run_id is not None and read_staged_plan(destination).get("run_id") == run_id:
-        shutil.rmtree(staging_path(destination), ignore_errors=True)
+    @property
+    def _replaced_prefix(self) -> str:
+        folder, name = self._hidden
+        return os.path.join(folder, f".{name}.replaced.")
 
+    def all_replaced(self) -> list[str]:
+        """Return the old datasets that commits have put aside and not removed yet."""
+        folder, prefix = os.path.split(self._replaced_prefix)
+        if not self.can_rename:
+            return []
+        if self.files.kind(folder) != "folder":
+            return []
+        names = sorted(name for name, _ in self.files.entries(folder))
+        return [os.path.join(folder, name) for name in names if name.startswith(prefix)]
 
-def committed_run_id(destination: str) -> str | None:
-    """Return the id of the run that wrote the dataset at `destination`, if this package did."""
-    document = _root_document(destination)
-    receipt = (document.get("attributes") or {}).get(RECEIPT_ATTRIBUTE)
-    run_id = receipt.get("run_id") if isinstance(receipt, dict) else None
-    return run_id if isinstance(run_id, str) else None
+    @property
+    def can_rename(self) -> bool:
+        """Whether a dataset is put together elsewhere and renamed; object stores cannot."""
+        return not isinstance(self.files, ObjectFiles)
 
+    @property
+    def store(self) -> LocalStore:
+        """The dataset that is here, or will be."""
+        return store_at(self.path, self.files)
 
-def _root_document(destination: str) -> dict[str, Any]:
-    return _read_object(os.path.join(destination, ROOT_DOCUMENT))
+    @property
+    def notes(self) -> LocalStore:
+        """The staging folder as a store, for what is kept about the write."""
+        return store_at(self.staging, self.files)
 
+    def staged_store(self, staging_id: str) -> LocalStore:
+        """Return where the dataset is put together."""
+        if not self.can_rename:
+            return self.store
+        return store_at(os.path.join(self.staging, f"{_STORE_PREFIX}{staging_id}"), self.files)
 
-def _read_object(path: str) -> dict[str, Any]:
-    """Return the JSON object in a file; empty where there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            document = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
+    def staged_receipts(self, staging_id: str) -> LocalStore:
+        """Return where the receipts of what was written are kept meanwhile."""
+        name = f"{_RECEIPTS_PREFIX}{staging_id}"
+        return store_at(os.path.join(self.staging, name), self.files)
 
+    def staged_pieces(self, staging_id: str) -> LocalStore:
+        """Return where the tasks of one level leave what those of the next need."""
+        name = f"{_PIECES_PREFIX}{staging_id}"
+        return store_at(os.path.join(self.staging, name), self.files)
 
-def destination_problem(destination: str, *, overwrite: bool) -> str | None:
-    """Return why nothing may be committed at `destination`, or None.
+    def staged_plan(self) -> dict[str, Any]:
+        """Return what the staging folder says about its write; empty where it says nothing."""
+        return read_json_object(self.files, os.path.join(self.staging, STAGED_PLAN))
 
-    Only a Zarr v3 store with the marks of a volume is ever replaced, and only if it holds nothing
-    else: an unrelated file in it would be lost.
-    """
-    if not os.path.lexists(destination):
+    def committed(self) -> dict[str, Any]:
+        """Return what the dataset that is there says about its write; empty where it is not ours.
+
+        Its ``run_id`` tells which run wrote it, its ``fingerprint`` what.
+        """
+        document = read_json_object(self.files, os.path.join(self.path, ROOT_DOCUMENT))
+        attributes = document.get("attributes")
+        return (own_receipt(attributes) if isinstance(attributes, dict) else None) or {}
+
+    def problem(self, *, overwrite: bool) -> str | None:
+        """Return why nothing may be committed here, or None.
+
+        Only a Zarr v3 store with the marks of a volume is ever replaced, and only if it holds
+        nothing else: an unrelated file in it would be lost.
+        """
+        try:
+            kind = self.files.kind(self.path)
+        except StorageError:
+            raise
+        except OSError as error:
+            return f"{self.path} cannot be looked at: {error.strerror}"
+        if not self.can_rename:
+            return self._problem_of_objects(overwrite=overwrite) if kind else None
+        if kind is None:
+            return None
+        if not overwrite:
+            return (
+                f"{self.path} exists: choose another name, or replace it with overwrite=True "
+                "(--overwrite)"
+            )
+        refusal = f"{self.path} exists and is not replaced:"
+        if kind == "link":
+            return f"{refusal} it is a symbolic link, give the path that it points to"
+        if kind != "folder":
+            return f"{refusal} it is no Zarr store but a file"
+        document = read_json_object(self.files, os.path.join(self.path, ROOT_DOCUMENT))
+        attributes = document.get("attributes")
+        if not isinstance(attributes, dict) or not {"ome", "mango"}.intersection(attributes):
+            return f"{refusal} it is no OME-Zarr or mango store of Zarr v3"
+        if self.files.kind(os.path.join(self.path, "labels")) is not None:
+            return f"{refusal} it has labels, which would be lost: move the folder labels elsewhere"
+        stranger = next(strangers(self.files, self.path), None)
+        if stranger is not None:
+            return f"{refusal} it holds {stranger!r}, which is no part of a Zarr store"
         return None
-    if not overwrite:
-        return (
-            f"{destination} exists: choose another name, or replace it with overwrite=True "
-            "(--overwrite)"
-        )
-    refusal = f"{destination} exists and is not replaced:"
-    if os.path.islink(destination):
-        return f"{refusal} it is a symbolic link, give the path that it points to"
-    if not os.path.isdir(destination):
-        return f"{refusal} it is no Zarr store but a file"
-    attributes = _root_document(destination).get("attributes")
-    if not isinstance(attributes, dict) or not {"ome", "mango"}.intersection(attributes):
-        return f"{refusal} it is no OME-Zarr or mango store of Zarr v3"
-    stranger = next(iter(_strangers(destination)), None)
-    if stranger is not None:
-        return f"{refusal} it holds {stranger!r}, which is no part of a Zarr store"
-    return None
 
-
-def _strangers(root: str) -> Iterable[str]:
-    """Yield the files of a store, below its root, that are no part of a Zarr hierarchy.
-
-    A part is a ``zarr.json``, and below an array whatever has the exact name of a chunk that its
-    document describes. What killed attempts left counts as a part: it is nobody's data.
-    """
-    arrays: dict[str, re.Pattern[str] | None] = {}
-    for folder, folders, names in os.walk(root):
-        array = _chunk_names(_read_object(os.path.join(folder, ROOT_DOCUMENT)))
-        if array is not None:
-            arrays[folder] = array
-        home = next((f for f in _with_parents(folder, root) if f in arrays), None)
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        for name in [*names, *links]:
-            path = os.path.join(folder, name)
-            if name == ROOT_DOCUMENT or name.endswith(TEMPORARY_SUFFIX):
-                continue
-            pattern = arrays[home] if home else None
-            key = os.path.relpath(path, home).replace(os.sep, "/") if home else ""
-            if pattern is None or not pattern.fullmatch(key):
-                yield os.path.relpath(path, root)
-
-
-def _with_parents(folder: str, root: str) -> Iterable[str]:
-    """Yield a folder and those above it, up to the root."""
-    yield folder
-    while folder != root:
-        folder = os.path.dirname(folder)
-        yield folder
-
-
-def _chunk_names(document: dict[str, Any]) -> re.Pattern[str] | None:
-    """Return what the keys of an array's chunks look like; None for what is no array."""
-    if document.get("node_type") != "array":
+    def _problem_of_objects(self, *, overwrite: bool) -> str | None:
+        if self.files.kind(self.store.path(ROOT_DOCUMENT)) is not None:
+            advice = "choose another name, or remove it first"
+            if overwrite:
+                advice = "an object store cannot replace it in one step: remove it first"
+            return f"{self.path} exists: {advice}"
+        if not self.staged_plan():
+            return (
+                f"{self.path} holds objects that are no dataset, nor the shards of a write that "
+                "can be gone on with: remove them, or choose another name"
+            )
         return None
-    try:
-        array = parse_array_document(json.dumps(document))
-    except CTLabError:
-        return re.compile(r"(?!)")
-    number = r"(0|[1-9]\d*)"
-    numbers = [number] * len(array.shape)
-    parts = numbers if array.key_encoding == "v2" else ["c", *numbers]
-    return re.compile(re.escape(array.separator).join(parts))
 
+    def is_staging_committed(self) -> bool:
+        """Whether the dataset which is here was put together in the staging folder beside it.
 
-def finish_interrupted_replacement(destination: str) -> None:
-    """Repair what a commit left that died between its renames.
+        Its plan may name another run than the dataset: one that had gone on with it.
+        """
+        staging_id = self.committed().get("staging_id")
+        return staging_id is not None and self.staged_plan().get("staging_id") == staging_id
 
-    The old dataset is aside and the new one complete in staging: the new one takes its place.
-    If it is already there, the old one is only left to be removed.
-    """
-    replaced = replaced_path(destination)
-    if not os.path.lexists(replaced):
-        return
-    if not os.path.lexists(destination):
-        store = _complete_staged_store(destination)
-        os.rename(store or replaced, destination)
-        if store is None:
+    def is_being_extended(self) -> bool:
+        """Whether the staging folder holds further levels for the store that is here."""
+        return self.staged_plan().get("extends") is not None
+
+    def discard_committed_staging(self) -> None:
+        """Remove the staging folder if it is that of the dataset which is here.
+
+        Never that of another write: a commit task that is repeated, or is slow, may find that the
+        next write has staged meanwhile.
+        """
+        if self.is_staging_committed():
+            self.discard_staging()
+
+    def discard_staging(self) -> None:
+        """Remove the staging folder; from the first moment on it is there whole or not at all.
+
+        On an object store, the plan goes last: until then the rest can be removed, or gone on with.
+        """
+        files = self.files
+        if not isinstance(files, ObjectFiles):
+            self._discard(self.staging)
             return
-    shutil.rmtree(replaced, ignore_errors=True)
-    discard_committed_staging(destination)
+        if not self.is_staging_committed():
+            for path in self._uncommitted_paths():
+                files.remove_all(path)
+                abort_uploads(path, files.options)
+        for folder, kind in files.entries(self.staging):
+            if kind == "folder":
+                files.remove_all(os.path.join(self.staging, folder))
+        files.remove_all(self.staging)
+
+    def _uncommitted_paths(self) -> list[str]:
+        """Return below what the shards of the staged write are."""
+        plan = self.staged_plan()
+        if plan.get("extends") is None:
+            is_dataset = self.files.kind(self.store.path(ROOT_DOCUMENT)) is not None
+            return [] if is_dataset else [self.path]
+        levels = plan.get("levels", [])[1:]
+        return [self.store.path(level["path"]) for level in levels]
+
+    def _discard(self, folder: str) -> None:
+        # Renamed first, so that nobody goes on in, or publishes, a folder that lacks parts.
+        aside = self.beside_staging()
+        try:
+            self.files.rename(folder, aside)
+        except FileNotFoundError:
+            return
+        # Never is the removal of a part durable without the rename.
+        self.files.sync_folder(os.path.dirname(aside))
+        remove_tree(self.files, aside)
+
+    def beside_staging(self) -> str:
+        """Return a new name for a staging folder that is not yet, or no longer, the one."""
+        return f"{self.staging}.{uuid.uuid4().hex}"
+
+    def sweep(self) -> None:
+        """Remove staging folders that were being made or removed when their process died.
+
+        One that is being made at this moment is made again by its process. A staging folder
+        without a plan is the rest of one whose removal a power failure has cut off.
+        """
+        if not self.can_rename:
+            return
+        folder, name = os.path.split(self.staging)
+        for entry, _ in self.files.entries(folder):
+            if entry.startswith(f"{name}."):
+                with suppress(OSError):
+                    self._discard(os.path.join(folder, entry))
+        is_there = self.files.kind(self.staging) == "folder"
+        if is_there and self.files.kind(os.path.join(self.staging, STAGED_PLAN)) is None:
+            self.discard_staging()
+
+    def finish_interrupted_replacement(self) -> None:
+        """Repair what a commit left that died between its renames.
+
+        The old dataset is aside and the new one complete in staging: the new one takes its place.
+        If it is already there, the old one is only left to be removed.
+        """
+        for aside in self.all_replaced():
+            if self.files.kind(self.path) is None:
+                store = self.staged_store(aside.removeprefix(self._replaced_prefix))
+                is_complete = self.files.kind(store.path(ROOT_DOCUMENT)) is not None
+                with suppress(FileNotFoundError):
+                    self.files.rename(store.root if is_complete else aside, self.path)
+                self.files.sync_folder(os.path.dirname(self.path))
+            if self.files.kind(self.path) is not None:
+                remove_tree(self.files, aside)

@@ -14,7 +14,7 @@ put whole under its final key, staging and committing know their own run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, product
@@ -24,22 +24,25 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
-from dask._task_spec import Dict, GraphNode, List, Task, TaskRef, convert_legacy_graph
+from dask._task_spec import DataNode, Dict, GraphNode, List, Task, TaskRef, convert_legacy_graph
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from ctlab_dask_zarr.write.commit import commit
+from ctlab_dask_zarr.formats.receipts import ShardReceipt
+from ctlab_dask_zarr.runtime.trees import FAN_IN, add_tree
+from ctlab_dask_zarr.write.coarser import write_coarser
+from ctlab_dask_zarr.write.commit import CommitResult, commit
 from ctlab_dask_zarr.write.layout import Layout, Shape
-from ctlab_dask_zarr.write.plan import WritePlan
+from ctlab_dask_zarr.write.pieces import Piece, ShardTask
+from ctlab_dask_zarr.write.plan import Level, WritePlan
+from ctlab_dask_zarr.write.pyramid import parent_coords
 from ctlab_dask_zarr.write.rechunk import block_ranges, group_axis_of, group_rows
-from ctlab_dask_zarr.write.shard import Piece, ShardReceipt
+from ctlab_dask_zarr.write.remaining import Remaining
 from ctlab_dask_zarr.write.stage import StagedWrite, StageRequest, stage
 
-__all__ = ["SourceGraph", "analyse_source", "build_graph"]
+__all__ = ["SourceGraph", "add_block_tasks", "analyse_source", "build_completion", "build_graph"]
 
 Key = Any
-#: Receipts merged by one task, so that no task depends on more than a few dozen others.
-_MERGE_FAN_IN = 32
 #: Tasks that blocks may share and still count as independent: the opened source, a constant, a
 #: calibration. Their results are held while blocks are made, so that there may be a few, and far
 #: fewer than blocks: blocks that overlap share whole blocks.
@@ -157,10 +160,10 @@ class _BlockRecipe:
 def build_graph(
     plan: WritePlan,
     source: SourceGraph,
-    run_id: str,
+    request: StageRequest,
+    remaining: Remaining,
     *,
-    resume: bool = False,
-    restart: bool = False,
+    publish: bool = True,
 ) -> Delayed:
     """Return a Delayed whose computing stages, writes every shard, and commits.
 
@@ -170,29 +173,85 @@ def build_graph(
         What to do.
     source
         The blocks of the finest level.
-    run_id
-        Tells this write from every other one, in staging and in what is committed.
-    resume
-        Whether to go on from the staging folder of an interrupted write of the same plan.
-    restart
-        Whether to remove the staging folder of an interrupted write first.
+    request
+        What staging is asked for.
+    remaining
+        The shards to write.
+    publish
+        Whether to commit at the end; else the result is the number of objects written.
     """
-    token = run_id[:8]
-    stage_key, commit_key = f"stage-{token}", f"commit-{token}"
-    request = StageRequest.of(plan, run_id, resume=resume, restart=restart)
+    token = request.run_id[:8]
+    stage_key = f"stage-{token}"
     graph: dict[Key, GraphNode] = {stage_key: Task(stage_key, stage, request)}
+    staged = TaskRef(stage_key)
     layout = plan.levels[0].layout
-    groups = (
-        group_rows(layout)
-        if plan.rechunk.method == "stream"
-        else ([coords] for coords in layout.task_coords())
-    )
+    coords = remaining.of_level(0)
+    is_streamed = plan.rechunk.method == "stream"
+    groups = list(group_rows(layout, coords)) if is_streamed else [[c] for c in coords]
     add_writes = _add_making if source.is_independent and _makes(plan) else _add_gathering
-    writes = add_writes(graph, source, layout, groups, TaskRef(stage_key), token)
-    merged = _add_merging(graph, writes, token)
-    graph[commit_key] = Task(commit_key, commit, TaskRef(stage_key), TaskRef(merged))
-    layers = {commit_key: MaterializedLayer(graph)}
-    return Delayed(commit_key, HighLevelGraph(layers, {commit_key: set()}))
+    keys = add_writes(graph, source, layout, groups, staged, token)
+    writers = {coords: key for key, group in zip(keys, groups, strict=True) for coords in group}
+    keys += _add_coarser(graph, plan.levels, remaining, writers, staged, token)
+    last = _add_recording(graph, keys, remaining.found, staged, token)
+    return _ending(graph, last, staged, token, publish=publish)
+
+
+def build_completion(first: StagedWrite | StageRequest, remaining: Remaining) -> Delayed:
+    """Return a Delayed that writes what remains of the coarser levels, and commits.
+
+    What is staged already is given as it is, else what staging is asked for.
+    """
+    request = first if isinstance(first, StageRequest) else first.request
+    token = request.run_id[:8]
+    key = f"stage-{token}"
+    staging = Task(key, stage, first) if isinstance(first, StageRequest) else DataNode(key, first)
+    graph: dict[Key, GraphNode] = {key: staging}
+    ref = TaskRef(key)
+    keys = _add_coarser(graph, request.levels, remaining, {}, ref, token)
+    last = _add_recording(graph, keys, remaining.found, ref, token)
+    return _ending(graph, last, ref, token, publish=True)
+
+
+def _ending(
+    graph: dict[Key, GraphNode], last: Key, staged: TaskRef, token: str, *, publish: bool
+) -> Delayed:
+    if publish:
+        end = f"commit-{token}"
+        graph[end] = Task(end, _commit, staged, TaskRef(last))
+    else:
+        end = f"part-{token}"
+        graph[end] = Task(end, int, TaskRef(last))
+    return Delayed(end, HighLevelGraph({end: MaterializedLayer(graph)}, {end: set()}))
+
+
+def _add_coarser(
+    graph: dict[Key, GraphNode],
+    levels: Sequence[Level],
+    remaining: Remaining,
+    writers: dict[Shape, Key],
+    staged: TaskRef,
+    token: str,
+) -> list[Key]:
+    """Add a task for each shard of the coarser levels; it waits for those that it is made of.
+
+    `writers` are the tasks that write shards of level 0, by their coordinates; what no task writes
+    is there.
+    """
+    keys: list[Key] = []
+    for number, level in enumerate(levels[1:], 1):
+        finer = levels[number - 1].layout
+        mine: dict[Shape, Key] = {}
+        for coords in remaining.of_level(number):
+            key = (f"downsample-{token}", number, *coords)
+            parents = parent_coords(finer, level.layout, level.factors, coords)
+            awaited = dict.fromkeys(writers[p] for p in parents if p in writers)
+            graph[key] = Task(
+                key, _write_coarser, staged, ShardTask(number, coords), List(*map(TaskRef, awaited))
+            )
+            mine[coords] = key
+        writers = mine
+        keys += mine.values()
+    return keys
 
 
 def _makes(plan: WritePlan) -> bool:
@@ -283,8 +342,8 @@ def _add_joining(
         columns.setdefault((*start[:axis], *start[axis + 1 :]), []).append((start, key))
     joined = []
     for column in columns.values():
-        for n in range(0, len(column), _MERGE_FAN_IN):
-            run = column[n : n + _MERGE_FAN_IN]
+        for n in range(0, len(column), FAN_IN):
+            run = column[n : n + FAN_IN]
             start = run[0][0]
             key = (f"join-blocks-{token}", *coords, *start)
             refs = List(*(TaskRef(piece) for _, piece in run))
@@ -305,19 +364,68 @@ def _add_closure(graph: dict[Key, GraphNode], source: SourceGraph, keys: Iterabl
             todo += source.nodes[key].dependencies
 
 
-def _add_merging(graph: dict[Key, GraphNode], keys: list[Key], token: str) -> Key:
-    """Add a tree that puts all receipts into one list; return its root."""
-    height = 0
-    while len(keys) > 1 or height == 0:
-        parents: list[Key] = []
-        for n in range(0, len(keys), _MERGE_FAN_IN):
-            key = (f"merge-receipts-{token}", height, n // _MERGE_FAN_IN)
-            refs = List(*(TaskRef(child) for child in keys[n : n + _MERGE_FAN_IN]))
-            graph[key] = Task(key, _merge_receipts, refs)
-            parents.append(key)
-        keys = parents
-        height += 1
-    return keys[0]
+def _add_recording(
+    graph: dict[Key, GraphNode],
+    keys: list[Key],
+    found: Sequence[ShardReceipt],
+    staged: TaskRef,
+    token: str,
+) -> Key:
+    """Add tasks that keep the receipts of some shards each, and a tree above them.
+
+    The tree only counts, so that no task depends on more than a few dozen others. Returns its
+    root.
+    """
+    parents: list[Key] = []
+    for n in range(0, len(keys), FAN_IN):
+        key: Key = (f"record-receipts-{token}", n // FAN_IN)
+        parts = List(*(TaskRef(child) for child in keys[n : n + FAN_IN]))
+        graph[key] = Task(key, _record, staged, parts)
+        parents.append(key)
+    if found or not parents:
+        key = (f"record-receipts-{token}", "found")
+        graph[key] = Task(key, _record, staged, [list(found)])
+        parents.append(key)
+    return add_tree(graph, parents, sum, f"count-receipts-{token}")
+
+
+def add_block_tasks(
+    graph: dict[Key, GraphNode],
+    source: SourceGraph,
+    function: Callable[[Shape, npt.NDArray[Any]], Any],
+    name: str,
+) -> list[Key]:
+    """Add a task for each block of the source that calls ``function(start, block)``.
+
+    Blocks that can be are made inside the task. Returns the keys of the tasks.
+    """
+    keys: list[Key] = []
+    used: set[Key] = set()
+    for index in product(*(range(len(lengths)) for lengths in source.chunks)):
+        start = tuple(sum(c[:i]) for c, i in zip(source.chunks, index, strict=True))
+        block: Key = (source.name, *index)
+        key: Key = (name, *index)
+        if source.is_independent:
+            shape = tuple(c[i] for c, i in zip(source.chunks, index, strict=True))
+            nodes, needed = _private(source.nodes, block, source.shared)
+            shared = Dict({k: TaskRef(k) for k in needed}) if needed else {}
+            recipe = _BlockRecipe(start, shape, nodes)
+            graph[key] = Task(key, _call_with_made, function, recipe, shared, _data_producer=True)
+            used.update(needed)
+        else:
+            graph[key] = Task(key, function, start, TaskRef(block))
+            used.add(block)
+        keys.append(key)
+    _add_closure(graph, source, used)
+    return keys
+
+
+def _call_with_made(
+    function: Callable[[Shape, npt.NDArray[Any]], Any],
+    recipe: _BlockRecipe,
+    shared: Mapping[Key, Any],
+) -> Any:
+    return function(recipe.start, recipe.make(shared))
 
 
 class _Blocks:
@@ -365,5 +473,15 @@ def _write_gathering(
     return staged.write(0, group, pieces)
 
 
-def _merge_receipts(parts: Sequence[Sequence[ShardReceipt]]) -> list[ShardReceipt]:
-    return [receipt for part in parts for receipt in part]
+def _write_coarser(staged: StagedWrite, task: ShardTask, parents: Any) -> list[ShardReceipt]:
+    """Write a shard after its parents, which have left what it is made of."""
+    return write_coarser(staged, task)
+
+
+def _record(staged: StagedWrite, parts: Sequence[Sequence[ShardReceipt]]) -> int:
+    return staged.record([receipt for part in parts for receipt in part])
+
+
+def _commit(staged: StagedWrite, n_recorded: int) -> CommitResult:
+    """Commit after everything is recorded; the receipts themselves are in the staging folder."""
+    return commit(staged)

@@ -84,6 +84,10 @@ class Layout:
             for c, t, n in zip(coords, self.task_shape, self.shape, strict=True)
         )
 
+    def n_elements(self, coords: Shape) -> int:
+        """Return how many elements of the array the task at `coords` owns."""
+        return prod(part.stop - part.start for part in self.region(coords))
+
     def object_coords(self, coords: Shape) -> Iterator[Shape]:
         """Yield the grid coordinates of the stored objects inside the task at `coords`."""
         ranges = []

@@ -23,6 +23,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.write.layout import Layout, Shape
+from ctlab_dask_zarr.write.pyramid import DownsampleMethod
 from ctlab_dask_zarr.write.rechunk import Rechunk
 
 __all__ = ["Document", "Level", "WritePlan", "array_document", "group_document", "plan_fingerprint"]
@@ -47,11 +48,15 @@ class Document:
 
 @dataclass(frozen=True)
 class Level:
-    """One array of the dataset: its path below the root ('' for the root), layout, document."""
+    """One array of the dataset: its path below the root ('' for the root), layout, document.
+
+    `factors` are 1 or 2 along each axis: voxels of the next finer level along one of this.
+    """
 
     path: str
     layout: Layout
     document: str
+    factors: Shape = ()
 
     @property
     def array(self) -> StoredArray:
@@ -80,6 +85,10 @@ class WritePlan:
         What went into the fingerprint, so that a difference can be named.
     notes
         What a user should know before starting.
+    downsample
+        How a level becomes the next one.
+    labels_of
+        The image whose labels these are; None for an image.
     """
 
     destination: str
@@ -91,6 +100,8 @@ class WritePlan:
     overwrite: bool
     identity: str
     notes: tuple[str, ...]
+    downsample: DownsampleMethod = "mean"
+    labels_of: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -117,9 +128,21 @@ class WritePlan:
         """Number of shards (without sharding: of shard-sized groups of chunks)."""
         return sum(level.layout.n_tasks for level in self.levels)
 
+    def _level_rows(self) -> list[tuple[str, str]]:
+        if len(self.levels) == 1:
+            return []
+        shapes = ", ".join(_by(level.layout.shape) for level in self.levels[1:])
+        more = f"{nbytes_text(self.nbytes - self.level_nbytes)} more"
+        return [("levels", f"{len(self.levels)}: then {shapes}, by {self.downsample}, {more}")]
+
+    @property
+    def level_nbytes(self) -> int:
+        """Size of the finest level's voxels before compression, in bytes."""
+        return prod(self.shape) * self.dtype.itemsize
+
     @property
     def nbytes(self) -> int:
-        """Size of the voxels before compression, in bytes."""
+        """Size of the voxels of all levels before compression, in bytes."""
         return sum(prod(level.layout.shape) for level in self.levels) * self.dtype.itemsize
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,6 +160,8 @@ class WritePlan:
             "n_shards": self.n_shards,
             "n_objects": self.n_objects + len(self.documents),
             "nbytes": self.nbytes,
+            "levels": [list(level.layout.shape) for level in self.levels],
+            "downsample": self.downsample,
             "fingerprint": self.fingerprint,
             "rechunk": asdict(self.rechunk),
             "notes": list(self.notes),
@@ -144,24 +169,35 @@ class WritePlan:
 
     def describe(self) -> str:
         """Return the plan as a table for people."""
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {text}" for name, text in rows]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def _repr_html_(self) -> str:
+        """Return the table as notebooks show it."""
+        from ctlab_dask_zarr.views.card import table
+
+        return table([*self._rows(), *(("note", note) for note in self.notes)])
+
+    def _rows(self) -> list[tuple[str, str]]:
         layout = self.levels[0].layout
         array = self.levels[0].array
         shard = layout.shard_shape
         codecs = " + ".join(spec.name for spec in array.codecs) or "none"
-        rows = [
+        n_coarser = self.n_shards - layout.n_tasks
+        return [
             ("destination", self.destination),
-            ("shape", f"{_by(self.shape)} {self.dtype}, {nbytes_text(self.nbytes)}"),
+            ("shape", f"{_by(self.shape)} {self.dtype}, {nbytes_text(self.level_nbytes)}"),
             ("data type", "not known" if self.datatype is None else str(self.datatype)),
-            ("shards", "none" if shard is None else f"{_by(shard)}, {self.n_shards} of them"),
+            ("shards", "none" if shard is None else f"{_by(shard)}, {layout.n_tasks} of them"),
             ("inner chunks", f"{_by(layout.inner_chunk_shape)}, {codecs}"),
             ("objects", f"{self.n_objects:,} and {len(self.documents)} of metadata"),
             ("rechunking", f"{self.rechunk.method}: {self.rechunk.reason}"),
-            ("tasks", f"{self.rechunk.n_tasks:,}"),
+            *self._level_rows(),
+            ("tasks", f"{self.rechunk.n_tasks + n_coarser:,}"),
             ("memory", f"{nbytes_text(self.rechunk.peak_nbytes)} a worker thread"),
         ]
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:<{width}}  {text}" for name, text in rows]
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
 def _by(shape: Shape) -> str:
@@ -236,6 +272,19 @@ def array_document(
     return text
 
 
+def document_of_shape(document: str, layout: Layout) -> str:
+    """Return an array's document, made for another array of the same kind with this layout."""
+    content = json.loads(document)
+    content["shape"] = list(layout.shape)
+    content["attributes"] = {}
+    grid = content["chunk_grid"]["configuration"]
+    grid["chunk_shape"] = list(layout.object_shape)
+    for codec in content["codecs"]:
+        if codec["name"] == "sharding_indexed":
+            codec["configuration"]["chunk_shape"] = list(layout.inner_chunk_shape)
+    return json.dumps(content, indent=2)
+
+
 def group_document(attributes: Mapping[str, Any]) -> str:
     """Let zarr make a group's ``zarr.json``."""
     objects: dict[str, Any] = {}
@@ -249,7 +298,12 @@ def plan_fingerprint(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def plan_identity(levels: tuple[Level, ...], datatype: DataType | None, source: Any) -> str:
+def plan_identity(
+    levels: tuple[Level, ...],
+    datatype: DataType | None,
+    source: Any,
+    downsample: DownsampleMethod,
+) -> str:
     """Return, as canonical JSON, what has to be the same for a write to go on."""
     arrays = []
     for level in levels:
@@ -261,6 +315,7 @@ def plan_identity(levels: tuple[Level, ...], datatype: DataType | None, source: 
         "source": source,
         "datatype": None if datatype is None else str(datatype),
         "arrays": arrays,
+        "downsample": downsample if len(levels) > 1 else None,
     }
     return json.dumps(identity, sort_keys=True)
 

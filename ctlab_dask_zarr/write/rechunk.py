@@ -16,7 +16,7 @@ Three ways, each with its place (docs/design/rechunking.md has the measurements)
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil, prod
@@ -229,10 +229,10 @@ def _n_splits(layout: Layout, chunks: Sequence[Sequence[int]]) -> int:
     return n_pieces + prod(len(lengths) for lengths in chunks)
 
 
-def group_rows(layout: Layout) -> Iterator[list[Shape]]:
-    """Yield the coordinates of the tasks of each row of shards, for streaming."""
+def group_rows(layout: Layout, shards: Iterable[Shape]) -> Iterator[list[Shape]]:
+    """Yield the coordinates, of those in `shards`, of each row of shards, for streaming."""
     axis = group_axis_of(layout)
     rows: dict[int, list[Shape]] = {}
-    for coords in layout.task_coords():
+    for coords in shards:
         rows.setdefault(coords[axis], []).append(coords)
     yield from rows.values()

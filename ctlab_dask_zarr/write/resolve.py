@@ -26,18 +26,28 @@ from ctlab_dask_zarr.formats.ome import (
     ScalePlacement,
     build_ome_attributes,
 )
+from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.units import VoxelUnit
-from ctlab_dask_zarr.runtime.storage import local_path
-from ctlab_dask_zarr.write.destination import RECEIPT_ATTRIBUTE
+from ctlab_dask_zarr.runtime.storage import is_url, storage_path
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec, resolve_layout
 from ctlab_dask_zarr.write.plan import (
     Document,
     Level,
     WritePlan,
     array_document,
+    document_of_shape,
     group_document,
     plan_identity,
     plan_notes,
+)
+from ctlab_dask_zarr.write.pyramid import (
+    DownsampleMethod,
+    LevelGeometry,
+    LevelSpec,
+    level_geometries,
+    level_layout,
+    levels_problem,
+    resolve_downsample,
 )
 from ctlab_dask_zarr.write.rechunk import Resources, choose_rechunk
 
@@ -66,14 +76,16 @@ class WriteOptions:
     create_array_kwargs: Mapping[str, Any] | None = None
     dimension_separator_threshold: int | None = 64
     overwrite: bool = False
-    scale_placement: ScalePlacement = "dataset"
+    scale_placement: ScalePlacement | None = None
+    levels: LevelSpec | None = None
+    downsample: DownsampleMethod | None = None
     extra_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
 #: Parameters that another keyword may be a misspelling of.
 _PARAMETERS = [
     *(field.name for field in fields(WriteOptions) if field.name != "extra_attrs"),
-    *("max_shard_size_mb", "chunk_size_mb", "compute", "resume", "restart", "levels"),
+    *("max_shard_size_mb", "chunk_size_mb", "compute", "resume", "restart"),
     "storage_options",
 ]
 
@@ -109,6 +121,7 @@ def plan_write(
         Something is wrong with the arguments or the metadata.
     """
     destination = resolve_destination(path)
+    _refuse_wrong_types(options)
     _refuse_misspelt(options.extra_attrs)
     kind = _resolve_datatype(dataset, options.datatype)
     dtype = _validated_dtype(dataset, kind)
@@ -149,46 +162,91 @@ def plan_write(
         separator_threshold=_validated_threshold(options.dimension_separator_threshold),
         create_array_kwargs=options.create_array_kwargs or {},
     )
-    level = Level("0" if is_group else "", layout, document)
-    documents = [Document(f"{level.path}/zarr.json".lstrip("/"), document)]
+    downsample = resolve_downsample(options.downsample, kind, dtype.kind)
+    geometries = level_geometries(
+        layout.shape, voxel_size, 1 if options.levels is None else options.levels
+    )
+    levels = [Level("0" if is_group else "", layout, document)]
+    if len(geometries) > 1:
+        _refuse_levels_of_an_array(is_group)
+    levels += coarser_levels(levels[0], geometries)
+    documents = [
+        Document(f"{level.path}/zarr.json".lstrip("/"), level.document) for level in levels
+    ]
     if is_group:
         attributes["ome"] = build_ome_attributes(
             version=options.ome_zarr_version or OMEZarrVersion.v05,
             name=dataset_id or os.path.basename(destination).removesuffix(".zarr"),
             axes=names,
             voxel_unit=voxel_unit,
-            levels=[OMELevel(level.path, voxel_size, (0.0,) * len(names))],
-            scale_placement=_validated_placement(options.scale_placement),
+            levels=[
+                OMELevel(level.path, geometry.scale, geometry.translation)
+                for level, geometry in zip(levels, geometries, strict=True)
+            ],
+            scale_placement=_validated_placement(options.scale_placement or "dataset"),
+            downsample=None if len(levels) == 1 else downsample,
         )
         documents.append(Document("zarr.json", group_document(attributes)))
     rechunk = choose_rechunk(
         layout,
         block_lengths,
         dtype.itemsize,
-        row_axis_of(level.array),
+        row_axis_of(levels[0].array),
         independent=independent,
         resources=resources,
     )
     return WritePlan(
         destination=destination,
-        levels=(level,),
+        levels=tuple(levels),
         documents=tuple(documents),
         rechunk=rechunk,
         datatype=kind,
         dataset_id=dataset_id,
         overwrite=options.overwrite,
-        identity=plan_identity((level,), kind, _source_identity(dataset)),
-        notes=plan_notes((level,), rechunk),
+        identity=plan_identity(tuple(levels), kind, _source_identity(dataset), downsample),
+        notes=plan_notes(tuple(levels), rechunk),
+        downsample=downsample,
     )
+
+
+def coarser_levels(finest: Level, geometries: Sequence[LevelGeometry]) -> list[Level]:
+    """Return the arrays of the levels after level 0, each like it in all but its shape.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The layout does not allow a level.
+    """
+    levels = [finest]
+    for number, geometry in enumerate(geometries[1:], 1):
+        problem = levels_problem(levels[-1].layout, geometry.factors)
+        if problem is not None:
+            raise InvalidArgumentError(problem)
+        layout = level_layout(finest.layout, geometry.shape)
+        document = document_of_shape(finest.document, layout)
+        levels.append(Level(str(number), layout, document, geometry.factors))
+    return levels[1:]
+
+
+def _refuse_levels_of_an_array(is_group: bool) -> None:
+    if not is_group:
+        raise InvalidArgumentError(
+            "levels need an OME-Zarr group: a plain array (ome_zarr_version=None, --layout plain) "
+            "has one level"
+        )
 
 
 def resolve_destination(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of the store to be made, ``.zarr`` appended where it is missing."""
-    destination = local_path(path)
+    destination = storage_path(path)
+    if destination.startswith("http"):
+        raise InvalidArgumentError(f"{destination}: plain HTTP is read, not written")
     if os.path.basename(destination) in ("", ".zarr"):
         raise InvalidArgumentError(f"{os.fspath(path)!r} is no name for a store")
     if not destination.endswith(".zarr"):
         destination += ".zarr"
+    if is_url(destination):
+        return destination
     # Staging has to lie beside the store itself, not beside a link to it. A link to nothing stays
     # as it is, to be refused.
     if os.path.exists(destination):
@@ -222,6 +280,18 @@ def _validated_dtype(dataset: Dataset, datatype: DataType | None) -> np.dtype[An
             "it with data.astype(...), or pass the data type that it is"
         )
     return np.dtype(dtype.newbyteorder("<"))
+
+
+def _refuse_wrong_types(options: WriteOptions) -> None:
+    expected: dict[str, tuple[Any, str]] = {
+        "dataset_id": (str, "a text"),
+        "history": (Mapping, "a mapping of entries by their key"),
+        "create_array_kwargs": (Mapping, "a mapping of arguments by their name"),
+    }
+    for name, (kind, description) in expected.items():
+        value = getattr(options, name)
+        if not isinstance(value, kind | None):
+            raise InvalidArgumentError(f"{name}={value!r} is not {description}")
 
 
 def _refuse_misspelt(extra_attrs: Mapping[str, Any]) -> None:

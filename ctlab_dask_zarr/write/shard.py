@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import google_crc32c
 import numpy as np
@@ -18,65 +18,77 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec
 from ctlab_dask_zarr.codec.odd import encode_object
+from ctlab_dask_zarr.codec.region import object_crc32c, read_region, rows_of
 from ctlab_dask_zarr.codec.shard import ChunkRow, ShardEncoder, row_axis_of
+from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
+from ctlab_dask_zarr.formats.receipts import Number, ShardReceipt, object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.runtime.storage import Store
 from ctlab_dask_zarr.write.layout import Layout, Shape
+from ctlab_dask_zarr.write.merge import piece_trailer
+from ctlab_dask_zarr.write.pieces import (
+    Halver,
+    Halving,
+    Piece,
+    ShardTask,
+    VoxelPiece,
+    piece_key,
+)
+from ctlab_dask_zarr.write.values import MIXED, ValueRange
 
-__all__ = ["Piece", "ShardReceipt", "ShardTask", "StagedArray", "write_shards"]
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """One unit of writing: the objects of one cell of a level's task grid."""
-
-    level: int
-    coords: Shape
-
-
-class ShardReceipt(NamedTuple):
-    """What was stored: key below the store's root, size in bytes, CRC-32C of the bytes."""
-
-    key: str
-    nbytes: int
-    crc32c: int
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of the array that can be had when it is needed.
-
-    Attributes
-    ----------
-    start, shape
-        Where it lies in the array, in elements.
-    load
-        Returns its voxels.
-    """
-
-    start: Shape
-    shape: Shape
-    load: Callable[[], npt.NDArray[Any]]
+__all__ = ["StagedArray", "receipt_of_stored", "write_shards"]
 
 
 @dataclass(frozen=True)
 class StagedArray:
-    """One array of a write under way: where its objects go and what they look like."""
+    """One array of a write under way: where its objects go and what they look like.
+
+    Attributes
+    ----------
+    store, path
+        Where its objects go.
+    layout, document
+        What they look like.
+    mask_value
+        Of masked voxels, which do not count as data.
+    level
+        Its number.
+    pieces, halving
+        Where to leave what the next level is made of, and how it is; None where there is none.
+    coarser
+        The next level as it is cut into encoded pieces; None where pieces hold voxels.
+    is_piece
+        Whether the objects are such pieces, and not shards.
+    """
 
     store: Store
     path: str
     layout: Layout
     document: str
+    mask_value: Number | None = None
+    level: int = 0
+    pieces: Store | None = None
+    halving: Halving | None = None
+    coarser: StagedArray | None = None
+    is_piece: bool = False
 
     @property
     def array(self) -> StoredArray:
         """The array's metadata."""
-        return parse_array_document(self.document)
+        array = parse_array_document(self.document)
+        if not self.is_piece:
+            return array
+        return replace(
+            array, object_shape=self.layout.object_shape, key_encoding="v2", separator="."
+        )
 
     def key(self, coords: Shape) -> str:
         """Return the key, below the store's root, of the object at `coords`."""
-        key = self.array.key(coords)
-        return f"{self.path}/{key}" if self.path else key
+        return object_key(self.path, self.array, coords)
+
+    def next_level(self, task: ShardTask) -> _NextLevel | None:
+        """Return what makes the task's piece of the next level."""
+        return None if self.halving is None else _NextLevel(self, task)
 
 
 def write_shards(
@@ -109,18 +121,20 @@ def write_shards(
     first, last = min(span.start for span in spans), max(span.stop for span in spans)
     step = array.inner_chunk_shape[axis]
     window = _Window(pieces, axis)
-    waiting = sorted(
-        (
-            _ObjectInProgress(staged, coords)
-            for task in tasks
-            for coords in staged.layout.object_coords(task.coords)
-        ),
-        key=lambda target: target.start[axis],
-        reverse=True,
-    )
     receipts: list[ShardReceipt] = []
     under_way: list[_ObjectInProgress] = []
-    with ExitStack() as on_failure:
+    with ExitStack() as on_failure, ExitStack() as coarser:
+        halved = [(task, staged.next_level(task)) for task in tasks]
+        halving = [coarser.enter_context(level) for _, level in halved if level is not None]
+        waiting = sorted(
+            (
+                _ObjectInProgress(staged, coords, level)
+                for task, level in halved
+                for coords in staged.layout.object_coords(task.coords)
+            ),
+            key=lambda target: target.start[axis],
+            reverse=True,
+        )
         for row_start in range(first, last, step):
             row_stop = min(row_start + step, last)
             window.move_to(row_start, row_stop)
@@ -131,6 +145,8 @@ def write_shards(
                 if target.stop[axis] <= row_stop:
                     receipts.append(target.finish())
             under_way = [target for target in under_way if target.stop[axis] > row_stop]
+            for level in halving:
+                level.end_row()
     return receipts
 
 
@@ -172,18 +188,20 @@ class _Window:
 class _ObjectInProgress:
     """One stored object while its rows come in; leaving the context unfinished discards it."""
 
-    def __init__(self, staged: StagedArray, coords: Shape) -> None:
+    def __init__(self, staged: StagedArray, coords: Shape, coarser: _NextLevel | None) -> None:
         self._array = staged.array
+        self._coarser = coarser
+        self._is_piece = staged.is_piece
         self._key = staged.key(coords)
-        self._put = staged.store.create(self._key)
+        self._put = staged.store.create(self._key, durable=not staged.is_piece)
         self._finished = False
         self._nbytes = 0
         self._crc32c = 0
-        self.start = tuple(c * n for c, n in zip(coords, self._array.object_shape, strict=True))
-        self.stop = tuple(
-            min(s + o, n)
-            for s, o, n in zip(self.start, self._array.object_shape, self._array.shape, strict=True)
-        )
+        self._values = ValueRange(staged.mask_value)
+        self._padding_counts = self._array.fill_value != staged.mask_value
+        region = self._array.object_region(coords)
+        self.start = tuple(part.start for part in region)
+        self.stop = tuple(part.stop for part in region)
         self._encoding = _ENCODINGS[self._array.is_direct, self._array.is_sharded](self._array)
 
     def __enter__(self) -> _ObjectInProgress:
@@ -204,22 +222,133 @@ class _ObjectInProgress:
             raise RuntimeError(
                 f"{self._key}: the pieces do not cover the row at {row.start} exactly once"
             )
+        if row.is_padded and self._padding_counts:
+            self._values.add(row.unpadded().reshape(1, -1))
+            flags = np.full(len(row.chunks), MIXED, np.uint8)
+        else:
+            flags = self._values.add(row.chunks)
+        if self._coarser is not None:
+            self._coarser.add(row, flags)
         self._append(self._encoding.encode_row(row.chunks))
         return n_elements * self._array.dtype.itemsize
 
     def finish(self) -> ShardReceipt:
         """Complete the object; from here on it is there whole."""
         self._append([self._encoding.finish()])
+        receipt = ShardReceipt(
+            self._key, self._nbytes, self._crc32c, self._values.minimum, self._values.maximum
+        )
+        if self._is_piece:
+            self._writer.write(piece_trailer(receipt, self._array.dtype))
         # Marked first: when the closing itself fails, it has cleaned up after itself.
         self._finished = True
         self._put.__exit__(None, None, None)
-        return ShardReceipt(self._key, self._nbytes, self._crc32c)
+        return receipt
 
     def _append(self, parts: Iterable[Buffer]) -> None:
         for data in parts:
             self._writer.write(data)
             self._nbytes += len(data)
             self._crc32c = google_crc32c.extend(self._crc32c, data)
+
+
+class _NextLevel:
+    """What a task leaves for the next level, made row by row of its own rows; a context."""
+
+    def __init__(self, staged: StagedArray, task: ShardTask) -> None:
+        assert staged.halving is not None
+        assert staged.pieces is not None
+        axis = row_axis_of(staged.array)
+        self._piece: VoxelPiece | _EncodedPiece
+        if staged.coarser is None:
+            self._piece = VoxelPiece(staged.pieces, piece_key(task, staged.level + 1))
+        else:
+            self._piece = _EncodedPiece(staged.coarser, task, axis)
+        self._halver = Halver(
+            staged.array, staged.layout, task.coords, staged.halving, self._piece.keep
+        )
+
+    def __enter__(self) -> _NextLevel:
+        self._piece.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._piece.__exit__(*exception)
+
+    def add(self, row: ChunkRow, flags: npt.NDArray[np.uint8]) -> None:
+        """Halve a row of inner chunks, of which `ValueRange.add` has seen `flags`."""
+        self._halver.add(row, flags)
+
+    def end_row(self) -> None:
+        """Pass on what has come since the last row ended."""
+        self._piece.add(*self._halver.end_row())
+
+
+class _EncodedPiece:
+    """One task's part of the next level as a shard of its own, to be merged with others.
+
+    Attributes
+    ----------
+    keep
+        Elements that it needs at once along the axis along which slabs come; None for all.
+    """
+
+    def __init__(self, staged: StagedArray, task: ShardTask, slab_axis: int) -> None:
+        self._next = staged.next_level(task)
+        self._object = _ObjectInProgress(staged, task.coords, self._next)
+        self._slab_axis = slab_axis
+        self._axis = row_axis_of(staged.array)
+        self._step = staged.array.inner_chunk_shape[self._axis]
+        self.keep = self._step if slab_axis == self._axis else None
+        self._row_start = self._object.start[self._axis]
+        self._slabs: list[tuple[Shape, npt.NDArray[Any]]] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _EncodedPiece:
+        with ExitStack() as stack:
+            stack.enter_context(self._object)
+            if self._next is not None:
+                stack.enter_context(self._next)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+    def add(self, start: Shape, slab: npt.NDArray[Any]) -> None:
+        """Take a slab, and encode the rows of inner chunks that are complete with it."""
+        self._slabs.append((start, slab))
+        axis, last = self._axis, self._object.stop[self._axis]
+        reached = start[self._slab_axis] + slab.shape[self._slab_axis]
+        is_complete = reached == self._object.stop[self._slab_axis]
+        while self._row_start < last:
+            row_stop = min(self._row_start + self._step, last)
+            if not is_complete and (axis != self._slab_axis or reached < row_stop):
+                break
+            self._object.write_row(self._row_start, self._slabs)
+            if row_stop == last:
+                self._object.finish()
+            if self._next is not None:
+                self._next.end_row()
+            self._slabs = [(at, s) for at, s in self._slabs if at[axis] + s.shape[axis] > row_stop]
+            self._row_start = row_stop
+
+
+def receipt_of_stored(staged: StagedArray, coords: Shape) -> ShardReceipt | None:
+    """Read an object back; return its receipt if it is there whole, else None."""
+    array = staged.array
+    key = staged.key(coords)
+    region = array.object_region(coords)
+    values = ValueRange(staged.mask_value)
+    try:
+        nbytes = staged.store.nbytes(key)
+        crc32c = object_crc32c(staged.store, key, nbytes)
+        for row in rows_of(region, array) if array.is_direct else [region]:
+            voxels = read_region(staged.store, staged.path, array, row, strict=True)
+            values.add(voxels.reshape(voxels.shape[0], -1))
+    except (FileNotFoundError, IncompleteDatasetError, ShardDecodeError):
+        return None
+    return ShardReceipt(key, nbytes, crc32c, values.minimum, values.maximum)
 
 
 class _Encoding(Protocol):

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 from distributed import LocalCluster
 
 from ctlab_dask_zarr import Dataset
+from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.demo import write_mango_netcdf
+from ctlab_dask_zarr.runtime.files import LocalFiles
 
 SHAPE = (40, 70, 90)
 
@@ -255,15 +258,99 @@ def test_demo_converts_compares_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "tomoDemo.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_info_lists_no_shards(source: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """A store of 10^5 shards answers as fast as one of ten."""
+    run("convert", str(source), str(tmp_path / "a.zarr"), "-q", "--workers", "1")
+
+    def refuse(self: Any, folder: str) -> Any:
+        raise AssertionError(f"{folder} was listed")
+
+    monkeypatch.setattr(LocalFiles, "entries", refuse)
+    result = CliRunner().invoke(main, ["info", str(tmp_path / "a.zarr"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["shards"]
+
+
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     done = run("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("convert", "plan", "info", "demo"))
     check = (
         "import sys, ctlab_dask_zarr.cli; "
-        "print([m for m in ('dask', 'zarr', 'numpy', 'distributed', 'h5py') if m in sys.modules])"
+        "print([m for m in ('dask', 'zarr', 'numpy', 'distributed', 'h5py', "
+        "'importlib.metadata') if m in sys.modules])"
     )
     loaded = subprocess.run(
         [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True
     )
     assert loaded.stdout.strip() == "[]"
+
+
+def test_levels_labels_preview_and_check_from_the_shell(
+    source: Path, voxels: np.ndarray, tmp_path: Path
+) -> None:
+    store, picture = tmp_path / "a.zarr", tmp_path / "a.png"
+    quiet = ("--workers", "1", "-q")
+    layout = ("--chunks", "16,16,16", "--shards", "32,32,32")
+    assert run("convert", source, store, *layout, *quiet).returncode == 0
+    done = run("pyramid", store, "--levels", "3", *quiet, "--json")
+    assert done.returncode == 0, done.stderr
+    # The voxels are 3 x 2 x 1.5 um: z is not halved until the others are as long.
+    assert json.loads(done.stdout)["levels"] == [[40, 70, 90], [40, 35, 45], [20, 18, 23]]
+    assert run("pyramid", store, *quiet).returncode == 2
+    segmented = tmp_path / "segmented_nc"
+    phases = (voxels // 1500).astype("uint8")
+    write_mango_netcdf(
+        segmented, phases, datatype="segmented", slices_per_block=9, voxel_size=(3.0, 2.0, 1.5)
+    )
+    done = run("add-labels", store, segmented, "--name", "phases", "--color", "1=ff8000", *quiet)
+    assert done.returncode == 0, done.stderr
+    assert "labels with 3 levels" in done.stdout
+    assert run("add-labels", store, segmented, "--name", "phases", *quiet).returncode == 4
+    assert run("add-labels", store, source, "--name", "a/b", *quiet).returncode == 2
+    assert run("verify", store, *quiet).returncode == 0
+    facts = json.loads(run("info", store, "--json").stdout)
+    assert [level["shape"][2] for level in facts["levels"]] == [90, 45, 23]
+    done = run("preview", store, "-o", picture)
+    assert done.returncode == 0, done.stderr
+    assert picture.stat().st_size > 1000
+    reports = {r["reader"]: r for r in json.loads(run("check", store, "--json").stdout)}
+    assert reports["Neuroglancer"]["verdict"] == "shows it"
+    assert reports["Drishti"]["verdict"] == "shows it, but"
+    assert "level 0 only" in run("check", store).stdout
+
+
+def test_status_tells_from_the_staging_folder_how_far_each_part_is(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    absent = run("status", out)
+    assert (absent.returncode, absent.stdout) == (5, "")
+    layout = ("--chunks", "10,10,10", "--shards", "20,20,30", "--levels", "2", "--workers", "1")
+    assert run("convert", source, out, "--part", "1/2", *layout, "-q").returncode == 0
+    told = run("status", out)
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    assert lines[0].startswith(f"{out}: 12 of 32 shards, ")
+    assert "the latest shard" in lines[1]
+    assert lines[-2:] == ["part 1 of 2: 12 of 12 shards", "part 2 of 2: 0 of 12 shards"]
+    found = json.loads(run("status", out, "--json").stdout)
+    # The voxels are too long along z for that axis to be halved.
+    assert (found["n_done"], found["n_shards"], found["is_committed"]) == (12, 32, False)
+    assert found["nbytes"] == 2 * (40 * 70 * 90 + 40 * 35 * 45)
+    assert found["rate"] > 0
+    assert found["seconds_left"] > 0
+    assert run("convert", source, out, "--part", "2/2", *layout, "-q").returncode == 0
+    assert run("commit", out, "-q").returncode == 0
+    assert run("status", out).stdout == f"{out}: committed\n"
+
+
+def test_a_performance_report_is_written_where_it_is_asked_for(
+    source: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bokeh")
+    report = tmp_path / "report.html"
+    done = run("convert", source, tmp_path / "out", "--workers", "1", "--report", report)
+    assert done.returncode == 0, done.stderr
+    assert "write-shard" in report.read_text()
+    assert ", 1 workers" in done.stderr

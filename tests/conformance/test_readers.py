@@ -110,7 +110,8 @@ def test_the_stores_are_of_the_form_that_their_case_names(case: Any, written: An
     assert (array.shards is None) == (case.sharding == "unsharded")
     names = [type(codec).__name__.removesuffix("Codec").lower() for codec in array.compressors]
     assert names == ([] if case.codec == "none" else [case.codec])
-    objects = [key for key in _object_names(written.array_folder) if key != "zarr.json"]
+    documents = ("zarr.json", "receipts.json")
+    objects = [key for key in _object_names(written.array_folder) if key not in documents]
     grid = [-(-n // o) for n, o in zip(array.shape, array.shards or array.chunks, strict=True)]
     if array.shards is not None:
         assert len(objects) == np.prod(grid)  # every shard is there, whatever its voxels

@@ -23,8 +23,9 @@ from ctlab_dask_zarr import (
 )
 from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.write.commit import commit
+from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.pieces import Piece
 from ctlab_dask_zarr.write.resolve import WriteOptions
-from ctlab_dask_zarr.write.shard import Piece
 from ctlab_dask_zarr.write.stage import StagedWrite, StageRequest, stage
 from tests.builders import make_dataset, random_voxels
 
@@ -35,8 +36,8 @@ COORDS = [(z, y, x) for z in range(2) for y in range(2) for x in range(2)]
 
 def request_for(path: Path, run_id: str = "a" * 32, **flags: bool) -> StageRequest:
     options = WriteOptions(overwrite=flags.pop("overwrite", False), **LAYOUT)
-    _, write_plan = build_write(make_dataset(VOXELS, (16, 16, 16)), path, options)
-    return StageRequest.of(write_plan, run_id, **flags)
+    write = build_write(make_dataset(VOXELS, (16, 16, 16)), path, options, restart=True)
+    return StageRequest.of(write.plan, run_id, **flags)
 
 
 def write_all(staged: StagedWrite, coords: list[tuple[int, int, int]] = COORDS) -> list:
@@ -45,6 +46,7 @@ def write_all(staged: StagedWrite, coords: list[tuple[int, int, int]] = COORDS) 
         start = (16 * z, 16 * y, 16 * x)
         block = VOXELS[tuple(slice(s, s + 16) for s in start)]
         receipts += staged.write(0, [(z, y, x)], [Piece(start, block.shape, lambda b=block: b)])
+    staged.record(receipts)
     return receipts
 
 
@@ -67,19 +69,19 @@ def failing(n_blocks: int = 4) -> da.Array:
 
 def test_nothing_is_visible_before_the_commit(tmp_path: Path) -> None:
     staged = stage(request_for(tmp_path / "a.zarr"))
-    receipts = write_all(staged)
+    write_all(staged)
     assert os.listdir(tmp_path) == [".a.zarr.staging"]
     assert not list(tmp_path.rglob("zarr.json"))
-    commit(staged, receipts)
+    commit(staged)
     assert os.listdir(tmp_path) == ["a.zarr"]
     np.testing.assert_array_equal(written(tmp_path / "a.zarr"), VOXELS)
 
 
 def test_commit_refuses_when_a_shard_is_missing(tmp_path: Path) -> None:
     staged = stage(request_for(tmp_path / "a.zarr"))
-    receipts = write_all(staged, COORDS[:-1])
+    write_all(staged, COORDS[:-1])
     with pytest.raises(IncompleteDatasetError, match=r"0/c\.1\.1\.1"):
-        commit(staged, receipts)
+        commit(staged)
     assert not (tmp_path / "a.zarr").exists()
 
 
@@ -93,19 +95,20 @@ def test_a_cluster_may_run_every_task_twice(tmp_path: Path) -> None:
     assert stage(request) == staged
     receipts = write_all(staged)
     assert write_all(staged) == receipts
-    commit(staged, receipts)
+    commit(staged)
     again = stage(request)
     assert again.is_committed
     assert write_all(again) == []
-    commit(again, [])
-    commit(staged, receipts)
+    commit(again)
+    commit(staged)
     assert os.listdir(tmp_path) == ["a.zarr"]
     np.testing.assert_array_equal(written(tmp_path / "a.zarr"), VOXELS)
 
 
 def test_a_task_that_comes_late_fails_and_brings_nothing_back(tmp_path: Path) -> None:
     staged = stage(request_for(tmp_path / "a.zarr"))
-    commit(staged, write_all(staged))
+    write_all(staged)
+    commit(staged)
     with pytest.raises(FileNotFoundError):
         write_all(staged, COORDS[:1])
     assert os.listdir(tmp_path) == ["a.zarr"]
@@ -114,16 +117,16 @@ def test_a_task_that_comes_late_fails_and_brings_nothing_back(tmp_path: Path) ->
 def test_a_task_of_a_write_that_was_restarted_otherwise_does_no_harm(tmp_path: Path) -> None:
     late = stage(request_for(tmp_path / "a.zarr"))
     other = {"chunks": (4, 4, 4), "shards": (16, 16, 16)}
-    _, write_plan = build_write(
-        make_dataset(VOXELS, 16), tmp_path / "a.zarr", WriteOptions(**other)
+    write = build_write(
+        make_dataset(VOXELS, 16), tmp_path / "a.zarr", WriteOptions(**other), restart=True
     )
-    staged = stage(StageRequest.of(write_plan, "b" * 32, restart=True))
+    staged = stage(StageRequest.of(write.plan, "b" * 32, restart=True))
     with pytest.raises(FileNotFoundError):
         write_all(late, COORDS[:1])
-    receipts = write_all(staged)
+    write_all(staged)
     with pytest.raises(FileNotFoundError):
         write_all(late, COORDS[:1])
-    commit(staged, receipts)
+    commit(staged)
     np.testing.assert_array_equal(written(tmp_path / "a.zarr"), VOXELS)
 
 
@@ -243,6 +246,21 @@ def test_of_two_writers_one_wins_whole_and_the_other_fails_clearly(tmp_path: Pat
     assert os.listdir(tmp_path) == ["a.zarr"]
 
 
+def test_what_is_left_of_a_committed_write_that_another_run_had_gone_on_with_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = stage(request_for(tmp_path / "a.zarr"))
+    write_all(staged)
+    stage(request_for(tmp_path / "a.zarr", "b" * 32, resume=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(Destination, "discard_staging", lambda self: None)
+        commit(staged)
+    assert (tmp_path / ".a.zarr.staging").exists()
+    dataset_to_zarr(make_dataset(VOXELS + 1, 16), tmp_path / "a", overwrite=True, **LAYOUT)
+    np.testing.assert_array_equal(written(tmp_path / "a.zarr"), VOXELS + 1)
+    assert os.listdir(tmp_path) == ["a.zarr"]
+
+
 class TestReplacing:
     OLD = np.full((8, 8, 8), 9, "u2")
 
@@ -253,9 +271,9 @@ class TestReplacing:
 
     def test_the_old_dataset_reads_until_the_commit(self, store: Path) -> None:
         staged = stage(request_for(store, overwrite=True))
-        receipts = write_all(staged)
+        write_all(staged)
         np.testing.assert_array_equal(written(store), self.OLD)
-        commit(staged, receipts)
+        commit(staged)
         np.testing.assert_array_equal(written(store), VOXELS)
         assert os.listdir(store.parent) == ["a.zarr"]
 
@@ -269,25 +287,23 @@ class TestReplacing:
         self, store: Path, new_is_there: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         staged = stage(request_for(store, overwrite=True))
-        receipts = write_all(staged)
+        write_all(staged)
         next_writer = replace(request_for(store, "b" * 32, overwrite=True), overwrite=False)
-        renames = 0
         rename = os.rename
 
         def die(source: str, target: str) -> None:
-            nonlocal renames
-            renames += 1
-            if renames == 2 and not new_is_there:
+            if target == str(store):
                 raise KeyboardInterrupt
             rename(source, target)
 
-        monkeypatch.setattr(os, "rename", die)
         if new_is_there:
-            monkeypatch.setattr(shutil, "rmtree", _die)
+            monkeypatch.setattr("ctlab_dask_zarr.write.commit.remove_tree", _die)
+        else:
+            monkeypatch.setattr(os, "rename", die)
         with pytest.raises(KeyboardInterrupt):
-            commit(staged, receipts)
+            commit(staged)
         monkeypatch.undo()
-        assert (store.parent / ".a.zarr.replaced").exists()
+        assert list(store.parent.glob(".a.zarr.replaced.*"))
         # Whoever writes there next repairs it, and is then refused or not by what is there.
         with pytest.raises(DestinationExistsError):
             stage(next_writer)
@@ -295,7 +311,7 @@ class TestReplacing:
         assert os.listdir(store.parent) == ["a.zarr"]
 
     def test_an_old_dataset_aside_without_a_new_one_comes_back(self, store: Path) -> None:
-        os.rename(store, store.parent / ".a.zarr.replaced")
+        os.rename(store, store.parent / ".a.zarr.replaced.1f0c")
         with pytest.raises(DestinationExistsError):
             stage(request_for(store, "b" * 32))
         np.testing.assert_array_equal(written(store), self.OLD)

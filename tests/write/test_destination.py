@@ -16,6 +16,8 @@ from ctlab_dask_zarr import (
     dataset_from_zarr,
     dataset_to_zarr,
 )
+from ctlab_dask_zarr.runtime.files import remove_tree
+from ctlab_dask_zarr.runtime.storage import storage_path
 from ctlab_dask_zarr.write.commit import commit
 from ctlab_dask_zarr.write.stage import stage
 from tests.builders import make_dataset
@@ -71,12 +73,12 @@ def test_a_repeated_commit_leaves_the_staging_of_the_next_write_alone(
 ) -> None:
     request = request_for(tmp_path / "a.zarr")
     first = stage(request)
-    receipts = write_all(first)
-    commit(first, receipts)
+    write_all(first)
+    commit(first)
     following = stage(request_for(tmp_path / "a.zarr", "b" * 32, overwrite=True))
-    written = write_all(following)
-    commit(stage(request) if late != "commit" else first, receipts)
-    commit(following, written)
+    write_all(following)
+    commit(stage(request) if late != "commit" else first)
+    commit(following)
     np.testing.assert_array_equal(dataset_from_zarr(tmp_path / "a.zarr").data, VOXELS)
     assert os.listdir(tmp_path) == ["a.zarr"]
 
@@ -85,33 +87,32 @@ def test_a_write_computed_again_leaves_the_staging_of_the_next_write_alone(tmp_p
     first = dataset_to_zarr(make_dataset(VOXELS), tmp_path / "a", compute=False)
     first.compute()
     following = stage(request_for(tmp_path / "a.zarr", "b" * 32, overwrite=True))
-    written = write_all(following)
+    write_all(following)
     first.compute()
-    commit(following, written)
+    commit(following)
     np.testing.assert_array_equal(dataset_from_zarr(tmp_path / "a.zarr").data, VOXELS)
 
 
 def test_a_commit_whose_old_dataset_is_slow_to_remove_spares_the_next_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     dataset_to_zarr(make_dataset(VOXELS), tmp_path / "a")
     first = stage(request_for(tmp_path / "a.zarr", overwrite=True))
-    receipts = write_all(first)
-    remove = shutil.rmtree
+    write_all(first)
+    place = "ctlab_dask_zarr.write.commit.remove_tree"
     following = []
 
-    def slowly(path: Any, **options: Any) -> None:
-        monkeypatch.setattr(shutil, "rmtree", remove)
+    def slowly(files: Any, path: str) -> None:
+        monkeypatch.setattr(place, remove_tree)
         # Meanwhile, before the old dataset is gone, somebody else starts to write there.
         following.append(stage(request_for(tmp_path / "a.zarr", "b" * 32, overwrite=True)))
-        remove(path, **options)
+        remove_tree(files, path)
 
-    monkeypatch.setattr(shutil, "rmtree", slowly)
-    commit(first, receipts)
+    monkeypatch.setattr(place, slowly)
+    commit(first)
     (second,) = following
-    commit(second, write_all(second))
+    write_all(second)
+    commit(second)
     np.testing.assert_array_equal(dataset_from_zarr(tmp_path / "a.zarr").data, VOXELS)
     assert os.listdir(tmp_path) == ["a.zarr"]
 
@@ -121,12 +122,12 @@ def test_a_destination_that_came_to_be_meanwhile_is_not_lost(
     overwrite: bool, tmp_path: Path, snapshot
 ) -> None:
     staged = stage(request_for(tmp_path / "a.zarr", overwrite=overwrite))
-    receipts = write_all(staged)
+    write_all(staged)
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "thesis.txt").write_text("three years of work")
     before = snapshot(tmp_path / "a.zarr")
     with pytest.raises(DestinationExistsError, match="while the write was under way"):
-        commit(staged, receipts)
+        commit(staged)
     assert snapshot(tmp_path / "a.zarr") == before
 
 
@@ -136,7 +137,7 @@ def test_a_destination_that_came_to_be_meanwhile_is_not_lost(
         "git+ssh://host/a.zarr",
         "simplecache::s3://bucket/a.zarr",
         "zip://a.zip::gs://b/c",
-        "S3://b/a",
+        "FTP://b/a",
     ],
 )
 def test_a_url_of_any_scheme_is_never_made_a_local_folder(
@@ -150,10 +151,15 @@ def test_a_url_of_any_scheme_is_never_made_a_local_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_scheme_of_an_object_store_is_known_in_any_spelling() -> None:
+    assert storage_path("S3://b/a/") == "s3://b/a"
+    assert storage_path(Path("s3://b/a")) == "s3://b/a"
+
+
 def test_a_url_that_a_path_object_has_squeezed_is_never_made_a_local_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((UnsupportedFormatError, InvalidArgumentError)):
-        dataset_to_zarr(make_dataset(VOXELS), Path("s3://bucket/a.zarr"))
+        dataset_to_zarr(make_dataset(VOXELS), Path("ftp://bucket/a.zarr"))
     assert list(tmp_path.iterdir()) == []

@@ -111,6 +111,24 @@ def test_an_aligned_write_is_one_task_a_shard_and_no_task_has_many_inputs() -> N
     assert max(len(task.dependencies) for task in graph.values()) <= 64
 
 
+@pytest.mark.parametrize("n", [10, 22])
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_graph_stays_small_however_many_shards_there_are(n: int, levels: int) -> None:
+    """What a scheduler is sent, and what it has to look at for each task: gates, not timings."""
+    data = da.zeros((64 * n,) * 3, chunks=64, dtype="u2") + np.uint16(1)
+    dataset = make_dataset(data, voxel_size=(1.0, 1.0, 1.0))
+    layout = {"chunks": (32, 32, 32), "shards": (64, 64, 64), "levels": levels}
+    write = dataset_to_zarr(dataset, "none.zarr", compute=False, **layout)
+    graph = dict(write.__dask_graph__())
+    n_levels = sum(-((-n // 2**level) ** 3) for level in range(levels))
+    # A task a shard; the staging and the commit; receipts are gathered a few dozen at a time.
+    assert len(graph) <= 1.1 * n_levels + 20
+    fan_in = max(len(task.dependencies) for task in graph.values())
+    assert fan_in <= 200
+    # Some 20 bytes a shard are unavoidable; a task with the plan in it would be thousands.
+    assert len(cloudpickle.dumps(write)) / n_levels < 600
+
+
 def test_very_thin_slabs_do_not_make_a_task_with_a_thousand_inputs(tmp_path: Path) -> None:
     voxels = random_voxels((600, 8, 8))
     data = da.from_array(voxels, chunks=(1, 8, 8)).map_overlap(
@@ -129,7 +147,7 @@ def test_tasks_have_names_that_a_dashboard_can_show() -> None:
     data = da.zeros((64, 64, 64), chunks=(7, 64, 64), dtype="u2")
     write = dataset_to_zarr(make_dataset(data), "none.zarr", compute=False, **LAYOUT)
     names = {key_split(key) for key in dict(write.__dask_graph__())}
-    assert {"stage", "write-shard", "merge-receipts", "commit"} <= names
+    assert {"stage", "write-shard", "record-receipts", "commit"} <= names
 
 
 def test_blocks_know_whether_they_can_be_made_alone() -> None:
@@ -143,9 +161,9 @@ def test_progress_tells_every_byte_once(tmp_path: Path, cluster: Client) -> None
     dataset = make_dataset(da.from_array(VOXELS, chunks=(5, 50, 70)))
     for name, client in (("a", None), ("b", cluster)):
         told: list[int] = []
-        write, write_plan = build_write(dataset, tmp_path / name, WriteOptions(**LAYOUT))
-        with listen(write, told.append, client):
-            run_write(write, write_plan.destination, client)
+        write = build_write(dataset, tmp_path / name, WriteOptions(**LAYOUT))
+        with listen(write.graph, lambda nbytes, _, told=told: told.append(nbytes), client):
+            run_write(write, client)
             wait_until(lambda told=told: sum(told) >= VOXELS.nbytes)
         assert sum(told) == VOXELS.nbytes
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from ctlab_dask_zarr import Dataset, WritePlan, dataset_from_zarr, dataset_to_zarr, plan
 from ctlab_dask_zarr.runtime.storage import LocalStore
-from ctlab_dask_zarr.write.shard import Piece, ShardTask, StagedArray, write_shards
+from ctlab_dask_zarr.write.pieces import Piece, ShardTask
+from ctlab_dask_zarr.write.shard import StagedArray, write_shards
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((48, 50, 70))
@@ -47,7 +48,8 @@ def serial_store(root: Path, write_plan: WritePlan, voxels: np.ndarray) -> dict[
 
 
 def objects_in(root: Path) -> dict[str, bytes]:
-    files = (p for p in root.rglob("*") if p.is_file() and p.name != "zarr.json")
+    documents = ("zarr.json", "receipts.json")
+    files = (p for p in root.rglob("*") if p.is_file() and p.name not in documents)
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 

@@ -20,8 +20,9 @@ from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.runtime.storage import LocalStore
 from ctlab_dask_zarr.write.layout import Layout, resolve_layout
+from ctlab_dask_zarr.write.pieces import Piece, ShardTask
 from ctlab_dask_zarr.write.plan import array_document
-from ctlab_dask_zarr.write.shard import Piece, ShardTask, StagedArray, write_shards
+from ctlab_dask_zarr.write.shard import StagedArray, write_shards
 
 tensorstore = pytest.importorskip("tensorstore")
 

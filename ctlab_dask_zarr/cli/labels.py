@@ -1,0 +1,85 @@
+"""``ctlab-zarr add-labels``: a segmentation beside the image it belongs to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ctlab_dask_zarr.cli.commit import compute_with_progress
+from ctlab_dask_zarr.cli.errors import exit_codes
+from ctlab_dask_zarr.cli.options import (
+    client_for,
+    cluster_arguments,
+    layout_arguments,
+    with_cluster_options,
+)
+from ctlab_dask_zarr.cli.parameters import CODEC, COLOR, SHAPE, SHAPE_OR_NONE
+
+__all__ = ["add_labels_command"]
+
+
+@click.command("add-labels")
+@click.argument("image", type=click.Path())
+@click.argument("segmentation", type=click.Path())
+@click.option("--name", required=True, help="Of the labels, as phases.")
+@click.option(
+    "--color",
+    "colors",
+    type=COLOR,
+    multiple=True,
+    help="Of one label, as 1=ff8000; may be given for each.",
+)
+@click.option(
+    "--downsample",
+    type=click.Choice(["mode", "nearest"]),
+    default="mode",
+    show_default=True,
+    help="How a level becomes the next one.",
+)
+@click.option("--chunks", type=SHAPE, default="auto", show_default=True, help="Inner chunk.")
+@click.option("--shards", type=SHAPE_OR_NONE, default="auto", show_default=True, help="Shard.")
+@click.option("--codec", type=CODEC, default=None, help="As of convert.  [default: zstd]")
+@click.option("--overwrite", is_flag=True, help="Replace labels of that name.")
+@click.option("--resume", is_flag=True, help="Go on with what was interrupted.")
+@click.option("--restart", is_flag=True, help="Remove what was left by an interruption, first.")
+@with_cluster_options
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def add_labels_command(
+    image: str,
+    segmentation: str,
+    name: str,
+    colors: tuple[tuple[int, tuple[int, ...]], ...],
+    downsample: str,
+    resume: bool,
+    restart: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Write SEGMENTATION as labels of the OME-Zarr IMAGE.
+
+    SEGMENTATION is a mango netCDF file or folder, or a Zarr store, of integers, with the shape and
+    the voxel size of the image. The labels get the levels that the image has.
+    """
+    from ctlab_dask_zarr.runtime.stopping import Stop
+
+    stop = Stop(None)
+    cluster = cluster_arguments(options)
+    with exit_codes(), stop.on_signals():
+        from ctlab_dask_zarr.api import build_labels
+        from ctlab_dask_zarr.dataset import Dataset
+        from ctlab_dask_zarr.write.resolve import WriteOptions
+
+        arguments = WriteOptions(
+            **layout_arguments(options),
+            overwrite=options["overwrite"],
+            downsample=downsample,  # type: ignore[arg-type]
+        )
+        labels = Dataset.from_path(segmentation)
+        with client_for(**cluster) as client:
+            write = build_labels(
+                labels, image, name, arguments,
+                colors=dict(colors), resume=resume, restart=restart,
+            )  # fmt: skip
+            result = compute_with_progress(write, client, quiet, stop)
+    click.echo(f"{result.destination}: labels with {len(write.request.levels)} levels")

@@ -1,0 +1,77 @@
+"""``ctlab-zarr pyramid``: further levels for a dataset that is there."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctlab_dask_zarr.cli.commit import compute_with_progress
+from ctlab_dask_zarr.cli.errors import exit_codes
+from ctlab_dask_zarr.cli.options import client_for, cluster_arguments, with_cluster_options
+from ctlab_dask_zarr.cli.parameters import DEADLINE, LEVELS
+
+if TYPE_CHECKING:
+    from ctlab_dask_zarr.write.pyramid import LevelSpec
+
+__all__ = ["pyramid_command"]
+
+
+@click.command("pyramid")
+@click.argument("path", type=click.Path())
+@click.option(
+    "--levels",
+    type=LEVELS,
+    default="auto",
+    show_default=True,
+    help="Levels of detail, the data itself counted; auto: down to a picture.",
+)
+@click.option(
+    "--downsample",
+    type=click.Choice(["mean", "mode", "nearest", "max"]),
+    default=None,
+    help="How a level becomes the next one.  [default: by data type]",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted pyramid.")
+@click.option("--restart", is_flag=True, help="Remove what an interrupted pyramid left, first.")
+@click.option(
+    "--deadline",
+    type=DEADLINE,
+    default=None,
+    help="Stop in time to be resumed (exit code 75): 1h50m, or auto.",
+)
+@with_cluster_options
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def pyramid_command(
+    path: str,
+    levels: LevelSpec,
+    downsample: str | None,
+    resume: bool,
+    restart: bool,
+    deadline: float | None,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Give the OME-Zarr image at PATH levels of detail.
+
+    It stays readable meanwhile; the levels appear all at once, when they are complete.
+    """
+    from ctlab_dask_zarr.runtime.stopping import Stop
+
+    stop = Stop(deadline)
+    cluster = cluster_arguments(options)
+    with exit_codes(), stop.on_signals():
+        from ctlab_dask_zarr.api import build_levels
+
+        completion = build_levels(path, levels, downsample, resume=resume, restart=restart)
+        with client_for(**cluster) as client:
+            result = compute_with_progress(completion, client, quiet, stop)
+    shapes = [level.layout.shape for level in completion.request.levels]
+    if as_json:
+        click.echo(json.dumps({"destination": result.destination, "levels": shapes}))
+        return
+    names = ", ".join(" x ".join(map(str, shape)) for shape in shapes)
+    click.echo(f"{result.destination}: {len(shapes)} levels, {names}")

@@ -1,0 +1,100 @@
+"""``ctlab-zarr push``, ``pull`` and ``abort``: stores to and from object stores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from ctlab_dask_zarr.cli.errors import exit_codes
+from ctlab_dask_zarr.cli.options import with_storage_options
+
+__all__ = ["abort_command", "pull_command", "push_command"]
+
+
+@click.command("push")
+@click.argument("source", type=click.Path())
+@click.argument("url")
+@with_storage_options
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def push_command(source: str, url: str, quiet: bool, as_json: bool) -> None:
+    """Copy the committed store SOURCE to the object store at URL.
+
+    Shards come first and the root document last, so that nothing is readable there before all of it
+    is. Every object is read back and compared with the checksums of the commit. Given again after
+    an interruption, the same command goes on.
+    """
+    _copy(source, url, quiet, as_json)
+
+
+@click.command("pull")
+@click.argument("url")
+@click.argument("destination", type=click.Path())
+@with_storage_options
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def pull_command(url: str, destination: str, quiet: bool, as_json: bool) -> None:
+    """Copy the committed store at URL to DESTINATION, as `push` does the other way."""
+    _copy(url, destination, quiet, as_json)
+
+
+def _copy(source: str, destination: str, quiet: bool, as_json: bool) -> None:
+    from ctlab_dask_zarr.runtime.progress import Progress
+    from ctlab_dask_zarr.write.destination import Destination
+    from ctlab_dask_zarr.write.plan import nbytes_text
+    from ctlab_dask_zarr.write.resolve import resolve_destination
+    from ctlab_dask_zarr.write.transfer import copy_dataset
+
+    with exit_codes():
+        target = Destination.at(resolve_destination(destination))
+        with Progress(1, 0, quiet=quiet, noun="stores") as progress:
+
+            def on_copied(nbytes: int, total: int) -> None:
+                progress.expect(total)
+                progress.add(nbytes)
+
+            result = copy_dataset(source, target, on_copied)
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+    elif result.n_objects == 0:
+        click.echo(f"{result.destination}: the same dataset is there already")
+    else:
+        skipped = f", {result.n_skipped} of them were there" if result.n_skipped else ""
+        click.echo(
+            f"{result.destination}: {result.n_objects} objects{skipped}, "
+            f"{nbytes_text(result.nbytes)}"
+        )
+
+
+@click.command("abort")
+@click.argument("destination", type=click.Path())
+@with_storage_options
+def abort_command(destination: str) -> None:
+    """Remove what an interrupted write of DESTINATION has left; a committed dataset stays.
+
+    On S3, uploads that were cut off, which cost as much as objects do and are not listed, are ended
+    too, where botocore is installed.
+    """
+    with exit_codes():
+        from ctlab_dask_zarr.runtime.objects import configured_options
+        from ctlab_dask_zarr.runtime.uploads import abort_uploads
+        from ctlab_dask_zarr.write.destination import Destination
+        from ctlab_dask_zarr.write.resolve import resolve_destination
+
+        target = Destination.at(resolve_destination(destination))
+        staged = bool(target.staged_plan())
+        if staged:
+            target.discard_staging()
+        target.sweep()
+        n_uploads = abort_uploads(target.path, configured_options())
+    click.echo(f"{target.path}: {'removed what was staged' if staged else 'nothing was staged'}")
+    if n_uploads:
+        click.echo(f"{n_uploads} unfinished uploads ended")
+    if n_uploads is None:
+        click.echo(
+            "unfinished uploads cannot be looked for without botocore; a lifecycle rule of the "
+            "bucket (AbortIncompleteMultipartUpload) ends them",
+            err=True,
+        )

@@ -1,0 +1,150 @@
+"""What is kept about a write: a receipt for every stored object, and checksums over all of it.
+
+zstd frames carry no checksum by default, so that a flipped bit can decode to other voxels. So the
+commit keeps the CRC-32C of every byte of a dataset, as a chain that begins in the root document::
+
+    zarr.json          attributes.ctlab_dask_zarr: its own checksum, those of the two below
+    0/zarr.json
+    0/receipts.json    size and checksum of every shard of the array, in C order of the grid
+
+``receipts.json`` lies below its array, where Zarr readers look for chunks by their names only: in
+a group they would take it for a node that they do not know. It has some 20 bytes a shard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from ctlab_dask_zarr.errors import MetadataError
+from ctlab_dask_zarr.formats.zarr_array import StoredArray
+
+__all__ = [
+    "RECEIPTS_OBJECT",
+    "RECEIPT_ATTRIBUTE",
+    "ReceiptTable",
+    "ShardReceipt",
+    "build_receipts",
+    "data_range",
+    "document_checksum",
+    "object_key",
+    "own_receipt",
+    "parse_receipts",
+    "seal",
+]
+
+#: Attribute of the root document in which this package says what it wrote.
+RECEIPT_ATTRIBUTE = "ctlab_dask_zarr"
+#: Object below an array that holds its receipts.
+RECEIPTS_OBJECT = "receipts.json"
+#: Field of the root's attribute that holds the checksum of the root document itself.
+_SEAL = "document_crc32c"
+_FORMAT = "ctlab_dask_zarr receipts 1"
+
+Number = int | float
+
+
+class ShardReceipt(NamedTuple):
+    """What was stored.
+
+    Attributes
+    ----------
+    key
+        Below the root of the dataset.
+    nbytes, crc32c
+        Size in bytes, and CRC-32C of these bytes.
+    minimum, maximum
+        Of the voxels that are finite and not masked; None where there are none.
+    """
+
+    key: str
+    nbytes: int
+    crc32c: int
+    minimum: Number | None = None
+    maximum: Number | None = None
+
+
+@dataclass(frozen=True)
+class ReceiptTable:
+    """Sizes (int64) and checksums (uint32) of an array's objects, in the shape of their grid."""
+
+    nbytes: npt.NDArray[np.int64]
+    crc32c: npt.NDArray[np.uint32]
+
+
+def own_receipt(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what this package says in a root's attributes about its write; None where nothing."""
+    receipt = attributes.get(RECEIPT_ATTRIBUTE)
+    return receipt if isinstance(receipt, dict) else None
+
+
+def object_key(path: str, array: StoredArray, coords: tuple[int, ...]) -> str:
+    """Return the key, below the root, of an object of the array at `path` ('' for the root)."""
+    key = array.key(coords)
+    return f"{path}/{key}" if path else key
+
+
+def build_receipts(path: str, array: StoredArray, receipts: Mapping[str, ShardReceipt]) -> str:
+    """Return the text of an array's receipts; there has to be one for every object."""
+    keys = [object_key(path, array, c) for c in product(*map(range, array.grid_shape))]
+    content = {
+        "format": _FORMAT,
+        "grid_shape": list(array.grid_shape),
+        "nbytes": [receipts[key].nbytes for key in keys],
+        "crc32c": [receipts[key].crc32c for key in keys],
+    }
+    return json.dumps(content, separators=(",", ":"))
+
+
+def parse_receipts(text: bytes, array: StoredArray) -> ReceiptTable:
+    """Read an array's receipts.
+
+    Raises
+    ------
+    MetadataError
+        They are not such receipts, or are of another array.
+    """
+    try:
+        content = json.loads(text)
+        if content["format"] != _FORMAT or content["grid_shape"] != list(array.grid_shape):
+            raise ValueError(f"they are {content['format']!r} of {content['grid_shape']} objects")
+        return ReceiptTable(
+            np.array(content["nbytes"], np.int64).reshape(array.grid_shape),
+            np.array(content["crc32c"], np.uint32).reshape(array.grid_shape),
+        )
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise MetadataError(f"{RECEIPTS_OBJECT} cannot be understood: {error!r}") from error
+
+
+def data_range(receipts: Sequence[ShardReceipt]) -> tuple[Number, Number] | None:
+    """Return the least and the largest voxel; None where all are masked."""
+    lows = [receipt.minimum for receipt in receipts if receipt.minimum is not None]
+    highs = [receipt.maximum for receipt in receipts if receipt.maximum is not None]
+    return (min(lows), max(highs)) if lows and highs else None
+
+
+def document_checksum(document: Mapping[str, Any]) -> int:
+    """Return the CRC-32C of a root document, as canonical JSON without its own checksum.
+
+    Another program may write the document anew with the same content.
+    """
+    attributes = dict(document.get("attributes") or {})
+    receipt = dict(attributes.get(RECEIPT_ATTRIBUTE) or {})
+    receipt.pop(_SEAL, None)
+    content = {**document, "attributes": {**attributes, RECEIPT_ATTRIBUTE: receipt}}
+    return int(google_crc32c.value(json.dumps(content, sort_keys=True).encode()))
+
+
+def seal(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the root document with its own checksum in it."""
+    attributes = dict(document["attributes"])
+    receipt = dict(attributes[RECEIPT_ATTRIBUTE])
+    receipt[_SEAL] = document_checksum(document)
+    return {**document, "attributes": {**attributes, RECEIPT_ATTRIBUTE: receipt}}

@@ -1,0 +1,130 @@
+"""A cluster's configuration: a YAML file in dask's own keys, checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import dask
+import yaml
+
+from ctlab_dask_zarr.errors import InvalidArgumentError
+
+__all__ = [
+    "canonical_name",
+    "configured_kind",
+    "known_settings",
+    "read_configuration",
+    "wrong_keys",
+]
+
+#: Mappings whose keys are the user's own.
+_OPEN = {
+    *("distributed.nanny.environ", "distributed.nanny.pre-spawn-environ", "logging"),
+    "ctlab-zarr.storage-options",
+}
+#: Keys that dask reads without having a default for them.
+_WITHOUT_DEFAULT = ("num-workers", "pool", "scheduler", "scheduler-address")
+
+
+def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a YAML file says, in dask's spelling of its keys.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There is no such file, it is no YAML, or a key in it is one that nobody reads: `dask.config`
+        would take it without a word.
+    """
+    name = os.fspath(path)
+    try:
+        with open(name) as file:
+            loaded = yaml.safe_load(file)
+    except OSError as error:
+        raise InvalidArgumentError(f"cluster configuration {name}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InvalidArgumentError(f"cluster configuration {name} is no YAML: {error}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise InvalidArgumentError(
+            f"cluster configuration {name} holds {type(loaded).__name__}: it has to hold keys, as "
+            "`jobqueue:` or `distributed:`"
+        )
+    problems = list(wrong_keys(loaded, known_settings("jobqueue" in loaded)))
+    if problems:
+        raise InvalidArgumentError(f"cluster configuration {name}: {'; '.join(problems)}")
+    return loaded
+
+
+def known_settings(with_jobqueue: bool = False) -> dict[str, Any]:
+    """Return every setting that dask, and dask-jobqueue, have a default for."""
+    import distributed  # noqa: F401 - its defaults come with it
+
+    from ctlab_dask_zarr.runtime.settings import load_defaults
+
+    load_defaults()
+    if with_jobqueue:
+        from ctlab_dask_zarr.runtime.jobs import import_jobqueue
+
+        import_jobqueue()
+    return dask.config.merge(*dask.config.defaults)
+
+
+def wrong_keys(
+    given: Mapping[str, Any], known: Mapping[str, Any], parent: str = ""
+) -> Iterator[str]:
+    """Yield one message for each key that is not among the known ones, with the nearest of them.
+
+    On the first level only near misses count: any package may have a section of its own.
+    """
+    spelled = {canonical_name(key): key for key in (*known, *(() if parent else _WITHOUT_DEFAULT))}
+    for key, value in given.items():
+        name = f"{parent}{key}"
+        if canonical_name(key) in spelled:
+            below = known.get(spelled[canonical_name(key)])
+            # An empty mapping as default says that its keys are the user's own, too.
+            is_open = not below or canonical_name(name) in _OPEN
+            if isinstance(value, Mapping) and isinstance(below, Mapping) and not is_open:
+                yield from wrong_keys(value, below, f"{name}.")
+            continue
+        near = get_close_matches(canonical_name(key), spelled, 1)
+        if near:
+            yield f"{name} is no setting; is {parent}{spelled[near[0]]} meant?"
+        elif parent:
+            yield f"{name} is no setting; there are {', '.join(map(str, known))}"
+
+
+def canonical_name(key: object) -> str:
+    """Return a key in the one of its two spellings that dask takes for the same."""
+    return str(key).replace("_", "-")
+
+
+def configured_kind(settings: Mapping[str, Any], name: str) -> str:
+    """Return what kind of cluster a configuration describes.
+
+    A section of ``jobqueue`` is that batch system, a ``scheduler-address`` a running scheduler,
+    and anything else holds for a local cluster.
+
+    Examples
+    --------
+    >>> configured_kind({"jobqueue": {"slurm": {"cores": 1}}}, "slurm.yaml")
+    'slurm'
+    >>> configured_kind({"distributed": {}}, "local.yaml")
+    'local'
+    """
+    from ctlab_dask_zarr.runtime.jobs import BATCH_SYSTEMS
+
+    systems = list(settings.get("jobqueue") or {})
+    if len(systems) == 1 and systems[0] in BATCH_SYSTEMS:
+        return str(systems[0])
+    if systems:
+        raise InvalidArgumentError(
+            f"cluster configuration {name} has jobqueue sections {', '.join(map(str, systems))}: "
+            f"it has to have one, {' or '.join(BATCH_SYSTEMS)}"
+        )
+    if any(canonical_name(key) == "scheduler-address" for key in settings):
+        return "running"
+    return "local"

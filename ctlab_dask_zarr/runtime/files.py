@@ -1,0 +1,287 @@
+"""The effects on a file system that a write is made of, and nothing above them.
+
+Everything that changes something on disk goes through one `Files`, so that tests can put one in
+its place that dies after any effect, and loses what was not yet made durable.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from ctlab_dask_zarr.errors import UnsupportedFormatError
+
+__all__ = ["LOCAL_FILES", "Files", "Kind", "LocalFiles", "NewFile", "remove_tree", "walk"]
+
+Buffer = Any
+Kind = Literal["file", "folder", "link", "other"]
+#: Compressed chunks are some ten kilobytes: gathered, so that a shard is a few hundred writes.
+_BUFFER_NBYTES = 1 << 20
+
+
+class NewFile(Protocol):
+    """A file under construction."""
+
+    def write(self, data: Buffer, /) -> Any:
+        """Append `data`."""
+        ...
+
+    def flush(self) -> None:
+        """Have everything in the file, as any process sees it."""
+        ...
+
+    def sync(self) -> None:
+        """Make the content durable; the name is not, before its folder is synced."""
+        ...
+
+    def close(self) -> None:
+        """End the writing."""
+        ...
+
+    def discard(self) -> None:
+        """End the writing and remove the file, wherever its folder was moved meanwhile."""
+        ...
+
+
+class Files(Protocol):
+    """Effects and questions; each raises OSError as the operating system does."""
+
+    def kind(self, path: str) -> Kind | None:
+        """Return what is at a path, links not followed; None for nothing."""
+        ...
+
+    def entries(self, folder: str) -> list[tuple[str, Kind]]:
+        """Return name and kind of all that a folder holds."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file."""
+        ...
+
+    def read_range(self, path: str, start: int, nbytes: int) -> bytes:
+        """Return a part of a file."""
+        ...
+
+    def nbytes(self, path: str) -> int:
+        """Return the size of a file."""
+        ...
+
+    def stat(self, path: str) -> tuple[int, float]:
+        """Return the size of a file, and when it was last changed, in seconds since the epoch."""
+        ...
+
+    def make_folder(self, path: str) -> None:
+        """Make one folder, in a folder that is there."""
+        ...
+
+    def open_new(self, path: str) -> NewFile:
+        """Make a file that is not there yet."""
+        ...
+
+    def rename(self, source: str, target: str) -> None:
+        """Rename a file, replacing another, or a folder, replacing an empty one."""
+        ...
+
+    def remove_file(self, path: str) -> None:
+        """Remove a file or a link."""
+        ...
+
+    def remove_folder(self, path: str) -> None:
+        """Remove an empty folder."""
+        ...
+
+    def sync_folder(self, path: str) -> None:
+        """Make the names in a folder durable (a file's own sync does not promise its name)."""
+        ...
+
+
+class _LocalFile:
+    """A new file that knows its folder, so that it finds itself after the folder was moved."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        folder, self._name = os.path.split(path)
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            descriptor = os.open(self._name, flags, 0o666, dir_fd=self._folder)
+        except BaseException:
+            os.close(self._folder)
+            raise
+        self._file = open(descriptor, "wb", buffering=_BUFFER_NBYTES)  # noqa: SIM115
+
+    def write(self, data: Buffer) -> None:
+        with _Named(self._path):
+            self._file.write(data)
+
+    def flush(self) -> None:
+        with _Named(self._path):
+            self._file.flush()
+
+    def sync(self) -> None:
+        with _Named(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        finally:
+            os.close(self._folder)
+
+    def discard(self) -> None:
+        # What could not be written is not to be written now; the first error is the one to tell.
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            os.unlink(self._name, dir_fd=self._folder)
+        os.close(self._folder)
+
+
+class _Named:
+    """Adds the path to the errors of a descriptor, which does not know its own."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, self._path) from error
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The operating system's own file systems, local or parallel."""
+
+    def kind(self, path: str) -> Kind | None:
+        """Return what is at a path, links not followed; None for nothing."""
+        try:
+            mode = os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if stat.S_ISLNK(mode):
+            return "link"
+        if stat.S_ISDIR(mode):
+            return "folder"
+        return "file" if stat.S_ISREG(mode) else "other"
+
+    def entries(self, folder: str) -> list[tuple[str, Kind]]:
+        """Return name and kind of all that a folder holds."""
+        with os.scandir(folder) as found:
+            return [(entry.name, _entry_kind(entry)) for entry in found]
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file."""
+        with open(_open_file(path), "rb") as file:
+            return file.read()
+
+    def read_range(self, path: str, start: int, nbytes: int) -> bytes:
+        """Return a part of a file."""
+        descriptor = _open_file(path)
+        try:
+            return os.pread(descriptor, nbytes, start)
+        finally:
+            os.close(descriptor)
+
+    def nbytes(self, path: str) -> int:
+        """Return the size of a file."""
+        return os.stat(path).st_size
+
+    def stat(self, path: str) -> tuple[int, float]:
+        """Return the size of a file, and when it was last changed, in seconds since the epoch."""
+        found = os.stat(path)
+        return found.st_size, found.st_mtime
+
+    def make_folder(self, path: str) -> None:
+        """Make one folder, in a folder that is there."""
+        os.mkdir(path)
+
+    def open_new(self, path: str) -> NewFile:
+        """Make a file that is not there yet."""
+        return _LocalFile(path)
+
+    def rename(self, source: str, target: str) -> None:
+        """Rename a file, replacing another, or a folder, replacing an empty one."""
+        os.rename(source, target)
+
+    def remove_file(self, path: str) -> None:
+        """Remove a file or a link."""
+        os.unlink(path)
+
+    def remove_folder(self, path: str) -> None:
+        """Remove an empty folder."""
+        os.rmdir(path)
+
+    def sync_folder(self, path: str) -> None:
+        """Make the names in a folder durable."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+#: The one that everything uses but tests.
+LOCAL_FILES: Files = LocalFiles()
+
+
+def _open_file(path: str) -> int:
+    """Open what has to be an ordinary file: a pipe would never answer, a device never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UnsupportedFormatError(f"{path} is no ordinary file")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _entry_kind(entry: os.DirEntry[str]) -> Kind:
+    if entry.is_symlink():
+        return "link"
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    return "file" if entry.is_file(follow_symlinks=False) else "other"
+
+
+def walk(files: Files, root: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield (folder, folders in it, everything else in it), each folder before those it holds.
+
+    Links are not followed. A folder that vanishes meanwhile holds nothing.
+    """
+    todo = [root]
+    while todo:
+        folder = todo.pop()
+        try:
+            entries = files.entries(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        folders = [name for name, kind in entries if kind == "folder"]
+        yield folder, folders, [name for name, kind in entries if kind != "folder"]
+        todo += [os.path.join(folder, name) for name in folders]
+
+
+def remove_tree(files: Files, root: str) -> None:
+    """Remove a folder and all that it holds; what cannot be removed stays.
+
+    Tried twice: a network file system may take a folder for stale once.
+    """
+    for _ in range(2):
+        with suppress(OSError):
+            visited = list(walk(files, root))
+            for folder, _folders, names in reversed(visited):
+                for name in names:
+                    with suppress(OSError):
+                        files.remove_file(os.path.join(folder, name))
+                with suppress(OSError):
+                    files.remove_folder(folder)
+            if files.kind(root) is None:
+                return

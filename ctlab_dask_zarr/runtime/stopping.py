@@ -1,0 +1,141 @@
+"""Stopping a write in time: on a signal, or before the time of the job is over.
+
+No new shard is begun, those under way are finished within a bound, and the staging folder stays
+as it is, to be resumed.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ctlab_dask_zarr.errors import WriteStoppedError
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+    from distributed import Client
+
+__all__ = ["Stop", "compute_until"]
+
+#: Seconds that shards under way get to be finished: SLURM kills 30 s after its SIGTERM.
+_GRACE_S = 20.0
+#: Seconds for the end of a command after its last shard: workers and scheduler are closed.
+_CLOSING_S = 10.0
+#: Of the longest task so far, this much is left before the deadline when the last is begun.
+_TASK_MARGIN = 1.5
+_POLL_S = 0.2
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stop:
+    """Asks a write to stop.
+
+    Parameters
+    ----------
+    deadline_s
+        Seconds from now at which everything has to be over; None for no such time.
+
+    Examples
+    --------
+    >>> stop = Stop(deadline_s=3600)
+    >>> stop.saw(task_s=120)  # tasks take two minutes
+    >>> stop.reason() is None  # so there is time for more of them
+    True
+    >>> stop.ask("SIGTERM")
+    >>> stop.reason()
+    'SIGTERM'
+    """
+
+    def __init__(self, deadline_s: float | None = None) -> None:
+        self._deadline_s = None if deadline_s is None else time.monotonic() + deadline_s
+        self._longest_task_s = 0.0
+        self._asked: str | None = None
+        self.woken = threading.Event()
+
+    def ask(self, reason: str) -> None:
+        """Stop as soon as may be."""
+        self._asked = self._asked or reason
+        self.woken.set()
+
+    def saw(self, task_s: float) -> None:
+        """Learn how long a task took, so that none is begun that could not be finished."""
+        self._longest_task_s = max(self._longest_task_s, task_s)
+
+    def reason(self) -> str | None:
+        """Return why to stop now, or None."""
+        if self._asked is None and self._deadline_s is not None:
+            last_start_s = self._deadline_s - _CLOSING_S - _TASK_MARGIN * self._longest_task_s
+            if time.monotonic() >= last_start_s:
+                self._asked = "the time is nearly up"
+        return self._asked
+
+    def grace_s(self) -> float:
+        """Return how many seconds the shards under way have to be finished."""
+        if self._deadline_s is None:
+            return _GRACE_S
+        left_s = self._deadline_s - _CLOSING_S / 2 - time.monotonic()
+        return max(0.0, left_s if self._asked == "the time is nearly up" else min(left_s, _GRACE_S))
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Stop on SIGINT, SIGTERM and SIGUSR1; a second SIGINT interrupts at once.
+
+        After a stop the signals of batch systems are ignored to the end of the process: one that
+        comes while it ends would replace its exit code, which says that the write can be resumed.
+        """
+
+        def ask(number: int, frame: Any) -> None:
+            if number == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.ask(signal.Signals(number).name)
+
+        before = {number: signal.signal(number, ask) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                is_ending = self._asked is not None and number != signal.SIGINT
+                signal.signal(number, signal.SIG_IGN if is_ending else handler)
+
+
+def compute_until(graph: Delayed, client: Client, stop: Stop | None) -> Any:
+    """Compute `graph` on `client`, unless `stop` asks to end before.
+
+    Raises
+    ------
+    WriteStoppedError
+        `stop` asked; what was under way is finished, or its grace is over.
+    """
+    stop = stop or Stop()
+    future = client.compute(graph)
+    future.add_done_callback(lambda _: stop.woken.set())
+    while not future.done():
+        reason = stop.reason()
+        if reason is not None:
+            # The scheduler forgets what is not running; what is running ends by itself.
+            future.cancel(reason=reason)
+            _wait_for_running_tasks(client, stop.grace_s())
+            raise WriteStoppedError(
+                f"stopped ({reason}): nothing is at the destination yet; go on by resume=True "
+                "(--resume)"
+            )
+        stop.woken.wait(_POLL_S)
+    return future.result()
+
+
+def _wait_for_running_tasks(client: Client, timeout_s: float) -> None:
+    stop_s = time.monotonic() + timeout_s
+    while time.monotonic() < stop_s:
+        running = client.run(_n_running, on_error="ignore")
+        if not any(running.values()):
+            return
+        time.sleep(_POLL_S)
+
+
+def _n_running(dask_worker: Any) -> int:
+    # Cancelled tasks among them: a thread cannot be interrupted.
+    return len(dask_worker.state.all_running_tasks)

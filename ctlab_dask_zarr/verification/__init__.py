@@ -1,0 +1,1 @@
+"""Whether a dataset on disk is what it says, and what its source has."""

@@ -1,0 +1,84 @@
+"""Whether a dataset has the voxels and the metadata of its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctlab_dask_zarr.dataset import FACTS_OF_THE_VOXELS, Dataset
+from ctlab_dask_zarr.errors import CTLabError
+from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
+from ctlab_dask_zarr.formats.problems import Problem
+from ctlab_dask_zarr.formats.units import are_same_sizes
+from ctlab_dask_zarr.read.zarr import ZarrVolume
+
+__all__ = ["block_problems", "metadata_differences"]
+
+
+def metadata_differences(found: Dataset, source: Dataset) -> Iterator[Problem]:
+    """Yield what of the source's metadata did not carry over."""
+    for name in ("shape", "dtype", "dimension_names", "voxel_unit", "history"):
+        yield from _difference(name, getattr(found, name), getattr(source, name))
+    if not are_same_sizes(found.voxel_size, source.voxel_size):
+        yield from _difference("voxel_size", found.voxel_size, source.voxel_size)
+    # A write may add what the source does not know.
+    for name in ("datatype", "dataset_id"):
+        wanted = getattr(source, name, None)
+        if wanted is not None:
+            yield from _difference(name, getattr(found, name), wanted)
+    extra = getattr(source, "extra_attrs", {})
+    for name in sorted(extra.keys() - FACTS_OF_THE_VOXELS):
+        default = CARRIED_DEFAULTS.get(name)
+        yield from _difference(name, found.extra_attrs.get(name, default), extra[name])
+
+
+def _difference(name: str, found: Any, wanted: Any) -> Iterator[Problem]:
+    # Compared as JSON keeps them: a tuple is a list.
+    if str(_plain(found)) != str(_plain(wanted)):
+        yield Problem(
+            "metadata", "metadata", f"{name} is {_short(found)}, the source has {_short(wanted)}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def block_problems(
+    volume: ZarrVolume, start: tuple[int, ...], wanted: npt.NDArray[Any]
+) -> list[Problem]:
+    """Compare a block of the source with the same region of the dataset, bit by bit."""
+    region = tuple(slice(s, s + n) for s, n in zip(start, wanted.shape, strict=True))
+    place = f"voxels {', '.join(f'{r.start}:{r.stop}' for r in region)}"
+    try:
+        found = volume[region]
+    except CTLabError as error:
+        return [Problem(place, "unreadable", f"{place} cannot be read: {error}")]
+    wanted = np.ascontiguousarray(wanted, wanted.dtype.newbyteorder("<"))
+    bits = np.dtype(f"u{wanted.dtype.itemsize}")
+    differs = np.ascontiguousarray(found).view(bits) != wanted.view(bits)
+    n_different = int(np.count_nonzero(differs))
+    if not n_different:
+        return []
+    first = tuple(int(i[0]) for i in np.nonzero(differs))
+    at = tuple(s + f for s, f in zip(start, first, strict=True))
+    return [
+        Problem(
+            place,
+            "voxels",
+            f"{place}: {n_different} of {wanted.size} differ from the source, the first at {at}: "
+            f"{found[first]} instead of {wanted[first]}",
+        )
+    ]

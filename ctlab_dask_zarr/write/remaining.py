@@ -1,0 +1,107 @@
+"""Which shards there are still to write: of an interrupted write, of one part of a shared one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from dask.system import CPU_COUNT
+
+from ctlab_dask_zarr.formats.receipts import ShardReceipt
+from ctlab_dask_zarr.write.layout import Layout, Shape
+from ctlab_dask_zarr.write.pieces import ShardTask
+from ctlab_dask_zarr.write.plan import Level
+from ctlab_dask_zarr.write.stage import StagedWrite
+
+__all__ = ["Remaining", "all_tasks", "part_of", "part_tasks", "what_remains"]
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What is left to do.
+
+    Attributes
+    ----------
+    tasks
+        The shards to write, by level and in C order.
+    found
+        Receipts of shards that are there whole without one: their process died before it could
+        keep them.
+    n_done
+        Number of shards that are there.
+    """
+
+    tasks: tuple[ShardTask, ...]
+    found: tuple[ShardReceipt, ...] = ()
+    n_done: int = 0
+
+    def of_level(self, level: int) -> list[Shape]:
+        """Return the coordinates of the shards to write of one level."""
+        return [task.coords for task in self.tasks if task.level == level]
+
+
+def all_tasks(levels: Sequence[Level], first: int = 0) -> Iterator[ShardTask]:
+    """Yield every task of the levels from `first` on."""
+    for number, level in enumerate(levels):
+        if number >= first:
+            for coords in level.layout.task_coords():
+                yield ShardTask(number, coords)
+
+
+def part_tasks(layout: Layout, part: int, n_parts: int) -> Iterator[ShardTask]:
+    """Yield the shards of a part: a run of those of level 0 in C order.
+
+    The coarser levels are made when all parts are there, of what each has left for them.
+
+    Examples
+    --------
+    >>> from ctlab_dask_zarr.write.layout import resolve_layout
+    >>> layout = resolve_layout((1024, 512, 1536))
+    >>> [len(list(part_tasks(layout, part, 4))) for part in (1, 2, 3, 4)]
+    [2, 1, 2, 1]
+    """
+    for coords in layout.task_coords():
+        if part_of(coords, layout, n_parts) == part:
+            yield ShardTask(0, coords)
+
+
+def part_of(coords: Shape, layout: Layout, n_parts: int) -> int:
+    """Return the number, from 1, of the part of `n_parts` that writes the shard at `coords`."""
+    number = 0
+    for c, n in zip(coords, layout.grid_shape, strict=True):
+        number = number * n + c
+    return number * n_parts // layout.n_tasks + 1
+
+
+def what_remains(staged: StagedWrite, wanted: Iterable[ShardTask]) -> Remaining:
+    """Return what is left of the shards that are `wanted`; nothing is changed.
+
+    A shard counts where its receipt was kept and it has the size that this says. One without a
+    receipt is read back whole, and counts if all of it decodes.
+    """
+    arrays = [staged.array(level) for level in range(len(staged.request.levels))]
+    sizes = staged.sizes()
+    recorded = staged.recorded(sizes)
+    tasks = []
+    doubtful = []
+    n_done = 0
+    for task in wanted:
+        array = arrays[task.level]
+        keys = list(map(array.key, array.layout.object_coords(task.coords)))
+        if all(key in recorded for key in keys):
+            n_done += 1
+        elif all(key in sizes for key in keys):
+            doubtful.append(task)
+        else:
+            tasks.append(task)
+    found: list[ShardReceipt] = []
+    with ThreadPoolExecutor(CPU_COUNT) as pool:
+        read_back = pool.map(lambda task: staged.find(task.level, task.coords), doubtful)
+        for task, receipts in zip(doubtful, read_back, strict=True):
+            if receipts is None:
+                tasks.append(task)
+            else:
+                found += receipts
+                n_done += 1
+    return Remaining(tuple(sorted(tasks)), tuple(found), n_done)

@@ -1,0 +1,27 @@
+"""The documentation builds, without a warning."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.documentation.blocks import ROOT, with_commands
+
+
+def test_the_documentation_builds(tmp_path: Path) -> None:
+    pytest.importorskip("myst_nb")
+    result = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q",
+         "-d", str(tmp_path / "doctrees"), str(ROOT / "docs"), str(tmp_path / "site")],
+        env=with_commands(tmp_path / "commands"), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    site = tmp_path / "site"
+    for page in ("index", "quickstart", "how-to/slurm", "examples/convert", "api", "performance"):
+        assert (site / f"{page}.html").exists()
+    api = (site / "api.html").read_text()
+    for name in ("dataset_to_zarr", "edit_metadata", "map_masked", "WriteStoppedError"):
+        assert f"ctlab_dask_zarr.{name}" in api or name in api

@@ -1,0 +1,130 @@
+"""Filters on the valid voxels only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from ctlab_dask_zarr import InvalidArgumentError, dataset_from_zarr, dataset_to_zarr
+from tests.builders import make_dataset
+
+MASK = 65535
+
+
+def masked_voxels(shape: tuple[int, ...] = (24, 30, 36)) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    voxels = rng.integers(0, 4000, shape).astype("uint16")
+    voxels[rng.random(shape) < 0.2] = MASK
+    voxels[:6] = MASK
+    return voxels
+
+
+def test_a_gaussian_is_a_normalised_convolution_and_blocks_leave_no_seams() -> None:
+    voxels = masked_voxels()
+    dataset = make_dataset(voxels, blocks=(12, 10, 9))
+    found = dataset.map_masked(ndimage.gaussian_filter, depth=4, sigma=1.0).data.compute()
+    valid = voxels != MASK
+    sums = ndimage.gaussian_filter(np.where(valid, voxels, 0).astype("float64"), 1.0)
+    weights = ndimage.gaussian_filter(valid.astype("float64"), 1.0)
+    assert np.array_equal(found != MASK, valid)
+    expected = sums[valid] / weights[valid]
+    assert np.abs(found[valid] - expected).max() <= 0.501
+
+
+def test_without_masked_voxels_it_is_the_filter_itself() -> None:
+    voxels = np.random.default_rng(0).random((10, 12, 14)).astype("float64")
+    found = make_dataset(voxels, blocks=7).map_masked(ndimage.uniform_filter, depth=1, size=3)
+    assert np.allclose(found.data.compute(), ndimage.uniform_filter(voxels, 3))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(3, 9))
+def test_no_masked_value_enters_a_mean(seed: int, block: int) -> None:
+    """A constant stays one, however the mask lies: one part of 65535 would be seen."""
+    rng = np.random.default_rng(seed)
+    voxels = np.where(rng.random((9, 9, 9)) < rng.random(), MASK, 17).astype("uint16")
+    dataset = make_dataset(voxels, blocks=block)
+    found = dataset.map_masked(ndimage.uniform_filter, depth=2, size=5).data.compute()
+    assert np.array_equal(found, voxels)
+
+
+def test_a_median_that_knows_nan_leaves_the_mask_out() -> None:
+    voxels = masked_voxels((6, 7, 8))
+    voxels[:] = np.where(voxels == MASK, MASK, 5)
+    dataset = make_dataset(voxels, blocks=4)
+    found = dataset.map_masked(
+        ndimage.generic_filter, method="nan", depth=1, function=np.nanmedian, size=3
+    )
+    assert np.array_equal(found.data.compute(), voxels)
+
+
+def test_a_pointwise_function_sees_the_valid_voxels_alone() -> None:
+    seen: list[Any] = []
+
+    def calibrated(values: np.ndarray, slope: float) -> np.ndarray:
+        seen.append(values.max())
+        return values * slope
+
+    voxels = masked_voxels()
+    dataset = make_dataset(voxels, blocks=12)
+    found = dataset.map_masked(calibrated, method="pointwise", datatype="tomo_float", slope=0.5)
+    values = found.data.compute(scheduler="synchronous")
+    assert max(seen) < MASK
+    assert (values.dtype, str(found.datatype)) == (np.float32, "tomo_float")
+    valid = voxels != MASK
+    assert np.array_equal(values[valid], voxels[valid] * np.float32(0.5))
+    assert (values[~valid] == np.float32(1e30)).all()
+
+
+def test_a_value_that_is_the_masks_by_chance_stays_valid() -> None:
+    voxels = np.array([[65000, MASK, 100]], "uint16")
+    found = make_dataset(voxels).map_masked(lambda v: v + 9e4, method="pointwise").data.compute()
+    assert found.tolist() == [[65534, 65535, 65534]]
+
+
+def test_the_result_is_lazy_has_a_history_and_can_be_written(tmp_path: Path) -> None:
+    dataset = make_dataset(masked_voxels(), blocks=12, dataset_id="20250101_120000_tomo")
+    result = dataset.map_masked(
+        ndimage.gaussian_filter, depth=4, history_key="smooth", sigma=np.float64(1)
+    )
+    assert isinstance(result.data, da.Array)
+    assert dataset.history == {}
+    dataset_to_zarr(result, tmp_path / "smooth.zarr")
+    written = dataset_from_zarr(tmp_path / "smooth.zarr")
+    assert written.dataset_id == "20250101_120000_tomo_gaussian_filter"
+    entry = written.history["smooth"]
+    assert entry["function"].endswith("gaussian_filter")
+    assert (entry["method"], entry["arguments"]) == ("linear", {"sigma": 1.0})
+    assert np.array_equal(written.data.compute(), result.data.compute())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "guess"}, "none of 'linear'"),
+        ({"depth": (1, 2)}, "not one number of voxels"),
+        ({"depth": -1}, "not one number of voxels"),
+        ({"method": "pointwise", "depth": 1}, "sees no neighbours"),
+        ({"datatype": "tomograph"}, "not a mango data type"),
+        ({"datatype": "proju16"}, "no mask value"),
+    ],
+)
+def test_wrong_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    dataset = make_dataset(masked_voxels())
+    with pytest.raises(InvalidArgumentError, match=message):
+        dataset.map_masked(ndimage.gaussian_filter, **options)
+    with pytest.raises(InvalidArgumentError, match="cannot be called"):
+        dataset.map_masked("gaussian")  # type: ignore[arg-type]
+
+
+def test_a_function_that_changes_the_shape_is_told_so() -> None:
+    result = make_dataset(masked_voxels()).map_masked(lambda block: block[1:])
+    with pytest.raises(InvalidArgumentError, match="keep the shape"):
+        result.data.compute()

@@ -1,0 +1,270 @@
+"""A file system in memory that can die after any effect, and forget what was not made durable.
+
+What a crash may lose, as on journaling file systems: of each folder the changes of names since its
+last sync, from any point on (in their order); of each file the content since its last sync. A
+rename from one folder to another is one change, of the folder that it leads to.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Died(BaseException):
+    """The process is dead: nothing that it would still do has an effect."""
+
+
+@dataclass(eq=False)
+class Node:
+    """A file or a folder; of a file what is in memory, and what is on the disk."""
+
+    is_folder: bool
+    names: dict[str, Node] = field(default_factory=dict)
+    data: bytes = b""
+    synced: bytes = b""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of names: `node` (None: nothing) is under `name`, and nowhere else before."""
+
+    folder: Node
+    name: str
+    node: Node | None
+    source: Node | None = None
+    source_name: str = ""
+
+
+class FakeFiles:
+    """Implements the protocol `Files`.
+
+    Attributes
+    ----------
+    n_effects
+        How many there were.
+    before_effect
+        Called with the number of the effect that is about to happen.
+    """
+
+    def __init__(self) -> None:
+        self.root = Node(True)
+        self.changes: list[Change] = []
+        self.n_durable: dict[Node, int] = {}
+        self.n_effects = 0
+        self.before_effect: Callable[[int], None] = lambda number: None
+        self.dead = False
+
+    def _effect(self) -> None:
+        if self.dead:
+            raise Died
+        self.before_effect(self.n_effects)
+        if self.dead:
+            raise Died
+        self.n_effects += 1
+
+    def die_at(self, number: int) -> None:
+        """Die instead of the effect with this number."""
+
+        def check(n: int) -> None:
+            self.dead = n == number
+
+        self.before_effect = check
+
+    # Questions
+
+    def _find(self, path: str) -> Node | None:
+        if self.dead:
+            raise Died
+        node: Node | None = self.root
+        for part in path.strip("/").split("/"):
+            if node is None or not node.is_folder:
+                return None
+            node = node.names.get(part) if part else node
+        return node
+
+    def _get(self, path: str) -> Node:
+        node = self._find(path)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        return node
+
+    def kind(self, path: str) -> Any:
+        node = self._find(path)
+        return None if node is None else "folder" if node.is_folder else "file"
+
+    def entries(self, folder: str) -> list[tuple[str, Any]]:
+        node = self._get(folder)
+        if not node.is_folder:
+            raise NotADirectoryError(errno.ENOTDIR, "no folder", folder)
+        return [(name, "folder" if n.is_folder else "file") for name, n in node.names.items()]
+
+    def read(self, path: str) -> bytes:
+        return self._get(path).data
+
+    def read_range(self, path: str, start: int, nbytes: int) -> bytes:
+        return self._get(path).data[start : start + nbytes]
+
+    def stat(self, path: str) -> tuple[int, float]:
+        return self.nbytes(path), 0.0
+
+    def nbytes(self, path: str) -> int:
+        return len(self._get(path).data)
+
+    # Effects
+
+    def _split(self, path: str) -> tuple[Node, str]:
+        folder, name = os.path.split(path)
+        return self._get(folder), name
+
+    def _change(self, change: Change) -> None:
+        self._apply(change)
+        self.changes.append(change)
+
+    @staticmethod
+    def _apply(change: Change) -> None:
+        if change.source is not None:
+            change.source.names.pop(change.source_name, None)
+        if change.node is None:
+            change.folder.names.pop(change.name, None)
+        else:
+            change.folder.names[change.name] = change.node
+
+    def make_folder(self, path: str) -> None:
+        self._effect()
+        folder, name = self._split(path)
+        if name in folder.names:
+            raise FileExistsError(errno.EEXIST, "there is one", path)
+        self._change(Change(folder, name, Node(True)))
+
+    def open_new(self, path: str) -> FakeFile:
+        self._effect()
+        folder, name = self._split(path)
+        if name in folder.names:
+            raise FileExistsError(errno.EEXIST, "there is one", path)
+        node = Node(False)
+        self._change(Change(folder, name, node))
+        return FakeFile(self, folder, name, node)
+
+    def rename(self, source: str, target: str) -> None:
+        self._effect()
+        old_folder, old_name = self._split(source)
+        folder, name = self._split(target)
+        if old_name not in old_folder.names:
+            raise FileNotFoundError(errno.ENOENT, "no such file", source)
+        there = folder.names.get(name)
+        node = old_folder.names[old_name]
+        if there is not None and there.is_folder and (there.names or not node.is_folder):
+            raise OSError(errno.ENOTEMPTY, "not empty", target)
+        if there is not None and node.is_folder and not there.is_folder:
+            raise NotADirectoryError(errno.ENOTDIR, "no folder", target)
+        self._change(Change(folder, name, node, old_folder, old_name))
+
+    def remove_file(self, path: str) -> None:
+        self._effect()
+        folder, name = self._split(path)
+        if name not in folder.names:
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        self._change(Change(folder, name, None))
+
+    def remove_folder(self, path: str) -> None:
+        self._effect()
+        folder, name = self._split(path)
+        if self._get(path).names:
+            raise OSError(errno.ENOTEMPTY, "not empty", path)
+        self._change(Change(folder, name, None))
+
+    def sync_folder(self, path: str) -> None:
+        self._effect()
+        self.n_durable[self._get(path)] = len(self.changes)
+
+    # Crashes
+
+    def crashes(self) -> Iterator[tuple[str, FakeFiles]]:
+        """Yield (what was lost, the file system after it) of every kind of crash.
+
+        Nothing is lost when a process is killed. When power fails: everything that was not
+        durable; the content of files alone; the names of one folder alone, or of all but one.
+        """
+        everything = len(self.changes)
+        pending = {
+            id(c.folder): c.folder
+            for n, c in enumerate(self.changes)
+            if n >= self.n_durable.get(c.folder, 0)
+        }.values()
+        yield "nothing", self._after({}, everything, keep_data=True)
+        yield "all", self._after({}, None, keep_data=False)
+        yield "content", self._after({}, everything, keep_data=False)
+        for number, folder in enumerate(pending):
+            only = {folder: self.n_durable.get(folder, 0)}
+            yield f"names of {number}", self._after(only, everything, keep_data=True)
+            others = {folder: everything}
+            yield f"all but names of {number}", self._after(others, None, keep_data=True)
+
+    def _after(self, limits: dict[Node, int], default: int | None, *, keep_data: bool) -> FakeFiles:
+        """Replay what was kept: of a folder the changes up to its limit."""
+        after = FakeFiles()
+        copies: dict[Node, Node] = {self.root: after.root}
+
+        def copy(node: Node | None) -> Node | None:
+            if node is not None and node not in copies:
+                data = node.data if keep_data else node.synced
+                copies[node] = Node(node.is_folder, {}, data, data)
+            return None if node is None else copies[node]
+
+        for n, change in enumerate(self.changes):
+            limit = limits.get(change.folder, default)
+            if limit is None:
+                limit = self.n_durable.get(change.folder, 0)
+            if n < max(limit, self.n_durable.get(change.folder, 0)):
+                kept = Change(
+                    copy(change.folder),  # type: ignore[arg-type]
+                    change.name,
+                    copy(change.node),
+                    copy(change.source),
+                    change.source_name,
+                )
+                after._apply(kept)
+        after._settle()
+        return after
+
+    def _settle(self) -> None:
+        """Begin anew with what is there, all of it durable."""
+        self.changes = []
+        todo = [self.root]
+        while todo:
+            folder = todo.pop()
+            for name, node in folder.names.items():
+                self.changes.append(Change(folder, name, node))
+                if node.is_folder:
+                    todo.append(node)
+        self.n_durable = {c.folder: len(self.changes) for c in self.changes}
+
+
+class FakeFile:
+    """A file under construction."""
+
+    def __init__(self, files: FakeFiles, folder: Node, name: str, node: Node) -> None:
+        self._files, self._folder, self._name, self._node = files, folder, name, node
+
+    def write(self, data: Any) -> None:
+        self._files._effect()
+        self._node.data += bytes(data)
+
+    def flush(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        self._files._effect()
+        self._node.synced = self._node.data
+
+    def close(self) -> None:
+        pass
+
+    def discard(self) -> None:
+        self._files._effect()
+        if self._folder.names.get(self._name) is self._node:
+            self._files._change(Change(self._folder, self._name, None))

@@ -1,0 +1,152 @@
+"""Stores made to do harm: a clear error, bounded memory, and nothing outside the store is read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import zarr
+import zstandard
+
+from ctlab_dask_zarr import CTLabError, dataset_from_zarr, dataset_to_zarr, verify
+from ctlab_dask_zarr.codec.chunk import crc32c
+from tests.builders import make_dataset, random_voxels
+
+VOXELS = random_voxels((16, 16, 16))
+LAYOUT = {"chunks": (8, 8, 8), "shards": (16, 16, 16)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    dataset_to_zarr(make_dataset(VOXELS, 16), tmp_path / "a", **LAYOUT)
+    return tmp_path / "a.zarr"
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def refused(path: Path) -> str:
+    """Open and read a store; return the clear error that has to come."""
+    with dask.config.set(scheduler="sync"), pytest.raises(CTLabError) as error:
+        dataset_from_zarr(path).data.compute()
+    assert verify(path)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", ["..", "../other", "0/../../x", "/etc", "", ".", "a\\b", "\0"])
+def test_dataset_paths_that_lead_out_of_the_store(path: str, store: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["attributes"]["ome"]["multiscales"][0]["datasets"][0]["path"] = path
+
+    edit(store / "zarr.json", change)
+    refused(store)
+
+
+@pytest.mark.parametrize("what", ["0", "0/zarr.json", "0/c.0.0.0"])
+def test_links_that_lead_out_of_the_store(what: str, store: Path, tmp_path: Path) -> None:
+    path = store / what
+    path.rename(tmp_path / "secret")
+    path.symlink_to(tmp_path / "secret")
+    assert "out of the store" in refused(store)
+
+
+def test_the_store_itself_may_be_a_link(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.zarr").symlink_to(store)
+    np.testing.assert_array_equal(dataset_from_zarr(tmp_path / "link.zarr").data, VOXELS)
+
+
+@pytest.mark.parametrize(
+    "entry", [(2**63, 10), (0, 2**63), (10**6, 10), (2**64 - 2, 4), (0, 2**64 - 1), (5, 10**9)]
+)
+def test_index_entries_beyond_the_file(entry: tuple[int, int], store: Path) -> None:
+    shard = store / "0" / "c.0.0.0"
+    data = bytearray(shard.read_bytes())
+    index_nbytes = 8 * 16 + 4
+    index = bytearray(data[-index_nbytes:-4])
+    index[:16] = struct.pack("<QQ", *entry)
+    shard.write_bytes(bytes(data[:-index_nbytes]) + index + crc32c(bytes(index)))
+    refused(store)
+
+
+def test_overlapping_entries_are_reported(store: Path) -> None:
+    shard = store / "0" / "c.0.0.0"
+    data = bytearray(shard.read_bytes())
+    index = bytearray(data[-132:-4])
+    index[16:32] = index[:16]
+    shard.write_bytes(bytes(data[:-132]) + index + crc32c(bytes(index)))
+    assert any("overlap" in str(problem) for problem in verify(store))
+
+
+BOMB = bytes(2**28)
+
+
+@pytest.mark.parametrize(
+    ("codec", "chunk"),
+    [
+        (zarr.codecs.ZstdCodec(level=1), zstandard.compress(BOMB)),
+        (
+            zarr.codecs.ZstdCodec(level=1),
+            zstandard.ZstdCompressor(write_content_size=False).compress(BOMB),
+        ),
+        (zarr.codecs.GzipCodec(level=1), gzip.compress(BOMB, 1)),
+        (
+            zarr.codecs.BloscCodec(),
+            struct.pack("<BBBBIII", 2, 1, 1, 2, 2**31, 2**20, 40) + bytes(24),
+        ),
+    ],
+    ids=["zstd", "zstd without a size", "gzip", "blosc"],
+)
+def test_a_chunk_that_inflates_past_its_shape(codec: Any, chunk: bytes, tmp_path: Path) -> None:
+    options = {"chunks": (16, 16, 16), "shards": (16, 16, 16)}
+    dataset_to_zarr(
+        make_dataset(VOXELS, 16), tmp_path / "a", create_array_kwargs={"compressors": codec},
+        **options,
+    )  # fmt: skip
+    index = struct.pack("<QQ", 0, len(chunk))
+    (tmp_path / "a.zarr" / "0" / "c.0.0.0").write_bytes(chunk + index + crc32c(index))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(tmp_path / "a.zarr")
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < len(BOMB) / 2 / 1024
+
+
+def test_absurd_shapes_are_refused_before_a_graph_is_built(store: Path) -> None:
+    edit(store / "0" / "zarr.json", lambda d: d.update(shape=[2**40, 2**40, 16]))
+    assert "blocks" in refused(store)
+
+
+def test_deep_json_is_no_metadata(store: Path) -> None:
+    (store / "zarr.json").write_text("[" * 200_000 + "]" * 200_000)
+    refused(store)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json", "0/c.0.0.0"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "not text"])
+def test_what_is_no_file_where_one_is_expected_never_hangs(
+    kind: str, name: str, store: Path
+) -> None:
+    path = store / name
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        if os.geteuid() != 0:
+            pytest.skip("only root can make a device")
+        os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))
+    else:
+        path.write_bytes(b"\xff\xfe{}")
+    refused(store)

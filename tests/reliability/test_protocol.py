@@ -1,0 +1,360 @@
+"""The protocol of a write, proven on a file system in memory.
+
+A write, a resume, an overwrite, parts and their commit are stopped before every single effect,
+with every loss that a crash may bring, and two writers are interleaved. After each such history a
+reader sees the old dataset whole, the new one whole, or none, and the next call gets through.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctlab_dask_zarr import CTLabError, DestinationExistsError
+from ctlab_dask_zarr.api import build_write
+from ctlab_dask_zarr.codec.region import read_region
+from ctlab_dask_zarr.formats.zarr_array import parse_array_document
+from ctlab_dask_zarr.runtime.storage import LocalStore
+from ctlab_dask_zarr.write.coarser import write_coarser
+from ctlab_dask_zarr.write.commit import commit, refuse_missing
+from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.downsample import halve
+from ctlab_dask_zarr.write.pieces import Piece
+from ctlab_dask_zarr.write.remaining import all_tasks, part_tasks, what_remains
+from ctlab_dask_zarr.write.resolve import WriteOptions
+from ctlab_dask_zarr.write.stage import StagedWrite, StageRequest, open_staged, stage
+from tests.builders import make_dataset, random_voxels
+from tests.reliability.fake_files import Died, FakeFiles
+
+PATH = "/data/a.zarr"
+NEW = random_voxels((8, 8, 16))
+OLD = NEW + 1000
+OPTIONS = {
+    "chunks": (8, 8, 8),
+    "shards": (8, 8, 8),
+    "create_array_kwargs": {"compressors": None},
+    "levels": 2,
+}
+
+
+def _request(voxels: np.ndarray) -> StageRequest:
+    write = build_write(make_dataset(voxels, 8), "/nowhere/a.zarr", WriteOptions(**OPTIONS))
+    return StageRequest.of(write.plan, "0" * 32)
+
+
+REQUESTS = {"old": _request(OLD), "new": _request(NEW)}
+LEVELS = REQUESTS["new"].levels
+_runs = iter(range(10**9))
+
+
+def request(files: FakeFiles, which: str = "new", **changes: Any) -> StageRequest:
+    run_id = f"{next(_runs):032x}"
+    return replace(REQUESTS[which], destination=Destination(PATH, files), run_id=run_id, **changes)
+
+
+def write_shards(staged: StagedWrite, tasks: Any, voxels: np.ndarray) -> None:
+    for task in tasks:
+        if task.level:
+            staged.record(write_coarser(staged, task))
+            continue
+        x = task.coords[2]
+        block = voxels[:, :, 8 * x : 8 * x + 8]
+        piece = Piece((0, 0, 8 * x), block.shape, lambda block=block: block)
+        staged.record(staged.write(0, [task.coords], [piece]))
+
+
+def write_rest(staged: StagedWrite, tasks: Any, voxels: np.ndarray) -> None:
+    remaining = what_remains(staged, tasks)
+    staged.record(remaining.found)
+    write_shards(staged, remaining.tasks, voxels)
+
+
+def write(files: FakeFiles, which: str = "new", **changes: Any) -> None:
+    """What `dataset_to_zarr` does, without dask."""
+    staged = stage(request(files, which, **changes))
+    voxels = OLD if which == "old" else NEW
+    if not staged.is_committed:
+        write_rest(staged, all_tasks(LEVELS), voxels)
+    commit(staged)
+
+
+def write_part(files: FakeFiles, part: int) -> None:
+    staged = stage(request(files, n_parts=2))
+    write_rest(staged, part_tasks(LEVELS[0].layout, part, 2), NEW)
+
+
+def commit_parts(files: FakeFiles) -> None:
+    """What `commit` does."""
+    destination = Destination(PATH, files)
+    destination.finish_interrupted_replacement()
+    if destination.staged_plan() or not destination.committed():
+        staged = open_staged(destination)
+        refuse_missing(staged, staged.recorded(staged.sizes()), staged.level_keys(0))
+        write_rest(staged, all_tasks(LEVELS, first=1), NEW)
+        commit(staged)
+
+
+def whole(store: LocalStore, path: str, document: str) -> np.ndarray:
+    array = parse_array_document(document)
+    return read_region(store, path, array, tuple(slice(0, n) for n in array.shape), strict=True)
+
+
+def seen(files: FakeFiles) -> str:
+    """What a reader sees: none, old or new; anything else fails."""
+    store = LocalStore(PATH, files)
+    try:
+        document = store.get("0/zarr.json").decode()
+        store.get("zarr.json")
+    except FileNotFoundError:
+        assert files.kind(f"{PATH}/zarr.json") is None, "a store without its array"
+        return "none"
+    voxels = [whole(store, "0", document), whole(store, "1", store.get("1/zarr.json").decode())]
+    for name, wanted in (("old", OLD), ("new", NEW)):
+        halved = halve(wanted, LEVELS[1].factors, "mean", 65535)
+        if np.array_equal(voxels[0], wanted) and np.array_equal(voxels[1], halved):
+            return name
+    raise AssertionError("a mixture")
+
+
+def empty() -> FakeFiles:
+    files = FakeFiles()
+    files.make_folder("/data")
+    files._settle()
+    files.n_effects = 0
+    return files
+
+
+def with_old() -> FakeFiles:
+    files = empty()
+    write(files, "old")
+    return _quiet(files)
+
+
+def interrupted() -> FakeFiles:
+    files = empty()
+    staged = stage(request(files))
+    write_shards(staged, list(all_tasks(LEVELS))[:1], NEW)
+    return _quiet(files)
+
+
+def _quiet(files: FakeFiles) -> FakeFiles:
+    files._settle()
+    files.n_effects = 0
+    return files
+
+
+def _parts(files: FakeFiles) -> None:
+    write_part(files, 1)
+    write_part(files, 2)
+    commit_parts(files)
+
+
+#: Name: (what is there before, what is done, what is done after a crash, what readers may see).
+SCENARIOS: dict[str, tuple[Callable[[], FakeFiles], Any, Any, set[str]]] = {
+    "write": (empty, write, lambda f: write(f, resume=True), {"none", "new"}),
+    "resume": (
+        interrupted,
+        lambda f: write(f, resume=True),
+        lambda f: write(f, resume=True),
+        {"none", "new"},
+    ),
+    "overwrite": (
+        with_old,
+        lambda f: write(f, overwrite=True),
+        lambda f: write(f, overwrite=True, resume=True),
+        {"none", "old", "new"},
+    ),
+    "restart": (
+        interrupted,
+        lambda f: write(f, restart=True),
+        lambda f: write(f, resume=True),
+        {"none", "new"},
+    ),
+    "parts": (empty, _parts, _parts, {"none", "new"}),
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_whatever_is_lost_at_whatever_moment_no_reader_sees_a_half_and_the_next_call_succeeds(
+    scenario: str,
+) -> None:
+    prepare, act, go_on, allowed = SCENARIOS[scenario]
+    whole = prepare()
+    act(whole)
+    n_effects = whole.n_effects
+    assert n_effects > 20
+    assert seen(whole) == "new"
+    n_histories = 0
+    for number in range(n_effects):
+        files = prepare()
+        files.die_at(number)
+        with pytest.raises(Died):
+            act(files)
+        for lost, after in files.crashes():
+            place = f"{scenario}, died before effect {number}, lost {lost}"
+            state = seen(after)
+            assert state in allowed, place
+            try:
+                go_on(after)
+            except DestinationExistsError:
+                # A part that is written again after the commit.
+                assert (scenario, state) == ("parts", "new"), place
+            assert seen(after) == "new", place
+            assert [name for name, _ in after.entries("/data")] == ["a.zarr"], place
+            assert not [n for n in _tree(after, PATH) if n.endswith(".partial")], place
+            n_histories += 1
+    assert n_histories > 5 * n_effects
+
+
+def _tree(files: FakeFiles, folder: str) -> list[str]:
+    found = []
+    for name, kind in files.entries(folder):
+        path = f"{folder}/{name}"
+        found += _tree(files, path) if kind == "folder" else [path]
+    return found
+
+
+def test_after_the_commit_nothing_can_be_lost() -> None:
+    for prepare, act, _, _ in SCENARIOS.values():
+        files = prepare()
+        act(files)
+        for lost, after in files.crashes():
+            assert seen(after) == "new", lost
+
+
+def test_a_shard_that_is_there_whole_is_not_written_again_after_a_kill() -> None:
+    whole = empty()
+    write(whole)
+    for number in range(whole.n_effects):
+        files = empty()
+        files.die_at(number)
+        with pytest.raises(Died):
+            write(files)
+        after = dict(files.crashes())["nothing"]
+        before = _shards(after)
+        write(after, resume=True)
+        # The very same file, not another with the same bytes.
+        assert all(node in _shards(after) for node in before)
+
+
+def _shards(files: FakeFiles) -> list[Any]:
+    found = []
+    todo = [files.root]
+    while todo:
+        for name, node in todo.pop().names.items():
+            if node.is_folder:
+                todo.append(node)
+            elif name.startswith("c.") and name.count(".") == 3:
+                found.append(node)
+    return found
+
+
+#: What two writers may do at once: (what is there, one, the other).
+PAIRS: dict[str, tuple[Callable[[], FakeFiles], Any, Any]] = {
+    "two writes": (empty, write, write),
+    "of other voxels": (empty, write, lambda f: write(f, "old")),
+    "write and resume": (empty, write, lambda f: write(f, resume=True)),
+    "write and restart": (empty, write, lambda f: write(f, "old", restart=True)),
+    "two overwrites": (
+        with_old,
+        lambda f: write(f, overwrite=True),
+        lambda f: write(f, overwrite=True),
+    ),
+    "overwrite and resume": (
+        with_old,
+        lambda f: write(f, overwrite=True),
+        lambda f: write(f, overwrite=True, resume=True),
+    ),
+    "the same part twice": (empty, lambda f: write_part(f, 1), lambda f: write_part(f, 1)),
+    "two resumes": (
+        interrupted,
+        lambda f: write(f, resume=True),
+        lambda f: write(f, resume=True),
+    ),
+}
+
+
+class Interleaved:
+    """Two writers in threads of which one runs at a time, switching at given effects."""
+
+    def __init__(self, files: FakeFiles, switches: tuple[int, ...]) -> None:
+        self.files = files
+        self.switches = set(switches)
+        self.turn = 0
+        self.alive = [True, True]
+        self.changed = threading.Condition()
+        self.n = 0
+        self.errors: list[BaseException | None] = [None, None]
+        files.before_effect = self._before
+
+    def _before(self, _: int) -> None:
+        me = int(threading.current_thread().name)
+        with self.changed:
+            self.n += 1
+            if self.n in self.switches and self.alive[1 - me]:
+                self.turn = 1 - me
+                self.changed.notify_all()
+            assert self.changed.wait_for(lambda: self.turn == me, timeout=30)
+
+    def run(self, actions: tuple[Any, Any]) -> list[BaseException | None]:
+        threads = [
+            threading.Thread(target=self._act, args=(n, action), name=str(n))
+            for n, action in enumerate(actions)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+        self.files.before_effect = lambda number: None
+        return self.errors
+
+    def _act(self, me: int, action: Any) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.turn == me, timeout=30)
+        try:
+            action(self.files)
+        except (CTLabError, OSError) as error:
+            self.errors[me] = error
+        except BaseException as error:
+            self.errors[me] = AssertionError(f"{type(error).__name__}: {error}")
+        finally:
+            with self.changed:
+                self.alive[me] = False
+                self.turn = 1 - me
+                self.changed.notify_all()
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_of_two_writers_at_once_nobody_ever_sees_a_mixture(pair: str) -> None:
+    prepare, one, other = PAIRS[pair]
+    alone = prepare()
+    one(alone)
+    n_effects = alone.n_effects
+    rng = np.random.default_rng(0)
+    switches = [(n,) for n in range(1, n_effects + 1)]
+    switches += [tuple(sorted(rng.integers(1, 2 * n_effects, 4))) for _ in range(150)]
+    for at in switches:
+        files = prepare()
+        errors = Interleaved(files, at).run((one, other))
+        place = f"{pair}, switched at {at}: {errors}"
+        assert not [e for e in errors if isinstance(e, AssertionError)], place
+        state = seen(files)
+        if "part" in pair:
+            assert errors == [None, None], place
+            write_part(files, 2)
+            commit_parts(files)
+            assert seen(files) == "new", place
+            continue
+        # Whoever was told that it wrote has; and where both failed, the next one gets through.
+        assert None in errors or state in ("none", "old"), place
+        if None in errors and "voxels" not in pair and "restart" not in pair:
+            assert state == "new", place
+        write(files, restart=True, overwrite=True)
+        assert seen(files) == "new", place
+        assert [name for name, _ in files.entries("/data")] == ["a.zarr"], place

@@ -1,0 +1,239 @@
+"""Verification reports whatever changes what a reader gets, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import zarr
+
+from ctlab_dask_zarr import CTLabError, dataset_from_zarr, dataset_to_zarr, verify
+from ctlab_dask_zarr.demo import write_mango_netcdf
+from tests.builders import make_dataset, random_voxels
+
+VOXELS = random_voxels((20, 24, 28))
+LAYOUT = {"chunks": (4, 8, 8), "shards": (8, 16, 16)}
+
+
+@pytest.fixture(autouse=True)
+def _serial() -> Any:
+    with dask.config.set(scheduler="sync"):
+        yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    dataset_to_zarr(make_dataset(VOXELS, 8), tmp_path / "a", **LAYOUT)
+    return tmp_path / "a.zarr"
+
+
+def found(path: Path, source: Any = None, **options: Any) -> set[tuple[str, str]]:
+    return {(problem.location, problem.kind) for problem in verify(path, source, **options)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        LAYOUT,
+        {**LAYOUT, "ome_zarr_version": None},
+        {"chunks": (8, 8, 8), "shards": None},
+        {**LAYOUT, "create_array_kwargs": {"compressors": None}},
+        {**LAYOUT, "scale_placement": "multiscales"},
+        {**LAYOUT, "create_array_kwargs": {"compressors": zarr.codecs.GzipCodec(level=1)}},
+    ],
+)
+def test_what_was_written_has_no_problems(options: Any, tmp_path: Path) -> None:
+    dataset = make_dataset(VOXELS, (5, 24, 28), history={"20250101_000000_tomo": {"a": 1.5}})
+    dataset_to_zarr(dataset, tmp_path / "a", **options)
+    assert verify(tmp_path / "a.zarr", dataset) == []
+    assert verify(tmp_path / "a.zarr", dataset, checksums=False) == []
+
+
+def _what_a_reader_gets(path: Path) -> Any:
+    """Everything that can be had of a store, or None where it cannot be read."""
+    try:
+        dataset = dataset_from_zarr(path)
+        facts = (
+            *(dataset.voxel_size, str(dataset.voxel_unit), dataset.dataset_id),
+            *(json.dumps(dataset.history), json.dumps(dataset.extra_attrs, sort_keys=True)),
+            *(str(dataset.datatype), dataset.dimension_names, str(dataset.dtype)),
+        )
+        return dataset.data.compute().tobytes(), facts
+    except (CTLabError, OSError, ValueError):
+        return None
+
+
+def test_of_a_thousand_flipped_bits_every_one_that_a_reader_would_get_is_reported(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    dataset_to_zarr(make_dataset(VOXELS, 8), tmp_path / "a", **LAYOUT)
+    store = tmp_path / "a.zarr"
+    files = sorted(path for path in store.rglob("*") if path.is_file())
+    original = _what_a_reader_gets(store)
+    n_changed = 0
+    for n in range(1000):
+        path = files[n % len(files)]
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        bit = int(rng.integers(0, len(damaged) * 8))
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        problems = verify(store)
+        if _what_a_reader_gets(store) != original:
+            n_changed += 1
+            assert problems, f"bit {bit} of {path.name}"
+            if path.name.startswith("c."):
+                assert any(path.name in problem.location for problem in problems)
+        path.write_bytes(whole)
+    assert n_changed > 500
+    assert verify(store) == []
+
+
+def test_a_truncated_a_missing_and_swapped_shards_and_a_stranger_are_reported_by_name(
+    store: Path,
+) -> None:
+    shards = store / "0"
+    truncated = shards / "c.0.0.0"
+    truncated.write_bytes(truncated.read_bytes()[:-7])
+    (shards / "c.1.0.0").unlink()
+    (shards / "c.0.1.0").rename(shards / "x")
+    (shards / "c.2.1.0").rename(shards / "c.0.1.0")
+    (shards / "x").rename(shards / "c.2.1.0")
+    (store / "thesis.txt").write_text("three years")
+    (shards / "c.9.9.9").write_bytes(b"")
+    (shards / ".c.0.0.1.0.partial").write_bytes(b"")
+    everything = found(store)
+    for checksums in (True, False):
+        kinds = dict(found(store, checksums=checksums))
+        assert kinds["0/c.1.0.0"] == "missing"
+        assert kinds["thesis.txt"] == "stray"
+        assert kinds["0/c.9.9.9"] == "stray"
+        assert kinds["0/.c.0.0.1.0.partial"] == "leftover"
+    assert {("0/c.0.0.0", "size"), ("0/c.0.0.0", "index")} <= everything
+    for swapped in ("0/c.0.1.0", "0/c.2.1.0"):
+        assert {kind for place, kind in everything if place == swapped} & {"size", "checksum"}
+
+
+def test_every_difference_from_the_source_is_named(store: Path) -> None:
+    voxels = VOXELS.copy()
+    voxels[3, 4, 5] += 1
+    voxels[17, 20, 1] += 1
+    source = make_dataset(voxels, 8, voxel_size=(3.0, 2.0, 1.0), history={"a": {"b": 1}})
+    problems = verify(store, source)
+    texts = [str(problem) for problem in problems]
+    assert sum("voxels" in text for text in texts) == 2
+    assert any("(3, 4, 5)" in text for text in texts)
+    assert any(text.startswith("voxel_size") for text in texts)
+    assert any(text.startswith("history") for text in texts)
+    assert len(problems) == 4
+
+
+def test_the_same_bits_of_nan_are_equal(tmp_path: Path) -> None:
+    voxels = VOXELS.astype("f4")
+    voxels[0, 0, :3] = (np.nan, -0.0, np.inf)
+    dataset = make_dataset(voxels, 8, datatype="tomo_float")
+    dataset_to_zarr(dataset, tmp_path / "a", **LAYOUT)
+    assert verify(tmp_path / "a.zarr", dataset) == []
+    voxels[0, 0, 1] = 0.0
+    assert found(tmp_path / "a.zarr", make_dataset(voxels, 8, datatype="tomo_float"))
+
+
+def test_damaged_metadata_is_reported_and_never_raised(store: Path) -> None:
+    def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+        document = json.loads(path.read_text())
+        change(document)
+        path.write_text(json.dumps(document))
+
+    root = store / "zarr.json"
+    whole = root.read_bytes()
+    for change in (
+        lambda d: d["attributes"]["mango"].update(basename="labels"),
+        lambda d: d["attributes"]["ome"]["multiscales"][0].pop("axes"),
+        lambda d: d["attributes"]["ome"]["multiscales"][0]["axes"][0].update(name="q"),
+        lambda d: d["attributes"].pop("ome"),
+        lambda d: d["attributes"]["mango"].update(voxel_size_xyz=[1, 1, 1]),
+        lambda d: d["attributes"]["ctlab_dask_zarr"].update(n_objects=3),
+        lambda d: d["attributes"]["ctlab_dask_zarr"].pop("levels"),
+    ):
+        edit(root, change)
+        assert verify(store)
+        root.write_bytes(whole)
+    edit(store / "0" / "zarr.json", lambda d: d.update(fill_value=1))
+    assert ("0/zarr.json", "checksum") in found(store)
+    assert {kind for _, kind in found(store.parent / "nowhere.zarr")} == {"unreadable"}
+
+
+def test_a_block_of_the_source_with_a_wrong_md5_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "tomoSmall_nc"
+    write_mango_netcdf(source, VOXELS, slices_per_block=5)
+    dataset_to_zarr(_open(source), tmp_path / "a", **LAYOUT)
+    import h5py
+
+    with h5py.File(source / "block00000002.nc", "r+") as file:
+        file["md5_checksum"][0] = (int(file["md5_checksum"][0]) + 1) % 100
+    assert found(tmp_path / "a.zarr", source) == {("block00000002.nc", "md5")}
+
+
+def _open(path: Path) -> Any:
+    from ctlab_dask_zarr import Dataset
+
+    return Dataset.from_path(path)
+
+
+def _cli(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ctlab_dask_zarr.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_line_tells_every_problem_and_ends_with_3(tmp_path: Path) -> None:
+    source = tmp_path / "tomoSmall_nc"
+    write_mango_netcdf(source, VOXELS, slices_per_block=5)
+    layout = ("--shards", "8,16,16", "--chunks", "4,8,8", "--workers", "1", "-q")
+    done = _cli("convert", source, tmp_path / "a", *layout, "--verify", "--check-source")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("verified")
+    store = tmp_path / "a.zarr"
+    done = _cli("verify", store, "--source", source, "--workers", "1", "-q")
+    assert done.returncode == 0, done.stderr
+    (store / "0" / "c.0.0.0").unlink()
+    (store / "0" / "c.1.1.1").write_bytes(b"")
+    done = _cli("verify", store, "--workers", "1", "-q", "--json")
+    assert done.returncode == 3
+    assert {p["location"] for p in json.loads(done.stdout)} == {"0/c.0.0.0", "0/c.1.1.1"}
+    block = source / "block00000001.nc"
+    damaged = bytearray(block.read_bytes())
+    import h5py
+
+    with h5py.File(block, "r+") as file:
+        file["md5_checksum"][0] = (int(file["md5_checksum"][0]) + 1) % 100
+    assert damaged != block.read_bytes()
+    done = _cli("convert", source, tmp_path / "b", *layout, "--check-source")
+    assert done.returncode == 5
+    assert "block00000001.nc" in done.stderr
+    assert not (tmp_path / "b.zarr").exists()
+    assert not (tmp_path / ".b.zarr.staging").exists()
+
+
+def test_stores_of_others_are_verified_by_their_own_rules(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "b.zarr", mode="w")
+    array = group.create_array("0", shape=VOXELS.shape, dtype="u2", chunks=(8, 8, 8),
+                               dimension_names=("z", "y", "x"))  # fmt: skip
+    array[...] = VOXELS
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    transform = {"type": "scale", "scale": [3.0, 2.0, 1.5]}
+    datasets = [{"path": "0", "coordinateTransformations": [transform]}]
+    multiscales = [{"name": "b", "axes": axes, "datasets": datasets}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
+    assert verify(tmp_path / "b.zarr") == []
+    shutil.rmtree(tmp_path / "b.zarr" / "0" / "c" / "0")
+    # An absent chunk is fill value by Zarr's rules, but of a volume it is a hole.
+    assert {kind for _, kind in found(tmp_path / "b.zarr")} == {"missing"}

@@ -1,0 +1,29 @@
+"""Signals at the moments that batch systems choose for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_ENDING = """
+import os, signal, sys
+from ctlab_dask_zarr.runtime.stopping import Stop
+stop = Stop()
+with stop.on_signals():
+    if {stopped}:
+        stop.ask("the time is nearly up")
+os.kill(os.getpid(), signal.{name})
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_while_a_stopped_process_ends_does_not_replace_its_exit_code(name: str) -> None:
+    """A job that ends with 75 goes into the queue again; one that a signal killed does not."""
+    code = _ENDING.format(stopped=True, name=name)
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 75
+    # Without a stop the signals mean what they always do.
+    code = _ENDING.format(stopped=False, name=name)
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode < 0

@@ -1,0 +1,483 @@
+"""Datasets in object stores: written, gone on with, refused, read by others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from distributed import Client
+
+from ctlab_dask_zarr import (
+    CTLabError,
+    Dataset,
+    DatasetNotFoundError,
+    DestinationExistsError,
+    InvalidArgumentError,
+    StagingExistsError,
+    add_levels,
+    dataset_from_zarr,
+    dataset_to_zarr,
+    labels_to_zarr,
+    verify,
+)
+from ctlab_dask_zarr.demo import write_mango_netcdf
+from ctlab_dask_zarr.runtime.objects import ObjectFiles, validated_options
+from tests.builders import make_dataset
+from tests.reliability.faults import wait_until
+from tests.stores.conftest import LAYOUT, Network, Server
+
+
+@pytest.fixture(autouse=True)
+def _in_threads() -> Iterator[None]:
+    with dask.config.set(scheduler="threads"):
+        yield
+
+
+def failing_after(n_blocks: int, voxels: np.ndarray) -> Dataset:
+    left = [n_blocks]
+    lock = threading.Lock()
+
+    def block(part: np.ndarray) -> np.ndarray:
+        with lock:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError("the disk of the source is on fire")
+        return part
+
+    data = da.from_array(voxels, chunks=32, name="voxels").map_blocks(
+        block, dtype=voxels.dtype, meta=voxels[:0], name="made"
+    )
+    return make_dataset(data, datatype="tomo", voxel_size=(2.0, 2.0, 2.0))
+
+
+def leave_interrupted(url: str, voxels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a write fail after five of twelve shards, and see that it shows nothing."""
+    import ctlab_dask_zarr.write.resolve as resolve
+
+    monkeypatch.setattr(resolve, "_source_identity", lambda dataset: "the same")
+    with pytest.raises(CTLabError, match="on fire"), dask.config.set(scheduler="sync"):
+        dataset_to_zarr(failing_after(5, voxels), url, **LAYOUT)
+    with pytest.raises(DatasetNotFoundError, match="under way or was interrupted"):
+        dataset_from_zarr(url)
+
+
+def race_of_two(url: str, dataset: Dataset) -> None:
+    """Have two threads write one dataset at once, of which one wins and the other says so."""
+    barrier = threading.Barrier(2)
+    errors: list[Exception] = []
+
+    def write() -> None:
+        barrier.wait(30)
+        try:
+            with dask.config.set(scheduler="sync"):
+                dataset_to_zarr(dataset, url, **LAYOUT)
+        except CTLabError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(errors) == 1
+    assert isinstance(errors[0], StagingExistsError | DestinationExistsError)
+    assert verify(url, dataset) == []
+
+
+def cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ctlab_dask_zarr.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, **options)
+
+
+def test_what_is_written_is_read_and_verified(
+    s3: Server, bucket: str, dataset: Dataset, voxels: np.ndarray
+) -> None:
+    url = f"s3://{bucket}/scans/scan.zarr"
+    dataset_to_zarr(dataset, url, **LAYOUT)
+    written = dataset_from_zarr(url)
+    np.testing.assert_array_equal(written.data.compute(), voxels)
+    assert [level.shape for level in written.levels] == [(64, 64, 96), (32, 32, 48)]
+    assert verify(url, dataset) == []
+    assert all(key.startswith("scans/scan.zarr/") for key in s3.keys(bucket)), "staging is gone"
+    # Another reader, with its own access.
+    obstore = pytest.importorskip("obstore")
+    client_options = {"allow_http": True}
+    store = obstore.store.from_url(
+        f"s3://{bucket}", endpoint=s3.endpoint, client_options=client_options
+    )
+    theirs = zarr.open_array(zarr.storage.ObjectStore(store), path="scans/scan.zarr/0", mode="r")
+    np.testing.assert_array_equal(theirs[...], voxels)
+
+
+def test_on_a_cluster_each_worker_writes_its_shards(
+    cluster: Client, s3: Server, bucket: str, dataset: Dataset, voxels: np.ndarray
+) -> None:
+    # The workers began with another environment, which is what is known to reach them.
+    url = f"s3://{bucket}/scan.zarr"
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED")
+    cluster.run(os.environ.update, {name: os.environ[name] for name in names})
+    options = {"endpoint": s3.endpoint, "region": "us-east-1"}
+    with dask.config.set(scheduler=None), cluster.as_current():
+        dataset_to_zarr(dataset, url, storage_options=options, **LAYOUT)
+        written = dataset_from_zarr(url, storage_options=options)
+        np.testing.assert_array_equal(written.data.compute(), voxels)
+        assert verify(url, dataset, storage_options=options) == []
+
+
+def test_labels_and_further_levels(
+    s3: Server, bucket: str, dataset: Dataset, voxels: np.ndarray
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    dataset_to_zarr(dataset, url, **{**LAYOUT, "levels": 1})
+    add_levels(url, 2)
+    labels_to_zarr((dataset.data > 100).astype("uint8"), url, "phases")
+    assert verify(url, dataset) == []
+    assert len(dataset_from_zarr(url).levels) == 2
+    labels = dataset_from_zarr(f"{url}/labels/phases")
+    np.testing.assert_array_equal(labels.data.compute(), voxels > 100)
+    assert {key.split("/")[0] for key in s3.keys(bucket)} == {"scan.zarr"}
+
+
+def test_a_failed_write_shows_nothing_and_is_gone_on_with(
+    s3: Server, bucket: str, voxels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    leave_interrupted(url, voxels, monkeypatch)
+    before = {key: v for key, v in s3.keys(bucket).items() if key.startswith("scan.zarr/0/c")}
+    assert len(before) == 5
+    with pytest.raises(StagingExistsError, match="resume=True"):
+        dataset_to_zarr(failing_after(99, voxels), url, **LAYOUT)
+    dataset_to_zarr(failing_after(99, voxels), url, resume=True, **LAYOUT)
+    after = s3.keys(bucket)
+    assert {key: after[key] for key in before} == before, "no shard is written twice"
+    assert verify(url, make_dataset(voxels, datatype="tomo", voxel_size=(2.0, 2.0, 2.0))) == []
+
+
+def test_a_restart_removes_what_was_left(s3: Server, bucket: str, voxels: np.ndarray) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    with pytest.raises(CTLabError, match="on fire"), dask.config.set(scheduler="sync"):
+        dataset_to_zarr(failing_after(5, voxels), url, **LAYOUT)
+    client = s3.client()
+    client.create_multipart_upload(Bucket=bucket, Key="scan.zarr/0/c/left")
+    other = make_dataset(voxels[:32], 32, datatype="tomo", voxel_size=(2.0, 2.0, 2.0))
+    dataset_to_zarr(other, url, restart=True, **LAYOUT)
+    assert verify(url, other) == []
+    assert s3.n_uploads(bucket) == 0
+
+
+def test_abort_removes_staging_shards_and_dangling_uploads(
+    s3: Server, bucket: str, voxels: np.ndarray
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    with pytest.raises(CTLabError, match="on fire"), dask.config.set(scheduler="sync"):
+        dataset_to_zarr(failing_after(5, voxels), url, **LAYOUT)
+    s3.client().create_multipart_upload(Bucket=bucket, Key="scan.zarr/0/c/left")
+    done = cli("abort", url)
+    assert done.returncode == 0, done.stderr
+    assert "removed what was staged" in done.stdout
+    assert s3.keys(bucket) == {}
+    assert s3.n_uploads(bucket) == 0
+
+
+def test_a_killed_conversion_leaves_nothing_readable_and_resumes(
+    s3: Server, bucket: str, voxels: np.ndarray, tmp_path: Path
+) -> None:
+    source, url = tmp_path / "tomoSmall_nc", f"s3://{bucket}/scan.zarr"
+    write_mango_netcdf(source, voxels, slices_per_block=16)
+    layout = ("--chunks", "16,16,16", "--shards", "16,16,16", "--levels", "2", "--workers", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ctlab_dask_zarr.cli", "convert", source, url, *layout],
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+    def shards(*levels: int) -> dict[str, Any]:
+        prefixes = tuple(f"scan.zarr/{level}/c" for level in levels)
+        return {key: v for key, v in s3.keys(bucket).items() if key.startswith(prefixes)}
+
+    try:
+        wait_until(lambda: len(shards(0)) > 8, "the first shards", 60)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+    with pytest.raises(CTLabError):
+        dataset_from_zarr(url)
+    assert 8 < len(shards(0)) < 96
+    # A kill that comes late finds shards of level 1 too, which are not written again either.
+    before = shards(0, 1)
+    resumed = cli("convert", source, url, *layout, "--resume", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    after = shards(0, 1)
+    assert {key: after[key] for key in before} == before
+    # What was being sent when the process died may have arrived a moment later.
+    assert len(before) <= json.loads(resumed.stdout)["n_resumed"] <= len(before) + 2
+    assert verify(url, source) == []
+
+
+def test_a_dataset_is_not_replaced_and_objects_of_others_are_left_alone(
+    s3: Server, bucket: str, dataset: Dataset
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    dataset_to_zarr(dataset, url, **LAYOUT)
+    before = s3.keys(bucket)
+    with pytest.raises(DestinationExistsError, match="exists"):
+        dataset_to_zarr(dataset, url, **LAYOUT)
+    with pytest.raises(DestinationExistsError, match="cannot replace it in one step"):
+        dataset_to_zarr(dataset, url, overwrite=True, **LAYOUT)
+    assert s3.keys(bucket) == before
+    s3.client().put_object(Bucket=bucket, Key="other.zarr/thesis.tex", Body=b"...")
+    with pytest.raises(DestinationExistsError, match="objects that are no dataset"):
+        dataset_to_zarr(dataset, f"s3://{bucket}/other.zarr", **LAYOUT)
+
+
+def test_of_two_writers_one_wins(s3: Server, bucket: str, dataset: Dataset) -> None:
+    race_of_two(f"s3://{bucket}/scan.zarr", dataset)
+
+
+def test_of_many_puts_of_one_key_one_wins(s3: Server, bucket: str) -> None:
+    files = ObjectFiles()
+    barrier = threading.Barrier(8)
+    won = []
+
+    def put(number: int) -> None:
+        barrier.wait()
+        try:
+            files.create(f"s3://{bucket}/key", b"%d" % number)
+            won.append(number)
+        except OSError:
+            pass
+
+    threads = [threading.Thread(target=put, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(won) == 1
+    assert files.read(f"s3://{bucket}/key") == b"%d" % won[0]
+
+
+def test_a_writer_whose_staging_is_taken_over_stops(
+    s3: Server, bucket: str, voxels: np.ndarray
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    n_blocks = [0]
+
+    def block(part: np.ndarray) -> np.ndarray:
+        n_blocks[0] += 1
+        if n_blocks[0] == 4:
+            s3.client().delete_object(Bucket=bucket, Key=".scan.zarr.staging/plan.json")
+        return part
+
+    data = da.from_array(voxels, chunks=32).map_blocks(block, dtype="u2", meta=voxels[:0])
+    with (
+        pytest.raises(StagingExistsError, match="removed or committed"),
+        dask.config.set(scheduler="sync"),
+    ):
+        dataset_to_zarr(make_dataset(data, datatype="tomo"), url, **LAYOUT)
+    assert n_blocks[0] == 4, "no shard is begun after"
+
+
+def test_server_errors_and_slow_down_are_tried_again(
+    network: Network, bucket: str, dataset: Dataset, voxels: np.ndarray
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    network.answers += [500, 503, 0, 0, 500, 0, 503, 503] * 8
+    dataset_to_zarr(dataset, url, **LAYOUT)
+    network.answers += [503, 500]
+    np.testing.assert_array_equal(dataset_from_zarr(url).data.compute(), voxels)
+    assert network.n_requests > 60
+
+
+def test_a_server_that_hangs_for_three_seconds_is_waited_for(
+    s3: Server, bucket: str, dataset: Dataset
+) -> None:
+    if s3.process is None:
+        pytest.skip("this server is several processes")
+    s3.process.send_signal(signal.SIGSTOP)
+    threading.Timer(3, s3.process.send_signal, (signal.SIGCONT,)).start()
+    dataset_to_zarr(dataset, f"s3://{bucket}/scan.zarr", **LAYOUT)
+    assert verify(f"s3://{bucket}/scan.zarr", dataset) == []
+
+
+def test_a_server_that_is_gone_is_an_error_within_a_bound(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ctlab_dask_zarr.runtime import objects
+
+    pytest.importorskip("obstore")
+    monkeypatch.setattr(objects, "_MAX_RETRIES", 2)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    objects._open.cache_clear()
+    with pytest.raises((CTLabError, OSError), match=r"127\.0\.0\.1:9"):
+        dataset_to_zarr(dataset, "s3://gone/scan.zarr", **LAYOUT)
+
+
+def test_a_server_that_goes_away_in_the_middle_leaves_nothing_readable(
+    network: Network,
+    s3: Server,
+    bucket: str,
+    dataset: Dataset,
+    voxels: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ctlab_dask_zarr.runtime import objects
+
+    monkeypatch.setattr(objects, "_MAX_RETRIES", 2)
+    objects._open.cache_clear()
+    url = f"s3://{bucket}/scan.zarr"
+    n_blocks = [0]
+
+    def block(part: np.ndarray) -> np.ndarray:
+        n_blocks[0] += 1
+        if n_blocks[0] == 4:
+            network.close()
+        return part
+
+    data = da.from_array(voxels, chunks=32, name="mine").map_blocks(
+        block, dtype="u2", meta=voxels[:0], name="passed"
+    )
+    passed = make_dataset(data, datatype="tomo", voxel_size=(2.0, 2.0, 2.0))
+    with pytest.raises(CTLabError, match=r"scan\.zarr"), dask.config.set(scheduler="sync"):
+        dataset_to_zarr(passed, url, **LAYOUT)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    objects._open.cache_clear()
+    with pytest.raises(DatasetNotFoundError):
+        dataset_from_zarr(url)
+    n_blocks[0] = 99
+    dataset_to_zarr(passed, url, resume=True, **LAYOUT)
+    assert verify(url, dataset) == []
+
+
+def test_wrong_credentials_and_a_missing_bucket_say_so(
+    s3: Server, bucket: str, tmp_path: Path, voxels: np.ndarray
+) -> None:
+    source = tmp_path / "tomoSmall_nc"
+    write_mango_netcdf(source, voxels[:16], slices_per_block=16)
+    absent = cli("convert", source, "s3://no-such-bucket-here/scan.zarr", "--workers", "1")
+    assert absent.returncode in (1, 4)
+    assert "no such bucket" in absent.stderr.lower() or "NoSuchBucket" in absent.stderr
+    if s3.name == "moto":
+        return  # it takes any credentials
+    secret = "not-this-one-0815"
+    refused = cli(
+        "convert", source, f"s3://{bucket}/scan.zarr", "--workers", "1",
+        env={**os.environ, "AWS_SECRET_ACCESS_KEY": secret},
+    )  # fmt: skip
+    assert refused.returncode in (1, 4)
+    assert "refuses access" in refused.stderr
+    assert secret not in refused.stderr + refused.stdout
+
+
+def test_credentials_are_no_options_and_are_kept_nowhere(
+    s3: Server, bucket: str, dataset: Dataset
+) -> None:
+    for name in ("aws_secret_access_key", "SECRET", "session_token", "account_key"):
+        with pytest.raises(InvalidArgumentError, match="set them in the environment"):
+            dataset_to_zarr(dataset, f"s3://{bucket}/a.zarr", storage_options={name: "x"})
+    url = f"s3://{bucket}/scan.zarr"
+    graph = dataset_to_zarr(dataset, url, compute=False, **LAYOUT)
+    import cloudpickle
+
+    pickled = cloudpickle.dumps(graph)
+    graph.compute()
+    if s3.name == "ceph":
+        assert b"testtest" not in pickled
+        bodies = b"".join(
+            s3.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+            for key in s3.keys(bucket)
+            if key.endswith(".json")
+        )
+        assert b"testtest" not in bodies
+
+
+def test_options_are_the_same_for_every_spelling() -> None:
+    assert validated_options({"AWS_REGION": "a", "endpoint": "b"}) == (
+        ("endpoint", "b"),
+        ("region", "a"),
+    )
+
+
+MEMORY_OF_A_WRITE = """
+import sys, dask, dask.array as da, numpy as np
+from ctlab_dask_zarr import dataset_to_zarr
+from tests.builders import make_dataset
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line) << 10
+
+def noise(block_info=None):
+    place = block_info[None]
+    rng = np.random.default_rng(place["chunk-location"][0])
+    return rng.integers(0, 2**16, place["chunk-shape"], dtype="uint16")
+
+def write(name, n_slices):
+    chunks = ((16,) * (n_slices // 16), 512, 512)
+    data = da.map_blocks(noise, chunks=chunks, dtype="uint16", meta=np.empty((0, 0, 0), "uint16"))
+    layout = {"chunks": (32, 64, 64), "shards": data.shape}
+    dataset_to_zarr(make_dataset(data), f"{sys.argv[1]}/{name}.zarr", **layout)
+
+with dask.config.set(scheduler="sync"):
+    write("small", 32)
+    before = peak()
+    write("large", 256)
+print(peak() - before)
+"""
+
+
+def test_an_upload_needs_no_more_memory_for_a_larger_shard(s3: Server, bucket: str) -> None:
+    command = [sys.executable, "-c", MEMORY_OF_A_WRITE, f"s3://{bucket}"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    # Voxels that no codec makes smaller: a shard of 32 slices goes up in two parts, this in 16.
+    shard_nbytes = 256 * 512 * 512 * 2
+    assert int(result.stdout) < 0.25 * shard_nbytes
+
+
+def test_a_wrong_option_is_named() -> None:
+    pytest.importorskip("obstore")
+    with pytest.raises(InvalidArgumentError, match="nonsense"):
+        dataset_from_zarr("s3://bucket/scan.zarr", storage_options={"nonsense": 1})
+
+
+def test_a_store_in_this_process_needs_no_server(dataset: Dataset, voxels: np.ndarray) -> None:
+    pytest.importorskip("obstore")
+    url = "memory://here/scan.zarr"
+    dataset_to_zarr(dataset, url, **LAYOUT)
+    np.testing.assert_array_equal(dataset_from_zarr(url).data.compute(), voxels)
+    assert verify(url, dataset) == []
+
+
+def test_plain_http_is_read_and_not_written(
+    dataset: Dataset, voxels: np.ndarray, tmp_path: Path
+) -> None:
+    pytest.importorskip("obstore")
+    import http.server
+
+    from RangeHTTPServer import RangeRequestHandler
+
+    class Quiet(RangeRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    dataset_to_zarr(dataset, tmp_path / "scan.zarr", **LAYOUT)
+    handler = lambda *a: Quiet(*a, directory=str(tmp_path))  # noqa: E731
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/scan.zarr"
+        np.testing.assert_array_equal(dataset_from_zarr(url).data.compute(), voxels)
+        with pytest.raises(InvalidArgumentError, match="read, not written"):
+            dataset_to_zarr(dataset, f"http://127.0.0.1:{server.server_port}/b.zarr")
+        server.shutdown()

@@ -1,0 +1,165 @@
+"""The rules of downsampling, against a plain statement of them in NumPy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ctlab_dask_zarr.write.downsample import halve, halve_chunks
+from ctlab_dask_zarr.write.values import ValueRange
+
+Factors = tuple[int, ...]
+
+
+def is_masked(voxels: np.ndarray, mask_value: Any) -> np.ndarray:
+    masked = np.isnan(voxels) if voxels.dtype.kind == "f" else np.zeros(voxels.shape, bool)
+    return masked if mask_value is None else masked | (voxels == voxels.dtype.type(mask_value))
+
+
+def by_the_rules(block: np.ndarray, factors: Factors, method: str, mask_value: Any) -> np.ndarray:
+    """Every voxel by itself, as the rules are written."""
+    shape = tuple(-(-n // f) for n, f in zip(block.shape, factors, strict=True))
+    out = np.empty(shape, block.dtype)
+    nothing = np.nan if mask_value is None else mask_value
+    for index in product(*map(range, shape)):
+        parents = block[
+            tuple(slice(i * f, i * f + f) for i, f in zip(index, factors, strict=True))
+        ].ravel()
+        valid = parents[~is_masked(parents, mask_value)]
+        if method == "nearest":
+            out[index] = parents[0]
+        elif 2 * valid.size <= parents.size:
+            out[index] = nothing
+        elif method == "max":
+            out[index] = valid.max()
+        elif method == "mode":
+            values, counts = np.unique(valid, return_counts=True)
+            out[index] = values[counts == counts.max()].min()
+        elif block.dtype.kind == "f":
+            mean = block.dtype.type(valid.astype(np.float64).sum() / valid.size)
+            out[index] = valid[0] if is_masked(np.array(mean), mask_value) else mean
+        else:
+            total = sum(int(v) for v in valid)
+            mean = (2 * total + valid.size) // (2 * valid.size)
+            out[index] = valid[0] if mean == mask_value else mean
+    return out
+
+
+CASES = [
+    ("uint16", "mean", 65535),
+    ("uint16", "mean", None),
+    ("uint16", "max", 65535),
+    ("uint16", "nearest", 65535),
+    ("uint8", "mode", 255),
+    ("uint8", "mode", None),
+    ("uint8", "mean", 3),
+    ("int32", "mode", 2147483647),
+    ("int32", "mean", None),
+    ("int16", "mean", -2),
+    ("float32", "mean", 1e30),
+    ("float32", "mean", -2.0),
+    ("float32", "max", None),
+    ("float64", "mean", 1e300),
+    ("float16", "mean", None),
+]
+
+
+@st.composite
+def blocks(draw: st.DrawFn, dtype: str, mask_value: Any) -> tuple[np.ndarray, Factors]:
+    ndim = draw(st.integers(2, 3))
+    shape = draw(st.tuples(*[st.integers(1, 7)] * ndim))
+    factors = draw(st.tuples(*[st.integers(1, 2)] * ndim))
+    kind = np.dtype(dtype).kind
+    values = [*range(5), *([] if kind == "u" else [-3, -1])]
+    special = [] if mask_value is None else [mask_value] * 4
+    if kind == "f":
+        special += [np.nan]
+    elements = st.sampled_from([np.dtype(dtype).type(v) for v in values + special])
+    return draw(hnp.arrays(dtype, shape, elements=elements)), factors
+
+
+@pytest.mark.parametrize(("dtype", "method", "mask_value"), CASES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_voxel_is_by_the_rules(
+    data: st.DataObject, dtype: str, method: str, mask_value: Any
+) -> None:
+    block, factors = data.draw(blocks(dtype, mask_value))
+    found = halve(block, factors, method, mask_value)
+    assert found.dtype == block.dtype
+    np.testing.assert_array_equal(found, by_the_rules(block, factors, method, mask_value))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    voxels=hnp.arrays("uint16", (6, 6, 6), elements=st.integers(0, 65535)),
+    mask=hnp.arrays("bool", (6, 6, 6)),
+)
+def test_no_mask_value_ever_enters_an_average(voxels: np.ndarray, mask: np.ndarray) -> None:
+    """What stands below the mask makes no difference, and no mean lies beyond its parents."""
+    voxels = np.minimum(voxels, 1000)
+    masked = np.where(mask, np.uint16(65535), voxels)
+    found = halve(masked, (2, 2, 2), "mean", 65535)
+    valid = found != 65535
+    assert (found[valid] <= 1000).all()
+    # The same with another mask value: nothing of it is in any mean.
+    other = halve(np.where(mask, np.uint16(40000), voxels), (2, 2, 2), "mean", 40000)
+    np.testing.assert_array_equal(np.where(valid, found, 40000), other)
+    cells = mask.reshape(3, 2, 3, 2, 3, 2).sum(axis=(1, 3, 5))
+    np.testing.assert_array_equal(valid, cells < 4)
+
+
+def test_the_mask_wins_over_labels_only_with_half_of_the_parents() -> None:
+    cell = np.array([1, 2, 3, 4, 5, 255, 255, 255], "uint8").reshape(2, 2, 2)
+    assert halve(cell, (2, 2, 2), "mode", 255).item() == 1
+    cell[0, 0, 0] = 255
+    assert halve(cell, (2, 2, 2), "mode", 255).item() == 255
+
+
+@pytest.mark.parametrize("method", ["mean", "mode", "max", "nearest"])
+@pytest.mark.parametrize("extent", [(8, 24, 32), (7, 17, 30), (5, 9, 25)])
+def test_chunk_by_chunk_it_is_the_same(method: str, extent: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    padded = rng.integers(0, 5, (8, 24, 32)).astype("uint8")
+    padded[:, :8, :8] = 255
+    padded[:, 8:16, :8] = 3
+    padded[:, 16:, 16:][rng.random((8, 8, 16)) < 0.4] = 255
+    chunks = padded.reshape(1, 8, 3, 8, 4, 8).transpose(0, 2, 4, 1, 3, 5)
+    chunks = np.ascontiguousarray(chunks)
+    flags = ValueRange(255).add(chunks.reshape(12, -1))
+    out = np.full(tuple(-(-n // 2) + 1 for n in extent), 77, "uint8")
+    halve_chunks(chunks, flags, extent, (2, 2, 2), method, 255, out, (1, 1, 1))
+    block = padded[tuple(slice(n) for n in extent)]
+    np.testing.assert_array_equal(out[1:, 1:, 1:], halve(block, (2, 2, 2), method, 255))
+    assert (out[0] == 77).all()
+
+
+def test_where_machine_code_cannot_be_kept_it_is_compiled_anew(tmp_path: Path) -> None:
+    """As in a container whose every folder is read-only."""
+    script = (
+        "import numba.core.caching as caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "import numpy as np\n"
+        "from ctlab_dask_zarr.write.downsample import halve\n"
+        "print(halve(np.full((2, 2, 2), 7, 'uint8'), (2, 2, 2), 'mean', None).item())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "7", done.stderr
+
+
+def test_large_integers_do_not_overflow() -> None:
+    block = np.full((2, 2, 2), 2**31 - 2, "int32")
+    assert halve(block, (2, 2, 2), "mean", None).item() == 2**31 - 2
+    block = np.array([[[2**62, 2**62 + 4096]]], "int64")
+    assert halve(block, (1, 1, 2), "mean", None).item() == pytest.approx(2**62 + 2048)

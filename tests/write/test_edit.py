@@ -1,0 +1,230 @@
+"""Metadata that is changed in place: every level, labels, the mango block, atomically."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+
+from ctlab_dask_zarr import (
+    InvalidArgumentError,
+    WriteFailedError,
+    dataset_from_zarr,
+    dataset_to_zarr,
+    edit_metadata,
+    labels_to_zarr,
+    verify,
+)
+from ctlab_dask_zarr.cli import main
+from ctlab_dask_zarr.write.edit import build_edit
+from tests.builders import make_dataset, random_voxels
+
+SHAPE = (40, 65, 97)
+NOW = datetime(2026, 1, 31, 15, 45)
+
+
+def make_store(folder: Path, **options: object) -> Path:
+    path = folder / "scan.zarr"
+    dataset = make_dataset(random_voxels(SHAPE), dataset_id="20250101_120000_tomo")
+    dataset_to_zarr(dataset, path, levels=2, **options)
+    return path
+
+
+def attributes_of(path: Path) -> dict:
+    return json.loads((path / "zarr.json").read_text())["attributes"]
+
+
+@pytest.mark.parametrize("placement", ["dataset", "multiscales"])
+def test_a_voxel_size_changes_on_every_level_and_in_the_mango_block(
+    tmp_path: Path, placement: str
+) -> None:
+    path = make_store(tmp_path, scale_placement=placement)
+    before = [dataset_from_zarr(path, level=n) for n in range(2)]
+    edit_metadata(path, voxel_size=(0.6, 0.4, 0.3), voxel_unit="mm")
+    after = [dataset_from_zarr(path, level=n) for n in range(2)]
+    assert after[0].voxel_size == pytest.approx((0.6, 0.4, 0.3), rel=1e-12)
+    # z, twice as coarse as x, was not halved.
+    assert after[1].voxel_size == pytest.approx((0.6, 0.8, 0.6), rel=1e-12)
+    assert str(after[0].voxel_unit) == "mm"
+    # The first voxel of a level is in the middle of those it is made of, as before.
+    factors = np.divide(after[0].voxel_size, before[0].voxel_size)
+    origin = np.multiply(before[1].levels[1].origin, factors)
+    assert after[1].levels[1].origin == pytest.approx(origin)
+    assert any(before[1].levels[1].origin)
+    mango = attributes_of(path)["mango"]
+    assert mango["voxel_size_xyz"] == [0.3, 0.4, 0.6]
+    assert mango["voxel_unit"] == "mm"
+    (key, entry), *_ = after[0].history.items()
+    assert key.endswith("_set_voxel")
+    assert entry == {
+        "operation": "set_voxel",
+        "before": "3 x 2 x 1.5 um",
+        "after": "0.6 x 0.4 x 0.3 mm",
+    }
+    assert verify(path) == []
+
+
+def test_labels_follow_their_image(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    labels_to_zarr(dataset_from_zarr(path).data.astype("uint8") % 3, path, "phases")
+    changes = edit_metadata(path, voxel_size=5)
+    labels = dataset_from_zarr(path / "labels" / "phases", level=1)
+    assert labels.voxel_size == (5, 10, 10)
+    assert "1 label image" in changes[0]
+    assert verify(path) == []
+
+
+def test_one_length_is_that_of_every_axis_and_a_unit_alone_is_only_the_unit(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    edit_metadata(path, voxel_size=2.37)
+    assert dataset_from_zarr(path).voxel_size == (2.37, 2.37, 2.37)
+    edit_metadata(path, voxel_unit="mm")
+    dataset = dataset_from_zarr(path)
+    assert (dataset.voxel_size, str(dataset.voxel_unit)) == ((2.37, 2.37, 2.37), "mm")
+
+
+def test_an_identifier_changes_where_the_image_is_named_by_it(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    edit_metadata(path, dataset_id="20260131_154500_tomo")
+    attributes = attributes_of(path)
+    assert attributes["mango"]["dataset_id"] == "20260131_154500_tomo"
+    assert attributes["ome"]["multiscales"][0]["name"] == "20260131_154500_tomo"
+    assert attributes["ome"]["omero"]["channels"][0]["label"] == "20260131_154500_tomo"
+    assert dataset_from_zarr(path).dataset_id == "20260131_154500_tomo"
+    assert verify(path) == []
+
+
+def test_what_is_so_already_changes_nothing(
+    tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    path = make_store(tmp_path)
+    before = snapshot(tmp_path)
+    assert edit_metadata(path, voxel_size=(3, 2, 1.5), dataset_id="20250101_120000_tomo") == ()
+    assert snapshot(tmp_path) == before
+
+
+def test_an_entry_of_the_history_is_added_and_none_is_rewritten(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    edit_metadata(path, history={"note": "the sample had dried"})
+    assert dataset_from_zarr(path).history == {"note": "the sample had dried"}
+    with pytest.raises(InvalidArgumentError, match="nothing in a history is rewritten"):
+        edit_metadata(path, history={"note": "it had not"})
+
+
+@pytest.mark.parametrize("layout", ["without data type", "plain", "of another writer"])
+def test_every_kind_of_store_can_be_changed(tmp_path: Path, layout: str) -> None:
+    path = tmp_path / "scan.zarr"
+    voxels = random_voxels((8, 9, 10))
+    if layout == "plain":
+        dataset_to_zarr(make_dataset(voxels), path, ome_zarr_version=None)
+    elif layout == "without data type":
+        dataset_to_zarr(make_dataset(voxels.astype("float64")), path)
+    else:
+        scale = {"type": "scale", "scale": [3.0, 2.0, 1.5]}
+        multiscale = {
+            "axes": [{"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"],
+            "datasets": [{"path": "s0", "coordinateTransformations": [scale]}],
+        }
+        attributes = {"ome": {"version": "0.5", "multiscales": [multiscale]}, "mine": 7}
+        group = zarr.create_group(path, zarr_format=3, attributes=attributes)
+        # Fill values only: nothing of this writer promises that every chunk is stored.
+        group.create_array("s0", shape=(8, 9, 10), chunks=(4, 4, 4), dtype="uint16")
+    edit_metadata(path, voxel_size=2.5, history={"note": "calibrated"}, dataset_id="x")
+    dataset = dataset_from_zarr(path)
+    assert dataset.voxel_size == (2.5, 2.5, 2.5)
+    assert dataset.history["note"] == "calibrated"
+    assert len(dataset.history) == 3
+    assert dataset.dataset_id == "x"
+    dataset.data.compute()
+    if layout == "of another writer":
+        assert attributes_of(path)["mine"] == 7
+    else:
+        assert verify(path) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"voxel_size": (1, 2)}, "2 values for 3 axes"),
+        ({"voxel_size": -1.0}, "no length"),
+        ({"voxel_unit": "parsec"}, "not a voxel unit"),
+        ({"voxel_unit": "voxel"}, "a voxel is no length"),
+        ({"dataset_id": " "}, "no text"),
+        ({"history": {"": "x"}}, "no name"),
+    ],
+)
+def test_a_wrong_wish_touches_nothing(
+    tmp_path: Path, snapshot: Callable[[Path], dict[str, str]], wanted: dict, message: str
+) -> None:
+    path = make_store(tmp_path)
+    before = snapshot(tmp_path)
+    with pytest.raises(InvalidArgumentError, match=message):
+        edit_metadata(path, **wanted)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_change_by_another_at_the_same_time_is_not_lost(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    mine = build_edit(path, NOW, voxel_size=5)
+    edit_metadata(path, dataset_id="theirs")
+    with pytest.raises(WriteFailedError, match="at the same time"):
+        mine.apply()
+    dataset = dataset_from_zarr(path)
+    assert (dataset.dataset_id, dataset.voxel_size) == ("theirs", (3.0, 2.0, 1.5))
+
+
+def test_a_store_whose_levels_are_being_made_is_left_alone(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    staging = tmp_path / ".scan.zarr.staging"
+    staging.mkdir()
+    (staging / "plan.json").write_text(json.dumps({"extends": "0f"}))
+    with pytest.raises(InvalidArgumentError, match="being given further levels"):
+        edit_metadata(path, voxel_size=5)
+
+
+def run(*arguments: str, answer: str | None = None) -> tuple[int, str]:
+    result = CliRunner().invoke(main, list(arguments), input=answer)
+    return result.exit_code, result.output
+
+
+def test_the_command_shows_the_change_and_asks(tmp_path: Path) -> None:
+    path = str(make_store(tmp_path))
+    code, output = run("set-voxel", path, "2.37um", "--dry-run")
+    assert (code, output) == (0, "voxel size on 2 levels: 3 x 2 x 1.5 um -> 2.37 um\n")
+    code, output = run("set-voxel", path, "2.37um", answer="n\n")
+    assert code == 1
+    assert "3 x 2 x 1.5 um -> 2.37 um" in output
+    assert dataset_from_zarr(path).voxel_size == (3.0, 2.0, 1.5)
+    code, output = run("set-voxel", path, "2.37um", answer="y\n")
+    assert (code, output.splitlines()[-1]) == (0, "changed")
+    assert dataset_from_zarr(path).voxel_size == (2.37, 2.37, 2.37)
+    assert run("set-voxel", path, "2.37um", "--yes") == (
+        0,
+        "nothing to change: it is so already\n",
+    )
+
+
+def test_different_lengths_have_to_be_meant(tmp_path: Path) -> None:
+    path = str(make_store(tmp_path))
+    assert run("set-voxel", path, "3,2,2um")[0] == 2
+    assert run("set-voxel", path, "3um", "--anisotropic")[0] == 2
+    assert run("set-voxel", path, "3,2,2um", "--anisotropic", "--yes")[0] == 0
+    assert dataset_from_zarr(path).voxel_size == (3.0, 2.0, 2.0)
+
+
+def test_the_history_is_shown_and_added_to(tmp_path: Path) -> None:
+    path = str(make_store(tmp_path))
+    assert run("set-id", path, "20260131_154500_tomo", "--yes")[0] == 0
+    assert run("history", path, "--add", "note=dry = wet", "--yes")[0] == 0
+    code, output = run("history", path)
+    assert code == 0
+    assert "note  dry = wet" in output
+    assert '"operation": "set_id"' in output
+    assert json.loads(run("history", path, "--json")[1])["note"] == "dry = wet"
+    assert run("history", path, "--add", "nothing")[0] == 2
