@@ -32,12 +32,13 @@ from ctlab_dask_zarr.errors import (
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.formats.problems import Problem
+from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.zarr import dataset_from_zarr, read_store_metadata
 from ctlab_dask_zarr.runtime.probe import check_shared_folder
 from ctlab_dask_zarr.runtime.resources import current_client, scheduler_resources
 from ctlab_dask_zarr.runtime.settings import setting
 from ctlab_dask_zarr.runtime.stopping import Stop, compute_until
-from ctlab_dask_zarr.runtime.storage import storage_options_in_force
+from ctlab_dask_zarr.runtime.storage import storage_options_in_force, storage_path
 from ctlab_dask_zarr.verification.verify import build_verification
 from ctlab_dask_zarr.write.commit import CommitResult, committed_result, refuse_missing
 from ctlab_dask_zarr.write.commit import commit as commit_staged
@@ -50,7 +51,7 @@ from ctlab_dask_zarr.write.graph import (
 )
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.write.plan import WritePlan
-from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelSpec
+from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelGeometry, LevelSpec
 from ctlab_dask_zarr.write.remaining import Remaining, all_tasks, part_tasks, what_remains
 from ctlab_dask_zarr.write.resolve import WriteOptions, plan_write, resolve_destination
 from ctlab_dask_zarr.write.stage import (
@@ -64,6 +65,7 @@ from ctlab_dask_zarr.write.stage import (
 
 if TYPE_CHECKING:
     import dask.array as da
+    import numpy.typing as npt
     from dask.delayed import Delayed
     from distributed import Client
 
@@ -359,7 +361,11 @@ def _refuse_what_is_there(request: StageRequest) -> None:
 
 
 def _plan(
-    dataset: Dataset, path: str | os.PathLike[str], options: WriteOptions, source: SourceGraph
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    options: WriteOptions,
+    source: SourceGraph,
+    geometries: Sequence[LevelGeometry] | None = None,
 ) -> WritePlan:
     return plan_write(
         dataset,
@@ -369,6 +375,7 @@ def _plan(
         independent=source.is_independent,
         resources=scheduler_resources(),
         now=datetime.now(),
+        geometries=geometries,
     )
 
 
@@ -528,8 +535,9 @@ def add_levels(
     *,
     resume: bool = False,
     restart: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> CommitResult:
-    """Give an OME-Zarr image that has one level its further ones.
+    """Give an OME-Zarr image that has one level its further ones, and its labels too.
 
     The image stays readable; the new levels appear all at once, when they are complete.
 
@@ -537,17 +545,19 @@ def add_levels(
     ----------
     path
         An OME-Zarr 0.5 image, whoever wrote it.
-    levels, downsample, resume, restart
-        As of `dataset_to_zarr`.
+    levels, downsample, resume, restart, storage_options
+        As of `dataset_to_zarr`; labels get the mode, or where that is asked for the nearest.
 
     Raises
     ------
     InvalidArgumentError
         The image has several levels already, or an argument is wrong; nothing was touched.
     """
-    completion = build_levels(path, levels, downsample, resume=resume, restart=restart)
-    result: CommitResult = run_write(completion)
-    return result
+    with storage_options_in_force(storage_options):
+        completions = build_levels(path, levels, downsample, resume=resume, restart=restart)
+        destination = Destination.at(storage_path(path))
+    results: list[CommitResult] = [run_write(completion) for completion in completions]
+    return results[-1] if results else committed_result(destination)
 
 
 def build_levels(
@@ -557,20 +567,37 @@ def build_levels(
     *,
     resume: bool,
     restart: bool,
-) -> Completion:
-    """Plan the further levels of an image and build their graph; nothing is touched."""
-    _refuse_both(resume, restart)
-    from ctlab_dask_zarr.write.extend import level_request
+) -> list[Completion]:
+    """Plan the further levels of labels and of their image, in this order; nothing is touched.
 
-    metadata = read_store_metadata(path)
-    run_id = uuid.uuid4().hex
-    request = level_request(metadata, levels, downsample, run_id, resume=resume, restart=restart)
-    request, remaining = _what_remains(request, None)
-    return Completion(build_completion(request, remaining), request, remaining)
+    None where all have them and `resume` says that this may be.
+    """
+    _refuse_both(resume, restart)
+    from ctlab_dask_zarr.write.extend import images_to_extend, level_request
+
+    image = read_store_metadata(path)
+    geometries, lacking = images_to_extend(image, levels)
+    if not lacking and not (resume and levels in ("auto", len(geometries))):
+        raise InvalidArgumentError(f"{image.path} has {len(geometries)} levels already")
+    completions = []
+    for metadata in lacking:
+        is_image = metadata.path == image.path
+        request = level_request(
+            metadata,
+            geometries,
+            downsample if is_image or downsample == "nearest" else None,
+            uuid.uuid4().hex,
+            labels_of=None if is_image else image.path,
+            resume=resume,
+            restart=restart,
+        )
+        request, remaining = _what_remains(request, None)
+        completions.append(Completion(build_completion(request, remaining), request, remaining))
+    return completions
 
 
 def labels_to_zarr(
-    labels: Dataset | da.Array,
+    labels: Dataset | da.Array | npt.NDArray[Any],
     image_path: str | os.PathLike[str],
     name: str,
     *,
@@ -580,16 +607,18 @@ def labels_to_zarr(
     shards: ShardSpec = "auto",
     create_array_kwargs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    compute: bool = True,
     resume: bool = False,
     restart: bool = False,
-) -> None:
+    storage_options: Mapping[str, Any] | None = None,
+) -> Delayed | None:
     """Write labels of an OME-Zarr image: below its ``labels``, with the levels that it has.
 
     Parameters
     ----------
     labels
-        Integers, of the image's shape: a `Dataset`, whose voxel size has to be the image's, or a
-        dask array.
+        Integers, of the image's shape: a `Dataset`, whose voxel size has to be the image's, or an
+        array of dask or NumPy.
     image_path
         The OME-Zarr 0.5 image.
     name
@@ -598,7 +627,7 @@ def labels_to_zarr(
         By label, red, green, blue and optionally opacity, 0 to 255 each.
     downsample
         ``'mode'`` (the default) or ``'nearest'``.
-    chunks, shards, create_array_kwargs, overwrite, resume, restart
+    chunks, shards, create_array_kwargs, overwrite, compute, resume, restart, storage_options
         As of `dataset_to_zarr`.
 
     Raises
@@ -622,26 +651,26 @@ def labels_to_zarr(
     [(40, 65, 97), (20, 33, 49)]
     >>> folder.cleanup()
     """
-    write = build_labels(
-        labels,
-        image_path,
-        name,
-        WriteOptions(
-            chunks=chunks,
-            shards=shards,
-            create_array_kwargs=create_array_kwargs,
-            overwrite=overwrite,
-            downsample=downsample,
-        ),
-        colors=colors,
-        resume=resume,
-        restart=restart,
+    options = WriteOptions(
+        chunks=chunks,
+        shards=shards,
+        create_array_kwargs=create_array_kwargs,
+        overwrite=overwrite,
+        downsample=downsample,
     )
-    run_write(write)
+    with storage_options_in_force(storage_options):
+        write = build_labels(
+            labels, image_path, name, options, colors=colors, resume=resume, restart=restart
+        )
+    if compute:
+        run_write(write)
+        return None
+    graph: Delayed = write.graph
+    return graph
 
 
 def build_labels(
-    labels: Dataset | da.Array,
+    labels: Dataset | da.Array | npt.NDArray[Any],
     image_path: str | os.PathLike[str],
     name: str,
     options: WriteOptions,
@@ -651,7 +680,7 @@ def build_labels(
     restart: bool,
 ) -> Write:
     """Plan the labels of an image and build their graph; nothing is touched."""
-    from ctlab_dask_zarr.write.extend import plan_labels, refuse_unfit_labels
+    from ctlab_dask_zarr.write.extend import plan_labels, refuse_unfit_labels, stored_geometries
 
     _refuse_both(resume, restart)
     image = dataset_from_zarr(image_path)
@@ -660,16 +689,9 @@ def build_labels(
         raise UnsupportedFormatError(
             f"{path} is a plain array: labels belong to an OME-Zarr image, convert it to one first"
         )
-    dataset: Any = labels
-    if not hasattr(labels, "dimension_names"):
-        dataset = Dataset(
-            dataset,
-            dimension_names=image.dimension_names,
-            voxel_unit=image.voxel_unit,
-            voxel_size=image.voxel_size,
-        )
+    dataset = _labels_dataset(labels, image)
     refuse_unfit_labels(dataset, image, path)
-    options = replace(options, levels=len(image.levels), downsample=options.downsample or "mode")
+    options = replace(options, downsample=options.downsample or "mode")
     if options.downsample not in ("mode", "nearest"):
         raise InvalidArgumentError(
             f"downsample={options.downsample!r} makes no sense for labels, which name classes: use "
@@ -677,13 +699,35 @@ def build_labels(
         )
     source = _analysed_source(dataset)
     placed = os.path.join(os.path.dirname(path), f"{name}.zarr")
-    image_plan = _plan(dataset, placed, options, source)
-    write_plan = plan_labels(image_plan, path, name, image.levels, colors)
+    geometries = stored_geometries(image, path)
+    image_plan = _plan(dataset, placed, options, source, geometries)
+    write_plan = plan_labels(image_plan, path, name, colors)
     request = StageRequest.of(write_plan, uuid.uuid4().hex, resume=resume, restart=restart)
-    request = replace(request, is_grey=False)
     request, remaining = _what_remains(request, None)
     graph = build_graph(write_plan, source, request, remaining)
     return Write(graph, write_plan, remaining, request)
+
+
+def _labels_dataset(labels: Any, image: Dataset) -> Any:
+    """Return labels as a dataset in the unit of their image, whose voxels an array has."""
+    if isinstance(labels, Dataset):
+        units = (labels.voxel_unit, image.voxel_unit)
+        if VoxelUnit.VOXEL in units:
+            return labels
+        size = labels.voxel_size_with_unit(image.voxel_unit)
+        return Dataset.from_modified(labels, voxel_size=size, voxel_unit=image.voxel_unit)
+    if hasattr(labels, "dimension_names"):
+        return labels
+    if isinstance(labels, np.ndarray):
+        from dask.array import from_array
+
+        labels = from_array(labels)
+    return Dataset(
+        labels,
+        dimension_names=image.dimension_names,
+        voxel_unit=image.voxel_unit,
+        voxel_size=image.voxel_size,
+    )
 
 
 def verify(

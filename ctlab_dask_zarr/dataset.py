@@ -284,6 +284,13 @@ class Dataset:
         return levels
 
     @property
+    def is_discrete(self) -> bool:
+        """Whether voxels are names of classes, as in segmentations and labels, not grey values."""
+        if self._datatype is not None and self._datatype.is_discrete:
+            return True
+        return bool(getattr(self._source, "is_labels", False))
+
+    @property
     def mask_value(self) -> Any:
         """The value that marks voxels outside the sample; None where the type has none."""
         return None if self._datatype is None else self._datatype.mask_value

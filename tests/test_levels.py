@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from ctlab_dask_zarr import (
     commit,
     dataset_from_zarr,
     dataset_to_zarr,
-    labels_to_zarr,
     plan,
     verify,
 )
@@ -386,7 +385,7 @@ def test_a_commit_of_levels_that_dies_is_finished_by_the_next_call(
             done.append(target)
         rename(self, source, target)
 
-    completion = build_levels(path, 3, None, resume=False, restart=False)
+    (completion,) = build_levels(path, 3, None, resume=False, restart=False)
     with dask.config.set(scheduler="sync"), monkeypatch.context() as patch:
         patch.setattr(LocalFiles, "rename", dying)
         if n_renames < 3:
@@ -414,7 +413,7 @@ def test_an_image_that_is_replaced_meanwhile_does_not_get_the_levels_of_the_old(
 ) -> None:
     path = tmp_path / "a.zarr"
     dataset_to_zarr(make_dataset(masked_voxels(), 32, **ISOTROPIC), path, **LAYOUT)
-    completion = build_levels(path, 2, None, resume=False, restart=False)
+    (completion,) = build_levels(path, 2, None, resume=False, restart=False)
     dataset_to_zarr(make_dataset(masked_voxels() // 2, 32), path, overwrite=True, **LAYOUT)
     with pytest.raises(DestinationExistsError, match="was changed since"):
         run_write(completion)
@@ -424,133 +423,39 @@ def test_an_image_that_is_replaced_meanwhile_does_not_get_the_levels_of_the_old(
 # Labels
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "scan.zarr"
-    dataset_to_zarr(make_dataset(masked_voxels(), 32, **ISOTROPIC), path, levels=3, **LAYOUT)
-    return path
+def test_level_0_is_not_read_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a level is made of is in memory while the finer one is written."""
+    from ctlab_dask_zarr.runtime.files import LocalFiles
+
+    read: list[str] = []
+    read_range, whole = LocalFiles.read_range, LocalFiles.read
+
+    def seen_range(self: LocalFiles, path: str, start: int, nbytes: int) -> bytes:
+        read.append(path)
+        return read_range(self, path, start, nbytes)
+
+    def seen(self: LocalFiles, path: str) -> bytes:
+        read.append(path)
+        return whole(self, path)
+
+    monkeypatch.setattr(LocalFiles, "read_range", seen_range)
+    monkeypatch.setattr(LocalFiles, "read", seen)
+    dataset = make_dataset(masked_voxels(), 32, **ISOTROPIC)
+    with dask.config.set(scheduler="threads"):
+        dataset_to_zarr(dataset, tmp_path / "a", levels=3, **LAYOUT)
+    assert any("pieces-" in path for path in read), "the spy sees what is read"
+    stored = [path for path in read if "store-" in path and not path.endswith("zarr.json")]
+    assert not [path for path in stored if f"{os.sep}0{os.sep}" in path]
 
 
-def phases() -> np.ndarray:
-    voxels = masked_voxels()
-    return np.where(voxels == 65535, 255, voxels // 1000).astype("uint8")
-
-
-def labels_of(path: Path) -> list[str]:
-    names: list[str] = json.loads((path / "labels" / "zarr.json").read_text())["attributes"]["ome"][
-        "labels"
-    ]
-    return names
-
-
-def test_labels_have_the_levels_of_their_image(image: Path) -> None:
-    segmented = make_dataset(phases(), 32, datatype="segmented", **ISOTROPIC)
-    labels_to_zarr(
-        segmented, image, "phases", colors={1: (255, 0, 0), 2: (0, 255, 0, 128)}, **LAYOUT
-    )
-    labels_to_zarr(da.from_array(phases().astype("int32"), chunks=40), image, "other", **LAYOUT)
-    assert sorted(labels_of(image)) == ["other", "phases"]
-    expected = [phases()]
-    for _ in range(2):
-        expected.append(halve(expected[-1], (2, 2, 2), "mode", 255))
-    assert_levels(image / "labels" / "phases", expected)
-    label = attributes(image / "labels" / "phases")["ome"]["image-label"]
-    assert label["source"] == {"image": "../../"}
-    assert label["colors"][1] == {"label-value": 2, "rgba": [0, 255, 0, 128]}
-    assert verify(image) == []
-    assert verify(image / "labels" / "phases", segmented) == []
-    assert os.listdir(image.parent) == ["scan.zarr"]
-    coarsest = dataset_from_zarr(image / "labels" / "phases", level=2).data.compute()
-    assert set(np.unique(coarsest)) <= {0, 1, 2, 3, 255}
-
-
-def test_labels_are_valid_for_other_validators(image: Path) -> None:
-    from ome_zarr_models.v05.image_label import ImageLabel
-    from ome_zarr_models.v05.labels import Labels
-
-    labels_to_zarr(da.from_array(phases(), chunks=32), image, "phases", colors={1: (9, 9, 9)})
-    Labels.from_zarr(zarr.open_group(image / "labels", mode="r"))
-    ImageLabel.from_zarr(zarr.open_group(image / "labels" / "phases", mode="r"))
-
-
-@pytest.mark.parametrize(
-    ("data", "options", "message"),
-    [
-        (np.zeros(SHAPE, "float32"), {}, "integers"),
-        (np.zeros((70, 65, 96), "uint8"), {}, "x: 96"),
-        (np.zeros(SHAPE, "uint8"), {"name": "../up"}, "no name"),
-        (np.zeros(SHAPE, "uint8"), {"name": ""}, "no name"),
-        (np.zeros(SHAPE, "uint8"), {"colors": {1: (300, 0, 0)}}, "0 to 255"),
-        (np.zeros(SHAPE, "uint8"), {"colors": {256: (1, 0, 0)}}, "256"),
-        (np.zeros(SHAPE, "uint8"), {"downsample": "mean"}, "classes"),
-    ],
-)
-def test_labels_that_do_not_fit_are_refused(
-    data: np.ndarray, options: Mapping[str, Any], message: str, image: Path
+def test_going_on_with_levels_that_are_complete_is_no_error(
+    tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
 ) -> None:
-    arguments = {"name": "phases", **options}
-    with pytest.raises(InvalidArgumentError, match=message):
-        labels_to_zarr(da.from_array(data, chunks=32), image, **arguments)
-    assert sorted(os.listdir(image)) == ["0", "1", "2", "zarr.json"]
-    assert os.listdir(image.parent) == ["scan.zarr"]
-
-
-def test_labels_of_another_voxel_size_are_refused(image: Path) -> None:
-    labels = make_dataset(phases(), 32, datatype="segmented", voxel_size=(2.0, 2.0, 2.1))
-    with pytest.raises(InvalidArgumentError, match=r"2\.1"):
-        labels_to_zarr(labels, image, "phases")
-    in_mm = make_dataset(
-        phases(), 32, datatype="segmented", voxel_size=(0.002,) * 3, voxel_unit="mm"
-    )
-    labels_to_zarr(in_mm, image, "phases", **LAYOUT)
-
-
-def test_labels_are_replaced_only_if_asked_and_protect_their_image(image: Path) -> None:
-    first, second = da.zeros(SHAPE, dtype="uint8"), da.ones(SHAPE, dtype="uint8")
-    labels_to_zarr(first, image, "phases")
-    with pytest.raises(DestinationExistsError, match="phases exists"):
-        labels_to_zarr(second, image, "phases")
-    labels_to_zarr(second, image, "phases", overwrite=True)
-    assert labels_of(image) == ["phases"]
-    assert (dataset_from_zarr(image / "labels" / "phases").data == 1).all().compute()
-    with pytest.raises(DestinationExistsError, match="labels, which would be lost"):
-        dataset_to_zarr(make_dataset(masked_voxels(), **ISOTROPIC), image, overwrite=True)
-
-
-def test_interrupted_labels_leave_the_image_as_it_was_and_are_resumed(
-    image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ctlab_dask_zarr.write.resolve as resolve
-
-    monkeypatch.setattr(resolve, "_source_identity", lambda dataset: "the same")
-    broken = make_dataset(failing_after(6, phases()), datatype="segmented", **ISOTROPIC)
-    with dask.config.set(scheduler="sync"), pytest.raises(CTLabError):
-        labels_to_zarr(broken, image, "phases", **LAYOUT)
-    assert sorted(os.listdir(image)) == ["0", "1", "2", "zarr.json"]
-    assert sorted(os.listdir(image.parent)) == [".scan.zarr.labels.phases.staging", "scan.zarr"]
-    whole = make_dataset(phases(), 32, datatype="segmented", **ISOTROPIC)
-    with pytest.raises(CTLabError, match="resume=True"):
-        labels_to_zarr(whole, image, "phases", **LAYOUT)
-    labels_to_zarr(whole, image, "phases", resume=True, **LAYOUT)
-    assert labels_of(image) == ["phases"]
-    assert verify(image / "labels" / "phases", whole) == []
-    assert os.listdir(image.parent) == ["scan.zarr"]
-
-
-def test_verify_names_what_is_wrong_with_labels(image: Path) -> None:
-    labels_to_zarr(da.from_array(phases(), chunks=32), image, "phases", **LAYOUT)
-    shard = next(p for p in (image / "labels" / "phases" / "1").glob("c*") if p.is_file())
-    shard.unlink()
-    (problem,) = verify(image)
-    assert problem.location == f"labels/phases/1/{shard.name}"
-    group = image / "labels" / "zarr.json"
-    text = group.read_text()
-    for damaged in ('{"attributes": []}', '{"attributes": {"ome": {"labels": 7}}}', "no JSON"):
-        group.write_text(damaged)
-        assert ("labels/phases", "unlisted") in {(p.location, p.kind) for p in verify(image)}
-    group.write_text(text)
-    group.write_text(group.read_text().replace('"phases"', '"grains"'))
-    assert {(p.location, p.kind) for p in verify(image)} >= {
-        ("labels/grains", "missing"),
-        ("labels/phases", "unlisted"),
-    }
+    """So that a job script may always give --resume."""
+    dataset_to_zarr(make_dataset(masked_voxels(), 32, **ISOTROPIC), tmp_path / "a", **LAYOUT)
+    add_levels(tmp_path / "a.zarr", 3, resume=True)
+    before = snapshot(tmp_path)
+    add_levels(tmp_path / "a.zarr", 3, resume=True)
+    assert snapshot(tmp_path) == before
+    with pytest.raises(InvalidArgumentError, match="has 3 levels already"):
+        add_levels(tmp_path / "a.zarr", 2, resume=True)

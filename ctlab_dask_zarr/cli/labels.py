@@ -14,7 +14,7 @@ from ctlab_dask_zarr.cli.options import (
     layout_arguments,
     with_cluster_options,
 )
-from ctlab_dask_zarr.cli.parameters import CODEC, COLOR, SHAPE, SHAPE_OR_NONE
+from ctlab_dask_zarr.cli.parameters import CODEC, COLOR, DEADLINE, SHAPE, SHAPE_OR_NONE
 
 __all__ = ["add_labels_command"]
 
@@ -43,6 +43,12 @@ __all__ = ["add_labels_command"]
 @click.option("--overwrite", is_flag=True, help="Replace labels of that name.")
 @click.option("--resume", is_flag=True, help="Go on with what was interrupted.")
 @click.option("--restart", is_flag=True, help="Remove what was left by an interruption, first.")
+@click.option(
+    "--deadline",
+    type=DEADLINE,
+    default=None,
+    help="Stop in time to be resumed (exit code 75): 1h50m, or auto.",
+)
 @with_cluster_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def add_labels_command(
@@ -53,6 +59,7 @@ def add_labels_command(
     downsample: str,
     resume: bool,
     restart: bool,
+    deadline: float | None,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -63,7 +70,7 @@ def add_labels_command(
     """
     from ctlab_dask_zarr.runtime.stopping import Stop
 
-    stop = Stop(None)
+    stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
         from ctlab_dask_zarr.api import build_labels

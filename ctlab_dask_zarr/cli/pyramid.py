@@ -57,21 +57,25 @@ def pyramid_command(
 ) -> None:
     """Give the OME-Zarr image at PATH levels of detail.
 
-    It stays readable meanwhile; the levels appear all at once, when they are complete.
+    It stays readable meanwhile; the levels appear all at once, when they are complete. Labels of
+    the image get the same levels.
     """
     from ctlab_dask_zarr.runtime.stopping import Stop
 
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
-        from ctlab_dask_zarr.api import build_levels
+        from ctlab_dask_zarr.api import build_levels, dataset_from_zarr
 
-        completion = build_levels(path, levels, downsample, resume=resume, restart=restart)
-        with client_for(**cluster) as client:
-            result = compute_with_progress(completion, client, quiet, stop)
-    shapes = [level.layout.shape for level in completion.request.levels]
+        completions = build_levels(path, levels, downsample, resume=resume, restart=restart)
+        if completions:
+            with client_for(**cluster) as client:
+                for completion in completions:
+                    compute_with_progress(completion, client, quiet, stop)
+        image = dataset_from_zarr(path)
+    shapes = [level.shape for level in image.levels]
     if as_json:
-        click.echo(json.dumps({"destination": result.destination, "levels": shapes}))
+        click.echo(json.dumps({"destination": image.source.path, "levels": shapes}))
         return
     names = ", ".join(" x ".join(map(str, shape)) for shape in shapes)
-    click.echo(f"{result.destination}: {len(shapes)} levels, {names}")
+    click.echo(f"{image.source.path}: {len(shapes)} levels, {names}")

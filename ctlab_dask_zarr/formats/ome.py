@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -252,10 +253,12 @@ def build_image_label(
         limits = np.iinfo(dtype)
         entries = []
         for value, color in colors.items():
-            parts = [*color, 255][:4] if len(color) == 3 else list(color)
-            is_color = len(parts) == 4 and all(
-                isinstance(part, int) and 0 <= part <= 255 for part in parts
-            )
+            try:
+                parts = [operator.index(part) for part in color]
+            except TypeError:
+                parts = []
+            parts += [255] * (len(parts) == 3)
+            is_color = len(parts) == 4 and all(0 <= part <= 255 for part in parts)
             if not is_color or not limits.min <= value <= limits.max:
                 raise InvalidArgumentError(
                     f"the colour {list(color)} of label {value} is not three or four numbers from "

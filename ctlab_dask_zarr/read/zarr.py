@@ -98,6 +98,8 @@ class ZarrVolume:
         Every level of the image that the array belongs to, finest first.
     files
         Through what the store is reached.
+    is_labels
+        Whether the image says that it is labels of another.
     """
 
     path: str
@@ -107,6 +109,7 @@ class ZarrVolume:
     strict: bool
     levels: tuple[StoredLevel, ...] = ()
     files: Files = LOCAL_FILES
+    is_labels: bool = False
 
     @property
     def stored(self) -> StoredArray:
@@ -198,6 +201,11 @@ class StoreMetadata:
         """The store itself."""
         return store_at(self.path, self.files)
 
+    @property
+    def is_labels(self) -> bool:
+        """Whether the image says that it is labels of another."""
+        return self.ome is not None and "image-label" in self.attributes["ome"]
+
 
 def dataset_from_zarr(
     path: str | os.PathLike[str],
@@ -262,6 +270,7 @@ def dataset_of(
         metadata.root_hash,
         strict=_is_ours(receipt, array_path) if strict is None else strict,
         files=metadata.files,
+        is_labels=metadata.is_labels,
     )
     stored = volume.stored
     names = _dimension_names(metadata.ome, stored)

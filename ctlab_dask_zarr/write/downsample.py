@@ -36,6 +36,8 @@ Factors = tuple[int, ...]
 #: What the compiled code calls the methods.
 _CODES = {"mean": 0, "mode": 1, "nearest": 2, "max": 3}
 _MEAN, _MODE, _NEAREST, _MAX = (_CODES[name] for name in ("mean", "mode", "nearest", "max"))
+#: The mean of 64-bit integers, of which eight cannot be added up in any type that there is.
+_WIDE_MEAN = 4
 
 
 def halve(
@@ -107,12 +109,13 @@ def halve_chunks(
     grid, edges = chunks.shape[:ndim], chunks.shape[ndim:]
     one, none = (1,) * (3 - ndim), (0,) * (3 - ndim)
     mask = np.nan if mask_value is None and dtype.kind == "f" else mask_value
+    is_wide = dtype.kind != "f" and dtype.itemsize == 8
     _halve_chunks(
         chunks.reshape(one + grid + one + edges),
         flags,
         one + extent,
         one + factors,
-        _CODES[method],
+        _WIDE_MEAN if is_wide and method == "mean" else _CODES[method],
         None if mask is None else dtype.type(mask),
         _zero(dtype),
         out.reshape(one + out.shape),
@@ -122,8 +125,10 @@ def halve_chunks(
 
 def _zero(dtype: np.dtype[Any]) -> Any:
     """Return the zero of the type that eight voxels are added up in."""
-    if dtype.kind == "f" or dtype.itemsize == 8:
+    if dtype.kind == "f":
         return np.float64(0)
+    if dtype.itemsize == 8:
+        return dtype.type(0)
     return np.int64(0) if dtype.itemsize == 4 else np.int32(0)
 
 
@@ -316,7 +321,7 @@ def _masked_mean_row(
 def _pick_row(
     chunk: Any, rows: Any, n: Any, code: int, mask: Any, zero: Any, target: Any, to: Any
 ) -> None:
-    """Mode or max: nearly every voxel has eight parents that are the same."""
+    """Where nearly every voxel has eight parents that are the same, as labels have."""
     a, b, c, d = rows
     one = np.uintp(1)
     n_different = np.uint32(0)
@@ -362,8 +367,25 @@ def _from_parents(parents: Any, code: int, mask: Any, zero: Any) -> Any:
         return best
     if code == _MODE:
         return _most_frequent(parents, best, mask)
-    mean = type(best)(_divide(total, n_valid))
+    if code == _WIDE_MEAN:
+        mean = _wide_mean(parents, type(best)(n_valid), mask)
+    else:
+        mean = type(best)(_divide(total, n_valid))
     return best if _is_masked(mean, mask) else mean
+
+
+@_compiled
+def _wide_mean(parents: Any, n_valid: Any, mask: Any) -> Any:
+    """Add up quotients and remainders, which are not larger than the voxels."""
+    whole = type(n_valid)(0)
+    rest = type(n_valid)(0)
+    for value in parents:
+        if not _is_masked(value, mask):
+            whole += type(n_valid)(value // n_valid)
+            rest += type(n_valid)(value % n_valid)
+    whole += type(n_valid)(rest // n_valid)
+    is_half = 2 * (rest % n_valid) >= n_valid
+    return type(n_valid)(whole + type(n_valid)(is_half))
 
 
 @_compiled

@@ -20,58 +20,122 @@ from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.ome import add_ome_levels, build_image_label
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.read.zarr import StoredLevel, StoreMetadata, ZarrVolume, dataset_from_zarr
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names
+from ctlab_dask_zarr.read.zarr import (
+    StoreMetadata,
+    ZarrVolume,
+    dataset_of,
+    read_store_metadata,
+)
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.layout import Layout, resolve_layout
 from ctlab_dask_zarr.write.plan import Document, Level, WritePlan, plan_fingerprint, plan_identity
-from ctlab_dask_zarr.write.pyramid import LevelSpec, level_geometries, resolve_downsample
+from ctlab_dask_zarr.write.pyramid import (
+    LevelGeometry,
+    LevelSpec,
+    geometries_of_levels,
+    level_geometries,
+    resolve_downsample,
+)
 from ctlab_dask_zarr.write.resolve import coarser_levels
 from ctlab_dask_zarr.write.stage import StageRequest, plain_mask_value
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
-    from ctlab_dask_zarr.formats.zarr_array import StoredArray
 
-__all__ = ["level_request", "plan_labels", "refuse_unfit_labels"]
+__all__ = [
+    "images_to_extend",
+    "level_request",
+    "plan_labels",
+    "refuse_unfit_labels",
+    "stored_geometries",
+]
 
 
-def level_request(
-    metadata: StoreMetadata,
-    levels: LevelSpec,
-    downsample: str | None,
-    run_id: str,
-    *,
-    resume: bool,
-    restart: bool,
-) -> StageRequest:
-    """Return what staging is asked for to give an image its further levels.
+def images_to_extend(
+    metadata: StoreMetadata, levels: LevelSpec
+) -> tuple[tuple[LevelGeometry, ...], list[StoreMetadata]]:
+    """Return the levels that an image and its labels should have, and which of them lack these.
+
+    Labels come first: they need as many levels as their image.
 
     Raises
     ------
     InvalidArgumentError, UnsupportedFormatError
-        The store has levels already, or is none that can have them.
+        The store can have no levels, or labels do not fit it.
     """
+    path = metadata.path
     if metadata.ome is None:
         raise UnsupportedFormatError(
-            f"{metadata.path} is a plain array, which has one level: convert it to an OME-Zarr "
-            "group first"
+            f"{path} is a plain array, which has one level: convert it to an OME-Zarr group first"
         )
-    if len(metadata.arrays) > 1:
-        raise InvalidArgumentError(f"{metadata.path} has {len(metadata.arrays)} levels already")
-    dataset = dataset_from_zarr(metadata.path)
-    volume: ZarrVolume = dataset.source
-    stored = volume.stored
-    geometries = level_geometries(stored.shape, dataset.voxel_size, levels)
+    if metadata.is_labels:
+        raise InvalidArgumentError(
+            f"{path} is labels of an image, which get their levels with it: give the path of the "
+            "image"
+        )
+    image = dataset_of(metadata)
+    geometries = stored_geometries(image, path)
+    if len(geometries) == 1:
+        geometries = level_geometries(image.shape, image.voxel_size, levels)
     if len(geometries) == 1:
         raise InvalidArgumentError(
-            f"levels={levels!r} adds none to {metadata.path}: its longest axis has "
-            f"{max(stored.shape)} voxels"
+            f"levels={levels!r} adds none to {path}: its longest axis has {max(image.shape)} voxels"
         )
+    images = []
+    folder = os.path.join(path, "labels")
+    for name in label_names(metadata.files, folder):
+        labels = read_store_metadata(os.path.join(folder, name), metadata.files)
+        shapes = [parse_array_document(document).shape for _, document in labels.arrays]
+        wanted = [geometry.shape for geometry in geometries]
+        if shapes == wanted[:1]:
+            images.append(labels)
+        elif shapes != wanted:
+            raise InvalidArgumentError(
+                f"the labels {name!r} have levels of the shapes {shapes}, where the image {path} "
+                f"has, or would get, {wanted}: labels need the same levels as their image"
+            )
+    if len(metadata.arrays) == 1:
+        images.append(metadata)
+    return geometries, images
+
+
+def stored_geometries(image: Dataset, path: str) -> tuple[LevelGeometry, ...]:
+    """Return the geometry of the levels that an image has.
+
+    Raises
+    ------
+    InvalidArgumentError
+        They are none that can be made here.
+    """
+    shapes, sizes, origins = zip(
+        *((level.shape, level.voxel_size, level.origin) for level in image.levels), strict=True
+    )
+    try:
+        return geometries_of_levels(shapes, sizes, origins)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{path}: {error}") from error
+
+
+def level_request(
+    metadata: StoreMetadata,
+    geometries: Sequence[LevelGeometry],
+    downsample: str | None,
+    run_id: str,
+    *,
+    labels_of: str | None,
+    resume: bool,
+    restart: bool,
+) -> StageRequest:
+    """Return what staging is asked for to give an image with one level its further ones."""
+    dataset = dataset_of(metadata)
+    volume: ZarrVolume = dataset.source
+    stored = volume.stored
     finest = Level(volume.array_path, _stored_layout(stored), volume.document)
     every = (finest, *coarser_levels(finest, geometries))
-    destination = Destination(metadata.path, metadata.files)
-    method = resolve_downsample(downsample, dataset.datatype, stored.dtype.kind)
+    destination = Destination(metadata.path, metadata.files, labels_of)
+    method = resolve_downsample(downsample, stored.dtype.kind, is_discrete=dataset.is_discrete)
     root = json.loads(metadata.store.get(ROOT_DOCUMENT))
     attributes = root["attributes"]
     added = [(level.path, level.factors) for level in every[1:]]
@@ -92,7 +156,7 @@ def level_request(
         run_id=run_id,
         mask_value=plain_mask_value(dataset.datatype),
         downsample=method,
-        is_grey=dataset.datatype is None or not dataset.datatype.is_discrete,
+        is_grey=not dataset.is_discrete,
         extends=metadata.root_hash,
     )
 
@@ -137,7 +201,6 @@ def plan_labels(
     plan: WritePlan,
     image_path: str,
     name: str,
-    levels: Sequence[StoredLevel],
     colors: Mapping[int, Sequence[int]] | None,
 ) -> WritePlan:
     """Return the plan of an image as that of labels of the image at `image_path`.
@@ -145,16 +208,10 @@ def plan_labels(
     Raises
     ------
     InvalidArgumentError
-        The name, a colour, or the image's levels cannot be used.
+        The name or a colour cannot be used.
     """
     if name in ("", ".", "..") or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise InvalidArgumentError(f"{name!r} is no name for labels: use one as 'phases'")
-    shapes = [level.shape for level in levels]
-    if shapes != [level.layout.shape for level in plan.levels]:
-        raise InvalidArgumentError(
-            f"the levels of {image_path} have the shapes {shapes}, which are not those that labels "
-            "are given here: labels need the same levels as their image"
-        )
     (root,) = [document for document in plan.documents if document.key == ROOT_DOCUMENT]
     content = json.loads(root.text)
     label = build_image_label(colors, plan.levels[0].array.dtype)
@@ -164,5 +221,6 @@ def plan_labels(
         plan,
         destination=os.path.join(image_path, "labels", name),
         documents=(*documents, Document(ROOT_DOCUMENT, json.dumps(content))),
+        is_discrete=True,
         labels_of=image_path,
     )

@@ -87,6 +87,8 @@ class WritePlan:
         What a user should know before starting.
     downsample
         How a level becomes the next one.
+    is_discrete
+        Whether voxels are names of classes, and not grey values.
     labels_of
         The image whose labels these are; None for an image.
     """
@@ -101,6 +103,7 @@ class WritePlan:
     identity: str
     notes: tuple[str, ...]
     downsample: DownsampleMethod = "mean"
+    is_discrete: bool = False
     labels_of: str | None = None
 
     @property

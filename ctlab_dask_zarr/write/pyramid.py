@@ -20,7 +20,6 @@ from math import sqrt
 from typing import Any, Literal
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.write.layout import Layout, Shape
 
 __all__ = [
@@ -28,6 +27,7 @@ __all__ = [
     "LevelGeometry",
     "LevelSpec",
     "child_coords",
+    "geometries_of_levels",
     "level_geometries",
     "level_layout",
     "levels_problem",
@@ -106,6 +106,39 @@ def level_geometries(
                 f"{len(found)} levels; 'auto' makes as many as viewers need"
             )
         found.append(_next_level(last))
+    return tuple(found)
+
+
+def geometries_of_levels(
+    shapes: Sequence[Shape],
+    voxel_sizes: Sequence[Sequence[float]],
+    origins: Sequence[Sequence[float]],
+) -> tuple[LevelGeometry, ...]:
+    """Return the geometry of levels that are there, whoever has made them, finest first.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A level is not the one before it with half as many voxels along some axes.
+
+    Examples
+    --------
+    >>> levels = geometries_of_levels([(5, 8), (3, 8)], [(2.0, 1.0), (4.0, 1.0)], [(0, 0), (1, 0)])
+    >>> levels[1].factors
+    (2, 1)
+    """
+    found = [
+        LevelGeometry(shapes[0], (1,) * len(shapes[0]), tuple(voxel_sizes[0]), tuple(origins[0]))
+    ]
+    for shape, size, origin in zip(shapes[1:], voxel_sizes[1:], origins[1:], strict=True):
+        finer = found[-1].shape
+        factors = tuple(1 if n == f else 2 for n, f in zip(shape, finer, strict=True))
+        if shape != tuple(-(-f // by) for f, by in zip(finer, factors, strict=True)):
+            raise InvalidArgumentError(
+                f"level {len(found)} has the shape {shape}, which is not half of {finer}, rounded "
+                "up, along any axes: only such levels can be made here"
+            )
+        found.append(LevelGeometry(shape, factors, tuple(size), tuple(origin)))
     return tuple(found)
 
 
@@ -240,16 +273,15 @@ def child_coords(finer: Layout, coarser: Layout, factors: Shape, coords: Shape) 
 
 
 def resolve_downsample(
-    method: str | None, datatype: DataType | None, dtype_kind: str
+    method: str | None, dtype_kind: str, *, is_discrete: bool
 ) -> DownsampleMethod:
-    """Return the method to use, by default that of the data type.
+    """Return the method to use, by default that of the kind of data.
 
     Raises
     ------
     InvalidArgumentError
         There is no such method, or it means nothing for such data.
     """
-    is_discrete = datatype is not None and datatype.is_discrete
     if method is None:
         return "mode" if is_discrete else "mean"
     if method not in ("mean", "mode", "nearest", "max"):
@@ -258,8 +290,8 @@ def resolve_downsample(
         )
     if is_discrete and method in ("mean", "max"):
         raise InvalidArgumentError(
-            f"downsample={method!r} makes no sense for {datatype} data, whose values are names of "
-            "classes: use 'mode' or 'nearest'"
+            f"downsample={method!r} makes no sense for segmentations and labels, whose values are "
+            "names of classes: use 'mode' or 'nearest'"
         )
     if method == "mode" and dtype_kind == "f":
         raise InvalidArgumentError(

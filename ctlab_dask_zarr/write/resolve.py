@@ -99,6 +99,7 @@ def plan_write(
     independent: bool,
     resources: Resources,
     now: datetime,
+    geometries: Sequence[LevelGeometry] | None = None,
 ) -> WritePlan:
     """Lay the whole write out.
 
@@ -114,6 +115,8 @@ def plan_write(
         What the write will have.
     now
         Local time, for a generated dataset id.
+    geometries
+        Of the levels, where they are given by something else than `options`.
 
     Raises
     ------
@@ -162,10 +165,12 @@ def plan_write(
         separator_threshold=_validated_threshold(options.dimension_separator_threshold),
         create_array_kwargs=options.create_array_kwargs or {},
     )
-    downsample = resolve_downsample(options.downsample, kind, dtype.kind)
-    geometries = level_geometries(
-        layout.shape, voxel_size, 1 if options.levels is None else options.levels
-    )
+    is_discrete = kind.is_discrete if kind else bool(getattr(dataset, "is_discrete", False))
+    downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=is_discrete)
+    if geometries is None:
+        geometries = level_geometries(
+            layout.shape, voxel_size, 1 if options.levels is None else options.levels
+        )
     levels = [Level("0" if is_group else "", layout, document)]
     if len(geometries) > 1:
         _refuse_levels_of_an_array(is_group)
@@ -206,6 +211,7 @@ def plan_write(
         identity=plan_identity(tuple(levels), kind, _source_identity(dataset), downsample),
         notes=plan_notes(tuple(levels), rechunk),
         downsample=downsample,
+        is_discrete=is_discrete,
     )
 
 

@@ -126,7 +126,7 @@ class StageRequest:
             run_id=run_id,
             mask_value=plain_mask_value(plan.datatype),
             downsample=plan.downsample,
-            is_grey=plan.datatype is None or not plan.datatype.is_discrete,
+            is_grey=not plan.is_discrete,
             n_parts=n_parts,
         )
 

@@ -65,6 +65,10 @@ CASES = [
     ("int32", "mode", 2147483647),
     ("int32", "mean", None),
     ("int16", "mean", -2),
+    ("int64", "mean", -1),
+    ("int64", "mean", None),
+    ("uint64", "mean", None),
+    ("uint64", "mode", 0),
     ("float32", "mean", 1e30),
     ("float32", "mean", -2.0),
     ("float32", "max", None),
@@ -80,6 +84,9 @@ def blocks(draw: st.DrawFn, dtype: str, mask_value: Any) -> tuple[np.ndarray, Fa
     factors = draw(st.tuples(*[st.integers(1, 2)] * ndim))
     kind = np.dtype(dtype).kind
     values = [*range(5), *([] if kind == "u" else [-3, -1])]
+    limits = None if kind == "f" else np.iinfo(dtype)
+    if limits is not None:
+        values += [int(limits.max), int(limits.max) - 1, int(limits.min), int(limits.min) + 1]
     special = [] if mask_value is None else [mask_value] * 4
     if kind == "f":
         special += [np.nan]
@@ -161,5 +168,9 @@ def test_where_machine_code_cannot_be_kept_it_is_compiled_anew(tmp_path: Path) -
 def test_large_integers_do_not_overflow() -> None:
     block = np.full((2, 2, 2), 2**31 - 2, "int32")
     assert halve(block, (2, 2, 2), "mean", None).item() == 2**31 - 2
-    block = np.array([[[2**62, 2**62 + 4096]]], "int64")
-    assert halve(block, (1, 1, 2), "mean", None).item() == pytest.approx(2**62 + 2048)
+    block = np.array([[[2**63 - 1, 2**63 - 2]]], "int64")
+    assert halve(block, (1, 1, 2), "mean", None).item() == 2**63 - 1
+    block = np.array([[[-(2**63), 2**63 - 1, -7, -8]]], "int64")
+    assert halve(block, (1, 1, 2), "mean", None).tolist() == [[[0, -7]]]
+    block = np.full((2, 2, 2), 2**64 - 1, "uint64")
+    assert halve(block, (2, 2, 2), "mean", None).item() == 2**64 - 1

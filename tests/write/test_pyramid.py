@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ctlab_dask_zarr import DataType, InvalidArgumentError
+from ctlab_dask_zarr import InvalidArgumentError
 from ctlab_dask_zarr.write.layout import resolve_layout
 from ctlab_dask_zarr.write.pyramid import (
     child_coords,
@@ -94,29 +94,25 @@ def test_parents_and_children_are_each_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "datatype", "kind", "expected"),
+    ("method", "is_discrete", "kind", "expected"),
     [
-        (None, DataType.TOMO, "u", "mean"),
-        (None, DataType.SEGMENTED, "u", "mode"),
-        (None, DataType.LABELS, "i", "mode"),
-        (None, None, "f", "mean"),
-        ("nearest", DataType.LABELS, "i", "nearest"),
-        ("max", DataType.TOMO, "u", "max"),
+        (None, False, "u", "mean"),
+        (None, True, "u", "mode"),
+        (None, False, "f", "mean"),
+        ("nearest", True, "i", "nearest"),
+        ("max", False, "u", "max"),
     ],
 )
-def test_the_method_follows_the_data(method: Any, datatype: Any, kind: str, expected: str) -> None:
-    assert resolve_downsample(method, datatype, kind) == expected
+def test_the_method_follows_the_data(
+    method: Any, is_discrete: bool, kind: str, expected: str
+) -> None:
+    assert resolve_downsample(method, kind, is_discrete=is_discrete) == expected
 
 
 @pytest.mark.parametrize(
-    ("method", "datatype", "kind"),
-    [
-        ("median", None, "u"),
-        ("mean", DataType.SEGMENTED, "u"),
-        ("max", DataType.LABELS, "i"),
-        ("mode", DataType.TOMO_FLOAT, "f"),
-    ],
+    ("method", "is_discrete", "kind"),
+    [("median", False, "u"), ("mean", True, "u"), ("max", True, "i"), ("mode", False, "f")],
 )
-def test_a_method_that_does_not_fit_is_refused(method: Any, datatype: Any, kind: str) -> None:
+def test_a_method_that_does_not_fit_is_refused(method: Any, is_discrete: bool, kind: str) -> None:
     with pytest.raises(InvalidArgumentError, match="downsample="):
-        resolve_downsample(method, datatype, kind)
+        resolve_downsample(method, kind, is_discrete=is_discrete)
