@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from ctlab_dask_zarr.formats.history import History
+    from ctlab_dask_zarr.write.rechunk import Resources
 
 __all__ = [
     "add_levels",
@@ -260,7 +261,17 @@ def plan(
         downsample=downsample,
         extra_attrs=extra_attrs,
     )
-    return _plan(dataset, path, options, _analysed_source(dataset))
+    return build_plan(dataset, path, options)
+
+
+def build_plan(
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    options: WriteOptions,
+    resources: Resources | None = None,
+) -> WritePlan:
+    """Plan a write for these resources, or those of the scheduler in force; nothing is touched."""
+    return _plan(dataset, path, options, _analysed_source(dataset), resources=resources)
 
 
 class Write(NamedTuple):
@@ -299,16 +310,17 @@ def build_write(
     to others.
     """
     _refuse_both(resume, restart)
-    if part is not None:
-        _validate_part(part, restart)
     source = _analysed_source(dataset)
     write_plan = _plan(dataset, path, options, source)
+    if part is not None:
+        _validate_part(part, restart, write_plan.levels[0].layout.n_tasks)
     request = StageRequest.of(
         write_plan,
         uuid.uuid4().hex,
         resume=resume,
         restart=restart,
         n_parts=None if part is None else part[1],
+        dataset_id=options.dataset_id or getattr(dataset, "dataset_id", None),
     )
     request, remaining = _what_remains(request, part)
     graph = build_graph(write_plan, source, request, remaining, publish=part is None)
@@ -340,15 +352,20 @@ def _refuse_both(resume: bool, restart: bool) -> None:
         raise InvalidArgumentError("resume and restart exclude one another: pass one of them")
 
 
-def _validate_part(part: tuple[int, int], restart: bool) -> None:
+def _validate_part(part: tuple[int, int], restart: bool, n_shards: int) -> None:
     number, n_parts = part
     if restart:
         raise InvalidArgumentError(
-            "restart would remove what the jobs of the other parts write: remove the staging "
-            "folder before the first of them starts"
+            "restart would remove what the jobs of the other parts write: before the first of "
+            "them starts, remove what an earlier write has left by `ctlab-zarr abort DESTINATION`"
         )
     if not 1 <= number <= n_parts:
         raise InvalidArgumentError(f"part {number} of {n_parts}: parts are counted from 1")
+    if n_parts > n_shards:
+        raise InvalidArgumentError(
+            f"part {number} of {n_parts}: there are {n_shards} shards to share out, so that there "
+            f"can be {n_shards} parts at most"
+        )
 
 
 def _refuse_what_is_there(request: StageRequest) -> None:
@@ -366,6 +383,7 @@ def _plan(
     options: WriteOptions,
     source: SourceGraph,
     geometries: Sequence[LevelGeometry] | None = None,
+    resources: Resources | None = None,
 ) -> WritePlan:
     return plan_write(
         dataset,
@@ -373,7 +391,7 @@ def _plan(
         _with_settings(options),
         block_lengths=source.chunks,
         independent=source.is_independent,
-        resources=scheduler_resources(),
+        resources=scheduler_resources() if resources is None else resources,
         now=datetime.now(),
         geometries=geometries,
     )
@@ -389,13 +407,7 @@ def _with_settings(options: WriteOptions) -> WriteOptions:
     if found.get("shards") == "none":
         found["shards"] = None
     if options.create_array_kwargs is None:
-        try:
-            found["create_array_kwargs"] = array_kwargs(str(setting("codec")))
-        except (ValueError, IndexError) as error:
-            raise InvalidArgumentError(
-                f"dask's configuration: ctlab-zarr.codec is {setting('codec')!r}, which is no "
-                "codec: write zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none"
-            ) from error
+        found["create_array_kwargs"] = array_kwargs(str(setting("codec")))
     if options.levels is None:
         found["levels"] = setting("levels")
     if options.scale_placement is None:
@@ -688,6 +700,11 @@ def build_labels(
     if not image.source.array_path:
         raise UnsupportedFormatError(
             f"{path} is a plain array: labels belong to an OME-Zarr image, convert it to one first"
+        )
+    if image.source.space is not None:
+        raise UnsupportedFormatError(
+            f"{path} has axes of channels or times; labels are written for images with axes of "
+            "space alone: convert it first"
         )
     dataset = _labels_dataset(labels, image)
     refuse_unfit_labels(dataset, image, path)

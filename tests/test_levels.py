@@ -25,6 +25,7 @@ from ctlab_dask_zarr import (
     commit,
     dataset_from_zarr,
     dataset_to_zarr,
+    labels_to_zarr,
     plan,
     verify,
 )
@@ -180,6 +181,43 @@ def test_levels_of_other_writers_are_read_with_their_places(tmp_path: Path) -> N
         assert dict(zip("zyx", level.origin, strict=True)) == pytest.approx(other.translation)
     second = dataset_from_zarr(tmp_path / "other.zarr", level=1)
     np.testing.assert_array_equal(second.data, multiscales.images[1].data)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_image_of_one_channel_is_read_as_a_volume(tmp_path: Path) -> None:
+    """As ome-zarr-py writes microscopes' images: c, z, y, x, here with three levels."""
+    from ome_zarr.format import FormatV05
+    from ome_zarr.writer import write_image
+
+    voxels = masked_voxels((40, 64, 66))
+    path = tmp_path / "other.zarr"
+    scale = {"c": 1.0, "z": 3.0, "y": 2.0, "x": 1.5}
+    units = dict.fromkeys("zyx", "micrometer")
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    write_image(
+        voxels[None], group, scale_factors=[2, 4], fmt=FormatV05(), axes=["c", "z", "y", "x"],
+        scale=scale, axes_units=units,
+    )  # fmt: skip
+    opened = Dataset.from_path(path)
+    assert opened.dimension_names == ("z", "y", "x")
+    assert opened.voxel_size == (3.0, 2.0, 1.5)
+    np.testing.assert_array_equal(opened.data, voxels)
+    np.testing.assert_array_equal(opened.data[7, 3:9], voxels[7, 3:9])
+    coarse = dataset_from_zarr(path, level=1)
+    assert coarse.shape == opened.levels[1].shape
+    (name,) = [level.path for level in opened.levels[1:2]]
+    np.testing.assert_array_equal(coarse.data, zarr.open_array(path / name, mode="r")[0])
+    with pytest.raises(UnsupportedFormatError, match="c, z, y, x"):
+        add_levels(path)
+    with pytest.raises(UnsupportedFormatError, match="channels"):
+        labels_to_zarr(np.zeros(voxels.shape, "uint8"), path, "phases")
+    several = zarr.open_group(tmp_path / "several.zarr", mode="w", zarr_format=3)
+    write_image(
+        np.stack([voxels, voxels]), several, scale_factors=[], fmt=FormatV05(),
+        axes=["c", "z", "y", "x"], scale=scale, axes_units=units,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedFormatError, match="2 elements along its axis 'c'"):
+        Dataset.from_path(tmp_path / "several.zarr")
 
 
 class _Stop(Exception):

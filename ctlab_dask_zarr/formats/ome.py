@@ -41,6 +41,9 @@ _DESCRIPTIONS = {
 }
 _MASK_RULE = "a voxel is masked where at least half of those it is made of are"
 
+#: What axes are by their names, where they do not say it.
+_KINDS = {"t": "time", "c": "channel"}
+
 ScalePlacement = Literal["dataset", "multiscales"]
 
 
@@ -64,12 +67,23 @@ class OMELevel:
 
 @dataclass(frozen=True)
 class OMEImage:
-    """What the ``ome`` attribute of a group says about one multiscale image."""
+    """What the ``ome`` attribute of a group says about one multiscale image.
+
+    Attributes
+    ----------
+    name
+        Of the image.
+    axes, voxel_unit, levels
+        Of space alone.
+    array_axes
+        Every axis of the arrays, those of channels and times too.
+    """
 
     name: str
     axes: tuple[str, ...]
     voxel_unit: VoxelUnit
     levels: tuple[OMELevel, ...]
+    array_axes: tuple[str, ...]
 
 
 def build_ome_attributes(
@@ -310,7 +324,7 @@ def parse_ome_attributes(ome: Any) -> OMEImage:
     Raises
     ------
     UnsupportedFormatError
-        Another version than 0.5, or an image with axes that are not two or three of space.
+        Another version than 0.5, or an image with other than two or three axes of space.
     MetadataError
         Something that the specification requires is missing or contradicts itself.
     """
@@ -336,12 +350,15 @@ def _parse_multiscale(multiscale: Mapping[str, Any]) -> OMEImage:
     axes = tuple(str(axis["name"]) for axis in multiscale["axes"])
     if len(set(axes)) != len(axes):
         raise MetadataError(f"the axes {', '.join(axes)} are not named once each")
-    kinds = {axis.get("type", "space") for axis in multiscale["axes"]}
-    if len(axes) not in (2, 3) or kinds != {"space"}:
+    # The type of an axis may be left out.
+    kinds = [axis.get("type") or _KINDS.get(axis["name"], "space") for axis in multiscale["axes"]]
+    space = [number for number, kind in enumerate(kinds) if kind == "space"]
+    if len(space) not in (2, 3):
         raise UnsupportedFormatError(
-            f"the image has the axes {', '.join(axes)}; two or three axes of space are read here"
+            f"the image has the axes {', '.join(axes)}, {len(space)} of them of space; images with "
+            "two or three are read here"
         )
-    units = {axis.get("unit") for axis in multiscale["axes"]}
+    units = {multiscale["axes"][number].get("unit") for number in space}
     if len(units) != 1:
         raise UnsupportedFormatError(
             f"the axes have different units ({', '.join(sorted(map(str, units)))}); they have to "
@@ -364,16 +381,21 @@ def _parse_multiscale(multiscale: Mapping[str, Any]) -> OMEImage:
         levels.append(
             OMELevel(
                 path=str(dataset["path"]),
-                scale=tuple(a * b for a, b in zip(scale, outer_scale, strict=True)),
+                scale=tuple(scale[n] * outer_scale[n] for n in space),
                 translation=tuple(
-                    t * s + o
-                    for t, s, o in zip(translation, outer_scale, outer_translation, strict=True)
+                    translation[n] * outer_scale[n] + outer_translation[n] for n in space
                 ),
             )
         )
     if not levels:
         raise MetadataError("multiscales lists no datasets")
-    return OMEImage(str(multiscale.get("name", "")), axes, voxel_unit, tuple(levels))
+    return OMEImage(
+        name=str(multiscale.get("name", "")),
+        axes=tuple(axes[n] for n in space),
+        voxel_unit=voxel_unit,
+        levels=tuple(levels),
+        array_axes=axes,
+    )
 
 
 def _parse_transforms(

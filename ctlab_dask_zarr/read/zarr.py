@@ -100,6 +100,9 @@ class ZarrVolume:
         Through what the store is reached.
     is_labels
         Whether the image says that it is labels of another.
+    space
+        Which axes of the array are of space, all by default; the others have one element each and
+        are left out.
     """
 
     path: str
@@ -110,6 +113,7 @@ class ZarrVolume:
     levels: tuple[StoredLevel, ...] = ()
     files: Files = LOCAL_FILES
     is_labels: bool = False
+    space: tuple[int, ...] | None = None
 
     @property
     def stored(self) -> StoredArray:
@@ -118,8 +122,12 @@ class ZarrVolume:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the array."""
-        return self.stored.shape
+        """Shape of the array along its axes of space."""
+        return self.along_space(self.stored.shape)
+
+    def along_space(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return what a shape, of the stored array's axes, is along those of space."""
+        return shape if self.space is None else tuple(shape[axis] for axis in self.space)
 
     @property
     def ndim(self) -> int:
@@ -134,6 +142,12 @@ class ZarrVolume:
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         region, rest = split_index(index, self.shape)
+        shape = tuple(part.stop - part.start for part in region)
+        if self.space is not None:
+            others = [slice(0, 1)] * len(self.stored.shape)
+            for axis, part in zip(self.space, region, strict=True):
+                others[axis] = part
+            region = tuple(others)
         stored = replace(self.stored, dtype=self.dtype)
         store = store_at(self.path, self.files)
         block = read_region(
@@ -144,7 +158,7 @@ class ZarrVolume:
             strict=self.strict,
             on_missing=self._refuse_moved,
         )
-        selected: npt.NDArray[Any] = block[rest]
+        selected: npt.NDArray[Any] = block.reshape(shape)[rest]
         return selected
 
     def _refuse_moved(self) -> None:
@@ -219,7 +233,7 @@ def dataset_from_zarr(
 
     OME-Zarr 0.5 images and plain arrays are read, with or without the mango block. The voxel size
     of an OME group is that of its OME metadata, of a plain array its ``voxel_size_xyz``, taken as
-    x, y, z. Nothing is ever written.
+    x, y, z. Axes of channels and times that have one element are left out. Nothing is ever written.
 
     Parameters
     ----------
@@ -243,7 +257,7 @@ def dataset_from_zarr(
         There is nothing at the path.
     UnsupportedFormatError
         It is no Zarr v3 store, a version of OME-Zarr or mango metadata not known here, or an image
-        with other axes than two or three of space.
+        with other than two or three axes of space, or with several channels or times.
     IncompleteDatasetError
         An array that the metadata lists is not there.
     MetadataError
@@ -271,6 +285,7 @@ def dataset_of(
         strict=_is_ours(receipt, array_path) if strict is None else strict,
         files=metadata.files,
         is_labels=metadata.is_labels,
+        space=_space(metadata, document),
     )
     stored = volume.stored
     names = _dimension_names(metadata.ome, stored)
@@ -278,8 +293,8 @@ def dataset_of(
     mango = parse_mango_block(metadata.attributes.get("mango", carried or {}), names)
     levels, voxel_unit = _levels(metadata, mango, len(names))
     volume = replace(volume, levels=levels)
-    blocks = tuple(map(min, _block_shape(stored), stored.shape))
-    n_blocks = prod(-(-n // b) for n, b in zip(stored.shape, blocks, strict=True) if n)
+    blocks = tuple(map(min, _block_shape(volume), volume.shape))
+    n_blocks = prod(-(-n // b) for n, b in zip(volume.shape, blocks, strict=True) if n)
     if n_blocks > _MAX_BLOCKS and "chunks" not in kwargs:
         raise MetadataError(
             f"{metadata.path} would be {n_blocks:,} blocks, which no dask graph can hold: if that "
@@ -400,34 +415,57 @@ def _parse_json(text: str, where: str) -> dict[str, Any]:
     return document
 
 
-def _block_shape(stored: StoredArray) -> tuple[int, ...]:
+def _block_shape(volume: ZarrVolume) -> tuple[int, ...]:
     """Return the shape of a dask block: a shard, or without sharding as many chunks as make one.
 
     One block a chunk would be 262,144 tasks for 2048**3 voxels in chunks of 32**3.
     """
+    stored = volume.stored
+    shape = volume.along_space(stored.object_shape)
     if stored.is_sharded:
-        return stored.object_shape
-    return resolve_layout(stored.shape, chunks=stored.object_shape, shards=None).task_shape
+        return shape
+    return resolve_layout(volume.shape, chunks=shape, shards=None).task_shape
 
 
 def _dimension_names(ome: OMEImage | None, stored: StoredArray) -> tuple[str, ...]:
     ndim = len(stored.shape)
+    if ome is not None:
+        if len(ome.array_axes) != ndim:
+            raise MetadataError(f"{len(ome.array_axes)} axes are named for an array with {ndim}")
+        if stored.dimension_names is not None and stored.dimension_names != ome.array_axes:
+            raise MetadataError(
+                f"the OME axes {ome.array_axes} are not the array's dimensions "
+                f"{stored.dimension_names}"
+            )
+        return ome.axes
     if ndim not in (2, 3):
         raise UnsupportedFormatError(
             f"the array has {ndim} axes; volumes with three and images with two are read here"
         )
-    if ome is not None:
-        if len(ome.axes) != ndim:
-            raise MetadataError(f"{len(ome.axes)} axes are named for an array with {ndim}")
-        if stored.dimension_names is not None and stored.dimension_names != ome.axes:
-            raise MetadataError(
-                f"the OME axes {ome.axes} are not the array's dimensions {stored.dimension_names}"
-            )
-        return ome.axes
     names = stored.dimension_names
     if names is None or None in names or len(set(names)) != ndim:
         return ("z", "y", "x")[-ndim:]
     return tuple(str(name) for name in names)
+
+
+def _space(metadata: StoreMetadata, document: str) -> tuple[int, ...] | None:
+    """Return which axes of an array are of space; None for all of them.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        Another axis has several elements.
+    """
+    ome, shape = metadata.ome, parse_array_document(document).shape
+    if ome is None or ome.array_axes == ome.axes or len(ome.array_axes) != len(shape):
+        return None
+    for name, n in zip(ome.array_axes, shape, strict=True):
+        if name not in ome.axes and n != 1:
+            raise UnsupportedFormatError(
+                f"{metadata.path} has {n} elements along its axis {name!r}; images of one channel "
+                "and one time are read here"
+            )
+    return tuple(ome.array_axes.index(name) for name in ome.axes)
 
 
 def _validated_level(level: Any, metadata: StoreMetadata) -> int:
@@ -461,7 +499,11 @@ def _levels(
     levels = []
     for said, (path, document) in zip(metadata.ome.levels, metadata.arrays, strict=True):
         shape = parse_array_document(document).shape
-        if len(shape) != ndim:
-            raise MetadataError(f"the level {path!r} has {len(shape)} axes instead of {ndim}")
+        n_axes = len(metadata.ome.array_axes)
+        if len(shape) != n_axes:
+            raise MetadataError(f"the level {path!r} has {len(shape)} axes instead of {n_axes}")
+        space = _space(metadata, document)
+        if space is not None:
+            shape = tuple(shape[axis] for axis in space)
         levels.append(StoredLevel(path, shape, said.scale, said.translation))
     return tuple(levels), metadata.ome.voxel_unit

@@ -75,6 +75,11 @@ def images_to_extend(
             f"{path} is labels of an image, which get their levels with it: give the path of the "
             "image"
         )
+    if metadata.ome.array_axes != metadata.ome.axes:
+        raise UnsupportedFormatError(
+            f"{path} has the axes {', '.join(metadata.ome.array_axes)}; levels are made for images "
+            "with axes of space alone: convert it first"
+        )
     image = dataset_of(metadata)
     geometries = stored_geometries(image, path)
     if len(geometries) == 1:

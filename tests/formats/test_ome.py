@@ -102,7 +102,11 @@ TRANSFORMS = (*M, "datasets", 0, "coordinateTransformations")
         (edited("multiscales", value=[]), MetadataError, "multiscales"),
         (edited(*M, "axes"), MetadataError, "axes"),
         (edited(*M, "axes", 0, value={"name": "y", "type": "space"}), MetadataError, "once"),
-        (edited(*M, "axes", 0, "type", value="time"), UnsupportedFormatError, "axes of space"),
+        (
+            edited(*M, "axes", value=[{"name": "t"}, {"name": "c"}, {"name": "x"}]),
+            UnsupportedFormatError,
+            "1 of them of space",
+        ),
         (edited(*M, "axes", 0, "unit", value="meter"), UnsupportedFormatError, "different units"),
         (edited(*M, "axes", 0, "unit"), UnsupportedFormatError, "different units"),
         (edited(*M, "datasets", value=[]), MetadataError, "no datasets"),
