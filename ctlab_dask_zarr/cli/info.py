@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,13 +28,29 @@ def info_command(path: str, as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        if isinstance(value, list) and name != "levels":
-            value = " x ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in value)
-        if name == "levels":
-            value = ", ".join(" x ".join(map(str, level["shape"])) for level in facts[name])
-        if isinstance(value, dict):
-            value = ", ".join(value) or "none"
-        click.echo(f"{name.replace('_', ' '):<{width}}  {'not known' if value is None else value}")
+        for number, line in enumerate(_lines(name, value, facts["voxel_unit"])):
+            title = "" if number else name.replace("_", " ")
+            click.echo(f"{title:<{width}}  {line}")
+
+
+def _lines(name: str, value: Any, voxel_unit: str) -> list[str]:
+    """Return a fact for people, one line or several."""
+    if value is None:
+        return ["not known"]
+    if name == "levels":
+        return [
+            f"{_by(level['shape'])}, voxel {_by(level['voxel_size'])} {voxel_unit}"
+            for level in value
+        ]
+    if name == "labels":
+        value = [f"{label['name']} (levels: {label['n_levels']})" for label in value]
+    if name in ("axes", "codecs", "history", "labels"):
+        return [", ".join(value) or "none"]
+    return [_by(value) if isinstance(value, list) else str(value)]
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in numbers)
 
 
 def _facts(path: str) -> dict[str, Any]:
@@ -65,8 +82,22 @@ def _stored_facts(dataset: Any) -> dict[str, Any]:
     stored = dataset.source.stored
     return {
         "levels": [asdict(level) for level in dataset.levels],
+        "labels": _label_facts(dataset),
         "format": "Zarr v3, OME-Zarr 0.5" if dataset.source.array_path else "Zarr v3, plain array",
         "shards": list(stored.object_shape) if stored.is_sharded else None,
         "chunks": list(stored.inner_chunk_shape),
         "codecs": [spec.name for spec in stored.codecs] if stored.is_direct else None,
     }
+
+
+def _label_facts(dataset: Any) -> list[dict[str, Any]] | None:
+    from ctlab_dask_zarr.errors import CTLabError
+    from ctlab_dask_zarr.views.labels import read_label_images
+
+    try:
+        images = read_label_images(dataset)
+    except (CTLabError, OSError) as error:
+        # What the image is, is known all the same.
+        click.echo(f"the labels cannot be read: {error}", err=True)
+        return None
+    return [{"name": image.name, "n_levels": len(image.dataset.levels)} for image in images]

@@ -21,12 +21,18 @@ def view_command(path: str, port: int, no_browser: bool, neuroglancer: str | Non
     """Show the store at PATH in Neuroglancer, until Ctrl-C.
 
     The store, and nothing else, is served read-only on this machine's loopback address, below a
-    secret part of the address. Volume and label images are layers; contrast is set up.
+    secret part of the address. Volume and label images are layers; contrast is set up. Label
+    images of a data type that Neuroglancer does not have are left out, and named.
     """
     with exit_codes():
         from ctlab_dask_zarr.views.neuroglancer import serve_store
 
-        server = serve_store(path, port=port, neuroglancer=neuroglancer)
+        server = serve_store(
+            path,
+            port=port,
+            neuroglancer=neuroglancer,
+            on_left_out=lambda text: click.echo(text, err=True),
+        )
     with server:
         click.echo(server.url)
         _say_how(server.port)

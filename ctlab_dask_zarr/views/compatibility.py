@@ -1,7 +1,6 @@
 """Which programs will show a store, and what they will not: from its metadata alone.
 
-What is said of a reader was read off that reader, of the release named; a program that changes
-may do better. Sources: docs/formats.md, section "What readers do with it".
+What is said of a reader was read off that reader; a program that changes may do better.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.hierarchy import label_names
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
-from ctlab_dask_zarr.views.neuroglancer import SHOWN_DTYPES
+from ctlab_dask_zarr.views.neuroglancer import LABEL_DTYPES, SHOWN_DTYPES
 
 __all__ = ["ReaderReport", "check_readers"]
 
@@ -49,9 +48,10 @@ class ReaderReport:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the readers' rules ask for."""
+    """What the readers' rules ask for; `labels` are data types by name."""
 
     array: StoredArray
+    has_dotted_keys: bool
     is_group: bool
     has_outer_transform: bool
     n_levels: int
@@ -59,7 +59,7 @@ class _Facts:
     unit: VoxelUnit | None
     axes: tuple[str, ...]
     mango: dict[str, Any]
-    labels: tuple[str, ...]
+    labels: dict[str, str]
     ome: dict[str, Any]
 
 
@@ -95,7 +95,7 @@ def check_readers(path: str | os.PathLike[str]) -> list[ReaderReport]:
 
 
 def _facts(metadata: StoreMetadata) -> _Facts:
-    array = parse_array_document(metadata.arrays[0][1])
+    arrays = [parse_array_document(document) for _, document in metadata.arrays]
     ome = metadata.attributes.get("ome") if metadata.ome else None
     ome = ome if isinstance(ome, dict) else {}
     levels = () if metadata.ome is None else metadata.ome.levels
@@ -107,7 +107,8 @@ def _facts(metadata: StoreMetadata) -> _Facts:
     ]  # fmt: skip
     mango = metadata.attributes.get("mango")
     return _Facts(
-        array=array,
+        array=arrays[0],
+        has_dotted_keys=any(array.separator == "." for array in arrays),
         is_group=metadata.ome is not None,
         has_outer_transform=bool(ome and ome["multiscales"][0].get("coordinateTransformations")),
         n_levels=len(metadata.arrays),
@@ -115,9 +116,22 @@ def _facts(metadata: StoreMetadata) -> _Facts:
         unit=None if metadata.ome is None else metadata.ome.voxel_unit,
         axes=() if metadata.ome is None else metadata.ome.axes,
         mango=mango if isinstance(mango, dict) else {},
-        labels=tuple(label_names(metadata.files, os.path.join(metadata.path, "labels"))),
+        labels=_label_dtypes(metadata),
         ome=ome,
     )
+
+
+def _label_dtypes(metadata: StoreMetadata) -> dict[str, str]:
+    folder = os.path.join(metadata.path, "labels")
+    dtypes = {}
+    for name in label_names(metadata.files, folder):
+        labels = read_store_metadata(os.path.join(folder, name), metadata.files)
+        dtypes[name] = _dtype_name(parse_array_document(labels.arrays[0][1]))
+    return dtypes
+
+
+def _dtype_name(array: StoredArray) -> str:
+    return str(array.dtype.newbyteorder("="))
 
 
 Remark = tuple[bool, str]
@@ -164,6 +178,19 @@ def _codec_remarks(facts: _Facts) -> Iterator[Remark]:
         yield False, f"the codec {', '.join(odd)} is known to zarr-python only, with numcodecs"
 
 
+def _untried_keys(facts: _Facts) -> Iterator[Remark]:
+    """Yield what concerns readers that have not been tried with every way to name a chunk."""
+    if facts.has_dotted_keys:
+        yield (
+            False,
+            (
+                "keys of chunks are separated by '.', as in arrays of few shards: some readers do "
+                "not find those, and this one was not tried. Should it show nothing, write the "
+                "store from Python with dimension_separator_threshold=0"
+            ),
+        )
+
+
 def _napari(facts: _Facts) -> Iterator[Remark]:
     yield from _ome_readers(facts)
     yield from _viewers(facts)
@@ -172,7 +199,7 @@ def _napari(facts: _Facts) -> Iterator[Remark]:
 
 
 def _neuroglancer(facts: _Facts) -> Iterator[Remark]:
-    dtype = str(facts.array.dtype.newbyteorder("="))
+    dtype = _dtype_name(facts.array)
     if dtype not in SHOWN_DTYPES:
         yield True, f"voxels of {dtype} are not shown: convert them to float32 or uint16"
     if any(spec.name.startswith("numcodecs.") for spec in facts.array.codecs):
@@ -182,6 +209,15 @@ def _neuroglancer(facts: _Facts) -> Iterator[Remark]:
         yield True, "an axis has the unit 'voxel' or null, which is refused: leave it out"
     if not facts.is_group:
         yield False, "it is a plain array: `ctlab-zarr view` adds the voxel size, others do not"
+    for name, label_dtype in facts.labels.items():
+        if label_dtype not in LABEL_DTYPES:
+            yield (
+                False,
+                (
+                    f"the labels {name!r} are {label_dtype} and not shown (`ctlab-zarr view` "
+                    "leaves them out): write them as uint32 or int32"
+                ),
+            )
     yield from _viewers(facts)
 
 
@@ -194,12 +230,13 @@ def _axes(facts: _Facts) -> list[dict[str, Any]]:
 def _webknossos(facts: _Facts) -> Iterator[Remark]:
     if not facts.is_group:
         yield True, "it is a plain array, not an OME-Zarr group: convert it with --layout ome"
-    dtype = str(facts.array.dtype.newbyteorder("="))
+    dtype = _dtype_name(facts.array)
     if dtype not in _WEBKNOSSOS_DTYPES:
         yield True, f"voxels of {dtype} are not shown: convert them to float32 or uint16"
     if facts.is_group and facts.unit == VoxelUnit.VOXEL:
         yield False, "its axes have no unit: nanometres are assumed"
     yield from _codec_remarks(facts)
+    yield from _untried_keys(facts)
     yield from _viewers(facts)
     yield False, "by its documentation: it was not tried with this package"
 
@@ -220,6 +257,7 @@ def _drishti(facts: _Facts) -> Iterator[Remark]:
     if len(facts.array.shape) != 3:
         yield True, "it shows volumes of three axes"
     yield from _codec_remarks(facts)
+    yield from _untried_keys(facts)
 
 
 def _reference(facts: _Facts) -> Iterator[Remark]:

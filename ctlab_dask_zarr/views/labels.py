@@ -37,7 +37,7 @@ class LabelImage:
     name
         As ``labels/zarr.json`` lists it.
     dataset
-        Its voxels; 0 is background.
+        Its voxels; 0 is background, and its mask value, where it has one, is no label.
     colors
         Those that its metadata gives, by value.
     """
@@ -49,6 +49,8 @@ class LabelImage:
 
 def read_label_images(dataset: Dataset) -> tuple[LabelImage, ...]:
     """Return the label images of the store that a dataset was opened from.
+
+    Of any dtype: what is no integer is for those who draw them to refuse.
 
     Raises
     ------
@@ -88,8 +90,6 @@ def _read_label_image(store: LocalStore, name: str) -> LabelImage:
     path = store.path(f"labels/{name}")
     metadata = read_store_metadata(path, store.files)
     dataset = dataset_of(metadata)
-    if dataset.dtype.kind not in "iu":
-        raise MetadataError(f"the label image {path} holds {dataset.dtype}: labels are integers")
     ome = metadata.attributes.get("ome") or {}
     try:
         colors = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -26,18 +26,21 @@ from ctlab_dask_zarr.views.labels import LabelImage, read_label_images
 from ctlab_dask_zarr.views.server import FolderServer
 from ctlab_dask_zarr.views.slices import read_mid_slices, valid_voxels
 
-__all__ = ["SHOWN_DTYPES", "build_state", "serve_store"]
+__all__ = ["LABEL_DTYPES", "SHOWN_DTYPES", "build_state", "serve_store"]
 
 #: What WebGL textures hold (datasource/zarr of Neuroglancer).
 SHOWN_DTYPES = frozenset(
     {*("uint8", "uint16", "uint32", "uint64"), *("int8", "int16", "int32"), "float32"}
 )
+#: Of labels and segmentations (layer/segmentation): what has values that are names.
+LABEL_DTYPES = SHOWN_DTYPES - {"float32"}
 #: The client finds its server by a path of this form (python_integration/api.ts): it is a folder
 #: there, and an event stream beside it tells the page that the server is still there.
 _CLIENT = "v/client"
 _CLIENT_EVENTS = "events/client"
-#: Pixels of a panel that the longest edge of the volume is fitted to.
-_PANEL_PIXELS = 400
+#: Pixels of a panel that the longest edge of the volume is fitted to. The window is not known when
+#: the address is made: on a screen of 1366 x 768 each of its four panels is some 280 high.
+_PANEL_PIXELS = 250
 _SHADER = """#uicontrol invlerp normalized
 void main() {{
 {mask}  emitGrayscale(normalized());
@@ -46,7 +49,11 @@ void main() {{
 
 
 def serve_store(
-    path: str | os.PathLike[str], *, port: int = 0, neuroglancer: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    port: int = 0,
+    neuroglancer: str | None = None,
+    on_left_out: Callable[[str], None] = lambda text: None,
 ) -> FolderServer:
     """Serve a store, and only that, for Neuroglancer in a browser on this machine.
 
@@ -61,6 +68,8 @@ def serve_store(
         On 127.0.0.1; 0 takes a free one.
     neuroglancer
         Address of another Neuroglancer; by default the one of the package ``neuroglancer``.
+    on_left_out
+        Is told of each label image that cannot be shown, and why.
 
     Raises
     ------
@@ -76,17 +85,20 @@ def serve_store(
             "`ctlab-zarr preview` draws it as it is"
         )
     root = local_path(dataset.source.path)
-    labels = [
-        image
-        for image in read_label_images(dataset)
-        if image.dataset.data.ndim == len(dataset.shape)
-    ]
-    for shown in (dataset, *(image.dataset for image in labels)):
-        if str(shown.dtype) not in SHOWN_DTYPES:
-            raise UnsupportedFormatError(
-                f"Neuroglancer does not show {shown.dtype}, only {', '.join(sorted(SHOWN_DTYPES))}"
-            )
-    grey = None if _is_discrete(dataset) else _contrast(dataset)
+    known = LABEL_DTYPES if dataset.is_discrete else SHOWN_DTYPES
+    if str(dataset.dtype) not in known:
+        what = "labels of " if dataset.is_discrete else ""
+        raise UnsupportedFormatError(
+            f"Neuroglancer does not show {what}{dataset.dtype}, only {', '.join(sorted(known))}"
+        )
+    labels = []
+    for image in read_label_images(dataset):
+        obstacle = _obstacle(image, dataset)
+        if obstacle is None:
+            labels.append(image)
+        else:
+            on_left_out(f"the label image {image.name!r} is left out: {obstacle}")
+    grey = None if dataset.is_discrete else _contrast(dataset)
     # A name that began with a dot would not be served.
     name = os.path.basename(root).lstrip(".") or "store"
     client = {} if neuroglancer else {_CLIENT: _client_folder()}
@@ -95,6 +107,16 @@ def serve_store(
     state = build_state(dataset, server.folder_url(name), grey=grey, labels=labels)
     server.redirects[""] = f"{page}#!{quote(json.dumps(state))}"
     return server
+
+
+def _obstacle(image: LabelImage, dataset: Dataset) -> str | None:
+    """Return why a label image cannot be shown over a volume; None if it can."""
+    labels = image.dataset
+    if len(labels.shape) != len(dataset.shape):
+        return f"it has {len(labels.shape)} axes, and the volume has {len(dataset.shape)}"
+    if str(labels.dtype) not in LABEL_DTYPES:
+        return f"Neuroglancer shows no labels of {labels.dtype}; write them as uint32 or int32"
+    return None
 
 
 def build_state(
@@ -163,6 +185,7 @@ def _layer(
                 str(value): "#{:02x}{:02x}{:02x}".format(*color)
                 for value, color in (colors or {}).items()
             },
+            "equivalences": _equivalences(dataset),
         }
     return {
         "type": "image",
@@ -172,6 +195,18 @@ def _layer(
         "shader": _shader(dataset),
         "shaderControls": {"normalized": {"range": list(grey)}},
     }
+
+
+def _equivalences(dataset: Dataset) -> list[list[str]]:
+    """Return which segments are the same to Neuroglancer: the mask is background.
+
+    It hides no segment but 0, and of equivalent ones takes the smallest.
+    """
+    mask_value = dataset.mask_value
+    # A mask value may be one of another dtype: of the image whose labels these are.
+    if mask_value is None or not 0 < mask_value <= np.iinfo(dataset.dtype).max:
+        return []
+    return [["0", str(int(mask_value))]]
 
 
 def _shader(dataset: Dataset) -> str:
@@ -209,10 +244,6 @@ def _middle(dataset: Dataset) -> list[float]:
 
 def _is_plain_array(dataset: Dataset) -> bool:
     return not dataset.source.array_path
-
-
-def _is_discrete(dataset: Dataset) -> bool:
-    return dataset.datatype is not None and dataset.datatype.is_discrete
 
 
 def _client_folder() -> str:

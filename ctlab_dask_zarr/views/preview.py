@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from ctlab_dask_zarr.dataset import Dataset
-from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.sample import grey_range
 from ctlab_dask_zarr.views.labels import LabelImage, label_colors, read_label_images
@@ -46,7 +46,8 @@ def preview(
 
     All three have the same physical scale in both directions, whatever the shape of a voxel. Grey
     levels run from the 0.5th to the 99.5th percentile of what is drawn, without the mask; masked
-    voxels are dark blue. Volumes of labels and segmentations are drawn in colours.
+    voxels are dark blue. Volumes of labels and segmentations are drawn in colours. A picture too
+    small for all that is written below it has less written below it.
 
     Of a store with several levels the coarsest is read that is as fine as the picture, and of any
     dataset only what the slices cross.
@@ -64,6 +65,8 @@ def preview(
     ------
     InvalidArgumentError
         A size that is no number of pixels; a label image that is not there.
+    MetadataError
+        A label image that is to be drawn, or the list of them, is not as OME-Zarr says.
 
     Examples
     --------
@@ -85,7 +88,7 @@ def preview(
     pixel_size = max(extents) / size
     slices = read_mid_slices(dataset, pixel_size)
     shapes = [_shape_pixels(extents, part.axes, pixel_size) for part in slices]
-    if _is_discrete(dataset):
+    if dataset.is_discrete:
         pictures = [
             _colored(part, shape, pixel_size, dataset.mask_value)
             for part, shape in zip(slices, shapes, strict=True)
@@ -130,20 +133,21 @@ def save_preview(
 def _chosen(
     images: Sequence[LabelImage], names: Sequence[str] | None, dataset: Dataset
 ) -> list[LabelImage]:
-    if names is None:
-        return [image for image in images if len(image.dataset.shape) == len(dataset.shape)]
     known = {image.name: image for image in images}
+    if names is None:
+        names = [n for n, i in known.items() if len(i.dataset.shape) == len(dataset.shape)]
     for name in names:
         if name not in known:
             there = ", ".join(known) or "none"
             raise InvalidArgumentError(f"there is no label image {name!r} (there are: {there})")
         if len(known[name].dataset.shape) != len(dataset.shape):
             raise InvalidArgumentError(f"the label image {name!r} has not the axes of {dataset!r}")
+        if known[name].dataset.dtype.kind not in "iu":
+            raise MetadataError(
+                f"the label image {name!r} holds {known[name].dataset.dtype}, and labels are "
+                "integers: name those to draw (--labels NAME), or none (--no-labels)"
+            )
     return [known[name] for name in names]
-
-
-def _is_discrete(dataset: Dataset) -> bool:
-    return dataset.datatype is not None and dataset.datatype.is_discrete
 
 
 def _shape_pixels(
@@ -213,7 +217,7 @@ def _colored(part: Slice, shape: tuple[int, int], pixel_size: float, mask_value:
 def _overlay(picture: RGBPicture, part: Slice, pixel_size: float, image: LabelImage) -> None:
     height, width = picture.shape[:2]
     values, there = _nearest(part, (height, width), pixel_size)
-    seen = there & (values != 0)
+    seen = there & (values != 0) & valid_voxels(values, image.dataset.mask_value)
     mixed = (1 - _OVERLAY) * picture[seen] + _OVERLAY * label_colors(values[seen], image.colors)
     picture[seen] = np.rint(mixed).astype(np.uint8)
 
@@ -226,43 +230,50 @@ def _compose(
     labels: Sequence[LabelImage],
 ) -> Image.Image:
     """Put the slices side by side, what they are below them, and below that the scale bar."""
-    height = max(picture.shape[0] for picture in pictures)
-    width = sum(picture.shape[1] + _GAP_PIXELS for picture in pictures) - _GAP_PIXELS
-    length, text = scale_bar(pictures[0].shape[1] * _LONGEST_BAR * pixel_size, dataset.voxel_unit)
-    bar_pixels = max(round(length / pixel_size), 1)
     font = ImageFont.load_default(_FONT_PIXELS)
+    height = max(picture.shape[0] for picture in pictures)
+    widths = [picture.shape[1] for picture in pictures]
+    lefts = [sum(widths[:n]) + n * _GAP_PIXELS for n in range(len(widths))]
+    titles = [
+        _first_fitting(_titles(dataset, part), width + _GAP_PIXELS / 2, font)
+        for part, width in zip(slices, widths, strict=True)
+    ]
+    length, text = scale_bar(widths[0] * _LONGEST_BAR * pixel_size, dataset.voxel_unit)
+    bar_pixels = max(round(length / pixel_size), 1)
+    text_left = bar_pixels + _GAP_PIXELS
+    # A bar says nothing without its length: there is always room for that.
+    canvas_width = max(
+        lefts[-1] + max(widths[-1], math.ceil(font.getlength(titles[-1]))),
+        text_left + math.ceil(font.getlength(text)),
+    )
     if labels:
-        text += "    labels: " + ", ".join(image.name for image in labels)
+        with_labels = f"{text}    labels: {', '.join(image.name for image in labels)}"
+        text = _first_fitting([with_labels, text], canvas_width - text_left, font)
     caption_height = 2 * _LINE_PIXELS + _BAR_PIXELS
-    canvas = Image.new("RGB", (width, height + caption_height), _PAPER)
+    canvas = Image.new("RGB", (canvas_width, height + caption_height), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    left = 0
-    for part, picture in zip(slices, pictures, strict=True):
+    for left, title, picture in zip(lefts, titles, pictures, strict=True):
         canvas.paste(Image.fromarray(picture), (left, 0))
-        title = _fitting(_title(dataset, part), picture.shape[1] + _GAP_PIXELS, font)
         draw.text((left, height + 2), title, _INK, font)
-        left += picture.shape[1] + _GAP_PIXELS
     top = height + caption_height - _BAR_PIXELS - (_LINE_PIXELS - _BAR_PIXELS) // 2
     draw.rectangle((0, top, bar_pixels - 1, top + _BAR_PIXELS - 1), _INK)
-    middle = top + _BAR_PIXELS / 2
-    room = width - bar_pixels - _GAP_PIXELS
-    draw.text((bar_pixels + _GAP_PIXELS, middle), _fitting(text, room, font), _INK, font, "lm")
+    draw.text((text_left, top + _BAR_PIXELS / 2), text, _INK, font, "lm")
     return canvas
 
 
-def _title(dataset: Dataset, part: Slice) -> str:
+def _titles(dataset: Dataset, part: Slice) -> list[str]:
+    """Return what can be written below a slice, the most telling first."""
     names = dataset.dimension_names
     shown = f"{names[part.axes[1]]} {names[part.axes[0]]}"
     if part.cut_axis is None:
-        return shown
-    return f"{shown}  at  {names[part.cut_axis]} = {dataset.shape[part.cut_axis] // 2}"
+        return [shown]
+    where = f"{names[part.cut_axis]} = {dataset.shape[part.cut_axis] // 2}"
+    return [f"{shown}  at  {where}", shown]
 
 
-def _fitting(text: str, width: float, font: Any) -> str:
-    """Return as much of a text as there is room for."""
-    while text and font.getlength(text) > width:
-        text = text[:-1]
-    return text
+def _first_fitting(texts: Sequence[str], width: float, font: Any) -> str:
+    """Return the first text for which there is room, whole: half a number is a wrong one."""
+    return next((text for text in texts if font.getlength(text) <= width), "")
 
 
 def scale_bar(longest: float, unit: VoxelUnit) -> tuple[float, str]:

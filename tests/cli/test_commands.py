@@ -247,6 +247,8 @@ def test_info_tells_sources_and_stores_apart(source: Path, tmp_path: Path) -> No
     text = run("info", tmp_path / "out.zarr").stdout
     assert "voxel size" in text
     assert "120 x 140 x 135" in text
+    assert "\naxes           z, y, x\n" in text
+    assert "\nlabels         none\n" in text
 
 
 def test_demo_converts_compares_and_draws(tmp_path: Path) -> None:
@@ -269,6 +271,21 @@ def test_info_lists_no_shards(source: Path, tmp_path: Path, monkeypatch: Any) ->
     result = CliRunner().invoke(main, ["info", str(tmp_path / "a.zarr"), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["shards"]
+    assert json.loads(result.output)["labels"] == []
+
+
+def test_info_says_what_an_image_is_whose_labels_cannot_be_read(
+    source: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "a.zarr"
+    assert run("convert", source, store, "--workers", "1", "-q").returncode == 0
+    (store / "labels").mkdir()
+    (store / "labels" / "zarr.json").write_text("{")
+    done = run("info", store, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "labels/zarr.json does not list labels" in done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["shape"], facts["labels"]) == (list(SHAPE), None)
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
@@ -311,6 +328,11 @@ def test_levels_labels_preview_and_check_from_the_shell(
     assert run("verify", store, *quiet).returncode == 0
     facts = json.loads(run("info", store, "--json").stdout)
     assert [level["shape"][2] for level in facts["levels"]] == [90, 45, 23]
+    assert [level["voxel_size"] for level in facts["levels"]] == [[3, 2, 1.5], [3, 4, 3], [6, 8, 6]]
+    assert facts["labels"] == [{"name": "phases", "n_levels": 3}]
+    described = run("info", store).stdout
+    assert "40 x 35 x 45, voxel 3 x 4 x 3 um" in described
+    assert "phases (levels: 3)" in described
     done = run("preview", store, "-o", picture)
     assert done.returncode == 0, done.stderr
     assert picture.stat().st_size > 1000

@@ -12,6 +12,7 @@ import pytest
 from ctlab_dask_zarr import Dataset, dataset_to_zarr
 from ctlab_dask_zarr.views.compatibility import ReaderReport, check_readers
 from tests.builders import make_dataset, random_voxels
+from tests.views.stores import write_labels
 
 VOXELS = random_voxels((8, 9, 10))
 
@@ -37,7 +38,9 @@ def test_an_ordinary_store_is_shown_by_all(tmp_path: Path) -> None:
 def test_the_scale_on_the_multiscales_entry_is_indeed_not_read(tmp_path: Path) -> None:
     from ngff_zarr import from_ngff_zarr
 
-    reports = reports_of(tmp_path / "a.zarr", scale_placement="multiscales")
+    reports = reports_of(
+        tmp_path / "a.zarr", scale_placement="multiscales", dimension_separator_threshold=0
+    )
     for reader in ("napari-ome-zarr", "ome-zarr-py", "ngff-zarr"):
         assert "multiscales entry" in text(reports[reader])
     assert reports["Drishti"].verdict == "shows it"
@@ -87,6 +90,32 @@ def test_levels_without_their_places_and_none_at_all(tmp_path: Path) -> None:
     group.attrs["ome"] = ome
     reports = {r.reader: r for r in check_readers(tmp_path / "b.zarr")}
     assert "half a voxel" in text(reports["Neuroglancer"])
+
+
+def test_keys_with_dots_are_named_to_readers_that_were_not_tried_with_them(tmp_path: Path) -> None:
+    dotted = reports_of(tmp_path / "dotted.zarr")
+    nested = reports_of(tmp_path / "nested.zarr", dimension_separator_threshold=0)
+    assert (tmp_path / "dotted.zarr/0/c.0.0.0").exists()
+    assert (tmp_path / "nested.zarr/0/c/0/0/0").exists()
+    for reader in ("Drishti", "WebKnossos"):
+        assert "dimension_separator_threshold=0" in text(dotted[reader])
+        assert dotted[reader].verdict == "shows it, but"
+        assert "separated by" not in text(nested[reader])
+    for reader in ("napari-ome-zarr", "Neuroglancer", "anu_ctlab_io"):
+        assert "separated by" not in text(dotted[reader])
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float32"])
+def test_labels_that_neuroglancer_does_not_show_are_named(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "a.zarr"
+    reports_of(path)
+    write_labels(path, "phases", [VOXELS.astype("uint8")])
+    write_labels(path, "grains", [VOXELS.astype(dtype)])
+    reports = {report.reader: report for report in check_readers(path)}
+    assert reports["Neuroglancer"].verdict == "shows it, but"
+    assert f"'grains' are {dtype}" in text(reports["Neuroglancer"])
+    assert "phases" not in text(reports["Neuroglancer"])
+    assert "grains" not in text(reports["napari-ome-zarr"])
 
 
 def test_what_the_reference_reader_needs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ctlab_dask_zarr import Dataset, VoxelUnit, dataset_to_zarr
 from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
@@ -185,11 +186,45 @@ def test_every_scale_bar_is_round_and_fits(unit: VoxelUnit) -> None:
 
 
 def test_an_image_of_two_axes_is_drawn_as_one() -> None:
-    image = np.zeros((20, 30), np.uint16)
-    image[:, 15:] = 9
-    picture = preview(make_dataset(image, voxel_size=(1, 1)), size=30)
-    assert picture.width == 30
-    assert (np.asarray(picture)[:20, 15:] == 255).all()
+    image = np.zeros((20, 80), np.uint16)
+    image[:, 40:] = 9
+    picture = preview(make_dataset(image, voxel_size=(1, 1)), size=80)
+    assert picture.width == 80
+    assert (np.asarray(picture)[:20, 40:] == 255).all()
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str, float]]:
+    """Every text that is drawn: where it begins, what it is, where it ends."""
+    found: list[tuple[float, str, float]] = []
+    draw_text = ImageDraw.ImageDraw.text
+
+    def spy(draw: Any, place: tuple[float, float], text: str, fill: Any, font: Any, *more: Any):
+        found.append((place[0], text, place[0] + draw.textlength(text, font)))
+        draw_text(draw, place, text, fill, font, *more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", spy)
+    return found
+
+
+@pytest.mark.parametrize("size", [16, 30, 64, 80, 90, 512])
+@pytest.mark.parametrize("shape", [(60, 60, 60), (400, 12, 12), (12, 400, 12), (12, 12, 400)])
+def test_what_is_written_is_whole_and_has_room(
+    written: list[tuple[float, str, float]], size: int, shape: tuple[int, int, int]
+) -> None:
+    picture = preview(make_dataset(np.zeros(shape, np.uint16), voxel_size=(1, 1, 1)), size=size)
+    z, y, x = (n // 2 for n in shape)
+    *titles, (_, scale, scale_end) = written
+    for (_, title, _), axes, where in zip(
+        titles, ("x y", "x z", "y z"), (f"z = {z}", f"y = {y}", f"x = {x}"), strict=True
+    ):
+        assert title in (f"{axes}  at  {where}", axes, "")
+        assert title or size < 512
+    ends_of_room = [*(left for left, _, _ in titles[1:]), picture.width]
+    for (_, title, end), room in zip(titles, ends_of_room, strict=True):
+        assert end <= room, f"{title} is cut, or runs into the next"
+    assert re.fullmatch("[125]0* (nm|um)", scale)
+    assert scale_end <= picture.width
 
 
 def test_segmentations_are_drawn_in_colours() -> None:
@@ -203,6 +238,13 @@ def test_segmentations_are_drawn_in_colours() -> None:
     assert (first[:, 4:8] == label_colors(np.array(1, np.uint8))).all(), "no mixed pixels"
     assert (first[:, 8:12] == label_colors(np.array(2, np.uint8))).all()
     assert (first[:, 12:] == MASKED).all()
+
+
+def test_labels_opened_by_their_own_path_are_drawn_in_colours(labelled: Path) -> None:
+    first = panels(preview(labelled / "labels" / "phases", size=16), (16,) * 3, 16)[0]
+    assert (first[:, :4] == label_colors(np.array(1))).all()
+    assert (first[:, 4:8] == label_colors(np.array(2))).all()
+    assert (first[:, 8:] == 0).all()
 
 
 def test_labels_have_colours_that_are_bright_and_differ() -> None:
@@ -243,6 +285,42 @@ def test_label_images_of_a_store_are_drawn_over_the_grey(labelled: Path) -> None
     assert np.abs(both[:, 4:8] - (plain[:, 4:8] + given) / 2).max() <= 0.5
     grains = label_colors(np.array(7)).astype(int)
     assert np.abs(both[:, 12:] - (plain[:, 12:] + grains) / 2).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("datatype", "dtype", "mask_value"),
+    [("segmented", "uint8", 255), ("labels", "int32", 2**31 - 1)],
+)
+def test_the_mask_of_labels_is_not_drawn_over_the_grey(
+    tmp_path: Path, datatype: str, dtype: str, mask_value: int
+) -> None:
+    volume = np.random.default_rng(0).integers(0, 1000, (16, 16, 16)).astype(np.uint16)
+    labels = np.zeros((16, 16, 16), dtype)
+    labels[:, :, 4:8], labels[:, :, 8:] = 1, mask_value
+    store = write_store(tmp_path / "scan.zarr", [volume])
+    plain = panels(preview(store, size=16), (16,) * 3, 16)[0]
+    write_labels(store, "phases", [labels], datatype=datatype)
+    drawn = panels(preview(store, size=16), (16,) * 3, 16)[0]
+    np.testing.assert_array_equal(drawn[:, :4], plain[:, :4])
+    assert (drawn[:, 4:8] != plain[:, 4:8]).any(axis=2).all()
+    np.testing.assert_array_equal(drawn[:, 8:], plain[:, 8:])
+
+
+def test_labels_that_are_no_integers_are_refused_where_they_are_to_be_drawn(labelled: Path) -> None:
+    write_labels(labelled, "odd", [np.zeros((16, 16, 16), np.float32)])
+    with pytest.raises(MetadataError, match=r"'odd' holds float32.*--no-labels"):
+        preview(labelled)
+    for names in ((), ["phases"]):
+        preview(labelled, size=16, labels=names)
+
+
+def test_names_of_labels_are_written_where_there_is_room_for_all(
+    labelled: Path, written: list[tuple[float, str, float]]
+) -> None:
+    preview(labelled, size=200)
+    assert written[-1][1] == "10 um    labels: phases, grains"
+    preview(labelled, size=16)
+    assert written[-1][1] == "10 um"
 
 
 def test_one_label_image_can_be_chosen(labelled: Path) -> None:

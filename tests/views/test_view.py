@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import dask.array as da
 import numpy as np
@@ -24,6 +26,7 @@ from ctlab_dask_zarr.views import neuroglancer
 from ctlab_dask_zarr.views.neuroglancer import serve_store
 from tests.builders import make_dataset, random_voxels
 from tests.views.browser import Browser, find_chromium
+from tests.views.stores import write_labels, write_store
 
 SIZE = 96
 CODECS = {
@@ -121,11 +124,129 @@ def test_labels_are_a_layer_in_their_colour(browser: Browser, tmp_path: Path) ->
     assert red > blue + 60
 
 
+def ball_phases() -> Dataset:
+    """The ball 2 in the box 1, in the mask of segmentations."""
+    voxels = ball()
+    phases = np.where(voxels == 65535, 255, np.where(voxels > 20000, 2, 1)).astype("uint8")
+    return Dataset(
+        da.from_array(phases, chunks=32),
+        dimension_names=("z", "y", "x"),
+        voxel_unit="um",
+        voxel_size=(2.0, 2.0, 2.0),
+        datatype="segmented",
+    )
+
+
+def test_a_segmentation_is_whole_in_its_panel_and_its_mask_has_no_colour(
+    browser: Browser, tmp_path: Path
+) -> None:
+    dataset_to_zarr(ball_phases(), tmp_path / "phases.zarr", levels=2)
+    with serve_store(tmp_path / "phases.zarr") as server:
+        browser.open(server.url)
+        picture = browser.wait_for_picture(lambda p: shares(p)["coloured"] > 0.25)
+    panel = first_panel(browser, picture)
+    coloured = np.ptp(panel.astype(int), axis=2) > 60
+    y, x = panel.shape[0] // 2, panel.shape[1] // 2
+    assert coloured[y - 30, x - 30], browser.log
+    # A disk, and not the square that it would be with the mask.
+    for corner in (coloured[y - 115 : y - 95, x - 115 : x - 95],
+                   coloured[y - 115 : y - 95, x + 95 : x + 115]):  # fmt: skip
+        assert not corner.any()
+    rows = np.flatnonzero(coloured[:, x - 40 : x + 40].any(axis=1))
+    assert 5 < rows[0] < rows[-1] < panel.shape[0] - 5
+    assert rows[-1] - rows[0] > 200
+
+
+def test_the_mask_of_labels_is_not_seen_over_the_volume(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "scan.zarr"
+    write_ball(path, "zstd")
+    # The mask is no label, even where it is given a colour.
+    colors = {1: (255, 0, 0), 2: (0, 0, 255), 255: (0, 255, 0)}
+    labels_to_zarr(ball_phases(), path, "phases", colors=colors)
+    with serve_store(path) as server:
+        browser.open(server.url)
+        picture = browser.wait_for_picture(lambda p: shares(p)["coloured"] > 0.25)
+    panel = first_panel(browser, picture).astype(int)
+    red, green, blue = panel[..., 0], panel[..., 1], panel[..., 2]
+    assert (red > green + 60).mean() > 0.1, browser.log
+    assert (blue > green + 60).mean() > 0.02
+    # The axis of y, one pixel wide, is green too.
+    assert ((green > red + 60) & (green > blue + 60)).mean() < 0.01
+
+
+def first_panel(browser: Browser, picture: np.ndarray) -> np.ndarray:
+    """Cut out the slice across z, without what Neuroglancer draws in the corners."""
+    box = browser.evaluate(
+        "(r => [r.top, r.bottom, r.left, r.right])"
+        "(document.querySelector('.neuroglancer-rendered-data-panel').getBoundingClientRect())"
+    )
+    top, bottom, left, right = map(int, box)
+    return picture[top:bottom, left:right]
+
+
+def state_of(path: Path, **options: Any) -> dict[str, Any]:
+    """Return what Neuroglancer is told to show; needs none that is installed."""
+    with serve_store(path, neuroglancer="https://viewer.example/", **options) as server:
+        _, _, state = server.redirects[""].partition("#!")
+        found: dict[str, Any] = json.loads(unquote(state))
+        return found
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float32", "float64"])
+def test_labels_that_neuroglancer_does_not_show_are_left_out_and_named(
+    tmp_path: Path, dtype: str
+) -> None:
+    voxels = random_voxels((8, 8, 8))
+    store = write_store(tmp_path / "a.zarr", [voxels])
+    write_labels(store, "phases", [voxels.astype("uint8")])
+    write_labels(store, "grains", [voxels.astype(dtype)])
+    told: list[str] = []
+    layers = state_of(store, on_left_out=told.append)["layers"]
+    assert [layer["name"] for layer in layers] == ["a.zarr", "phases"]
+    (line,) = told
+    assert re.search(f"'grains'.*{dtype}.*uint32", line)
+
+
+def test_labels_opened_by_their_own_path_are_in_colours(tmp_path: Path) -> None:
+    voxels = random_voxels((8, 8, 8), "uint8")
+    store = write_store(tmp_path / "a.zarr", [voxels])
+    write_labels(store, "phases", [voxels])
+    write_labels(store, "odd", [voxels.astype("float32")])
+    (layer,) = state_of(store / "labels" / "phases")["layers"]
+    assert layer["type"] == "segmentation"
+    with pytest.raises(UnsupportedFormatError, match="labels of float32"):
+        state_of(store / "labels" / "odd")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "dtype", "equivalences"),
+    [
+        ("segmented", "uint8", [["0", "255"]]),
+        ("labels", "int32", [["0", "2147483647"]]),
+        # Made from a scan, whose data type they kept.
+        ("tomo", "uint8", []),
+        ("tomo_float", "uint8", []),
+        ("distance_map", "int8", []),
+        (None, "uint8", []),
+    ],
+)
+def test_the_mask_value_of_labels_is_background(
+    tmp_path: Path, datatype: str | None, dtype: str, equivalences: list[list[str]]
+) -> None:
+    voxels = random_voxels((8, 8, 8), dtype)
+    store = write_store(tmp_path / "a.zarr", [voxels])
+    write_labels(store, "phases", [voxels], datatype=datatype)
+    for path in (store, store / "labels" / "phases"):
+        layer = state_of(path)["layers"][-1]
+        assert layer["equivalences"] == equivalences
+
+
 def test_the_command_prints_an_address_that_serves_until_it_is_ended(tmp_path: Path) -> None:
     import signal
     import urllib.request
 
     dataset_to_zarr(make_dataset(random_voxels((8, 8, 8))), tmp_path / "a.zarr")
+    labels_to_zarr(da.from_array(random_voxels((8, 8, 8), "int64")), tmp_path / "a.zarr", "grains")
     command = [sys.executable, "-m", "ctlab_dask_zarr.cli", "view", str(tmp_path / "a.zarr")]
     process = subprocess.Popen(
         [*command, "--no-browser"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -140,6 +261,7 @@ def test_the_command_prints_an_address_that_serves_until_it_is_ended(tmp_path: P
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 0, errors
         assert "ssh -N -L" in errors
+        assert "'grains' is left out" in errors
     finally:
         process.kill()
         process.wait()
