@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.mango import new_dataset_id
 from ctlab_dask_zarr.formats.units import VoxelUnit, size_text
 
@@ -198,8 +199,8 @@ class Dataset:
         """
         history = copy.deepcopy(source._history)
         if history_entry is not None:
-            now = datetime.now().strftime("%Y%m%d_%H%M%S")
-            history[history_key or f"{now}_modification"] = history_entry
+            default = f"{datetime.now():%Y%m%d_%H%M%S}_modification"
+            history[history_key or unused_key(default, history)] = history_entry
         dataset_id = source._dataset_id
         if dataset_id is not None and dataset_id_suffix is not None:
             dataset_id = f"{dataset_id}_{dataset_id_suffix}"
@@ -332,7 +333,7 @@ class Dataset:
         func: Callable[..., Any],
         *,
         method: MaskedMethod = "linear",
-        depth: int | tuple[int, ...] = 0,
+        depth: int | tuple[int, ...] | None = None,
         datatype: DataType | str | None = None,
         history_key: str | None = None,
         **kwargs: Any,
@@ -346,18 +347,29 @@ class Dataset:
         func
             Takes a block and returns one of its shape: `scipy.ndimage.gaussian_filter`.
         method
-            How the mask is kept out. ``'linear'``: masked voxels count as zero, and the result is
-            divided by what the filter makes of the mask (normalised convolution; Knutsson and
-            Westin, 1993). Right for linear filters whose weights are not negative: Gaussian,
-            uniform, any smoothing kernel; wrong for derivatives, whose weights add up to zero, and
-            for medians. ``'pointwise'``: `func` gets the valid voxels alone, as one row; right for
-            whatever looks at one voxel at a time. ``'nan'``: `func` gets masked voxels as NaN; for
-            functions that leave NaN out, as `scipy.ndimage.generic_filter` with `numpy.nanmedian`.
+            How the mask is kept out. What `func` makes NaN is masked in the result.
+
+            ``'linear'``: masked voxels count as zero, and the result is divided by the share of the
+            kernel's weight that lies on valid voxels (normalised convolution; Knutsson and Westin,
+            1993). Right for smoothing, linear filters with weights that are not negative and add up
+            to one: Gaussian, uniform. Derivatives are refused; a median, which is not linear, is
+            not known for one and comes out wrong.
+
+            ``'pointwise'``: `func` gets the valid voxels alone, as one row. Right for whatever
+            looks at one voxel at a time.
+
+            ``'nan'``: `func` gets masked voxels as NaN. Right for functions that leave NaN out, as
+            `scipy.ndimage.generic_filter` with `numpy.nanmedian`, and for derivatives, as
+            `scipy.ndimage.sobel` and `gaussian_laplace`: voxels whose window meets the mask are
+            masked. Wrong for running sums, as `uniform_filter`, which carry NaN along a whole line,
+            and for sorting, as `median_filter`, where NaN has no place.
         depth
-            How many voxels the filter looks to each side, along every axis or one number each;
-            for a Gaussian ``int(4 * sigma + 0.5)``. Too few are seen as seams between blocks.
+            How many voxels the filter looks to each side, along every axis or one number each; for
+            a Gaussian ``int(4 * sigma + 0.5)``. Too few are seen as seams between blocks, so that
+            it has to be given where there are several.
         datatype
-            mango's type of the result; by default that of this dataset. Integers are rounded.
+            mango's type of the result; by default that of this dataset. Integers are rounded, and
+            negative values become 0 where the type has none: for derivatives ``'tomo_float'``.
         history_key
             Of the entry that the history gets; by default the time and the name of `func`.
         **kwargs
@@ -366,7 +378,8 @@ class Dataset:
         Raises
         ------
         InvalidArgumentError
-            An argument is wrong; when it is computed: `func` changes the shape.
+            An argument is wrong; when it is computed: `func` changes the shape, makes NaN for which
+            the data type has no value, or does not smooth though `method` is ``'linear'``.
 
         Examples
         --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.history import unused_key
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
@@ -23,6 +25,9 @@ MaskedMethod = Literal["linear", "pointwise", "nan"]
 
 #: Below this share of the kernel's weight there is nothing to make a value of.
 _LEAST_WEIGHT = 1e-6
+#: How far below zero, or above one, a smoothing filter's share may be by rounding. scipy's
+#: gaussian_laplace, whose weights should add up to zero, makes 0.0003 of ones.
+_WEIGHT_TOLERANCE = 1e-3
 
 Filter = Callable[..., Any]
 
@@ -32,7 +37,7 @@ def map_masked(
     func: Filter,
     *,
     method: MaskedMethod = "linear",
-    depth: int | tuple[int, ...] = 0,
+    depth: int | tuple[int, ...] | None = None,
     datatype: DataType | str | None = None,
     history_key: str | None = None,
     **kwargs: Any,
@@ -46,7 +51,7 @@ def map_masked(
         )
     if not callable(func):
         raise InvalidArgumentError(f"func={func!r} cannot be called")
-    depths = _validated_depth(depth, dataset.shape, method)
+    depths = _validated_depth(depth, dataset.data.numblocks, method)
     try:
         kind = dataset.datatype if datatype is None else DataType.from_basename(str(datatype))
     except ValueError as error:
@@ -59,24 +64,26 @@ def map_masked(
         raise InvalidArgumentError(
             f"datatype={str(datatype)!r} has no mask value for the voxels that are masked"
         )
-    name = getattr(func, "__name__", type(func).__name__)
     data = da.map_overlap(
         partial(_filtered, func, method, (mask_value, new_mask), target, kwargs),
         dataset.data,
-        depth=depths,
+        # Never more than there is, which dask refuses.
+        depth=tuple(map(min, depths, dataset.shape)),
         # At the faces of the volume the filter sees what it would see of the whole volume.
         boundary="none",
         dtype=target,
         meta=np.empty((0,) * dataset.data.ndim, target),
     )
+    function = _function_name(func)
+    name = function.rpartition(".")[2]
     entry: dict[str, HistoryValue] = {
         "operation": "map_masked",
-        "function": f"{getattr(func, '__module__', '')}.{name}".lstrip("."),
+        "function": function,
         "method": method,
         "depth": list(depths),
-        "arguments": {key: _plain(value) for key, value in kwargs.items()},
+        "arguments": _arguments(func, kwargs),
     }
-    key = history_key or f"{datetime.now():%Y%m%d_%H%M%S}_{name}"
+    key = history_key or unused_key(f"{datetime.now():%Y%m%d_%H%M%S}_{name}", dataset.history)
     return type(dataset).from_modified(
         dataset,
         data=data,
@@ -88,14 +95,26 @@ def map_masked(
 
 
 def _validated_depth(
-    depth: int | tuple[int, ...], shape: tuple[int, ...], method: MaskedMethod
+    depth: Any, numblocks: tuple[int, ...], method: MaskedMethod
 ) -> tuple[int, ...]:
-    depths = (depth,) * len(shape) if isinstance(depth, int) else tuple(depth)
-    if len(depths) != len(shape) or not all(
-        isinstance(d, int) and not isinstance(d, bool) and d >= 0 for d in depths
-    ):
+    if depth is None:
+        if method != "pointwise" and max(numblocks) > 1:
+            raise InvalidArgumentError(
+                f"the data are {' x '.join(map(str, numblocks))} blocks, and depth is not given: "
+                "say how many voxels the function looks to each side, else blocks have seams; for "
+                "a Gaussian int(4 * sigma + 0.5), for a window of n voxels n // 2, for a function "
+                "of one voxel method='pointwise'"
+            )
+        return (0,) * len(numblocks)
+    try:
+        given = depth if isinstance(depth, tuple | list) else (depth,) * len(numblocks)
+        depths = tuple(map(operator.index, given))
+    except TypeError:
+        depths = ()
+    if len(depths) != len(numblocks) or min(depths) < 0 or isinstance(depth, bool):
         raise InvalidArgumentError(
-            f"depth={depth!r} is not one number of voxels, nor one for each of {len(shape)} axes"
+            f"depth={depth!r} is not one whole number of voxels, nor one for each of "
+            f"{len(numblocks)} axes"
         )
     if method == "pointwise" and any(depths):
         raise InvalidArgumentError(
@@ -125,22 +144,54 @@ def _filtered(
     # Exact for integers of 16 bits.
     work = np.float32 if block.dtype.itemsize <= 2 else np.float64
     if method == "pointwise":
-        found = _checked(func(block[valid], **kwargs), block[valid].shape)
-        result[valid] = _as_voxels(found, target, new_mask)
-        return result
-    if method == "nan":
+        values = _checked(func(block[valid], **kwargs), block[valid].shape)
+    elif method == "nan":
         found = func(np.where(valid, block, work(np.nan)).astype(work, copy=False), **kwargs)
-        found = _checked(found, block.shape)
+        values = _checked(found, block.shape)[valid]
     else:
-        weights = _checked(func(valid.astype(work), **kwargs), block.shape)
-        values = func(np.where(valid, block, 0).astype(work, copy=False), **kwargs)
-        sums = _checked(values, block.shape)
+        weights = _smoothing_weights(func, kwargs, valid, work)
+        sums = func(np.where(valid, block, 0).astype(work, copy=False), **kwargs)
+        sums = _checked(sums, block.shape)
         # A valid voxel without weight keeps its value: the kernel does not see it itself.
-        has_weight = np.abs(weights) > _LEAST_WEIGHT
-        found = np.divide(sums, weights, out=block.astype(work), where=has_weight)
-    valid &= ~np.isnan(found)
-    result[valid] = _as_voxels(found[valid], target, new_mask)
+        found = np.divide(sums, weights, out=block.astype(work), where=weights > _LEAST_WEIGHT)
+        values = found[valid]
+    is_number = ~np.isnan(values)
+    if new_mask is None and target.kind != "f" and not is_number.all():
+        raise InvalidArgumentError(
+            f"{_function_name(func)} made NaN, for which {target} without a mask value has no "
+            "number: give a datatype that has one, as datatype='tomo_float'"
+        )
+    valid[valid] = is_number
+    result[valid] = _as_voxels(values[is_number], target, new_mask)
     return result
+
+
+def _smoothing_weights(
+    func: Filter, kwargs: Mapping[str, Any], valid: npt.NDArray[np.bool_], work: type
+) -> npt.NDArray[Any]:
+    """Return which share of a filter's weight lies on valid voxels, of every voxel.
+
+    Raises
+    ------
+    InvalidArgumentError
+        It is no share: the filter does not smooth.
+    """
+    weights = _checked(func(valid.astype(work), **kwargs), valid.shape)
+    whole = weights
+    if not valid.all() and (weights[valid] <= _LEAST_WEIGHT).any():
+        # Either these voxels have no valid neighbour, or the weights add up to zero everywhere.
+        whole = _checked(func(np.ones(valid.shape, work), **kwargs), valid.shape)
+    lowest, highest = float(weights.min()), float(weights.max())
+    is_share = lowest > -_WEIGHT_TOLERANCE and highest < 1 + _WEIGHT_TOLERANCE
+    if not is_share or whole.max() < _WEIGHT_TOLERANCE:
+        raise InvalidArgumentError(
+            f"{_function_name(func)} does not smooth: its weights are negative or do not add up to "
+            f"one (a voxel's share of valid ones is {lowest:.3g} to {highest:.3g}), and "
+            "method='linear' would divide by them. For derivatives as sobel and gaussian_laplace "
+            "take method='nan', which masks what their window does not see whole, or fill the "
+            "masked voxels first"
+        )
+    return weights
 
 
 def _checked(found: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -170,10 +221,27 @@ def _as_voxels(
     return whole
 
 
+def _function_name(func: Filter) -> str:
+    inner = func.func if isinstance(func, partial) else func
+    name = getattr(inner, "__name__", type(inner).__name__)
+    return f"{getattr(inner, '__module__', None) or ''}.{name}".lstrip(".")
+
+
+def _arguments(func: Filter, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments by their names, those that a `functools.partial` holds too."""
+    if not isinstance(func, partial):
+        return {key: _plain(value) for key, value in kwargs.items()}
+    bound = {"*": func.args} if func.args else {}
+    return {key: _plain(value) for key, value in {**bound, **func.keywords, **kwargs}.items()}
+
+
 def _plain(value: Any) -> Any:
     """Return an argument as JSON keeps it; as text where it cannot."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    # A function's own text is an address in memory.
+    return _function_name(value) if hasattr(value, "__name__") else repr(value)

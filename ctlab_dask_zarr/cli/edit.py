@@ -39,8 +39,8 @@ def set_voxel_command(
 ) -> None:
     """Give the dataset at PATH the voxel size SIZE, as 2.37um.
 
-    On every level, in its labels and in the mango block alike; the change is recorded in the
-    history.
+    On every level and in the mango block at once, and then in its labels; the change is recorded in
+    the history.
     """
     sizes, unit = size
     if (len(set(sizes)) > 1) != anisotropic:
@@ -77,7 +77,14 @@ def history_command(
         wrong = [text for text in added if "=" not in text.lstrip("=")]
         if wrong:
             raise click.BadParameter(f"{wrong[0]!r} is not KEY=TEXT", param_hint="--add")
-        _edit(path, dry_run, yes, history=dict(text.split("=", 1) for text in added))
+        entries = [text.split("=", 1) for text in added]
+        keys = [key for key, _ in entries]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise click.BadParameter(
+                f"{twice[0]!r} is given twice: choose another name", param_hint="--add"
+            )
+        _edit(path, dry_run, yes, history=dict(entries))
         return
     from ctlab_dask_zarr.dataset import Dataset
 

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from itertools import chain, count
 
 __all__ = [
     "LEFT_OVER_KEY",
@@ -32,6 +33,7 @@ __all__ = [
     "HistoryValue",
     "history_from_attributes",
     "parse_mango_history",
+    "unused_key",
 ]
 
 #: One history entry, or a part of one: what JSON can hold.
@@ -53,6 +55,17 @@ _BRACKETED = re.compile(r"<([^<>]*)>")
 _ALL_BRACKETED = re.compile(r"(?:<[^<>]*>\s*)+")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]{1,4})?")
+
+
+def unused_key(key: str, taken: Container[str]) -> str:
+    """Return a key of the history that replaces none: entries may come in the same second.
+
+    Examples
+    --------
+    >>> unused_key("20261124_120000_set_id", {"20261124_120000_set_id"})
+    '20261124_120000_set_id_2'
+    """
+    return next(k for k in chain([key], (f"{key}_{n}" for n in count(2))) if k not in taken)
 
 
 def parse_mango_history(text: str) -> dict[str, HistoryValue]:

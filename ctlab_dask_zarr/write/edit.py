@@ -1,8 +1,9 @@
 """Changes to what a store says about its volume: voxel size, identifier, history.
 
-All of it stands in the root document, so that a change is the replacement of one object, which is
-there whole or not at all. Labels are images of their own below it and follow their image's voxel
-size; they are changed first, and a change that was cut off is done by doing it again.
+All of it stands in the root document, so that a change of an image is the replacement of one
+object, which is there whole or not at all. Labels are images of their own below it and follow its
+voxel size, a document each, after it: what is wrong meanwhile is what was wrong before. The same
+change asked for again finds the labels that lag behind.
 """
 
 from __future__ import annotations
@@ -10,20 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ctlab_dask_zarr.dataset import Dataset, validated_axes
-from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError, WriteFailedError
+from ctlab_dask_zarr.errors import (
+    CTLabError,
+    InvalidArgumentError,
+    UnsupportedFormatError,
+    WriteFailedError,
+)
+from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.mango import build_mango_block, edit_mango_block
-from ctlab_dask_zarr.formats.ome import rename_ome, rescale_ome
+from ctlab_dask_zarr.formats.ome import OMELevel, parse_ome_attributes, rename_ome, rescale_ome
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE, own_receipt, seal
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names
+from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names, read_ome
 from ctlab_dask_zarr.read.zarr import StoreMetadata, dataset_of, read_store_metadata
-from ctlab_dask_zarr.runtime.storage import storage_options_in_force
+from ctlab_dask_zarr.runtime.storage import is_url, storage_options_in_force
 from ctlab_dask_zarr.write.destination import Destination
 
 if TYPE_CHECKING:
@@ -38,6 +46,15 @@ _Size = tuple[tuple[float, ...], VoxelUnit]
 class _NewDocument:
     metadata: StoreMetadata
     text: str
+
+    def refuse_changed(self) -> None:
+        store = self.metadata.store
+        found = hashlib.sha256(store.get(ROOT_DOCUMENT)).hexdigest()
+        if found != self.metadata.root_hash:
+            raise WriteFailedError(
+                f"{store.root}/{ROOT_DOCUMENT} was changed by something else at the same time: "
+                "look at it, and do this again if it is still wanted"
+            )
 
 
 @dataclass(frozen=True)
@@ -62,16 +79,12 @@ class MetadataEdit:
         Raises
         ------
         WriteFailedError
-            Something else has changed the store since the change was built.
+            Something else has changed the store since the change was built; nothing was touched.
         """
         for new in self._documents:
+            new.refuse_changed()
+        for new in self._documents:
             store = new.metadata.store
-            found = hashlib.sha256(store.get(ROOT_DOCUMENT)).hexdigest()
-            if found != new.metadata.root_hash:
-                raise WriteFailedError(
-                    f"{store.root}/{ROOT_DOCUMENT} was changed by something else at the same time: "
-                    "look at it, and do this again if it is still wanted"
-                )
             store.put(ROOT_DOCUMENT, new.text.encode())
             store.files.sync_folder(store.root)
 
@@ -87,8 +100,10 @@ def edit_metadata(
 ) -> tuple[str, ...]:
     """Change what a store says about its volume; no voxel is touched.
 
-    The change is made at once or not at all, on every level, in the labels below the image and in
-    the mango block alike, and is recorded in the history.
+    One document is replaced, whole or not at all, so that every level and the mango block agree at
+    any moment; the change is recorded in the history. Labels below the image have documents of
+    their own, which follow its voxel size right after: where that was cut off, the same call again
+    corrects those that lag behind.
 
     Parameters
     ----------
@@ -112,7 +127,8 @@ def edit_metadata(
     Raises
     ------
     InvalidArgumentError
-        An argument is wrong, or further levels of the store are being written; nothing was touched.
+        An argument is wrong, the path is a level of an image, or further levels or labels of the
+        store are being written; nothing was touched.
     WriteFailedError
         Something else changed the store at the same time.
 
@@ -166,41 +182,58 @@ def build_edit(
         As of `edit_metadata`.
     """
     metadata = read_store_metadata(path)
-    dataset = dataset_of(metadata)
+    _refuse_level(metadata)
     _refuse_unfinished(metadata)
+    dataset = dataset_of(metadata)
     entries = dict(history or {})
     _refuse_wrong_entries(entries, dataset)
     changes = [f"history: {key!r} is added" for key in entries]
     stamp = f"{now:%Y%m%d_%H%M%S}"
-    size = _wanted_size(dataset, voxel_size, voxel_unit)
-    new_size = None if _is_same(size, (dataset.voxel_size, dataset.voxel_unit)) else size
-    documents = []
+    wanted = _wanted_size(dataset, voxel_size, voxel_unit)
+    before = dataset.voxel_size, dataset.voxel_unit
+    new_size = None if wanted is None or _is_same(wanted, before) else wanted
     if new_size is not None:
-        labels = _label_documents(metadata, dataset, new_size)
-        documents += labels
-        before, after = size_text(dataset.voxel_size, dataset.voxel_unit), size_text(*new_size)
         levels = f" on {len(metadata.arrays)} levels" if len(metadata.arrays) > 1 else ""
-        also = f" and of {len(labels)} label image(s)" if labels else ""
-        changes.append(f"voxel size{also}{levels}: {before} -> {after}")
-        entries[f"{stamp}_set_voxel"] = {
-            "operation": "set_voxel",
-            "before": before,
-            "after": after,
-        }
+        changes.append(f"voxel size{levels}: {size_text(*before)} -> {size_text(*new_size)}")
+        entries |= _size_entry(stamp, before, new_size, {*dataset.history, *entries})
     if dataset_id is not None and not (isinstance(dataset_id, str) and dataset_id.strip()):
         raise InvalidArgumentError(f"dataset_id={dataset_id!r} is no text")
     new_id = None if dataset_id == dataset.dataset_id else dataset_id
     if new_id is not None:
         changes.append(f"identifier: {dataset.dataset_id} -> {new_id}")
-        entries[f"{stamp}_set_id"] = {
+        entries[unused_key(f"{stamp}_set_id", {*dataset.history, *entries})] = {
             "operation": "set_id",
             "before": dataset.dataset_id,
             "after": new_id,
         }
+    documents = []
     if changes:
         text = _changed_root(metadata, dataset, new_size, new_id, entries)
         documents.append(_NewDocument(metadata, text))
+    if wanted is not None:
+        for change, document in _changes_of_labels(metadata, dataset, wanted, stamp):
+            if document is not None:
+                documents.append(document)
+            if document is not None or new_size is not None:
+                changes.append(change)
     return MetadataEdit(metadata.path, tuple(changes), tuple(documents))
+
+
+def _refuse_level(metadata: StoreMetadata) -> None:
+    """Raise for a level: what an image says of it would differ, and its checksum be wrong."""
+    if metadata.ome is not None:
+        return
+    path = metadata.path if is_url(metadata.path) else os.path.realpath(metadata.path)
+    image, name = os.path.split(path)
+    ome = read_ome(metadata.files, image)
+    levels: tuple[OMELevel, ...] = ()
+    with suppress(CTLabError):
+        levels = parse_ome_attributes(ome).levels
+    if name in [level.path for level in levels]:
+        raise InvalidArgumentError(
+            f"{metadata.path} is a level of the image {image}, whose metadata is that of all its "
+            "levels: give the path of the image"
+        )
 
 
 def _refuse_unfinished(metadata: StoreMetadata) -> None:
@@ -211,6 +244,29 @@ def _refuse_unfinished(metadata: StoreMetadata) -> None:
             f"{metadata.path} is being given further levels, which would undo the change: let that "
             "end, or resume it, first"
         )
+    for labels in _labels_under_way(metadata):
+        raise InvalidArgumentError(
+            f"{labels.path} is being written and keeps what the image says now (its staging folder "
+            f"is {labels.staging}): let that end, resume it, or remove that folder, first"
+        )
+
+
+def _labels_under_way(metadata: StoreMetadata) -> Iterator[Destination]:
+    """Yield every labels image that is being written, or given further levels."""
+
+    def destination(name: str) -> Destination:
+        path = metadata.store.path(f"labels/{name}")
+        return Destination(path, metadata.files, labels_of=metadata.path)
+
+    folder, pattern = os.path.split(destination("*").staging)
+    if is_url(folder) != is_url(metadata.path):
+        return  # A bucket has nothing beside it.
+    before, _, after = pattern.rpartition("*")
+    for entry, kind in metadata.files.entries(folder):
+        if kind == "folder" and entry.startswith(before) and entry.endswith(after):
+            labels = destination(entry.removeprefix(before).removesuffix(after))
+            if not labels.is_staging_committed():
+                yield labels
 
 
 def _refuse_wrong_entries(entries: Mapping[str, Any], dataset: Dataset) -> None:
@@ -226,14 +282,14 @@ def _refuse_wrong_entries(entries: Mapping[str, Any], dataset: Dataset) -> None:
 
 def _wanted_size(
     dataset: Dataset, voxel_size: Sequence[float] | float | None, unit: VoxelUnit | str | None
-) -> _Size:
-    """Return the voxel size to be, of as many axes as the volume has."""
+) -> _Size | None:
+    """Return the voxel size to be, of as many axes as the volume has; None where none is asked."""
+    if voxel_size is None and unit is None:
+        return None
     try:
         voxel_unit = dataset.voxel_unit if unit is None else VoxelUnit.from_str(str(unit))
     except ValueError as error:
         raise InvalidArgumentError(str(error)) from error
-    if voxel_size is None and unit is None:
-        return dataset.voxel_size, voxel_unit
     if voxel_unit is VoxelUnit.VOXEL:
         raise InvalidArgumentError("a voxel is no length: give the size a unit, as um")
     if voxel_size is None:
@@ -249,21 +305,43 @@ def _is_same(one: _Size, other: _Size) -> bool:
     return one[1] == other[1] and are_same_sizes(one[0], other[0])
 
 
-def _label_documents(
-    metadata: StoreMetadata, image: Dataset, new_size: _Size
-) -> list[_NewDocument]:
+def _size_entry(
+    stamp: str, before: _Size, after: _Size, taken: Container[str]
+) -> dict[str, dict[str, str]]:
+    entry = {
+        "operation": "set_voxel",
+        "before": size_text(*before),
+        "after": size_text(*after),
+    }
+    return {unused_key(f"{stamp}_set_voxel", taken): entry}
+
+
+def _changes_of_labels(
+    metadata: StoreMetadata, image: Dataset, wanted: _Size, stamp: str
+) -> Iterator[tuple[str, _NewDocument | None]]:
+    """Yield what changes in the labels that are not as an image of the wanted size has them.
+
+    Without a document: labels of which nobody can tell how they follow.
+    """
     folder = metadata.store.path("labels")
-    documents = []
     for name in label_names(metadata.files, folder):
         found = read_store_metadata(os.path.join(folder, name), metadata.files)
         labels = dataset_of(found)
-        size = new_size
-        if labels.shape != image.shape:
-            # Labels of others may be coarser than their image: they keep that.
-            factors = zip(labels.voxel_size, image.voxel_size, new_size[0], strict=True)
-            size = tuple(v / b * a for v, b, a in factors), new_size[1]
-        documents.append(_NewDocument(found, _changed_root(found, labels, size, None, {})))
-    return documents
+        before = labels.voxel_size, labels.voxel_unit
+        # Labels of others may be coarser than their image. What they say now is no measure of how
+        # much: a change that was cut off may have reached them or not.
+        sizes = [level.voxel_size for level in image.levels if level.shape == labels.shape]
+        if not sizes:
+            advice = f"no level has their shape, give {found.path} its size by itself"
+            yield f"labels {name!r} stay at {size_text(*before)}: {advice}", None
+            continue
+        factors = zip(sizes[0], image.voxel_size, wanted[0], strict=True)
+        after = tuple(v / b * a for v, b, a in factors), wanted[1]
+        if not _is_same(after, before):
+            entry = _size_entry(stamp, before, after, labels.history)
+            document = _NewDocument(found, _changed_root(found, labels, after, None, entry))
+            change = f"voxel size of labels {name!r}: {size_text(*before)} -> {size_text(*after)}"
+            yield change, document
 
 
 def _changed_root(

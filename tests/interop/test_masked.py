@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,112 @@ def test_a_value_that_is_the_masks_by_chance_stays_valid() -> None:
     assert found.tolist() == [[65534, 65535, 65534]]
 
 
+@pytest.mark.parametrize("method", ["pointwise", "nan"])
+def test_what_a_function_makes_nan_is_masked(method: str) -> None:
+    dataset = make_dataset(np.array([[4, 9, MASK, 0]], "uint16"))
+
+    def without_zero(values: np.ndarray) -> np.ndarray:
+        return np.where(values == 0, np.nan, values)
+
+    found = dataset.map_masked(without_zero, method=method).data.compute()
+    assert found.tolist() == [[4, 9, MASK, MASK]]
+
+
+def test_nan_where_integers_have_no_mask_value_is_an_error() -> None:
+    dataset = make_dataset(np.arange(4, dtype="uint8").reshape(2, 2))
+    result = dataset.map_masked(lambda v: np.where(v == 0, np.nan, v), method="pointwise")
+    with pytest.raises(InvalidArgumentError, match="made NaN, for which uint8"):
+        result.data.compute()
+
+
+@pytest.mark.parametrize("is_masked", [True, False])
+@pytest.mark.parametrize(
+    "func",
+    [
+        ndimage.sobel,
+        ndimage.prewitt,
+        partial(ndimage.gaussian_laplace, sigma=1),
+        partial(ndimage.gaussian_laplace, sigma=0.5),
+        partial(ndimage.gaussian_filter, sigma=1, order=1),
+        partial(ndimage.correlate1d, weights=[-0.5, 0, 0.5]),
+    ],
+)
+def test_a_derivative_is_no_normalised_convolution_and_is_refused(
+    func: Any, is_masked: bool
+) -> None:
+    voxels = np.random.default_rng(0).integers(0, 4000, (16, 16, 16)).astype("uint16")
+    if is_masked:
+        # The mask's border runs along the derivative, which sees nothing of it.
+        voxels[:8] = MASK
+    result = make_dataset(voxels).map_masked(func)
+    with pytest.raises(InvalidArgumentError, match=r"does not smooth.*method='nan'"):
+        result.data.compute()
+
+
+def test_negative_weights_that_add_up_to_one_are_refused_where_there_is_a_mask() -> None:
+    sharpen = partial(ndimage.correlate1d, weights=[-0.5, 2, -0.5])
+    with pytest.raises(InvalidArgumentError, match=r"share of valid ones is -1 to 2"):
+        make_dataset(masked_voxels()).map_masked(sharpen).data.compute()
+    voxels = np.random.default_rng(0).random((10, 12, 14))
+    found = make_dataset(voxels).map_masked(sharpen).data.compute()
+    assert np.allclose(found, sharpen(voxels))
+
+
+def test_a_derivative_leaves_out_what_its_window_does_not_see_whole() -> None:
+    ramp = np.broadcast_to(10.0 * np.arange(12), (6, 7, 12)).astype("uint16")
+    voxels = np.where(np.arange(12) == 5, MASK, ramp).astype("uint16")
+    found = make_dataset(voxels, blocks=4).map_masked(
+        ndimage.sobel, method="nan", depth=1, datatype="tomo_float"
+    )
+    values = found.data.compute()
+    is_masked = values == np.float32(1e30)
+    assert np.array_equal(is_masked[0, 0], np.isin(np.arange(12), (4, 5, 6)))
+    assert (values[..., [1, 2, 3, 7, 8, 9, 10]] == 320).all()
+
+
+def test_voxels_that_see_no_valid_neighbour_keep_their_value() -> None:
+    """Weights that are zero in places are no derivative's."""
+    voxels = np.full((5, 6, 7), MASK, "uint16")
+    voxels[2, 2, 2] = 9
+    neighbours = partial(ndimage.correlate1d, weights=[0.5, 0, 0.5])
+    assert np.array_equal(make_dataset(voxels).map_masked(neighbours).data.compute(), voxels)
+
+
+def test_blocks_without_depth_are_refused_and_told_how_much(tmp_path: Path) -> None:
+    dataset = make_dataset(masked_voxels(), blocks=12)
+    for method in ("linear", "nan"):
+        with pytest.raises(InvalidArgumentError, match=r"2 x 3 x 3 blocks.*4 \* sigma"):
+            dataset.map_masked(ndimage.gaussian_filter, method=method, sigma=1)
+    dataset.map_masked(np.sqrt, method="pointwise")
+    # A single block has no seams; slice by slice is said by the depth.
+    make_dataset(masked_voxels()).map_masked(ndimage.gaussian_filter, sigma=1)
+    found = dataset.map_masked(ndimage.uniform_filter, depth=(0, 1, np.int64(1)), size=(1, 3, 3))
+    one = make_dataset(masked_voxels()).map_masked(ndimage.uniform_filter, size=(1, 3, 3))
+    assert np.array_equal(found.data.compute(), one.data.compute())
+
+
+@pytest.mark.parametrize("blocks", [(1, 10, 12), (2, 10, 12)])
+def test_a_filter_may_look_further_than_there_are_slices(blocks: tuple[int, ...]) -> None:
+    voxels = masked_voxels((12, 20, 24))[-2:]
+    found = make_dataset(voxels, blocks).map_masked(ndimage.gaussian_filter, depth=4, sigma=1)
+    whole = make_dataset(voxels).map_masked(ndimage.gaussian_filter, sigma=1)
+    assert np.array_equal(found.data.compute(), whole.data.compute())
+
+
+def test_the_history_has_the_arguments_of_a_partial_and_an_entry_for_each_step() -> None:
+    dataset = make_dataset(masked_voxels(), dataset_id="20250101_120000_tomo")
+    smooth = partial(ndimage.gaussian_filter, sigma=1.0)
+    result = dataset.map_masked(smooth, truncate=3).map_masked(smooth)
+    assert result.dataset_id == "20250101_120000_tomo_gaussian_filter_gaussian_filter"
+    first, second = result.history.values()
+    assert first["function"] == "scipy.ndimage._filters.gaussian_filter"
+    assert first["arguments"] == {"sigma": 1.0, "truncate": 3}
+    assert second["arguments"] == {"sigma": 1.0}
+    nan = dataset.map_masked(ndimage.generic_filter, method="nan", function=np.nanmedian, size=3)
+    (entry,) = nan.history.values()
+    assert " at 0x" not in entry["arguments"]["function"]
+
+
 def test_the_result_is_lazy_has_a_history_and_can_be_written(tmp_path: Path) -> None:
     dataset = make_dataset(masked_voxels(), blocks=12, dataset_id="20250101_120000_tomo")
     result = dataset.map_masked(
@@ -109,8 +216,10 @@ def test_the_result_is_lazy_has_a_history_and_can_be_written(tmp_path: Path) -> 
     ("options", "message"),
     [
         ({"method": "guess"}, "none of 'linear'"),
-        ({"depth": (1, 2)}, "not one number of voxels"),
-        ({"depth": -1}, "not one number of voxels"),
+        ({"depth": (1, 2)}, "not one whole number of voxels"),
+        ({"depth": -1}, "not one whole number of voxels"),
+        ({"depth": 4.0}, "not one whole number of voxels"),
+        ({"depth": True}, "not one whole number of voxels"),
         ({"method": "pointwise", "depth": 1}, "sees no neighbours"),
         ({"datatype": "tomograph"}, "not a mango data type"),
         ({"datatype": "proju16"}, "no mask value"),

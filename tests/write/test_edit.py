@@ -1,8 +1,9 @@
-"""Metadata that is changed in place: every level, labels, the mango block, atomically."""
+"""Metadata that is changed in place: every level and the mango block at once, labels after."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import zarr
 from click.testing import CliRunner
 
 from ctlab_dask_zarr import (
+    Dataset,
     InvalidArgumentError,
     WriteFailedError,
     dataset_from_zarr,
@@ -22,6 +24,7 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.cli import main
+from ctlab_dask_zarr.runtime.files import LocalFiles
 from ctlab_dask_zarr.write.edit import build_edit
 from tests.builders import make_dataset, random_voxels
 
@@ -76,8 +79,87 @@ def test_labels_follow_their_image(tmp_path: Path) -> None:
     changes = edit_metadata(path, voxel_size=5)
     labels = dataset_from_zarr(path / "labels" / "phases", level=1)
     assert labels.voxel_size == (5, 10, 10)
-    assert "1 label image" in changes[0]
+    assert changes == (
+        "voxel size on 2 levels: 3 x 2 x 1.5 um -> 5 um",
+        "voxel size of labels 'phases': 3 x 2 x 1.5 um -> 5 um",
+    )
+    ((key, entry),) = labels.history.items()
+    assert key.endswith("_set_voxel")
+    assert (entry["before"], entry["after"]) == ("3 x 2 x 1.5 um", "5 um")
     assert verify(path) == []
+
+
+@pytest.mark.parametrize("n_documents", range(4))
+@pytest.mark.parametrize("asked_next", ["the same", "the old size"])
+def test_a_change_that_is_cut_off_is_done_or_undone_by_asking_again(
+    tmp_path: Path, n_documents: int, asked_next: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path)
+    edit_metadata(path, voxel_size=5)
+    for name in ("grains", "phases"):
+        labels_to_zarr(np.ones(SHAPE, "uint8"), path, name)
+    stores = [path, path / "labels" / "grains", path / "labels" / "phases"]
+    replaced: list[str] = []
+    rename = LocalFiles.rename
+
+    def dying(self: LocalFiles, source: str, target: str) -> None:
+        if len(replaced) == n_documents:
+            raise KeyboardInterrupt
+        replaced.append(os.path.dirname(target))
+        rename(self, source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "rename", dying)
+        if n_documents < len(stores):
+            with pytest.raises(KeyboardInterrupt):
+                edit_metadata(path, voxel_size=6)
+        else:
+            edit_metadata(path, voxel_size=6)
+    # The image is changed first: labels that lag behind are what they were.
+    assert replaced == [str(store) for store in stores[:n_documents]]
+    assert verify(path) == []
+    wanted = 6 if asked_next == "the same" else 5
+    changes = edit_metadata(path, voxel_size=wanted)
+    sizes = [dataset_from_zarr(store, level=1).voxel_size for store in stores]
+    assert sizes == [(wanted, 2 * wanted, 2 * wanted)] * 3
+    n_to_do = 3 - n_documents if wanted == 6 else n_documents
+    assert len(changes) == n_to_do
+    assert verify(path) == []
+    assert edit_metadata(path, voxel_size=wanted) == ()
+
+
+def coarse_labels(path: Path, shape: tuple[int, ...], voxel_size: tuple[float, ...]) -> Path:
+    """Labels as another writer may place them: coarser than their image."""
+    folder = path / "labels" / "coarse"
+    dataset_to_zarr(make_dataset(np.ones(shape, "uint8"), voxel_size=voxel_size), folder)
+    written = folder.with_name("coarse.zarr")
+    document = json.loads((written / "zarr.json").read_text())
+    document["attributes"]["ome"]["image-label"] = {}
+    del document["attributes"]["ctlab_dask_zarr"]
+    (written / "zarr.json").write_text(json.dumps(document))
+    return written.rename(folder)
+
+
+def test_labels_that_are_coarser_than_their_image_follow_the_level_of_their_shape(
+    tmp_path: Path,
+) -> None:
+    path = make_store(tmp_path)
+    level = dataset_from_zarr(path, level=1)
+    labels = coarse_labels(path, level.shape, level.voxel_size)
+    edit_metadata(path, voxel_size=5)
+    assert dataset_from_zarr(labels).voxel_size == (5, 10, 10)
+    assert edit_metadata(path, voxel_size=5) == ()
+
+
+def test_labels_of_which_nobody_can_tell_how_they_follow_are_left_and_named(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    labels = coarse_labels(path, (7, 8, 9), (17, 16, 16))
+    _, left = edit_metadata(path, voxel_size=5)
+    assert left.startswith("labels 'coarse' stay at 17 x 16 x 16 um: no level has their shape")
+    assert dataset_from_zarr(labels).voxel_size == (17, 16, 16)
+    assert edit_metadata(path, voxel_size=5) == ()
+    edit_metadata(labels, voxel_size=28)
+    assert dataset_from_zarr(labels).voxel_size == (28, 28, 28)
 
 
 def test_one_length_is_that_of_every_axis_and_a_unit_alone_is_only_the_unit(tmp_path: Path) -> None:
@@ -115,6 +197,16 @@ def test_an_entry_of_the_history_is_added_and_none_is_rewritten(tmp_path: Path) 
     assert dataset_from_zarr(path).history == {"note": "the sample had dried"}
     with pytest.raises(InvalidArgumentError, match="nothing in a history is rewritten"):
         edit_metadata(path, history={"note": "it had not"})
+
+
+def test_changes_in_the_same_second_have_an_entry_each(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    for size in (4, 5, 6):
+        build_edit(path, NOW, voxel_size=size).apply()
+    history = dataset_from_zarr(path).history
+    stamp = "20260131_154500_set_voxel"
+    assert list(history) == [stamp, f"{stamp}_2", f"{stamp}_3"]
+    assert [entry["after"] for entry in history.values()] == ["4 um", "5 um", "6 um"]
 
 
 @pytest.mark.parametrize("layout", ["without data type", "plain", "of another writer"])
@@ -179,6 +271,32 @@ def test_a_change_by_another_at_the_same_time_is_not_lost(tmp_path: Path) -> Non
     assert (dataset.dataset_id, dataset.voxel_size) == ("theirs", (3.0, 2.0, 1.5))
 
 
+def test_labels_that_another_changed_meanwhile_leave_the_image_as_it_was(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases")
+    mine = build_edit(path, NOW, voxel_size=5)
+    edit_metadata(path / "labels" / "phases", history={"note": "theirs"})
+    with pytest.raises(WriteFailedError, match="at the same time"):
+        mine.apply()
+    assert dataset_from_zarr(path).voxel_size == (3.0, 2.0, 1.5)
+
+
+def test_a_level_is_not_changed_apart_from_its_image(
+    tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    path = make_store(tmp_path)
+    (tmp_path / "link").symlink_to(path / "1")
+    before = snapshot(path)
+    for level in (path / "0", path / "1", tmp_path / "link"):
+        with pytest.raises(InvalidArgumentError, match=f"a level of the image {path}, "):
+            edit_metadata(level, voxel_size=5)
+    assert snapshot(path) == before
+    # An array that the image beside it does not list is one of its own.
+    dataset_to_zarr(make_dataset(random_voxels((8, 9, 10))), path / "raw", ome_zarr_version=None)
+    edit_metadata(path / "raw.zarr", voxel_size=5)
+    assert dataset_from_zarr(path / "raw.zarr").voxel_size == (5, 5, 5)
+
+
 def test_a_store_whose_levels_are_being_made_is_left_alone(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     staging = tmp_path / ".scan.zarr.staging"
@@ -186,6 +304,45 @@ def test_a_store_whose_levels_are_being_made_is_left_alone(tmp_path: Path) -> No
     (staging / "plan.json").write_text(json.dumps({"extends": "0f"}))
     with pytest.raises(InvalidArgumentError, match="being given further levels"):
         edit_metadata(path, voxel_size=5)
+
+
+@pytest.mark.parametrize("name", ["phases", "a.staging"])
+def test_an_image_whose_labels_are_being_written_is_left_alone(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path)
+    # Of an image whose name this one's begins with.
+    (tmp_path / ".scan.labels.phases.staging").mkdir()
+    edit_metadata(path, voxel_size=5)
+    rename = LocalFiles.rename
+
+    def dying(self: LocalFiles, source: str, target: str) -> None:
+        if target == str(path / "labels" / name):
+            raise KeyboardInterrupt
+        rename(self, source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "rename", dying)
+        with pytest.raises(KeyboardInterrupt):
+            labels_to_zarr(np.ones(SHAPE, "uint8"), path, name)
+    with pytest.raises(InvalidArgumentError, match=rf"labels/{name} is being written"):
+        edit_metadata(path, voxel_size=6)
+    labels_to_zarr(np.ones(SHAPE, "uint8"), path, name, resume=True)
+    edit_metadata(path, voxel_size=6)
+    assert dataset_from_zarr(path / "labels" / name).voxel_size == (6, 6, 6)
+
+
+def test_labels_planned_before_a_change_and_written_after_are_corrected_by_asking_again(
+    tmp_path: Path,
+) -> None:
+    path = make_store(tmp_path)
+    graph = labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases", compute=False)
+    edit_metadata(path, voxel_size=5)
+    graph.compute()
+    assert Dataset.from_path(path / "labels" / "phases").voxel_size == (3.0, 2.0, 1.5)
+    assert edit_metadata(path, voxel_size=5) == (
+        "voxel size of labels 'phases': 3 x 2 x 1.5 um -> 5 um",
+    )
 
 
 def run(*arguments: str, answer: str | None = None) -> tuple[int, str]:
@@ -228,3 +385,7 @@ def test_the_history_is_shown_and_added_to(tmp_path: Path) -> None:
     assert '"operation": "set_id"' in output
     assert json.loads(run("history", path, "--json")[1])["note"] == "dry = wet"
     assert run("history", path, "--add", "nothing")[0] == 2
+    code, output = run("history", path, "--add", "x=1", "--add", "x=2", "--yes")
+    assert code == 2
+    assert "'x' is given twice" in output
+    assert "x" not in dataset_from_zarr(path).history
