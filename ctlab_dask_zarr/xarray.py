@@ -6,6 +6,8 @@ Importing this module gives every `xarray.DataArray` the accessor ``.ctlab``.
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,9 @@ import numpy as np
 import xarray as xr
 
 from ctlab_dask_zarr.dataset import Dataset
-from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.json_values import plain_json
 from ctlab_dask_zarr.formats.units import VoxelUnit
 
 if TYPE_CHECKING:
@@ -23,10 +27,17 @@ __all__ = ["CTLabAccessor", "from_xarray", "to_xarray"]
 
 #: Attributes of the array. Nested ones are JSON text, which netCDF can keep too.
 _DATATYPE, _ID, _HISTORY, _EXTRA = "datatype", "dataset_id", "ctlab_history", "ctlab_attributes"
-#: Attribute of a coordinate: the voxel's edge, which one position alone does not tell.
+#: Attribute of a coordinate with one position, which does not tell the voxel's edge. Longer ones
+#: must not have it: it would outlast `coarsen`, and be that of the voxels before.
 _SPACING = "spacing"
-#: Positions may differ from regular ones by this part of a voxel.
-_TOLERANCE = 1e-3
+#: Positions may differ from regular ones by this part of a voxel: float32 ones do.
+_TOLERANCE = 1e-2
+#: Names of axes that are none of space.
+_NOT_OF_SPACE = frozenset({"t", "time", "c", "channel", "channels"})
+#: Of a `Dataset` that was an array of somebody else's: its name and its attributes.
+_FOREIGN = "xarray"
+#: The name of an array whose data type is not known.
+_NAME = "voxels"
 
 
 def to_xarray(dataset: Dataset, origin: Sequence[float] | None = None) -> xr.DataArray:
@@ -39,6 +50,11 @@ def to_xarray(dataset: Dataset, origin: Sequence[float] | None = None) -> xr.Dat
     origin
         Position of the first voxel's centre along each axis, in the unit of the voxel size; by
         default zero.
+
+    Raises
+    ------
+    MetadataError
+        The history or a further attribute holds what JSON cannot hold; the message says where.
 
     Examples
     --------
@@ -53,28 +69,34 @@ def to_xarray(dataset: Dataset, origin: Sequence[float] | None = None) -> xr.Dat
     >>> from_xarray(array.sel(x=slice(0, 5)))
     <Dataset tomo (z: 4, y: 5, x: 3) uint16, voxel 2.5 um>
     """
-    starts = origin or (0.0,) * len(dataset.shape)
+    starts = (0.0,) * len(dataset.shape) if origin is None else origin
     unit = str(dataset.voxel_unit)
     coords = {
-        name: xr.Variable(name, start + size * np.arange(n), {"units": unit, _SPACING: size})
+        name: xr.Variable(
+            name,
+            start + size * np.arange(n),
+            {"units": unit} | ({_SPACING: size} if n == 1 else {}),
+        )
         for name, n, size, start in zip(
             dataset.dimension_names, dataset.shape, dataset.voxel_size, starts, strict=True
         )
     }
-    attributes: dict[str, Any] = {}
+    extra = plain_json(dataset.extra_attrs, "extra_attrs")
+    foreign = extra.pop(_FOREIGN) if _is_foreign(extra.get(_FOREIGN)) else {}
+    attributes: dict[str, Any] = dict(foreign.get("attributes", {}))
     if dataset.datatype is not None:
         attributes[_DATATYPE] = str(dataset.datatype)
     if dataset.dataset_id is not None:
         attributes[_ID] = dataset.dataset_id
     if dataset.history:
-        attributes[_HISTORY] = json.dumps(dataset.history)
-    if dataset.extra_attrs:
-        attributes[_EXTRA] = json.dumps(dataset.extra_attrs)
+        attributes[_HISTORY] = json.dumps(plain_json(dataset.history, "history"))
+    if extra:
+        attributes[_EXTRA] = json.dumps(extra)
     return xr.DataArray(
         dataset.data,
         coords,
         dataset.dimension_names,
-        name=attributes.get(_DATATYPE, "voxels"),
+        name=foreign.get("name", attributes.get(_DATATYPE, _NAME)),
         attrs=attributes,
     )
 
@@ -82,14 +104,17 @@ def to_xarray(dataset: Dataset, origin: Sequence[float] | None = None) -> xr.Dat
 def from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
     """Return a `xarray.DataArray` as a dataset; lazy voxels stay lazy.
 
-    The voxel size is the spacing of the coordinates, its unit their ``units``. Positions begin at
-    zero again: a dataset keeps no origin.
+    The voxel size is the spacing of the coordinates, its unit their ``units``. Name and attributes
+    are kept: those of others among ``extra_attrs``, from where `to_xarray` brings them back; an
+    array without a name gets that of its data type. Positions begin at zero again, since a dataset
+    keeps no origin, and coordinates of no axis are not kept.
 
     Parameters
     ----------
     array
         Two or three axes of space, with regular increasing coordinates, or with none at all (the
-        unit is then the voxel).
+        unit is then the voxel). One position tells no size: an axis of one voxel needs the
+        attribute ``spacing`` of its coordinate.
     datatype
         The mango data type; by default the attribute ``datatype``.
 
@@ -112,6 +137,17 @@ def from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
             f"the array has the axes {names}; volumes have two or three of space: choose one of "
             "the others, as array.isel(t=0)"
         )
+    for name in names:
+        if name.lower() in _NOT_OF_SPACE:
+            raise InvalidArgumentError(
+                f"the axis {name!r} is none of space: choose one of it, as array.isel({name}=0)"
+            )
+    if 0 in array.shape:
+        empty = names[array.shape.index(0)]
+        raise InvalidArgumentError(
+            f"the array has nothing along {empty!r}: look at what was selected; positions are "
+            "those of the centres of voxels"
+        )
     size, unit = _spacing(array, names)
     data = array.data
     if not hasattr(data, "dask"):
@@ -125,7 +161,7 @@ def from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
             datatype=datatype or array.attrs.get(_DATATYPE),
             history=_mapping(array, _HISTORY),
             dataset_id=array.attrs.get(_ID),
-            extra_attrs=_mapping(array, _EXTRA),
+            extra_attrs={**_mapping(array, _EXTRA), **_foreign(array)},
         )
     except ValueError as error:
         raise InvalidArgumentError(str(error)) from error
@@ -140,6 +176,34 @@ def _mapping(array: xr.DataArray, name: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise InvalidArgumentError(f"the attribute {name} is no JSON object")
     return found
+
+
+def _foreign(array: xr.DataArray) -> dict[str, Any]:
+    """Return what of an array has no other place in a dataset; nothing where there is nothing."""
+    attributes, refused = {}, []
+    for key, value in array.attrs.items():
+        if key in (_DATATYPE, _ID, _HISTORY, _EXTRA):
+            continue
+        try:
+            attributes[str(key)] = plain_json(value, str(key))
+        except MetadataError:
+            refused.append(str(key))
+    if refused:
+        warnings.warn(
+            f"left out the attributes {', '.join(refused)}, whose values JSON cannot hold",
+            stacklevel=3,
+        )
+    found: dict[str, Any] = {"attributes": attributes} if attributes else {}
+    if array.name is not None and array.name not in (_NAME, array.attrs.get(_DATATYPE)):
+        found["name"] = str(array.name)
+    return {_FOREIGN: found} if found else {}
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether it is what `_foreign` made: in a store may be anything under that name."""
+    if not isinstance(value, dict) or not value.keys() <= {"name", "attributes"}:
+        return False
+    return isinstance(value.get("attributes", {}), dict) and isinstance(value.get("name", ""), str)
 
 
 def _spacing(array: xr.DataArray, names: Sequence[str]) -> tuple[tuple[float, ...], VoxelUnit]:
@@ -177,20 +241,35 @@ def _spacing_along(coordinate: xr.DataArray, name: str) -> float:
                 f"the axis {name!r} has one voxel, of which the coordinates do not tell the size: "
                 f"set array.{name}.attrs['{_SPACING}']"
             )
-        return float(coordinate.attrs[_SPACING])
-    steps = np.diff(values.astype(float))
-    step = float((values[-1] - values[0]) / (len(values) - 1))
+        return _length(coordinate.attrs[_SPACING], name)
+    positions = values.astype(float)
+    step = float((positions[-1] - positions[0]) / (len(positions) - 1))
     if not step > 0:
         raise InvalidArgumentError(
             f"the coordinates along {name!r} do not increase: turn the axis round, as "
             f"array.isel({name}=slice(None, None, -1))"
         )
-    if not np.allclose(steps, step, rtol=0, atol=_TOLERANCE * step):
+    regular = np.linspace(positions[0], positions[-1], len(positions))
+    off = float(np.abs(positions - regular).max() / step)
+    if not off <= _TOLERANCE:
         raise InvalidArgumentError(
-            f"the coordinates along {name!r} are not regular: steps from {steps.min():.6g} to "
-            f"{steps.max():.6g}; voxels are all of one size, so interpolate first"
+            f"the coordinates along {name!r} are not regular: one is {off:.2g} voxels from where "
+            f"steps of {step:.6g} put it; voxels are all of one size, so interpolate first"
         )
     return step
+
+
+def _length(value: Any, name: str) -> float:
+    try:
+        length = float(value)
+    except (TypeError, ValueError):
+        length = math.nan
+    if not 0 < length < math.inf:
+        raise InvalidArgumentError(
+            f"array.{name}.attrs['{_SPACING}'] is {value!r}, which is no length: set it to the "
+            "edge of a voxel"
+        )
+    return length
 
 
 def _unit(coordinate: xr.DataArray, name: str) -> VoxelUnit:
@@ -211,6 +290,23 @@ class CTLabAccessor:
 
     def __init__(self, array: xr.DataArray) -> None:
         self._array = array
+
+    @property
+    def mask_value(self) -> Any:
+        """The value of masked voxels, by the attribute ``datatype``; None where it has none."""
+        datatype = self._array.attrs.get(_DATATYPE)
+        try:
+            return None if datatype is None else DataType.from_basename(str(datatype)).mask_value
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from error
+
+    @property
+    def mask(self) -> xr.DataArray:
+        """Which voxels are masked, lazy where they are: ``array.where(~array.ctlab.mask)``."""
+        if self.mask_value is None:
+            return xr.zeros_like(self._array, dtype=bool)
+        mask: xr.DataArray = self._array == self.mask_value
+        return mask
 
     def to_dataset(self, *, datatype: str | None = None) -> Dataset:
         """Return the array as a `Dataset`: see `from_xarray`."""

@@ -23,10 +23,14 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
     """
 
     description = "OME-Zarr and mango netCDF of the CTLab, by ctlab_dask_zarr"
+    supports_groups = True
     open_dataset_parameters = ("filename_or_obj", "drop_variables", "level", "storage_options")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return whether it is a mango netCDF, or a store with the CTLab's marks; of others no."""
+        """Return whether it is a mango netCDF, or a store with the CTLab's marks, on this machine.
+
+        Never of a URL: to guess would be to ask the network, for every URL that xarray is given.
+        """
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
         try:
@@ -118,12 +122,25 @@ def _open(
 
 def _is_ours(path: str) -> bool:
     from ctlab_dask_zarr.formats.receipts import own_receipt
-    from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf
+    from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf, is_mango_netcdf
     from ctlab_dask_zarr.read.source import guess_filetype
-    from ctlab_dask_zarr.read.zarr import read_store_metadata
+    from ctlab_dask_zarr.read.zarr import dataset_of, read_store_metadata
+    from ctlab_dask_zarr.runtime.storage import is_url, storage_path
 
+    if is_url(storage_path(path)):
+        return False
     if guess_filetype(path) == "NetCDF":
+        if os.path.isdir(path):
+            # Also with a block missing: opening it says which.
+            return is_mango_netcdf(path)
         dataset_from_netcdf(path)
         return True
-    attributes = read_store_metadata(path).attributes
-    return "mango" in attributes or own_receipt(attributes) is not None
+    metadata = read_store_metadata(path)
+    if own_receipt(metadata.attributes) is not None:
+        return True
+    mango = metadata.attributes.get("mango")
+    if not isinstance(mango, dict) or "basename" not in mango:
+        return False
+    # The attribute may be somebody else's: it counts where all of the store can be understood.
+    dataset_of(metadata)
+    return True

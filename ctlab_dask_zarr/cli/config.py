@@ -25,12 +25,12 @@ def config_command(as_json: bool, example: bool) -> None:
 
     and in environment variables, as DASK_CTLAB_ZARR__LEVELS=auto.
     """
-    from ctlab_dask_zarr.runtime.settings import packaged_settings, settings_in_force
-
-    if example:
-        click.echo(packaged_settings(), nl=False)
-        return
     with exit_codes():
+        from ctlab_dask_zarr.runtime.settings import packaged_settings, settings_in_force
+
+        if example:
+            click.echo(packaged_settings(), nl=False)
+            return
         found = settings_in_force()
     if as_json:
         click.echo(json.dumps([setting._asdict() for setting in found]))

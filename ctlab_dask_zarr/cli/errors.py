@@ -26,3 +26,9 @@ def exit_codes() -> Iterator[None]:
             raise
         print(f"ctlab-zarr: {error}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, CTLabError) else 1)
+    except ValueError as error:
+        # dask reads its files when it is imported.
+        if not str(error).startswith("A dask config file"):
+            raise
+        print(f"ctlab-zarr: {error}", file=sys.stderr)
+        sys.exit(1)

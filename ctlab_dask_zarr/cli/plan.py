@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,23 +30,14 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
     """Show what converting SOURCE to DESTINATION would do; nothing is done."""
     cluster = cluster_arguments(options)
     with exit_codes():
+        from ctlab_dask_zarr.api import build_plan
         from ctlab_dask_zarr.write.destination import Destination
-        from ctlab_dask_zarr.write.graph import analyse_source
-        from ctlab_dask_zarr.write.resolve import WriteOptions, plan_write
+        from ctlab_dask_zarr.write.resolve import WriteOptions
 
         dataset = open_source(source, options)
         arguments = WriteOptions(**write_arguments(options))
-        blocks = analyse_source(dataset.data)
         resources = _resources(**cluster)
-        write_plan = plan_write(
-            dataset,
-            destination,
-            arguments,
-            block_lengths=blocks.chunks,
-            independent=blocks.is_independent,
-            resources=resources,
-            now=datetime.now(),
-        )
+        write_plan = build_plan(dataset, destination, arguments, resources)
         problem = Destination.at(write_plan.destination).problem(overwrite=arguments.overwrite)
     needed = max(write_plan.rechunk.peak_nbytes, 1)
     n_fit = _total_nbytes(resources) // needed

@@ -57,6 +57,9 @@ _BLOCK_NBYTES = 512 * 2**20
 #: From here on it is worth a warning that stored pieces are decompressed again for every block.
 _MANY_TIMES = 4
 
+#: Arguments of `dataset_from_zarr` that netCDF does not have.
+_OF_STORES = frozenset({"level", "storage_options", "strict"})
+
 _Opened = tuple[BlockHeader, StoredBlock]
 
 
@@ -93,7 +96,7 @@ def dataset_from_netcdf(
     voxel_unit
         Instead of what the file says.
     **kwargs
-        For `dask.array.from_array`.
+        For `dask.array.from_array`. One that only Zarr stores have is an error.
 
     Returns
     -------
@@ -111,9 +114,14 @@ def dataset_from_netcdf(
     MetadataError
         The file is no mango volume or contradicts itself.
     InvalidArgumentError
-        `datatype` cannot be that of the file.
+        `datatype` cannot be that of the file, or an argument is none of netCDF.
     """
     local = local_path(path)
+    of_stores = sorted(_OF_STORES.intersection(kwargs))
+    if of_stores:
+        raise InvalidArgumentError(
+            f"{local} is netCDF: {of_stores[0]}= is for Zarr stores; leave it out"
+        )
     wanted = None if datatype is None else _parse_datatype(datatype)
     opened = _open_files(local, _list_files(local), wanted)
     headers = [header for header, _ in opened]

@@ -5,8 +5,9 @@ They are what ``ctlab-zarr.yaml`` in this package lists, below ``ctlab-zarr``.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from ctlab_dask_zarr.runtime.configuration import canonical_name, wrong_keys
 __all__ = ["Setting", "load_defaults", "packaged_settings", "setting", "settings_in_force"]
 
 _SECTION = "ctlab-zarr"
+#: A worker needs more than this to start at all; a smaller number lacks its unit.
+_LEAST_WORKER_NBYTES = 2**26
 
 
 class Setting(NamedTuple):
@@ -40,7 +43,7 @@ def setting(name: str) -> Any:
     Raises
     ------
     InvalidArgumentError
-        Somebody has set one that there is not.
+        Somebody has set one that there is not, or this one to what makes no sense.
 
     Examples
     --------
@@ -51,21 +54,28 @@ def setting(name: str) -> Any:
     'auto'
     """
     defaults = load_defaults()
-    given = dask.config.get(_SECTION, {})
-    problems = list(wrong_keys({_SECTION: given}, {_SECTION: defaults}))
+    problems = list(wrong_keys({_SECTION: _section_in_force()}, {_SECTION: defaults}))
     if problems:
         raise InvalidArgumentError(
             f"dask's configuration: {'; '.join(problems)} (`ctlab-zarr config` shows where it is)"
         )
     # Not in the configuration where somebody has set the section as a whole.
-    return dask.config.get(f"{_SECTION}.{name}", defaults[name])
+    value = dask.config.get(f"{_SECTION}.{name}", defaults[name])
+    is_right, meant = _RULES[name]
+    if not is_right(value):
+        places = [where for where, section in _origins() if section.get(name, ...) == value]
+        origin = f" ({places[-1]})" if places else ""
+        raise InvalidArgumentError(
+            f"dask's configuration: {_SECTION}.{name} is {value!r}{origin}: set it to {meant}"
+        )
+    return value
 
 
 def settings_in_force() -> list[Setting]:
     """Return every setting, and those that are set and are none, with where they come from."""
     defaults = load_defaults()
     origins = list(_origins())
-    given = dask.config.get(_SECTION, {})
+    given = _section_in_force()
     names = [*defaults, *(key for key in given if canonical_name(key) not in defaults)]
     found = []
     for name in names:
@@ -88,6 +98,8 @@ def load_defaults() -> dict[str, Any]:
     import yaml
 
     content = yaml.safe_load(packaged_settings())
+    # What is no section would be overwritten without a word.
+    _section_in_force()
     dask.config.update_defaults(content)
     section: dict[str, Any] = content[_SECTION]
     return section
@@ -96,13 +108,98 @@ def load_defaults() -> dict[str, Any]:
 def _origins() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield files, then the environment, and what each says, by canonical names."""
     for path, content in dask.config.collect_yaml(dask.config.paths, return_paths=True):
-        yield str(path), _section(content)
+        yield str(path), _section(content, str(path))
     for variable, value in os.environ.items():
         if variable.startswith("DASK_CTLAB_ZARR__"):
-            yield variable, _section(dask.config.collect_env({variable: value}))
+            yield variable, _section(dask.config.collect_env({variable: value}), variable)
 
 
-def _section(content: Mapping[str, Any]) -> dict[str, Any]:
+def _section(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     sections = (value for key, value in content.items() if canonical_name(key) == _SECTION)
-    found = next(sections, None) or {}
-    return {canonical_name(key): value for key, value in found.items()}
+    found = next(sections, None)
+    if not isinstance(found, Mapping | None):
+        raise InvalidArgumentError(
+            f"{where}: {_SECTION} is {found!r}: it has to hold settings, each by its name, as "
+            "`levels: auto`"
+        )
+    return {canonical_name(key): value for key, value in (found or {}).items()}
+
+
+def _section_in_force() -> Mapping[str, Any]:
+    found = dask.config.get(_SECTION, None)
+    if not isinstance(found, Mapping | None):
+        # Says in which file it is, where it is in one.
+        list(_origins())
+    return _section({_SECTION: found}, "dask's configuration")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_count_or_none(value: Any) -> bool:
+    return value is None or _is_count(value)
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return isinstance(value, str | None)
+
+
+def _is_shape(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        # 0 spans the axis.
+        return bool(value) and all(_is_count(n) or n == 0 for n in value)
+    return value == "auto" or _is_count(value)
+
+
+def _is_codec(value: Any) -> bool:
+    from ctlab_dask_zarr.codec.named import array_kwargs
+
+    try:
+        array_kwargs(str(value))
+    except (ValueError, IndexError):
+        return False
+    return True
+
+
+def _is_memory_or_none(value: Any) -> bool:
+    from dask.utils import parse_bytes
+
+    try:
+        return value is None or parse_bytes(str(value)) >= _LEAST_WORKER_NBYTES
+    except ValueError:
+        return False
+
+
+def _is_interval(value: Any) -> bool:
+    from dask.utils import parse_timedelta
+
+    try:
+        seconds = parse_timedelta(str(value))
+    except (ValueError, KeyError):
+        return False
+    return bool(0 < seconds < math.inf)
+
+
+#: Of each setting: what is right, and how to say it.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "chunks": (_is_shape, "a shape as [32, 32, 32], a number of elements, or auto"),
+    "shards": (
+        lambda value: value in (None, "none") or _is_shape(value),
+        "a shape as [512, 512, 512], a number of elements, auto or none",
+    ),
+    "codec": (_is_codec, "a codec: zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none"),
+    "levels": (lambda value: value == "auto" or _is_count(value), "a number from 1 on, or auto"),
+    "scale-placement": (
+        lambda value: value in ("dataset", "multiscales"), "dataset or multiscales",
+    ),
+    "workers": (_is_count_or_none, "a number of worker processes from 1 on"),
+    "threads": (_is_count_or_none, "a number of threads of a worker from 1 on"),
+    "memory-limit": (_is_memory_or_none, "the memory of a worker, as 4GiB; it needs 64MiB or more"),
+    "cluster": (_is_text_or_none, "a file (.yaml), or local, slurm, pbs or mpi"),
+    "jobs": (_is_count_or_none, "a number of jobs from 1 on"),
+    "progress-interval": (_is_interval, "a time as 5s or 1m"),
+    "storage-options": (
+        lambda value: isinstance(value, Mapping | None), "a mapping, as {region: ap-southeast-2}",
+    ),
+}  # fmt: skip

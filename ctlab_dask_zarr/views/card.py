@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from math import prod
@@ -44,8 +45,7 @@ def dataset_card(dataset: Dataset) -> str:
     ]
     if len(dataset.levels) > 1:
         rows.append(("levels", ", ".join(_by(level.shape) for level in dataset.levels)))
-    path = getattr(dataset.source, "path", None)
-    rows.append(("source", "memory" if path is None else str(path)))
+    rows.append(("source", _source(dataset.source)))
     if dataset.dataset_id:
         rows.append(("identifier", dataset.dataset_id))
     picture = _picture(dataset)
@@ -70,17 +70,32 @@ def _by(numbers: Iterable[float]) -> str:
     return " x ".join(f"{n:,}" if isinstance(n, int) else f"{n:.6g}" for n in numbers)
 
 
+def _source(source: Any) -> str:
+    from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
+
+    if isinstance(source, NetCDFVolume):
+        names = [block.name for block in source.blocks]
+        if len(names) == 1:
+            return os.path.join(source.folder, names[0])
+        return f"{source.folder}: {names[0]} to {names[-1]}, {len(names):,} files"
+    path = getattr(source, "path", None)
+    return "memory" if path is None else str(path)
+
+
 def _history(dataset: Dataset) -> str:
     history = dataset.history
     if not history:
         return ""
-    newest = sorted(history)[-_N_HISTORY:][::-1]
+    # In the order in which they came: keys of some programs begin with no time.
+    newest = list(history)[-_N_HISTORY:][::-1]
     entries = "".join(
         f"<details><summary>{escape(key)}</summary><pre>{escape(_shortened(history[key]))}</pre>"
         "</details>"
         for key in newest
     )
-    title = f"history: {len(history)} entries, the newest"
+    title = f"history: {len(history)} entries" if len(history) > 1 else "history: one entry"
+    if len(history) > len(newest):
+        title += f", the newest {len(newest)}"
     return f"<details><summary>{title}</summary>{entries}</details>"
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from dask.utils import key_split
 from PIL import Image
 
+from ctlab_dask_zarr import dataset_from_zarr, dataset_to_zarr
 from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
+from tests.builders import make_dataset, random_voxels
 from tests.documentation.blocks import ROOT, with_commands
 from tests.reliability.faults import free_port, listens, wait_until
 from tests.views.browser import Browser, find_chromium
@@ -52,6 +58,86 @@ def test_notebooks_are_kept_without_outputs() -> None:
 
 
 @pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Any]:
+    """The manager and the client of a notebook's kernel, in a folder of its own."""
+    jupyter_client = pytest.importorskip("jupyter_client")
+    manager, client = jupyter_client.manager.start_new_kernel(
+        cwd=str(tmp_path), env=with_commands(tmp_path / "commands") | {"HOME": str(tmp_path)}
+    )
+    try:
+        yield manager, client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_an_interrupted_cell_leaves_its_shards_and_resume_makes_only_the_others(
+    kernel: Any, tmp_path: Path
+) -> None:
+    manager, client = kernel
+    cell = """
+from pathlib import Path
+from time import sleep
+from uuid import uuid4
+
+import dask.array as da
+import numpy as np
+from ctlab_dask_zarr import Dataset, dataset_from_zarr, dataset_to_zarr
+
+def made(block_info=None):
+    place = block_info[None]["chunk-location"]
+    Path("-".join(map(str, place)) + f".{uuid4().hex}.made").touch()
+    # A few blocks are quick; the others wait for the interruption.
+    is_quick = len(list(Path().glob("*.made"))) <= 4
+    while not (is_quick or Path("interrupted").exists()):
+        sleep(0.05)
+    return np.full((32, 32, 32), sum(place), "u2")
+
+data = da.map_blocks(made, chunks=((32,) * 8, (32, 32), (32, 32)), dtype="u2")
+dataset = Dataset(data, dimension_names=("z", "y", "x"), voxel_unit="um", voxel_size=(2, 2, 2))
+dataset_to_zarr(dataset, "scan.zarr", chunks=(16, 16, 16), shards=(32, 32, 32), resume={resume})
+"""
+    asked = client.execute(cell.replace("{resume}", "False"))
+    staging = tmp_path / ".scan.zarr.staging"
+
+    def shards() -> set[str]:
+        found = (path.name.removeprefix("c.") for path in staging.rglob("c.*.*.*"))
+        return {name.replace(".", "-") for name in found if not name.endswith("partial")}
+
+    wait_until(shards, "the first shards")
+    manager.interrupt_kernel()
+    # Replies to what was asked when it started may come before.
+    replies = iter(lambda: client.get_shell_msg(timeout=60), None)
+    reply = next(r["content"] for r in replies if r["parent_header"]["msg_id"] == asked)
+    assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt"), reply
+    assert not (tmp_path / "scan.zarr").exists()
+    staged = shards()
+    assert 1 <= len(staged) <= 4
+    (tmp_path / "interrupted").touch()
+    reply = client.execute_interactive(cell.replace("{resume}", "True"), timeout=120)["content"]
+    assert reply["status"] == "ok", reply
+    times = Counter(path.name.split(".")[0] for path in tmp_path.glob("*.made"))
+    assert len(times) == 32
+    assert {name: times[name] for name in staged} == dict.fromkeys(staged, 1)
+    written = dataset_from_zarr(tmp_path / "scan.zarr")
+    corners = written.data[16::32, 16::32, 16::32].compute()
+    np.testing.assert_array_equal(corners, np.indices((8, 2, 2)).sum(0))
+
+
+def test_tasks_have_the_names_that_the_page_says(tmp_path: Path) -> None:
+    dataset = make_dataset(random_voxels((64, 64, 64)), 32)
+    write = dataset_to_zarr(
+        dataset, tmp_path / "a.zarr", chunks=16, shards=(32, 32, 32), levels=2, compute=False
+    )
+    names = {key_split(key) for key in write.__dask_graph__()}
+    page = (ROOT / "docs" / "notebooks.md").read_text()
+    sentence = page[page.index("On the dashboard") :].split(". ")[0]
+    said = set(re.findall("`([^`]+)`", sentence))
+    assert {"write-shard", "downsample", "commit"} <= said
+    assert said <= names
+
+
+@pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
     """The address of a notebook in a JupyterLab of its own."""
     pytest.importorskip("jupyterlab")
@@ -63,6 +149,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
         datatype="tomo",
         slices_per_block=40,
         voxel_size=(2.5,) * 3,
+        history={"20250101_000000_scan": ("kV 80", ""), "20250102_000000_tomo": ("sigma 1", "")},
     )
     cells = [
         {"cell_type": "code", "id": f"c{n}", "metadata": {}, "execution_count": None,

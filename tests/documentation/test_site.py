@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import ctlab_dask_zarr
+from ctlab_dask_zarr.cli import main
 from tests.documentation.blocks import ROOT, with_commands
 
 
@@ -23,5 +25,10 @@ def test_the_documentation_builds(tmp_path: Path) -> None:
     for page in ("index", "quickstart", "how-to/slurm", "examples/convert", "api", "performance"):
         assert (site / f"{page}.html").exists()
     api = (site / "api.html").read_text()
-    for name in ("dataset_to_zarr", "edit_metadata", "map_masked", "WriteStoppedError"):
-        assert f"ctlab_dask_zarr.{name}" in api or name in api
+    for name in ctlab_dask_zarr.__all__:
+        places = (f"ctlab_dask_zarr.{name}", f"ctlab_dask_zarr.errors.{name}")
+        assert any(f'id="{place}"' in api for place in places), name
+    commands = (site / "commands.html").read_text()
+    for name in main.commands:
+        assert f"Usage: ctlab-zarr {name} " in commands
+    assert "--scale-placement" in commands

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ctlab_dask_zarr import Dataset, dataset_from_zarr, dataset_to_zarr, plan
+from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.views import card
 from tests.builders import make_dataset
 
@@ -82,6 +83,34 @@ def test_a_damaged_store_has_a_card_too(store: Path) -> None:
     for shard in (store / "1").glob("c*"):
         shard.unlink()
     assert "64 x 48 x 96" in dataset._repr_html_()
+
+
+def test_the_newest_history_is_what_was_added_last() -> None:
+    dataset = make_dataset(np.zeros((4, 4, 4), "u2"), history={"zoom": "first", "b": "2"})
+    for key in ("20200101_a", "crop"):
+        dataset.add_to_history(key, f"did {key}")
+    html = dataset._repr_html_()
+    assert re.findall("<summary>(.*?)</summary>", html)[1:] == ["crop", "20200101_a", "b"]
+
+
+def test_the_source_is_said_of_netcdf_too(tmp_path: Path) -> None:
+    voxels = np.zeros((32, 8, 8), "uint16")
+    write_mango_netcdf(tmp_path / "tomo_nc", voxels, slices_per_block=16)
+    write_mango_netcdf(tmp_path / "tomo.nc", voxels)
+    card = Dataset.from_path(tmp_path / "tomo_nc")._repr_html_()
+    assert f"{tmp_path / 'tomo_nc'}: block00000000.nc to block00000001.nc, 2 files" in card
+    card = Dataset.from_path(tmp_path / "tomo.nc")._repr_html_()
+    assert f">{tmp_path / 'tomo.nc'}<" in card
+
+
+def test_a_plan_is_printed_in_one_line(tmp_path: Path) -> None:
+    dataset = make_dataset(da.zeros((64, 64, 64), dtype="u2"), datatype="tomo")
+    assert repr(plan(dataset, tmp_path / "a.zarr", **LAYOUT)) == (
+        f"<WritePlan {tmp_path / 'a.zarr'}: 64 x 64 x 64 uint16, 8 shards, 512.0 KiB>"
+    )
+    assert ": 64 x 64 x 64 uint16, 2 levels, " in repr(
+        plan(dataset, tmp_path / "a.zarr", levels=2, **LAYOUT)
+    )
 
 
 def test_a_plan_shows_its_table(tmp_path: Path) -> None:

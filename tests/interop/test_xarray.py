@@ -17,7 +17,9 @@ from ctlab_dask_zarr import (
     CTLabError,
     Dataset,
     DatasetNotFoundError,
+    IncompleteSourceError,
     InvalidArgumentError,
+    MetadataError,
     dataset_from_zarr,
     dataset_to_zarr,
     labels_to_zarr,
@@ -81,8 +83,88 @@ def test_a_part_in_physical_units_and_a_coarser_step(dataset: Dataset) -> None:
     assert part.shape == (8, 40, 4)
     assert part.voxel_size == dataset.voxel_size
     assert from_xarray(array.isel(z=slice(None, None, 2))).voxel_size == (6.0, 2.0, 1.5)
-    assert from_xarray(array.isel(z=[7])).voxel_size == dataset.voxel_size
     assert from_xarray(array.isel(z=3)).shape == (40, 70)
+
+
+def test_one_position_tells_no_size_and_an_old_one_is_not_taken_for_it(dataset: Dataset) -> None:
+    array = dataset.to_xarray()
+    for part in (array.isel(z=[7]), array.coarsen(z=64).mean(), array.coarsen(z=64).max()):
+        with pytest.raises(InvalidArgumentError, match=r"set array\.z\.attrs\['spacing'\]"):
+            from_xarray(part)
+    assert from_xarray(array.coarsen(z=32).max()).voxel_size == (96.0, 2.0, 1.5)
+    slab = array.isel(z=[7])
+    slab.z.attrs["spacing"] = 3.0
+    thin = from_xarray(slab)
+    assert (thin.shape, thin.voxel_size) == ((1, 40, 70), dataset.voxel_size)
+    # A volume that has one slice to begin with says so itself.
+    assert_same(from_xarray(thin.to_xarray()), thin)
+
+
+@pytest.mark.parametrize("name", ["density", "tomo", None])
+def test_name_and_attributes_of_others_come_back_from_a_store(
+    dataset: Dataset, tmp_path: Path, name: str | None
+) -> None:
+    array = dataset.to_xarray().rename(name)
+    array.attrs |= {
+        "long_name": "grey",
+        "history": "cut",
+        "limits": np.array([1, 2]),
+        "n": np.int8(3),
+    }
+    array.ctlab.to_zarr(tmp_path / "a.zarr", **LAYOUT)
+    for found in (from_xarray(array), dataset_from_zarr(tmp_path / "a.zarr")):
+        back = found.to_xarray()
+        assert back.name == (name or "tomo")
+        assert {key: back.attrs[key] for key in ("long_name", "history", "limits", "n")} == {
+            "long_name": "grey",
+            "history": "cut",
+            "limits": [1, 2],
+            "n": 3,
+        }
+        assert_same(from_xarray(back), found)
+    variables = xr.open_dataset(tmp_path / "a.zarr", engine="ctlab").data_vars
+    assert list(variables) == [name or "tomo"]
+
+
+def test_attributes_that_no_store_can_keep_are_named(dataset: Dataset) -> None:
+    array = dataset.to_xarray().assign_attrs(limit=np.nan, made=np.datetime64("2020-01-01"))
+    with pytest.warns(UserWarning, match="left out the attributes limit, made"):
+        assert_same(from_xarray(array), dataset)
+
+
+@pytest.mark.parametrize("value", ["fruit", {"name": 3}, {"attributes": [1]}, {"colour": "red"}])
+def test_a_field_called_xarray_of_somebody_else_is_a_field(dataset: Dataset, value: Any) -> None:
+    theirs = make_dataset(dataset.data, extra_attrs={"xarray": value})
+    assert_same(from_xarray(theirs.to_xarray()), theirs)
+
+
+def test_numpy_values_become_plain_and_what_json_cannot_hold_is_named(dataset: Dataset) -> None:
+    numpy = make_dataset(
+        dataset.data,
+        history={"scan": {"sigma": np.float32(0.5), "sizes": np.arange(3)}},
+        extra_attrs={"sample": np.int64(7)},
+    )
+    back = from_xarray(numpy.to_xarray())
+    assert back.history == {"scan": {"sigma": 0.5, "sizes": [0, 1, 2]}}
+    assert back.extra_attrs == {"sample": 7}
+    numpy.add_to_history("bad", {"sigma": float("nan")})
+    with pytest.raises(MetadataError, match=r"history\['bad'\]\['sigma'\] is nan"):
+        numpy.to_xarray()
+
+
+def test_the_mask_is_that_of_the_data_type() -> None:
+    voxels = random_voxels((4, 5, 6))
+    voxels[:, 0] = 65535
+    array = make_dataset(voxels, 4).to_xarray()
+    assert array.ctlab.mask_value == 65535
+    assert array.ctlab.mask.chunks == array.chunks, "lazy"
+    np.testing.assert_array_equal(array.ctlab.mask.values, voxels == 65535)
+    half = (array // 2).where(~array.ctlab.mask, array.ctlab.mask_value)
+    assert half.dtype == "uint16"
+    np.testing.assert_array_equal(half.values, np.where(voxels == 65535, 65535, voxels // 2))
+    unknown = array.assign_attrs(datatype=None).ctlab
+    assert unknown.mask_value is None
+    assert not unknown.mask.any()
 
 
 def test_positions_of_a_coarser_level_are_right(store: Path) -> None:
@@ -98,12 +180,18 @@ def test_the_engine_opens_stores_and_netcdf(store: Path, dataset: Dataset, tmp_p
     np.testing.assert_array_equal(unnamed[3, :2].values, dataset.data[3, :2].compute())
     assert xr.open_dataset(store, engine="ctlab", level=1)["tomo"].shape == (64, 20, 35)
     write_mango_netcdf(tmp_path / "tomoSmall_nc", random_voxels(SHAPE), slices_per_block=16)
-    netcdf = xr.open_dataset(tmp_path / "tomoSmall_nc", engine="ctlab")
-    np.testing.assert_array_equal(netcdf["tomo"].values, random_voxels(SHAPE))
+    for options in ({"engine": "ctlab"}, {}):
+        netcdf = xr.open_dataset(tmp_path / "tomoSmall_nc", **options)
+        np.testing.assert_array_equal(netcdf["tomo"].values, random_voxels(SHAPE))
+    for argument in ({"level": 1}, {"storage_options": {}}):
+        with pytest.raises(InvalidArgumentError, match=f"netCDF: {next(iter(argument))}= is for"):
+            xr.open_dataset(tmp_path / "tomoSmall_nc", engine="ctlab", **argument)
 
 
 def test_a_tree_has_all_levels_and_labels(store: Path, dataset: Dataset) -> None:
     labels_to_zarr((dataset.data > 100).astype("uint8"), store, "phases")
+    tree = xr.open_datatree(store)
+    assert tree["/0/tomo"].attrs["ctlab_history"] == dataset.to_xarray().attrs["ctlab_history"]
     tree = xr.open_datatree(store, engine="ctlab")
     assert sorted(node.path for node in tree.leaves) == [
         "/0",
@@ -122,9 +210,56 @@ def test_stores_of_others_are_left_to_others(tmp_path: Path, store: Path) -> Non
     xr.Dataset({"a": ("x", np.arange(4))}).to_zarr(theirs, zarr_format=3, consolidated=False)
     zarr.create_array(tmp_path / "plain.zarr", shape=(4, 4), dtype="u1")
     xr.Dataset({"a": ("x", np.arange(4))}).to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
-    for path in (theirs, tmp_path / "plain.zarr", tmp_path / "a.nc", tmp_path / "absent.zarr", 7):
+    # Images, and arrays with an attribute that is called as the CTLab's is.
+    image = foreign_image(tmp_path / "image.zarr", {})
+    fruit = foreign_image(tmp_path / "fruit.zarr", {"mango": "fruit"})
+    ripe = foreign_image(tmp_path / "ripe.zarr", {"mango": {"basename": "Ataulfo"}})
+    attributes = {"mango": {"basename": "tomo", "voxel_size_xyz": "ripe"}}
+    zarr.create_array(tmp_path / "b.zarr", shape=(4, 4), dtype="u1", attributes=attributes)
+    for path in (
+        *(theirs, image, fruit, ripe, 7),
+        *(tmp_path / name for name in ("plain.zarr", "a.nc", "absent.zarr", "b.zarr")),
+    ):
         assert not backend.guess_can_open(path), path
+    assert backend.guess_can_open(
+        foreign_image(tmp_path / "ours.zarr", {"mango": {"basename": "tomo"}})
+    )
     assert xr.open_dataset(theirs, consolidated=False)["a"].values.tolist() == [0, 1, 2, 3]
+
+
+def foreign_image(path: Path, attributes: dict[str, Any]) -> Path:
+    """An OME-Zarr image as any other program makes it."""
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
+    scale = [{"type": "scale", "scale": [2.0, 2.0]}]
+    levels = [{"path": "0", "coordinateTransformations": scale}]
+    ome = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
+    group = zarr.create_group(path, zarr_format=3, attributes={"ome": ome} | attributes)
+    group.create_array("0", shape=(4, 4), dtype="u2", dimension_names=("y", "x"))
+    return path
+
+
+def test_of_a_url_nothing_is_guessed_and_nobody_asked(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("ctlab_dask_zarr.read.zarr.read_store_metadata", refuse)
+    monkeypatch.setattr("ctlab_dask_zarr.runtime.objects._open", refuse)
+    backend = CTLabBackendEntrypoint()
+    for url in ("https://localhost:1/x.zarr", "s3://bucket/x.zarr", "s3:/bucket/x.zarr"):
+        assert not backend.guess_can_open(url)
+    monkeypatch.undo()
+    assert backend.guess_can_open(store.as_uri()), "which is a path"
+
+
+def test_a_folder_of_blocks_that_lacks_one_is_opened_to_say_so(tmp_path: Path) -> None:
+    folder = tmp_path / "tomoSmall_nc"
+    write_mango_netcdf(folder, random_voxels(SHAPE), slices_per_block=16)
+    assert list(xr.open_datatree(folder).leaves[0].data_vars) == ["tomo"]
+    (folder / "block00000001.nc").unlink()
+    with pytest.raises(IncompleteSourceError, match="block 00000001"):
+        xr.open_dataset(folder)
 
 
 def test_the_accessor_writes(dataset: Dataset, tmp_path: Path) -> None:
@@ -140,6 +275,16 @@ def test_the_accessor_writes(dataset: Dataset, tmp_path: Path) -> None:
     [
         (lambda a: a.isel(z=[0, 1, 3]), "not regular"),
         (lambda a: a.isel(z=slice(None, None, -1)), "do not increase"),
+        (lambda a: drifting(a, 0.2), "not regular: one is 0.05 voxels"),
+        (lambda a: turned(a, "u2"), "do not increase"),
+        (lambda a: a.sel(z=slice(0.1, 0.2)), "nothing along 'z'"),
+        (lambda a: with_spacing(a, "wide"), "'wide', which is no length"),
+        (lambda a: with_spacing(a, [1, 2]), "no length"),
+        (lambda a: with_spacing(a, -1), "no length"),
+        (lambda a: a.isel(z=0).expand_dims(c=2), r"'c' is none of space: .* array\.isel\(c=0\)"),
+        (lambda a: a.rename(z="time"), "'time' is none of space"),
+        (lambda a: a.rename(z="t"), "'t' is none of space"),
+        (lambda a: a.rename(z="Channel"), "'Channel' is none of space"),
         (lambda a: a.expand_dims(t=2), "two or three"),
         (lambda a: a.isel(z=0, y=0), "two or three"),
         (lambda a: a.drop_vars("y"), "'y' has no coordinates"),
@@ -154,6 +299,29 @@ def test_the_accessor_writes(dataset: Dataset, tmp_path: Path) -> None:
 def test_what_is_no_volume_is_a_clear_error(dataset: Dataset, change: Any, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         from_xarray(change(dataset.to_xarray()))
+
+
+def drifting(array: xr.DataArray, voxels: float) -> xr.DataArray:
+    """Steps that all differ little, and add up."""
+    n = array.sizes["z"]
+    drift = voxels * (np.arange(n) / (n - 1)) ** 2
+    return array.assign_coords(z=("z", 3.0 * (np.arange(n) + drift), array.z.attrs))
+
+
+def turned(array: xr.DataArray, dtype: str) -> xr.DataArray:
+    n = array.sizes["z"]
+    return array.assign_coords(z=("z", np.arange(n, 0, -1).astype(dtype), array.z.attrs))
+
+
+def with_spacing(array: xr.DataArray, spacing: Any) -> xr.DataArray:
+    return array.isel(z=[0]).assign_coords(z=("z", [0.0], {"units": "um", "spacing": spacing}))
+
+
+def test_single_precision_positions_of_a_large_volume_are_regular() -> None:
+    z = xr.Variable("z", (100.0 + 0.37 * np.arange(20_000)).astype("f4"), {"units": "um"})
+    y = xr.Variable("y", np.arange(2.0), {"units": "um"})
+    array = xr.DataArray(da.zeros((20_000, 2), dtype="u1"), {"z": z, "y": y}, ("z", "y"))
+    assert from_xarray(array).voxel_size == pytest.approx((0.37, 1), rel=1e-6)
 
 
 def test_arrays_without_coordinates_are_in_voxels() -> None:

@@ -16,7 +16,7 @@ from ctlab_dask_zarr import InvalidArgumentError, dataset_from_zarr, dataset_to_
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.cli.options import cluster_arguments
 from ctlab_dask_zarr.runtime.configuration import read_configuration
-from ctlab_dask_zarr.runtime.settings import packaged_settings
+from ctlab_dask_zarr.runtime.settings import load_defaults, packaged_settings, setting
 from tests.builders import make_dataset, random_voxels
 
 UNGIVEN = dict.fromkeys(
@@ -24,12 +24,17 @@ UNGIVEN = dict.fromkeys(
 )
 
 
-def run(*arguments: str, **environment: str) -> str:
-    command = [sys.executable, "-m", "ctlab_dask_zarr.cli", *arguments]
+def finished(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ctlab_dask_zarr.cli", *map(str, arguments)]
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DASK_")}
-    result = subprocess.run(
-        command, capture_output=True, text=True, env=kept | environment, timeout=120, check=True
+    return subprocess.run(
+        command, capture_output=True, text=True, env=kept | environment, timeout=120
     )
+
+
+def run(*arguments: object, **environment: str) -> str:
+    result = finished(*arguments, **environment)
+    result.check_returncode()
     return result.stdout
 
 
@@ -56,10 +61,15 @@ def test_a_write_takes_what_was_left_open_from_the_settings(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("codec", "zlob", "no codec"),
+        ("codec", "zlob", "codec is 'zlob': set it to a codec: zstd:3"),
         ("levls", 3, "is ctlab-zarr.levels meant"),
-        ("levels", "many", "levels='many'"),
-        ("chunks", "big", "chunks"),
+        ("levels", "many", "levels is 'many': set it to a number"),
+        ("levels", 0, "levels is 0"),
+        ("levels", True, "levels is True"),
+        ("chunks", "big", "chunks is 'big'"),
+        ("chunks", [8, -8, 8], "chunks is"),
+        ("shards", 0, "shards is 0"),
+        ("scale-placement", "left", "set it to dataset or multiscales"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, name: str, value: object, message: str) -> None:
@@ -70,6 +80,87 @@ def test_a_wrong_setting_is_named(tmp_path: Path, name: str, value: object, mess
     ):
         dataset_to_zarr(dataset, tmp_path / "scan.zarr")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("workers", ["two", -3, 0, 1.5]),
+        ("threads", ["two", -1]),
+        ("jobs", [0, "many"]),
+        ("memory-limit", ["much", 4, -1, [2]]),
+        ("cluster", [3]),
+        ("progress-interval", ["abc", "0s", "-1s", None, [1], "5 parsecs"]),
+        ("storage-options", ["region", 3]),
+    ],
+)
+def test_a_setting_of_where_it_runs_is_looked_at_too(name: str, wrong: list[object]) -> None:
+    for value in wrong:
+        with (
+            dask.config.set({f"ctlab-zarr.{name}": value}),
+            pytest.raises(InvalidArgumentError, match=rf"ctlab-zarr\.{name} is .*: set it to "),
+        ):
+            setting(name)
+
+
+def test_every_setting_has_a_rule_that_its_default_keeps() -> None:
+    for name, value in load_defaults().items():
+        assert setting(name) == value
+
+
+def test_what_the_environment_says_wrong_is_an_error_that_names_the_variable(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "a.zarr"
+    dataset_to_zarr(make_dataset(random_voxels((8, 9, 10))), source)
+    for name, value, more in (
+        ("WORKERS", "-3", ()),
+        ("WORKERS", "two", ()),
+        ("PROGRESS_INTERVAL", "abc", ("--workers", "1")),
+    ):
+        variable = f"DASK_CTLAB_ZARR__{name}"
+        done = finished("convert", source, tmp_path / "b.zarr", *more, **{variable: value})
+        assert done.returncode == 2, done.stderr
+        assert f"({variable}): set it to a " in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "b.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ctlab-zarr: 5", "mine.yaml: ctlab-zarr is 5: it has to hold settings"),
+        ("ctlab-zarr: [1]", "mine.yaml: ctlab-zarr is [1]: it has to hold settings"),
+        ("ctlab-zarr: [", "mine.yaml' is malformed"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    commands = (["config"], ["plan", tmp_path / "a.zarr", tmp_path / "b.zarr"])
+    for command in commands:
+        done = finished(*command, DASK_CONFIG=str(tmp_path))
+        assert done.returncode != 0
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_plan_of_the_command_is_that_of_the_write(tmp_path: Path) -> None:
+    source = tmp_path / "a.zarr"
+    dataset_to_zarr(make_dataset(random_voxels((64, 64, 64))), source)
+    settings = {"LEVELS": "2", "CODEC": "gzip:1", "CHUNKS": "16", "SHARDS": "32,32,32"}
+    environment = {f"DASK_CTLAB_ZARR__{name}": value for name, value in settings.items()}
+    found = json.loads(run("plan", source, tmp_path / "b.zarr", "--json", **environment))
+    assert found["codecs"] == ["gzip"]
+    assert len(found["levels"]) == 2
+    with dask.config.set(
+        {"ctlab-zarr": {"levels": 2, "codec": "gzip:1", "chunks": 16, "shards": [32, 32, 32]}}
+    ):
+        wanted = plan(dataset_from_zarr(source), tmp_path / "b.zarr")
+    assert found["chunks"] == list(wanted.levels[0].layout.inner_chunk_shape)
+    assert found["fingerprint"] == wanted.fingerprint
+    told = run("plan", source, tmp_path / "b.zarr", "--levels", "1", **environment)
+    assert "gzip" in told
+    assert "levels" not in told
 
 
 def test_options_of_the_command_line_take_the_place_of_settings() -> None:
