@@ -36,6 +36,8 @@ __all__ = [
 _WORKERS_SHARE = 0.9
 #: Clusters that have a name; all that they are is in dask's settings.
 _KINDS = ("local", "slurm", "pbs", "mpi")
+#: How long a write goes without any worker, where dask's settings do not say it.
+_WORKER_TIMEOUT = "1h"
 #: CPUs of this job on this node, by the batch systems that count them. PBS_NCPUS is not among
 #: them: on Gadi it counts the CPUs of all nodes.
 _CPU_VARIABLES = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS")
@@ -128,6 +130,9 @@ def local_client(
     """
     from distributed import Client
 
+    from ctlab_dask_zarr.runtime.configuration import check_dask_config
+
+    check_dask_config()
     with _local_cluster(n_workers, n_threads, nbytes) as cluster, Client(cluster) as client:
         yield client
 
@@ -170,7 +175,7 @@ def cluster_from_config(
     config: str | os.PathLike[str],
     jobs: int | None = None,
     *,
-    worker_timeout: str = "1h",
+    worker_timeout: str | None = None,
     on_wait: Callable[[str], None] | None = None,
     stop: Stop | None = None,
 ) -> Iterator[Any]:
@@ -191,7 +196,9 @@ def cluster_from_config(
         Jobs of the batch system, each replaced when it is lost, by default 1; on a local cluster
         worker processes, by default one for each allocated CPU. Other clusters have their own.
     worker_timeout
-        How long to wait for the first job to start, as dask writes it: ``"30 minutes"``.
+        How long to wait for a job to start, the first one or another when all are lost, as dask
+        writes it: ``"30 minutes"``; by default dask's ``distributed.scheduler.no-workers-timeout``,
+        and where that is not set an hour.
     on_wait
         Is told now and then what the queue says while no job has started.
     stop
@@ -206,7 +213,7 @@ def cluster_from_config(
     InvalidArgumentError
         The configuration is not known, or says something wrong.
     ClusterError
-        The queue refuses the jobs, no worker comes, or one has other versions.
+        The queue refuses the jobs, no worker comes, then or later, or one has other versions.
 
     Examples
     --------
@@ -215,6 +222,7 @@ def cluster_from_config(
     ...     client.submit(sum, [1, 2]).result()
     3
     """
+    import dask
     from dask.utils import parse_timedelta
     from distributed import Client
 
@@ -236,7 +244,8 @@ def cluster_from_config(
         else:
             from ctlab_dask_zarr.runtime.jobs import job_cluster
 
-            timeout_s = float(parse_timedelta(worker_timeout))
+            configured = dask.config.get("distributed.scheduler.no-workers-timeout")
+            timeout_s = float(parse_timedelta(worker_timeout or configured or _WORKER_TIMEOUT))
             tell = on_wait or (lambda _: None)
             started = job_cluster(kind, jobs or 1, config_file, timeout_s, tell, stop or Stop())
         cluster = stack.enter_context(started)
@@ -284,9 +293,14 @@ def _configured(config: str, jobs: int | None) -> Iterator[tuple[str, str | None
     """Put the settings of a configuration in force; yield its kind, and its file if it is one."""
     import dask
 
-    from ctlab_dask_zarr.runtime.configuration import configured_kind, read_configuration
+    from ctlab_dask_zarr.runtime.configuration import (
+        check_dask_config,
+        configured_kind,
+        read_configuration,
+    )
     from ctlab_dask_zarr.runtime.jobs import BATCH_SYSTEMS, import_jobqueue
 
+    check_dask_config()
     kind, settings, config_file = config, {}, None
     if "://" in config or config.endswith(".json"):
         kind = "running"

@@ -14,6 +14,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 
 __all__ = [
     "canonical_name",
+    "check_dask_config",
     "configured_kind",
     "known_settings",
     "read_configuration",
@@ -53,10 +54,29 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"cluster configuration {name} holds {type(loaded).__name__}: it has to hold keys, as "
             "`jobqueue:` or `distributed:`"
         )
-    problems = list(wrong_keys(loaded, known_settings("jobqueue" in loaded)))
+    problems = [*wrong_keys(loaded, known_settings("jobqueue" in loaded)), *_misplaced_keys(loaded)]
     if problems:
         raise InvalidArgumentError(f"cluster configuration {name}: {'; '.join(problems)}")
     return loaded
+
+
+def check_dask_config() -> None:
+    """Raise an error where a file that ``DASK_CONFIG`` names is wrong: dask itself says nothing.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As of `read_configuration`.
+    """
+    path = os.environ.get("DASK_CONFIG")
+    if not path:
+        return
+    files = [path]
+    if os.path.isdir(path):
+        names = sorted(os.listdir(path))
+        files = [os.path.join(path, name) for name in names if name.endswith((".yaml", ".yml"))]
+    for file in files:
+        read_configuration(file)
 
 
 def known_settings(with_jobqueue: bool = False) -> dict[str, Any]:
@@ -95,6 +115,32 @@ def wrong_keys(
             yield f"{name} is no setting; is {parent}{spelled[near[0]]} meant?"
         elif parent:
             yield f"{name} is no setting; there are {', '.join(map(str, known))}"
+
+
+def _misplaced_keys(given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one message for each key on the first level that belongs into ``jobqueue``.
+
+    It would be taken for the section of some other package, and the cluster for a local one.
+    """
+    from ctlab_dask_zarr.runtime.jobs import BATCH_SYSTEMS, import_jobqueue
+
+    names = {canonical_name(key): key for key in given}
+    unknown = {name: names[name] for name in names.keys() - known_settings().keys()}
+    if not unknown:
+        return
+    try:
+        import_jobqueue()
+    except InvalidArgumentError:
+        # Then what its sections hold is not known, and their names are enough.
+        sections: Mapping[str, Any] = dict.fromkeys(BATCH_SYSTEMS, ())
+    else:
+        sections = {name: known_settings()["jobqueue"][name] for name in BATCH_SYSTEMS}
+    for name, key in unknown.items():
+        near = get_close_matches(name, sections, 1, cutoff=0.75)
+        places = [f"jobqueue.{near[0]}"] if near else []
+        places += [f"jobqueue.{system}.{name}" for system in sections if name in sections[system]]
+        if places and name not in _WITHOUT_DEFAULT:
+            yield f"{key} is no setting of its own; is {' or '.join(places)} meant?"
 
 
 def canonical_name(key: object) -> str:

@@ -6,8 +6,9 @@ long write needs, each only where the configuration says nothing.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,8 @@ _QUEUE_COMMANDS = {
 #: Expanded by the shell of the job, on its node: $PBS_JOBFS is Gadi's disk of the job.
 _NODE_DISK = '"${PBS_JOBFS:-${TMPDIR:-/tmp}}"'
 _LOG_DIRECTORY = "dask-worker-logs"
+#: How squeue and qstat say that they know a job no more.
+_UNKNOWN_JOB = ("Invalid job id", "Unknown Job", "has finished")
 #: A worker leaves before its job ends, to hand over what it holds: this part of the walltime
 #: before the end, but no more than these seconds.
 _MARGIN_SHARE = 0.2
@@ -59,6 +63,15 @@ _MARGIN_S = 300.0
 _POLL_S = 0.1
 #: Seconds between two questions to the queue while no worker is there.
 _ASK_INTERVAL_S = 30.0
+#: Seconds after which a job that the queue refused is submitted again: its limits change as other
+#: jobs end.
+_RETRY_S = 30.0
+#: So many answers in a row that it knows none of the jobs are believed: some queues list a new job
+#: a moment late.
+_N_GONE = 2
+#: Of the end of a worker's log, what an error quotes.
+_LOG_NBYTES = 2000
+_LOG_LINES = 5
 
 
 def import_jobqueue() -> ModuleType:
@@ -200,7 +213,7 @@ def job_cluster(
     jobs
         Their number.
     timeout_s
-        How long to wait for the first worker.
+        How long to wait for the first worker, and later for another one when all are lost.
     on_wait
         Is told now and then what the queue says about the jobs.
     stop
@@ -213,14 +226,15 @@ def job_cluster(
     Raises
     ------
     ClusterError
-        The queue refused the jobs, or no worker came.
+        The queue refused the jobs, they ended at once, or no worker came, or later none any more.
     """
     cluster_class = getattr(import_jobqueue(), BATCH_SYSTEMS[system])
     options = job_options(system, config_file)
-    refusals: list[str] = []
+    # One for each submission: the queue's refusal, or None.
+    refusals: list[str | None] = []
 
     class RecordedJob(cluster_class.job_cls):  # type: ignore[misc, name-defined]
-        """A job whose refusal by the queue is kept.
+        """A job whose refusal by the queue is kept, and which is submitted again after a while.
 
         dask would log it, with a traceback, and trip over the job when the cluster is closed.
         """
@@ -234,30 +248,59 @@ def job_cluster(
                 _logger.warning("%s refused a job: %s", system, reason)
                 refusals.append(reason)
                 self.status = Status.running
+                asyncio.get_running_loop().call_later(_RETRY_S, self._forget)
+            else:
+                refusals.append(None)
 
-    try:
-        cluster = cluster_class(job_cls=RecordedJob, **options)
-    except ValueError as error:
-        raise InvalidArgumentError(f"jobqueue.{system}: {error}") from error
+        def _forget(self) -> None:
+            # A job that is wanted, and not there, is made anew the next time the cluster adapts.
+            self.status = Status.closed
+            cluster = self._cluster()
+            present = {} if cluster is None else cluster.workers
+            for name in [name for name, job in present.items() if job is self]:
+                del present[name]
+
+        async def close(self) -> None:
+            await super().close()
+            self.status = Status.closed
+
+    with dask.config.set({"distributed.scheduler.no-workers-timeout": f"{timeout_s} s"}):
+        try:
+            cluster = cluster_class(job_cls=RecordedJob, **options)
+        except ValueError as error:
+            raise InvalidArgumentError(f"jobqueue.{system}: {error}") from error
     with cluster:
         cluster.scheduler.add_plugin(_ForgetLostJobs(cluster))
         # Scaled to a fixed number, a cluster does not replace what it loses.
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
-        _wait_for_worker(cluster, system, refusals, timeout_s, on_wait, stop)
-        yield cluster
+        _wait_for_worker(cluster, system, jobs, refusals, timeout_s, on_wait, stop)
+        try:
+            yield cluster
+        except Exception as error:
+            if "NoWorkerError" not in f"{type(error).__name__} {error}":
+                raise
+            # dask knows only that nobody came; the queue knows why.
+            refused = [reason for reason in refusals if reason is not None][-1:]
+            raise ClusterError(
+                f"no worker for {timeout_s:.0f} s. {_said_by_queue(cluster, system)}"
+                + "".join(f"; {system} refused a job: {reason}" for reason in refused)
+                + f". {_end_of_a_log(cluster)}. {error}"
+            ) from error
 
 
 def _wait_for_worker(
     cluster: Any,
     system: str,
-    refusals: Sequence[str],
+    jobs: int,
+    refusals: Sequence[str | None],
     timeout_s: float,
     on_wait: Callable[[str], None],
     stop: Stop,
 ) -> None:
     start_s = asked_s = time.monotonic()
+    n_gone = 0
     while not cluster.scheduler_info["workers"]:
-        if refusals:
+        if len(refusals) >= jobs and all(refusals):
             raise ClusterError(f"{system} refused the job: {refusals[0]}")
         reason = stop.reason()
         if reason is not None:
@@ -268,36 +311,83 @@ def _wait_for_worker(
         now_s = time.monotonic()
         if now_s - start_s > timeout_s:
             raise ClusterError(
-                f"no worker after {timeout_s:.0f} s. {_said_by_queue(cluster, system)}. Logs of "
-                f"the jobs are in {_log_directory(cluster)}"
+                f"no worker after {timeout_s:.0f} s. {_said_by_queue(cluster, system)}. "
+                f"{_end_of_a_log(cluster)}"
             )
         if now_s - asked_s > _ASK_INTERVAL_S:
             asked_s = now_s
-            on_wait(f"waiting for workers: {_said_by_queue(cluster, system)}")
+            said = _said_by_queue(cluster, system)
+            on_wait(f"waiting for workers: {said}")
+            n_gone = n_gone + 1 if _are_all_gone(cluster, system) else 0
+            if n_gone == _N_GONE:
+                raise ClusterError(
+                    f"all jobs ended before a worker came. {said}. {_end_of_a_log(cluster)}"
+                )
         stop.woken.wait(_POLL_S)
 
 
 def _said_by_queue(cluster: Any, system: str) -> str:
     """Return what the queue says about the jobs of a cluster."""
-    numbers = sorted(str(job.job_id) for job in list(cluster.workers.values()) if job.job_id)
-    if not numbers:
+    if not _job_numbers(cluster):
         return f"{system} has been given no job yet"
+    command = _QUEUE_COMMANDS[system][0]
+    try:
+        asked = _ask_queue(cluster, system)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{command} does not answer: {error}"
+    said = _in_one_line(asked.stdout) or _in_one_line(asked.stderr)
+    return f"{command} says: {said or f'no job {_job_numbers(cluster)}'}"
+
+
+def _are_all_gone(cluster: Any, system: str) -> bool:
+    """Return whether the queue answers that it has none of the jobs any more."""
+    if not _job_numbers(cluster):
+        return False
+    try:
+        asked = _ask_queue(cluster, system)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    # A queue that is down fails as well, with other words.
+    is_unknown = any(words in asked.stderr for words in _UNKNOWN_JOB)
+    is_answer = asked.returncode == 0 or is_unknown
+    return is_answer and not asked.stdout.strip()
+
+
+def _ask_queue(cluster: Any, system: str) -> subprocess.CompletedProcess[str]:
+    numbers = _job_numbers(cluster)
     command = [*_QUEUE_COMMANDS[system]]
     command += [",".join(numbers)] if system == "slurm" else numbers
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{command[0]} does not answer: {error}"
-    said = _in_one_line(asked.stdout) or _in_one_line(asked.stderr)
-    return f"{command[0]} says: {said or f'no job {numbers}'}"
+    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+def _job_numbers(cluster: Any) -> list[str]:
+    return sorted(str(job.job_id) for job in list(cluster.workers.values()) if job.job_id)
 
 
 def _in_one_line(text: str) -> str:
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _log_directory(cluster: Any) -> str:
-    return str(os.path.abspath(next(job.log_directory for job in cluster.workers.values())))
+def _end_of_a_log(cluster: Any) -> str:
+    """Return where the logs of the jobs are, and how the newest of them ends."""
+    jobs = list(cluster.workers.values())
+    if not jobs:
+        return "No job is left"
+    directory = Path(jobs[0].log_directory).absolute()
+    where = f"Logs of the jobs are in {directory}"
+    # A number of PBS goes on with the name of its server, and files may lack that.
+    numbers = {number.partition(".")[0] for number in _job_numbers(cluster)}
+    logs = [
+        path
+        for path in (directory.iterdir() if directory.is_dir() else ())
+        if numbers & set(re.findall(r"\d+", path.name)) and path.stat().st_size
+    ]
+    if not logs:
+        return where
+    newest = max(logs, key=lambda path: path.stat().st_mtime)
+    text = newest.read_bytes()[-_LOG_NBYTES:].decode(errors="replace")
+    end = "\n".join(text.splitlines()[-_LOG_LINES:])
+    return f"{where}; {newest.name} ends with:\n{end}"
 
 
 class _ForgetLostJobs(SchedulerPlugin):

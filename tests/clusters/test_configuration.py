@@ -12,11 +12,18 @@ from typing import Any
 import dask
 import pytest
 import yaml
+from click.testing import CliRunner
 from distributed import Client, LocalCluster
 
+from ctlab_dask_zarr.cli import convert
 from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError
 from ctlab_dask_zarr.runtime import interface
-from ctlab_dask_zarr.runtime.cluster import cluster_from_config, configured_resources, connect
+from ctlab_dask_zarr.runtime.cluster import (
+    cluster_from_config,
+    configured_resources,
+    connect,
+    local_client,
+)
 from ctlab_dask_zarr.runtime.configuration import configured_kind, read_configuration
 from ctlab_dask_zarr.runtime.jobs import import_jobqueue, job_options, walltime_seconds
 from ctlab_dask_zarr.runtime.versions import same_versions
@@ -56,6 +63,10 @@ def test_the_settings_for_mpi_are_dask_s_own() -> None:
         ("distributed: {worker: {zzz: 1}}", "distributed.worker.zzz .* there are .*memory"),
         ("jobqueue: {slurm: {cores: 1}, pbs: {cores: 1}}", "slurm, pbs: it has to have one"),
         ("jobqueue: {lsf: {cores: 1}}", "slurm or pbs"),
+        ("slurm: {cores: 1, memory: 1GiB}", r"slurm is no setting .* is jobqueue\.slurm meant"),
+        ("slrum: {cores: 1, memory: 1GiB}", r"is jobqueue\.slurm meant"),
+        ("cores: 1", r"is jobqueue\.slurm\.cores or jobqueue\.pbs\.cores meant"),
+        ("job_extra_directives: []", r"is jobqueue\.slurm\.job-extra-directives or "),
         ("jobqueue: {slurm: {cores: 1}}", "does not say the memory of a job"),
         ("[1, 2]", "holds list"),
         ("a: [", "is no YAML"),
@@ -67,6 +78,17 @@ def test_a_wrong_file_is_told_what_is_wrong_with_it(
     path = written(tmp_path, text)
     with pytest.raises(InvalidArgumentError, match=message), cluster_from_config(path):
         pytest.fail("the cluster was given out")
+
+
+@pytest.mark.parametrize("place", [".", "mine.yaml"])
+def test_a_file_that_dask_config_names_is_checked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    written(tmp_path, "distributed: {worker: {memory: {spil: 0.8}}}")
+    monkeypatch.setenv("DASK_CONFIG", str(tmp_path / place))
+    for start in (lambda: cluster_from_config("local", jobs=1), lambda: local_client(1)):
+        with pytest.raises(InvalidArgumentError, match=r"mine\.yaml: .*spill meant"), start():
+            pytest.fail("the cluster was given out")
 
 
 def test_keys_of_the_user_s_own_and_both_spellings_are_taken(tmp_path: Path) -> None:
@@ -164,6 +186,17 @@ def test_without_dask_jobqueue_the_error_says_what_to_install(tmp_path: Path) ->
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
         )
         assert f"pip install 'ctlab-dask-zarr[{extra}]'" in done.stderr
+
+
+def test_a_report_without_bokeh_is_refused_before_anything_is_queued(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "find_spec", lambda _: None)
+    monkeypatch.setattr(convert, "client_for", lambda **_: pytest.fail("a cluster was started"))
+    arguments = [str(source), str(tmp_path / "out.zarr"), "--report", str(tmp_path / "r.html")]
+    done = CliRunner().invoke(convert.convert_command, arguments)
+    assert done.exit_code != 0
+    assert "pip install 'ctlab-dask-zarr[report]'" in done.output
 
 
 def test_what_a_file_will_have_is_known_without_starting_it() -> None:

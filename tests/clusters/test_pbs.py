@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,60 @@ def test_the_script_for_gadi_asks_for_what_gadi_wants() -> None:
     )
     assert not any("select" in directive for directive in directives)
     assert 'wait "$command"; code=$?' in text
-    assert 'if [ "$code" -eq 75 ]; then\n    qsub ' in text
+
+
+#: The qsub of PBS Pro as far as the script uses it: single quotes keep commas together in -v, and
+#: the job begins at once.
+QSUB = f"""#!{sys.executable}
+import os, re, subprocess, sys
+assert sys.argv[1] == "-v", sys.argv
+items = re.findall(r"(\\w+)=('[^']*'|[^,']*)(?:,|$)", sys.argv[2])
+variables = {{name: value.strip("'") for name, value in items}}
+open("submitted", "a").write(sys.argv[2] + chr(10))
+sys.exit(subprocess.run(["bash", sys.argv[3]], env=os.environ | variables).returncode)
+"""
+#: A command that the end of the time stops once, or, where it is told to wait, a signal.
+CONVERT = """#!/bin/bash
+printf '<%s>' "$@" >> arguments; echo >> arguments
+[ -e wait ] && { trap 'exit 75' TERM; touch waits; while :; do sleep 0.1; done; }
+[ -e stopped ] && exit 0
+touch stopped; exit 75
+"""
+
+
+@pytest.fixture
+def pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the command that submits the script for Gadi, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("qsub", QSUB), ("ctlab-zarr", CONVERT)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CLUSTER_CONFIGS", str(CONFIGS))
+    variables = "SOURCE='my tomo_nc',DESTINATION=a.zarr,OPTIONS='--shards 32,32,32 --levels 2'"
+    return ["qsub", "-v", variables, str(CONFIGS / "pbs-gadi.pbs")]
+
+
+def test_a_job_of_pbs_submits_itself_again_with_the_same_options(
+    pbs: list[str], tmp_path: Path
+) -> None:
+    subprocess.run(pbs, timeout=30)
+    first, second = (tmp_path / "arguments").read_text().splitlines()
+    assert first == second
+    assert first.startswith("<convert><my tomo_nc><a.zarr><--shards><32,32,32><--levels><2><--clu")
+    assert len((tmp_path / "submitted").read_text().splitlines()) == 2
+
+
+def test_a_job_of_pbs_that_is_deleted_stays_away(
+    pbs: list[str], tmp_path: Path, wait_until: Any
+) -> None:
+    (tmp_path / "wait").touch()
+    variables = {"SOURCE": "tomo_nc", "DESTINATION": "a.zarr"}
+    job = subprocess.Popen(["bash", pbs[-1]], env=os.environ | variables)
+    wait_until(lambda: (tmp_path / "waits").exists(), "the command")
+    job.terminate()
+    assert job.wait(30) == 75
+    assert not (tmp_path / "submitted").exists()
 
 
 def test_jobs_of_pbs_write_a_dataset(on_slurm: Any, tmp_path: Path, voxels: np.ndarray) -> None:

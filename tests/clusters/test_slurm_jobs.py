@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -15,7 +17,8 @@ from distributed import Client
 
 from ctlab_dask_zarr import Dataset, dataset_to_zarr
 from ctlab_dask_zarr.errors import ClusterError, WriteFailedError, WriteStoppedError
-from ctlab_dask_zarr.runtime.cluster import cluster_from_config
+from ctlab_dask_zarr.runtime import jobs
+from ctlab_dask_zarr.runtime.cluster import client_from_config, cluster_from_config
 from ctlab_dask_zarr.runtime.stopping import Stop
 
 BLOCK = (16, 32, 32)
@@ -171,6 +174,110 @@ def test_a_queue_that_refuses_the_job_is_quoted(on_slurm: Any, slurm_yaml: Any) 
         cluster_from_config(slurm_yaml(queue="nowhere")),
     ):
         pytest.fail("the cluster was given out")
+
+
+@pytest.fixture
+def limit(on_slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a file; while it is there, the queue takes no more jobs."""
+    limit = tmp_path / "limit"
+    command = tmp_path / "bin" / "sbatch"
+    command.parent.mkdir()
+    command.write_text(
+        "#!/bin/sh\n"
+        f"if [ -e {limit} ]; then\n"
+        f"    echo >> {limit}\n"
+        "    echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1\n"
+        "fi\n"
+        f'exec {shutil.which("sbatch")} "$@"\n'
+    )
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(jobs, "_RETRY_S", 1)
+    return limit
+
+
+def test_a_replacement_that_the_queue_refuses_is_submitted_again_later(
+    on_slurm: Any, slurm_yaml: Any, tmp_path: Path, voxels: np.ndarray, wait_until: Any, limit: Path
+) -> None:
+    gate = Gate(tmp_path, voxels)
+    with cluster_from_config(slurm_yaml(), jobs=1) as cluster, Client(cluster) as client:
+        future = gate.write(client)
+        job = gate.begun_by(wait_until)
+        limit.touch()
+        on_slurm.run("scancel", job)
+        wait_until(lambda: len(limit.read_text()) > 1, "two refusals")
+        limit.unlink()
+        gate.open()
+        future.result(timeout=60)
+        gate.assert_written(job)
+
+
+def test_a_write_whose_workers_do_not_come_back_ends_and_says_what_the_queue_says(
+    on_slurm: Any, slurm_yaml: Any, tmp_path: Path, voxels: np.ndarray, wait_until: Any, limit: Path
+) -> None:
+    gate = Gate(tmp_path, voxels)
+    message = "(?s)no worker for 20 s.* slurm refused a job: .*QOSMaxSubmitJobPerUserLimit"
+    config = slurm_yaml()
+
+    def write_and_lose_the_worker() -> None:
+        with client_from_config(config, jobs=1, worker_timeout="20s") as client:
+            future = gate.write(client)
+            job = gate.begun_by(wait_until)
+            limit.touch()
+            on_slurm.run("scancel", job)
+            future.result(timeout=90)
+
+    with pytest.raises(ClusterError, match=message):
+        write_and_lose_the_worker()
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_some_jobs_that_are_refused_do_not_keep_others_from_working(
+    on_slurm: Any, slurm_yaml: Any, limit: Path
+) -> None:
+    # The limit is reached with the first.
+    command = limit.parent / "bin" / "sbatch"
+    first = limit.parent / "first"
+    text = command.read_text().replace(f"[ -e {limit} ]", f"! mkdir {first} 2>/dev/null")
+    command.write_text(text)
+    with cluster_from_config(slurm_yaml(), jobs=2) as cluster, Client(cluster) as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_jobs_that_end_at_once_are_an_error_with_their_log(
+    on_slurm: Any, slurm_yaml: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_ASK_INTERVAL_S", 2)
+    config = slurm_yaml(job_script_prologue=["echo no such module: pithon >&2", "exit 1"])
+    message = r"(?s)all jobs ended before a worker came.*\.err ends with:\nno such module: pithon"
+    with pytest.raises(ClusterError, match=message), cluster_from_config(config):
+        pytest.fail("the cluster was given out")
+
+
+def test_a_write_goes_on_over_the_lifetimes_of_several_jobs(
+    on_slurm: Any, slurm_yaml: Any, tmp_path: Path, voxels: np.ndarray
+) -> None:
+    def take_a_while(block: np.ndarray) -> np.ndarray:
+        import os
+
+        (tmp_path / f"by-{os.environ['SLURM_JOB_ID']}").touch()
+        time.sleep(0.5)
+        return block
+
+    data = da.from_array(voxels, chunks=BLOCK).map_blocks(take_a_while, dtype=voxels.dtype)
+    dataset = Dataset(
+        data,
+        dimension_names=("z", "y", "x"),
+        voxel_unit="um",
+        voxel_size=(1, 1, 1),
+        datatype="tomo",
+    )
+    config = slurm_yaml(worker_extra_args=["--lifetime", "15s", "--lifetime-stagger", "4s"])
+    with cluster_from_config(config, jobs=1) as cluster, Client(cluster):
+        dataset_to_zarr(dataset, tmp_path / "out", chunks=BLOCK, shards=BLOCK)
+    written = Dataset.from_path(tmp_path / "out.zarr").data.compute(scheduler="sync")
+    np.testing.assert_array_equal(written, voxels)
+    assert len(list(tmp_path.glob("by-*"))) > 1, "one job after the other"
 
 
 def test_no_worker_in_time_tells_what_the_queue_says(on_slurm: Any, slurm_yaml: Any) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clusters.conftest import OVER
+
 CONFIGS = Path(__file__).parents[2] / "cluster-configs"
 LAYOUT = ("--chunks", "16,16,16", "--shards", "32,32,32")
 #: So many objects that a write can be stopped in its midst.
 SMALL_SHARDS = ("--chunks", "16,16,16", "--shards", "16,16,16")
 N_SMALL_SHARDS = 192
+#: Root, and a node that has another name than this machine.
+MPIRUN_OPTIONS = "--allow-run-as-root --oversubscribe --mca plm isolated --mca ras ^slurm"
 
 Check = Callable[[Path], None]
 
@@ -61,12 +66,25 @@ def test_an_array_of_parts_and_a_commit(
     assert all(f"part {part} of 3: 8 shards" in logs for part in (1, 2, 3))
 
 
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("slurm-jobqueue.sbatch", []),
+        ("slurm-srun.sbatch", ["--cpus-per-task=1"]),
+        ("mpi.sbatch", ["--nodes=1", "--ntasks=4", "--mem-per-cpu=1G"]),
+    ],
+)
 def test_a_job_that_is_told_to_stop_puts_itself_into_the_queue_and_goes_on(
-    slurm: Any, source: Path, tmp_path: Path, assert_equal: Check, slow_disk: Any, wait_until: Any
-) -> None:
+    slurm: Any, source: Path, tmp_path: Path, assert_equal: Check, slow_disk: Any, wait_until: Any,
+    script: str, options: list[str],
+) -> None:  # fmt: skip
+    if script == "mpi.sbatch":
+        pytest.importorskip("dask_mpi")
+        if shutil.which("mpirun") is None:
+            pytest.skip("mpirun is not installed: openmpi-bin")
     job = slurm.submit(
-        tmp_path, CONFIGS / "slurm-jobqueue.sbatch", source, "out.zarr", *SMALL_SHARDS,
-        JOBS="1", **slow_disk(0.05),
+        tmp_path, *options, CONFIGS / script, source, "out.zarr", *SMALL_SHARDS,
+        JOBS="1", MPIRUN_OPTIONS=MPIRUN_OPTIONS, **slow_disk(0.1),
     )  # fmt: skip
     wait_until(lambda: len(shards_of(tmp_path)) > 10, "the first shards")
     slurm.run("scancel", "--batch", "--signal=USR1", job)
@@ -79,6 +97,64 @@ def test_a_job_that_is_told_to_stop_puts_itself_into_the_queue_and_goes_on(
     (log,) = tmp_path.glob("ctlab-zarr-*.log")
     assert "stopped (SIGUSR1)" in log.read_text()
     assert f"{n_before} of them were there" in log.read_text()
+
+
+# Told by the first, SLURM also kills what is not over in time.
+@pytest.mark.parametrize("how", [[], ["--batch", "--signal=TERM"]])
+def test_a_job_that_is_cancelled_stays_away(
+    slurm: Any, source: Path, tmp_path: Path, slow_disk: Any, wait_until: Any, how: list[str]
+) -> None:
+    job = slurm.submit(
+        tmp_path, CONFIGS / "local.sbatch", source, "out.zarr", *SMALL_SHARDS, **slow_disk(0.25)
+    )
+    wait_until(lambda: len(shards_of(tmp_path)) > 2, "the first shards")
+    slurm.run("scancel", *how, job)
+    wait_until(lambda: slurm.run("squeue", "-h", "-j", job) == "", "its end")
+    assert slurm.job(job)["JobState"] in OVER
+    assert slurm.job(job)["Restarts"] == "0"
+    if how:
+        assert "stopped (SIGTERM)" in (tmp_path / f"ctlab-zarr-{job}.log").read_text()
+
+
+def test_parts_that_are_missing_are_sent_again_by_their_numbers(
+    slurm: Any, source: Path, tmp_path: Path, assert_equal: Check, wait_until: Any
+) -> None:
+    def send(array: str) -> str:
+        script = CONFIGS / "slurm-array.sbatch"
+        return slurm.submit(
+            tmp_path, f"--array={array}", script, source, "out.zarr", *LAYOUT, PARTS="3"
+        )
+
+    def commit_after(array: str) -> str:
+        script = CONFIGS / "slurm-commit.sbatch"
+        return slurm.submit(tmp_path, f"--dependency=afterok:{array}", script, "out.zarr")
+
+    first = commit_after(send("1,3"))
+    wait_until(lambda: slurm.job(first)["JobState"] in OVER, "the commit of two parts")
+    assert slurm.job(first)["ExitCode"] == "5:0"
+    slurm.wait(commit_after(send("2")), tmp_path)
+    assert_equal(tmp_path / "out.zarr")
+
+
+def test_a_commit_that_is_told_to_stop_puts_itself_into_the_queue_and_goes_on(
+    slurm: Any, source: Path, tmp_path: Path, assert_equal: Check, slow_disk: Any, wait_until: Any
+) -> None:
+    array = slurm.submit(
+        tmp_path, "--array=1-2", CONFIGS / "slurm-array.sbatch", source, "out.zarr", *SMALL_SHARDS,
+        "--levels", "3",
+    )  # fmt: skip
+    commit = slurm.submit(
+        tmp_path, f"--dependency=afterok:{array}", CONFIGS / "slurm-commit.sbatch", "out.zarr",
+        **slow_disk(0.5),
+    )  # fmt: skip
+    log = tmp_path / f"ctlab-zarr-commit-{commit}.log"
+    wait_until(lambda: log.exists() and "shards, " in log.read_text(), "the first of its shards")
+    slurm.run("scancel", "--batch", "--signal=USR1", commit)
+    wait_until(lambda: slurm.job(commit)["Restarts"] == "1", "its requeue")
+    assert not (tmp_path / "out.zarr").exists()
+    slurm.wait(commit, tmp_path)
+    assert "stopped (SIGUSR1)" in log.read_text()
+    assert_equal(tmp_path / "out.zarr")
 
 
 def test_one_job_of_an_array_is_stopped_and_goes_on_while_the_others_are_left_alone(
@@ -125,4 +201,5 @@ def test_every_script_passes_signals_on_and_repeats_only_a_clean_stop(script: st
     text = (CONFIGS / script).read_text()
     assert "#SBATCH --signal=B:USR1@" in text
     assert 'wait "$command"; code=$?' in text
-    assert 'if [ "$code" -eq 75 ]; then\n    scontrol requeue "$' in text
+    assert 'if [ "$code" -eq 75 ] && [ -n "$again" ]; then\n    scontrol requeue "$' in text
+    assert "told=yes; again=; kill" in text, "a job that is cancelled stays away"
