@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_a_url_is_never_made_a_local_folder(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setattr(objects, "_MAX_RETRIES", 0)
+    monkeypatch.setattr(objects, "_RETRY_TIMEOUT", timedelta(0))
     objects._open.cache_clear()
     with pytest.raises(CTLabError, match="://"):
         dataset_to_zarr(make_dataset(VOXELS), url)

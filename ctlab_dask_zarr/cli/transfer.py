@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict
 
 import click
@@ -49,11 +50,14 @@ def _copy(source: str, destination: str, quiet: bool, as_json: bool) -> None:
 
     with exit_codes():
         target = Destination.at(resolve_destination(destination))
-        with Progress(1, 0, quiet=quiet, noun="stores") as progress:
+        with ExitStack() as stack:
+            progress: list[Progress] = []
 
             def on_copied(nbytes: int, total: int) -> None:
-                progress.expect(total)
-                progress.add(nbytes)
+                if not progress:
+                    shown = Progress(1, total, quiet=quiet, noun="stores")
+                    progress.append(stack.enter_context(shown))
+                progress[0].add(nbytes)
 
             result = copy_dataset(source, target, on_copied)
     if as_json:
@@ -72,7 +76,9 @@ def _copy(source: str, destination: str, quiet: bool, as_json: bool) -> None:
 @click.argument("destination", type=click.Path())
 @with_storage_options
 def abort_command(destination: str) -> None:
-    """Remove what an interrupted write of DESTINATION has left; a committed dataset stays.
+    """Remove what an interrupted write to DESTINATION has left; a committed dataset stays.
+
+    A write is a conversion, a `push` or a `pull`; be sure that none is under way.
 
     On S3, uploads that were cut off, which cost as much as objects do and are not listed, are ended
     too, where botocore is installed.
@@ -82,19 +88,21 @@ def abort_command(destination: str) -> None:
         from ctlab_dask_zarr.runtime.uploads import abort_uploads
         from ctlab_dask_zarr.write.destination import Destination
         from ctlab_dask_zarr.write.resolve import resolve_destination
+        from ctlab_dask_zarr.write.transfer import discard_incoming
 
         target = Destination.at(resolve_destination(destination))
         staged = bool(target.staged_plan())
+        ended = abort_uploads(target.path, configured_options())
         if staged:
             target.discard_staging()
         target.sweep()
-        n_uploads = abort_uploads(target.path, configured_options())
+        staged = discard_incoming(target) or staged
     click.echo(f"{target.path}: {'removed what was staged' if staged else 'nothing was staged'}")
-    if n_uploads:
-        click.echo(f"{n_uploads} unfinished uploads ended")
-    if n_uploads is None:
+    if ended.n_uploads:
+        click.echo(f"{ended.n_uploads} unfinished uploads ended")
+    if ended.problem is not None:
         click.echo(
-            "unfinished uploads cannot be looked for without botocore; a lifecycle rule of the "
-            "bucket (AbortIncompleteMultipartUpload) ends them",
+            f"unfinished uploads could not be looked for ({ended.problem}); a lifecycle rule of "
+            "the bucket (AbortIncompleteMultipartUpload) ends them",
             err=True,
         )

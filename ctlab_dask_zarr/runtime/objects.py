@@ -4,26 +4,33 @@ A path is a URL. Folders are prefixes of keys: they are there when something is 
 no making. There is no rename, so that an object appears under its final key, by one request, when
 all of it has been uploaded.
 
-Credentials come from where each vendor's own tools find them: the environment, its files, the
-machine's role. They are never options here, so that none is in a graph, a plan or a log.
+Credentials come from the environment, what it names, or the machine's role. They are never options
+here, nor in a URL, so that none is in a graph, a plan or a log.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, MissingExtraError, StorageError
 from ctlab_dask_zarr.runtime.files import Kind
 
-__all__ = ["OBJECT_SCHEMES", "ObjectFiles", "configured_options", "validated_options"]
+__all__ = [
+    "OBJECT_SCHEMES",
+    "ObjectFiles",
+    "configured_options",
+    "endpoint_in_force",
+    "validated_options",
+]
 
 OBJECT_SCHEMES = ("s3", "gs", "az", "http", "https", "memory")
 #: Parts of an upload, and how many are under way at once: what a shard holds in memory.
@@ -31,11 +38,31 @@ _PART_NBYTES = 8 << 20
 _N_PARTS_AT_ONCE = 2
 #: A request that fails is tried again for this long: a server that restarts is waited for.
 _RETRY_TIMEOUT = timedelta(seconds=120)
-_MAX_RETRIES = 8
+#: Between two tries, drawn at random from the first up to thrice the one before. None is shorter
+#: than the first: left at its 0.1 s, ten tries were over before a server was back from a restart.
+_FIRST_WAIT = timedelta(seconds=1)
+_LONGEST_WAIT = timedelta(seconds=15)
 _REQUEST_TIMEOUT = timedelta(seconds=60)
 _CONNECT_TIMEOUT = timedelta(seconds=10)
-#: What may not be given as an option, by parts of the name.
-_SECRET = ("secret", "token", "password", "access_key", "account_key", "sas", "credential")
+#: What may not be given as an option, by parts of the name, and what is none of it.
+_SECRET = ("secret", "token", "password", "key", "sas", "credential", "header")
+_NO_SECRET = ("sse_kms_key_id", "sse_bucket_key_enabled")
+#: Where the credentials of S3 are looked for, before the role of the machine.
+_S3_CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+#: Of a machine in a cloud, where it learns its role.
+_METADATA_SERVICE = "http://169.254.169.254"
+_METADATA_TIMEOUT_S = 2.0
+_NO_CREDENTIALS = (
+    "no credentials were found: they are looked for in the environment (AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_KEY), not in "
+    "~/.aws, and then in the role of this machine, which has none. What everybody may read needs "
+    "none with the storage option skip_signature=true"
+)
 #: Where the environment says that a server of one's own is, for each scheme.
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
@@ -52,7 +79,7 @@ def validated_options(options: Mapping[str, Any] | None) -> tuple[tuple[str, str
     Raises
     ------
     InvalidArgumentError
-        One of them is a credential.
+        One of them is a credential, or a URL with one.
 
     Examples
     --------
@@ -62,14 +89,24 @@ def validated_options(options: Mapping[str, Any] | None) -> tuple[tuple[str, str
     found = {}
     for name, value in (options or {}).items():
         key = str(name).lower().removeprefix("aws_").removeprefix("google_").removeprefix("azure_")
-        if any(part in key for part in _SECRET):
+        if any(part in key for part in _SECRET) and key not in _NO_SECRET:
             raise InvalidArgumentError(
                 f"storage option {name!r}: credentials are not taken as options, where they would "
                 "be seen in logs and graphs; set them in the environment (AWS_ACCESS_KEY_ID, ...) "
                 "or in the files of your vendor's tools"
             )
         found[key] = str(value).lower() if isinstance(value, bool) else str(value)
+        if key.endswith(("endpoint", "url")):
+            _refuse_credentials_in(found[key], f"storage option {name!r}")
     return tuple(sorted(found.items()))
+
+
+def _refuse_credentials_in(url: str, name: str) -> None:
+    if "@" in url:
+        raise InvalidArgumentError(
+            f"{name} is a URL with a user or a password, which would be seen in logs: leave them "
+            "out, and set credentials in the environment (AWS_ACCESS_KEY_ID, ...)"
+        )
 
 
 def configured_options() -> tuple[tuple[str, str], ...]:
@@ -79,36 +116,84 @@ def configured_options() -> tuple[tuple[str, str], ...]:
     return validated_options(setting("storage-options"))
 
 
+def endpoint_in_force(scheme: str, options: Mapping[str, str]) -> str | None:
+    """Return where a server of one's own is, by the options or the environment; None for none."""
+    for name in ("endpoint", "endpoint_url", "base_url"):
+        if name in options:
+            return options[name]
+    for name in _ENDPOINTS.get(scheme, ()):
+        if os.environ.get(name):
+            _refuse_credentials_in(os.environ[name], name)
+            return os.environ[name]
+    return None
+
+
+@cache
+def _open_memory(root: str) -> Any:
+    """Return the store of a name in memory, one for as long as this process lives."""
+    from obstore.store import MemoryStore
+
+    return MemoryStore()
+
+
+def _this_process() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
 @lru_cache(maxsize=64)
-def _open(root: str, options: tuple[tuple[str, str], ...]) -> Any:
+def _open(
+    root: str, options: tuple[tuple[str, str], ...], retry_timeout: timedelta | None = None
+) -> Any:
     """Return the store of a bucket, one for all threads of this process."""
     try:
         from obstore.exceptions import BaseError
-        from obstore.store import MemoryStore, from_url
+        from obstore.store import from_url
     except ImportError as error:
         raise MissingExtraError(
             f"{root} is an object store: pip install 'ctlab-dask-zarr[objects]'"
         ) from error
     if root.startswith("memory:"):
-        return MemoryStore()
+        return _open_memory(root)
     client: Any = {"timeout": _REQUEST_TIMEOUT, "connect_timeout": _CONNECT_TIMEOUT}
     config: Any = {}
     for key, value in options:
         (client if key in _CLIENT_OPTIONS else config)[key] = value
     if "allow_http" in client:
         client["allow_http"] = client["allow_http"] == "true"
-    endpoints = [os.environ.get(name, "") for name in _ENDPOINTS.get(root.split(":")[0], ())]
-    if any(url.startswith("http://") for url in (root, config.get("endpoint", ""), *endpoints)):
+    endpoint = endpoint_in_force(root.split(":")[0], config) or root
+    if endpoint.startswith("http://"):
         client["allow_http"] = True
+    if root.startswith("s3:"):
+        _refuse_without_credentials(root, config)
     if root.startswith("az:") and "AZURE_STORAGE_ACCOUNT_NAME" in os.environ:
         # obstore finds it there too, but a store that was not told of it cannot be printed, which
         # zarr does.
         config.setdefault("account_name", os.environ["AZURE_STORAGE_ACCOUNT_NAME"])
-    retry: Any = {"max_retries": _MAX_RETRIES, "retry_timeout": _RETRY_TIMEOUT}
+    retry_timeout = _RETRY_TIMEOUT if retry_timeout is None else retry_timeout
+    retry: Any = {
+        # As many as there can be: it is time that ends them.
+        "max_retries": retry_timeout // _FIRST_WAIT,
+        "retry_timeout": retry_timeout,
+        "backoff": {"init_backoff": _FIRST_WAIT, "max_backoff": _LONGEST_WAIT, "base": 3},
+    }
     try:
         return from_url(root, client_options=client, retry_config=retry, **config)
     except (BaseError, TypeError, ValueError) as error:
         raise InvalidArgumentError(f"{root}: {_first_line(error)}") from error
+
+
+def _refuse_without_credentials(root: str, options: Mapping[str, str]) -> None:
+    """Raise where none can be had: the service that tells a role would be tried for minutes."""
+    is_unsigned = options.get("skip_signature") or os.environ.get("AWS_SKIP_SIGNATURE")
+    if is_unsigned or any(os.environ.get(name) for name in _S3_CREDENTIALS):
+        return
+    service = os.environ.get("AWS_METADATA_ENDPOINT", _METADATA_SERVICE)
+    service = options.get("metadata_endpoint", service)
+    parts = urlsplit(service)
+    try:
+        socket.create_connection((parts.hostname, parts.port or 80), _METADATA_TIMEOUT_S).close()
+    except OSError:
+        raise StorageError(errno.EACCES, _NO_CREDENTIALS, root) from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -138,12 +223,25 @@ def _as_os_error(error: Exception, path: str) -> OSError:
 
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, _first_line(error), path)
+    if "PROPFIND" in str(error):
+        text = "this server does not list what it has, as plain HTTP does not: what is there can be"
+        text += " opened, but neither verified nor copied. Use the URL of the object store (s3://)"
+        return StorageError(errno.EOPNOTSUPP, text, path)
+    if any(name in str(error) for name in ("169.254.169.254", "metadata.google.internal")):
+        return StorageError(errno.EACCES, _NO_CREDENTIALS, path)
     if isinstance(error, AlreadyExistsError | PreconditionError):
         return FileExistsError(errno.EEXIST, "there is such an object already", path)
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
         text = f"the store refuses access ({_first_line(error)}): look at the credentials in the "
         return StorageError(errno.EACCES, f"{text}environment", path)
     return StorageError(errno.EIO, _first_line(error), path)
+
+
+def _root_and_key(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    # The path as it stands: keys may hold what a browser would quote.
+    root = f"{parts.scheme}://{parts.netloc}"
+    return root, url[len(root) :].strip("/")
 
 
 @dataclass(frozen=True)
@@ -154,17 +252,30 @@ class ObjectFiles:
     ----------
     options
         Of the store: region, endpoint and the like, by obstore's names; see `validated_options`.
+    process
+        In whose memory objects are that are in memory: host and number.
     """
 
     options: tuple[tuple[str, str], ...] = ()
+    process: tuple[str, int] = field(default_factory=_this_process, compare=False, repr=False)
 
     def _at(self, path: str) -> tuple[Any, str]:
         """Return the store of a URL and the key in it."""
-        parts = urlsplit(path)
-        # The path as it stands: keys may hold what a browser would quote.
-        prefix = f"{parts.scheme}://{parts.netloc}"
-        key = path[len(prefix) :].strip("/")
-        return _open(prefix, self.options), key
+        root, key = _root_and_key(path)
+        if root.startswith("memory:") and self.process != _this_process():
+            raise InvalidArgumentError(
+                f"{path} is in the memory of another process, and would be lost with this one: "
+                "write it to a place that all workers see, or without a cluster of processes"
+            )
+        return _open(root, self.options), key
+
+    def _at_to_list(self, path: str) -> tuple[Any, str]:
+        """Return the store of a URL and the prefix in it, of which to ask what there is."""
+        if not path.startswith("http"):
+            return self._at(path)
+        # What plain HTTP answers to this sounds like a failure of the server, and is its last word.
+        root, key = _root_and_key(path)
+        return _open(root, self.options, timedelta(0)), key
 
     def zarr_location(self, path: str) -> tuple[Any, str]:
         """Return the store of a URL for zarr, read-only, and the path in it."""
@@ -195,7 +306,7 @@ class ObjectFiles:
         """Return name and kind of all that a prefix holds."""
         import obstore
 
-        store, key = self._at(folder)
+        store, key = self._at_to_list(folder)
         with _as_os_errors(folder):
             found = obstore.list_with_delimiter(store, key or None)
         folders: list[tuple[str, Kind]] = [
@@ -211,7 +322,7 @@ class ObjectFiles:
         """Return size and time of every object below a prefix, by key relative to it."""
         import obstore
 
-        store, key = self._at(folder)
+        store, key = self._at_to_list(folder)
         with _as_os_errors(folder):
             return {
                 str(entry["path"])[len(key) :].lstrip("/"): (

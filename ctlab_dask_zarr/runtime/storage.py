@@ -80,6 +80,13 @@ def storage_path(path: str | os.PathLike[str]) -> str:
     match = _URL.match(text)
     if match is not None:
         scheme, rest = match.groups()
+        _, is_given, host = rest.split("/")[0].rpartition("@")
+        if is_given:
+            raise InvalidArgumentError(
+                f"the URL {scheme}://...@{host} names a user or a password, which would be seen in "
+                "logs and plans: leave them out, and set credentials in the environment "
+                "(AWS_ACCESS_KEY_ID, ...)"
+            )
         if scheme.lower() == "file":
             return os.path.abspath(unquote("/" + rest.removeprefix("localhost").lstrip("/")))
         if scheme.lower() in OBJECT_SCHEMES:

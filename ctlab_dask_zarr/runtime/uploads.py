@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-__all__ = ["abort_uploads"]
+from ctlab_dask_zarr.runtime.objects import endpoint_in_force
+
+__all__ = ["EndedUploads", "abort_uploads"]
 
 
-def abort_uploads(path: str, options: tuple[tuple[str, str], ...]) -> int | None:
-    """End every unfinished upload below an S3 URL; return how many there were.
+class EndedUploads(NamedTuple):
+    """How many uploads were ended, and why others may be left; None where none are."""
 
-    obstore has no request for it, so botocore is used: None where that is not installed. Zero for
-    whatever is not on S3; other stores forget them by themselves.
+    n_uploads: int
+    problem: str | None = None
+
+
+def abort_uploads(path: str, options: tuple[tuple[str, str], ...]) -> EndedUploads:
+    """End every unfinished upload below an S3 URL; that this cannot be done is no error.
+
+    obstore has no request for it, so botocore is used. Stores that are not S3 forget them by
+    themselves.
     """
     parts = urlsplit(path)
     if parts.scheme != "s3":
-        return 0
+        return EndedUploads(0)
     try:
         import botocore.session
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
-        return None
+        return EndedUploads(0, "botocore is not installed")
     given = dict(options)
-    client = botocore.session.get_session().create_client(
-        "s3", endpoint_url=given.get("endpoint"), region_name=given.get("region")
-    )
     n_uploads = 0
-    prefix = parts.path.strip("/")
-    pages = client.get_paginator("list_multipart_uploads")
-    for page in pages.paginate(Bucket=parts.netloc, Prefix=f"{prefix}/"):
-        for upload in page.get("Uploads", ()):
-            # It may have been ended meanwhile.
-            with suppress(client.exceptions.NoSuchUpload):
-                client.abort_multipart_upload(
-                    Bucket=parts.netloc, Key=upload["Key"], UploadId=upload["UploadId"]
-                )
-                n_uploads += 1
-    return n_uploads
+    try:
+        # What obstore knows and botocore does not, by other names in the environment.
+        client = botocore.session.get_session().create_client(
+            "s3",
+            endpoint_url=endpoint_in_force("s3", given),
+            region_name=given.get("region") or os.environ.get("AWS_REGION"),
+            config=Config(connect_timeout=10, retries={"total_max_attempts": 3}),
+        )
+        pages = client.get_paginator("list_multipart_uploads")
+        for page in pages.paginate(Bucket=parts.netloc, Prefix=f"{parts.path.strip('/')}/"):
+            for upload in page.get("Uploads", ()):
+                # It may have been ended meanwhile.
+                with suppress(client.exceptions.NoSuchUpload):
+                    client.abort_multipart_upload(
+                        Bucket=parts.netloc, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+                    n_uploads += 1
+    # A ValueError is what a wrong endpoint is to botocore.
+    except (BotoCoreError, ClientError, ValueError) as error:
+        return EndedUploads(n_uploads, str(error))
+    return EndedUploads(n_uploads)

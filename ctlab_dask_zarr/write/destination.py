@@ -231,6 +231,7 @@ class Destination:
             for path in self._uncommitted_paths():
                 files.remove_all(path)
                 abort_uploads(path, files.options)
+            abort_uploads(self.staging, files.options)
         for folder, kind in files.entries(self.staging):
             if kind == "folder":
                 files.remove_all(os.path.join(self.staging, folder))

@@ -1,8 +1,16 @@
-"""Copy a committed store to an object store and back: shards first, the root document last."""
+"""Copy a committed store to an object store and back: shards first, the root document last.
+
+On an object store a copy has its destination to itself as a conversion does: by a ``plan.json`` in
+the staging folder, put only where there is none. On a file system it arrives in a hidden sibling
+whose name tells which dataset it is, so that copies of two never mix.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -11,17 +19,23 @@ from typing import Any
 
 import google_crc32c
 
-from ctlab_dask_zarr.errors import DestinationExistsError, IncompleteDatasetError
+from ctlab_dask_zarr import __version__
+from ctlab_dask_zarr.errors import (
+    DestinationExistsError,
+    IncompleteDatasetError,
+    StagingExistsError,
+)
 from ctlab_dask_zarr.formats.receipts import own_receipt
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
+from ctlab_dask_zarr.runtime.files import remove_tree
 from ctlab_dask_zarr.runtime.objects import ObjectFiles
 from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX, LocalStore, store_at
 from ctlab_dask_zarr.verification.documents import array_receipts
-from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.destination import STAGED_PLAN, Destination
 
-__all__ = ["CopyResult", "copy_dataset"]
+__all__ = ["CopyResult", "copy_dataset", "discard_incoming"]
 
 #: Read and written at once.
 _BLOCK_NBYTES = 8 << 20
@@ -56,20 +70,24 @@ def copy_dataset(
     destination
         Where to; nothing may be there but what an interrupted copy of the same store has left.
     on_copied
-        Told, after each object, its size and the size of all; from another thread.
+        Told the size of each object that is copied, and of all; first of all 0.
 
     Raises
     ------
     DestinationExistsError
         There is another dataset.
+    StagingExistsError
+        A conversion, or a copy of another dataset, is under way there or was interrupted.
     IncompleteDatasetError
         An object of the source is missing or damaged, or was not received as sent.
     """
     metadata = read_store_metadata(source)
     root = metadata.store.get(ROOT_DOCUMENT)
-    incoming = _incoming(destination)
     if _is_there(destination, root):
         return CopyResult(destination.path, 0, 0, 0)
+    claim = _Claim.of(metadata, root, destination)
+    claim.refuse_others()
+    incoming = claim.incoming()
     expected = _checksums(metadata)
     objects = {
         key: nbytes
@@ -86,12 +104,19 @@ def copy_dataset(
             f"{incoming.root} holds {strangers[0]!r}, which is no part of {source}: remove what is "
             "there, or choose another name"
         )
+    claim.stake()
+    if _is_there(destination, root):
+        # It came between the first look and the claim.
+        claim.release()
+        return CopyResult(destination.path, 0, 0, 0)
     total = sum(objects.values())
     n_skipped = 0
+    if on_copied is not None:
+        on_copied(0, total)
     with ThreadPoolExecutor(_N_THREADS) as pool:
         copies = {
             pool.submit(
-                _copy_object, metadata.store, incoming, key, expected.get(key), key in there
+                _copy_object, claim, metadata.store, incoming, key, expected.get(key), key in there
             ): key
             for key in sorted(objects)
         }
@@ -103,19 +128,114 @@ def copy_dataset(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    _publish(destination, incoming, root)
+    _publish(claim, incoming)
     return CopyResult(destination.path, len(objects) + 1, n_skipped, total + len(root))
 
 
-def _incoming(destination: Destination) -> LocalStore:
-    """Return where objects arrive."""
-    if not destination.can_rename:
-        return destination.store
+@dataclass(frozen=True)
+class _Claim:
+    """That a destination is that of the copy of one dataset, which may be made by several.
+
+    Attributes
+    ----------
+    source
+        The store that is copied.
+    identity
+        What tells its dataset from every other one.
+    staging_id
+        Of the dataset, by which a claim is known as one that has come to its end.
+    root
+        The root document.
+    """
+
+    destination: Destination
+    source: str
+    identity: str
+    staging_id: str | None
+    root: bytes
+
+    @classmethod
+    def of(cls, metadata: StoreMetadata, root: bytes, destination: Destination) -> _Claim:
+        receipt = own_receipt(metadata.attributes)
+        # Our own root documents hold the checksums of what they are of; those of others may be
+        # the same for two datasets.
+        told = root if receipt else root + metadata.path.encode()
+        identity = hashlib.sha256(told).hexdigest()
+        staging_id = (receipt or {}).get("staging_id")
+        return cls(destination, metadata.path, identity, staging_id, root)
+
+    def incoming(self) -> LocalStore:
+        """Return where objects arrive."""
+        destination = self.destination
+        if not destination.can_rename:
+            return destination.store
+        incoming = f"{_incoming_prefix(destination)}.{self.identity[:16]}"
+        with suppress(FileExistsError):
+            os.makedirs(incoming)
+        return store_at(incoming, destination.files)
+
+    def stake(self) -> None:
+        """Take the destination, or find that it is this copy's already."""
+        files = self.destination.files
+        if not isinstance(files, ObjectFiles):
+            return
+        content = {
+            "staging_id": self.staging_id,
+            "run_id": self.identity,
+            "copy_of": self.source,
+            "started_s": time.time(),
+            "version": __version__,
+        }
+        try:
+            files.create(self.destination.notes.path(STAGED_PLAN), json.dumps(content).encode())
+        except FileExistsError:
+            self.refuse_others()
+
+    def refuse_others(self) -> None:
+        """Raise where another write has the destination."""
+        if self.destination.can_rename:
+            return
+        found = self.destination.staged_plan()
+        if found and found.get("run_id") != self.identity:
+            other = f"a copy of {found['copy_of']}" if "copy_of" in found else "a conversion"
+            path = self.destination.path
+            raise StagingExistsError(
+                f"{self.destination.staging} is there: {other} to {path} is under way, or was "
+                f"interrupted. Finish that first, remove it by `ctlab-zarr abort {path}`, or "
+                "choose another name"
+            )
+
+    def refuse_lost(self) -> None:
+        """Raise where the destination was taken from this copy; not where another has ended it."""
+        destination = self.destination
+        if destination.can_rename or destination.staged_plan().get("run_id") == self.identity:
+            return
+        if not _is_there(destination, self.root):
+            raise StagingExistsError(
+                f"{destination.staging}, by which {destination.path} was this copy's, was removed "
+                "meanwhile: look whether another write is under way there, then try again"
+            )
+
+    def release(self) -> None:
+        """Leave the destination to others."""
+        if self.destination.staged_plan().get("run_id") == self.identity:
+            self.destination.notes.remove(STAGED_PLAN)
+
+
+def _incoming_prefix(destination: Destination) -> str:
     folder, name = os.path.split(destination.path)
-    incoming = os.path.join(folder, f".{name}.incoming")
-    with suppress(FileExistsError):
-        os.makedirs(incoming)
-    return store_at(incoming, destination.files)
+    return os.path.join(folder, f".{name}.incoming")
+
+
+def discard_incoming(destination: Destination) -> bool:
+    """Remove what interrupted copies to a file system have left; return whether there was any."""
+    folder, prefix = os.path.split(_incoming_prefix(destination))
+    if not destination.can_rename or destination.files.kind(folder) != "folder":
+        return False
+    names = [name for name, _ in destination.files.entries(folder) if name.startswith(prefix)]
+    for name in names:
+        remove_tree(destination.files, os.path.join(folder, name))
+    return bool(names)
 
 
 def _is_there(destination: Destination, root: bytes) -> bool:
@@ -159,9 +279,15 @@ def _entries(table: Any) -> Iterator[tuple[tuple[int, ...], int]]:
 
 
 def _copy_object(
-    source: LocalStore, target: LocalStore, key: str, expected: int | None, is_there: bool
+    claim: _Claim,
+    source: LocalStore,
+    target: LocalStore,
+    key: str,
+    expected: int | None,
+    is_there: bool,
 ) -> bool:
     """Copy one object, unless it is there whole; return whether it was."""
+    claim.refuse_lost()
     nbytes = source.nbytes(key)
     if is_there and target.nbytes(key) == nbytes:
         checksum = _checksum(source, key, nbytes) if expected is None else expected
@@ -194,14 +320,17 @@ def _checksum(store: LocalStore, key: str, nbytes: int) -> int:
     return checksum
 
 
-def _publish(destination: Destination, incoming: LocalStore, root: bytes) -> None:
+def _publish(claim: _Claim, incoming: LocalStore) -> None:
+    destination, root = claim.destination, claim.root
     files = destination.files
     if isinstance(files, ObjectFiles):
+        claim.refuse_lost()
         try:
             files.create(destination.store.path(ROOT_DOCUMENT), root)
         except FileExistsError:
             if not _is_there(destination, root):
                 raise
+        claim.release()
         return
     incoming.put(ROOT_DOCUMENT, root)
     try:

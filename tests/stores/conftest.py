@@ -31,12 +31,12 @@ LAYOUT: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32), "level
 
 @dataclass
 class Server:
-    """An S3 server: where it listens, and for a fault, its process."""
+    """An S3 server: where it listens, and for a fault, the process that answers."""
 
     name: str
     port: int
     variables: dict[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    pid: int = 0
 
     @property
     def endpoint(self) -> str:
@@ -64,21 +64,28 @@ class Server:
             o["Key"]: (o["LastModified"], o["ETag"]) for p in pages for o in p.get("Contents", ())
         }
 
+    def hang(self, seconds: float) -> None:
+        """Stop answering for that long, with all connections open."""
+        os.kill(self.pid, signal.SIGSTOP)
+        threading.Timer(seconds, os.kill, (self.pid, signal.SIGCONT)).start()
+
     def n_uploads(self, bucket: str) -> int:
         return len(self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", ()))
 
 
-def _start_moto(folder: Path) -> Server:
+def start_moto(folder: Path) -> tuple[Server, subprocess.Popen[bytes]]:
     command = shutil.which("moto_server")
     if command is None:
         pytest.skip("moto_server is not installed: pipx install 'moto[server]'")
-    server = Server("moto", free_port(), {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"})
+    keys = {"AWS_ACCESS_KEY_ID": "not-kept-4711", "AWS_SECRET_ACCESS_KEY": "not-kept-0815"}
+    server = Server("moto", free_port(), keys)
     with open(folder / "moto.log", "w") as log:
-        server.process = subprocess.Popen(
+        process = subprocess.Popen(
             [command, "-H", "127.0.0.1", "-p", str(server.port)], stdout=log, stderr=log
         )
+    server.pid = process.pid
     wait_until(lambda: listens(server.port), "the start of moto", 60)
-    return server
+    return server, process
 
 
 def _start_ceph(folder: Path) -> Server:
@@ -99,6 +106,7 @@ def _start_ceph(folder: Path) -> Server:
     except BaseException:
         _stop_ceph(folder)
         raise
+    server.pid = int((folder / "run" / "client.rgw.pid").read_text())
     return server
 
 
@@ -135,11 +143,10 @@ def s3(
         yield server
         _stop_ceph(folder)
         return
-    server = _start_moto(folder)
+    server, process = start_moto(folder)
     yield server
-    assert server.process is not None
-    server.process.kill()
-    server.process.wait(10)
+    process.kill()
+    process.wait(10)
 
 
 @pytest.fixture
@@ -173,6 +180,7 @@ class Network:
         self.n_requests = 0
         self.is_gone = False
         self.answers: list[int] = []
+        self.denied: str | None = None
         network = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -187,13 +195,16 @@ class Network:
                 network.n_requests += 1
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 status = network.answers.pop(0) if network.answers else 0
+                if self.command == "GET" and network.denied and network.denied in self.path:
+                    status = 403
                 if status:
-                    code = {500: "InternalError", 503: "SlowDown"}[status]
+                    code = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}[status]
                     content = f"<Error><Code>{code}</Code></Error>".encode()
                     self._answer(status, {"Content-Type": "application/xml"}, content)
                     return
                 with closing(HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
-                    connection.request(self.command, self.path, body, dict(self.headers))
+                    headers = network.forwarded(dict(self.headers))
+                    connection.request(self.command, self.path, body, headers)
                     reply = connection.getresponse()
                     self._answer(reply.status, dict(reply.headers), reply.read())
 
@@ -214,21 +225,35 @@ class Network:
             def log_message(self, *arguments: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._handler = Handler
+        self._port = 0
+        self._listen()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+
+    def forwarded(self, headers: dict[str, str]) -> dict[str, str]:
+        """Return what the server is told of the headers of a request."""
+        return headers
+
+    def _listen(self) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler)
+        self._port = self._server.server_port
+        self.is_gone = False
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        """Be gone; a second time does nothing."""
+        """Be gone: connections are cut, and refused; a second time does nothing."""
         self.is_gone = True
         self._server.shutdown()
         self._server.server_close()
 
+    def close_for(self, seconds: float) -> None:
+        """Be gone for that long."""
+        self.close()
+        threading.Timer(seconds, self._listen).start()
+
 
 @pytest.fixture
 def network(s3: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
-    if s3.name == "ceph":
-        pytest.skip("its signatures cover the host, which a proxy changes")
     network = Network(s3)
     monkeypatch.setenv("AWS_ENDPOINT_URL", network.endpoint)
     yield network

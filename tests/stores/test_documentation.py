@@ -58,6 +58,8 @@ def public(s3: Server, bucket: str) -> Iterator[str]:
     thread.join(10)
 
 
+# On moto: what the pages do is tested on every server beside this.
+@pytest.mark.parametrize("s3", ["moto"], indirect=True)
 @pytest.mark.parametrize(
     "page", pages_that_need("s3"), ids=lambda page: str(page.relative_to(ROOT))
 )
@@ -69,8 +71,6 @@ def test_blocks_run_on_an_object_store(
     public: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if s3.name != "moto":
-        pytest.skip("run on moto; what they do is tested on every server beside this")
     folder = tmp_path / "work"
     folder.mkdir()
     make_sources(folder)

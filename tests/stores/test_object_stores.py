@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.demo import write_mango_netcdf
+from ctlab_dask_zarr.errors import StorageError
+from ctlab_dask_zarr.runtime import objects
 from ctlab_dask_zarr.runtime.objects import ObjectFiles, validated_options
 from tests.builders import make_dataset
 from tests.reliability.faults import wait_until
@@ -94,6 +98,22 @@ def race_of_two(url: str, dataset: Dataset) -> None:
     assert len(errors) == 1
     assert isinstance(errors[0], StagingExistsError | DestinationExistsError)
     assert verify(url, dataset) == []
+
+
+def with_event(voxels: np.ndarray, event: Callable[[], Any], block: int = 4) -> Dataset:
+    """Return a dataset that has something happen when that block of it is made."""
+    n_blocks = [0]
+
+    def passed(part: np.ndarray) -> np.ndarray:
+        n_blocks[0] += 1
+        if n_blocks[0] == block:
+            event()
+        return part
+
+    data = da.from_array(voxels, chunks=32, name="mine").map_blocks(
+        passed, dtype="u2", meta=voxels[:0], name="passed"
+    )
+    return make_dataset(data, datatype="tomo", voxel_size=(2.0, 2.0, 2.0))
 
 
 def cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -189,6 +209,36 @@ def test_abort_removes_staging_shards_and_dangling_uploads(
     assert "removed what was staged" in done.stdout
     assert s3.keys(bucket) == {}
     assert s3.n_uploads(bucket) == 0
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
+def test_uploads_are_ended_wherever_the_endpoint_is_said(
+    s3: Server, bucket: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv(name, s3.endpoint)
+    s3.client().create_multipart_upload(Bucket=bucket, Key="scan.zarr/0/c/left")
+    done = cli("abort", f"s3://{bucket}/scan.zarr")
+    assert done.returncode == 0, done.stderr
+    assert "1 unfinished uploads ended" in done.stdout
+    assert s3.n_uploads(bucket) == 0
+
+
+def test_uploads_that_cannot_be_looked_for_are_said_and_stop_nothing(
+    network: Network, bucket: str, dataset: Dataset, voxels: np.ndarray
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    with pytest.raises(CTLabError, match="on fire"), dask.config.set(scheduler="sync"):
+        dataset_to_zarr(failing_after(5, voxels), url, **LAYOUT)
+    network.denied = "uploads"
+    dataset_to_zarr(dataset, url, restart=True, **LAYOUT)
+    assert verify(url, dataset) == []
+    done = cli("abort", f"s3://{bucket}/other.zarr")
+    assert done.returncode == 0, done.stderr
+    assert "could not be looked for" in done.stderr
+    assert "AccessDenied" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_killed_conversion_leaves_nothing_readable_and_resumes(
@@ -289,8 +339,15 @@ def test_a_writer_whose_staging_is_taken_over_stops(
 
 
 def test_server_errors_and_slow_down_are_tried_again(
-    network: Network, bucket: str, dataset: Dataset, voxels: np.ndarray
+    network: Network,
+    bucket: str,
+    dataset: Dataset,
+    voxels: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Half of all requests fail: as they are, the waits would make up a minute.
+    monkeypatch.setattr(objects, "_FIRST_WAIT", timedelta(milliseconds=50))
+    objects._open.cache_clear()
     url = f"s3://{bucket}/scan.zarr"
     network.answers += [500, 503, 0, 0, 500, 0, 503, 503] * 8
     dataset_to_zarr(dataset, url, **LAYOUT)
@@ -299,30 +356,46 @@ def test_server_errors_and_slow_down_are_tried_again(
     assert network.n_requests > 60
 
 
-def test_a_server_that_hangs_for_three_seconds_is_waited_for(
-    s3: Server, bucket: str, dataset: Dataset
+def test_a_server_that_hangs_in_the_middle_is_waited_for(
+    s3: Server, bucket: str, dataset: Dataset, voxels: np.ndarray
 ) -> None:
-    if s3.process is None:
-        pytest.skip("this server is several processes")
-    s3.process.send_signal(signal.SIGSTOP)
-    threading.Timer(3, s3.process.send_signal, (signal.SIGCONT,)).start()
-    dataset_to_zarr(dataset, f"s3://{bucket}/scan.zarr", **LAYOUT)
-    assert verify(f"s3://{bucket}/scan.zarr", dataset) == []
+    url = f"s3://{bucket}/scan.zarr"
+    with dask.config.set(scheduler="sync"):
+        dataset_to_zarr(with_event(voxels, lambda: s3.hang(3)), url, **LAYOUT)
+    assert verify(url, dataset) == []
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads"])
+def test_a_server_that_refuses_connections_in_the_middle_is_waited_for(
+    network: Network, bucket: str, dataset: Dataset, voxels: np.ndarray, scheduler: str
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    with dask.config.set(scheduler=scheduler):
+        dataset_to_zarr(with_event(voxels, lambda: network.close_for(3)), url, **LAYOUT)
+    assert verify(url, dataset) == []
+
+
+def test_retries_last_longer_than_a_restart_and_not_for_ever() -> None:
+    n_retries = objects._RETRY_TIMEOUT // objects._FIRST_WAIT
+    assert n_retries * objects._FIRST_WAIT >= timedelta(seconds=30)
+    longest = objects._RETRY_TIMEOUT + objects._LONGEST_WAIT + objects._REQUEST_TIMEOUT
+    assert longest < timedelta(minutes=4)
 
 
 def test_a_server_that_is_gone_is_an_error_within_a_bound(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ctlab_dask_zarr.runtime import objects
-
     pytest.importorskip("obstore")
-    monkeypatch.setattr(objects, "_MAX_RETRIES", 2)
+    monkeypatch.setattr(objects, "_RETRY_TIMEOUT", timedelta(seconds=3))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     objects._open.cache_clear()
+    start_s = time.monotonic()
     with pytest.raises((CTLabError, OSError), match=r"127\.0\.0\.1:9"):
         dataset_to_zarr(dataset, "s3://gone/scan.zarr", **LAYOUT)
+    # It was tried again, and given up: a wait may begin just before the time is up.
+    assert 2 < time.monotonic() - start_s < 60
 
 
 def test_a_server_that_goes_away_in_the_middle_leaves_nothing_readable(
@@ -333,30 +406,16 @@ def test_a_server_that_goes_away_in_the_middle_leaves_nothing_readable(
     voxels: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ctlab_dask_zarr.runtime import objects
-
-    monkeypatch.setattr(objects, "_MAX_RETRIES", 2)
+    monkeypatch.setattr(objects, "_RETRY_TIMEOUT", timedelta(seconds=2))
     objects._open.cache_clear()
     url = f"s3://{bucket}/scan.zarr"
-    n_blocks = [0]
-
-    def block(part: np.ndarray) -> np.ndarray:
-        n_blocks[0] += 1
-        if n_blocks[0] == 4:
-            network.close()
-        return part
-
-    data = da.from_array(voxels, chunks=32, name="mine").map_blocks(
-        block, dtype="u2", meta=voxels[:0], name="passed"
-    )
-    passed = make_dataset(data, datatype="tomo", voxel_size=(2.0, 2.0, 2.0))
+    passed = with_event(voxels, network.close)
     with pytest.raises(CTLabError, match=r"scan\.zarr"), dask.config.set(scheduler="sync"):
         dataset_to_zarr(passed, url, **LAYOUT)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
     objects._open.cache_clear()
     with pytest.raises(DatasetNotFoundError):
         dataset_from_zarr(url)
-    n_blocks[0] = 99
     dataset_to_zarr(passed, url, resume=True, **LAYOUT)
     assert verify(url, dataset) == []
 
@@ -381,26 +440,84 @@ def test_wrong_credentials_and_a_missing_bucket_say_so(
     assert secret not in refused.stderr + refused.stdout
 
 
-def test_credentials_are_no_options_and_are_kept_nowhere(
-    s3: Server, bucket: str, dataset: Dataset
+def test_credentials_are_kept_nowhere(
+    s3: Server, bucket: str, dataset: Dataset, voxels: np.ndarray, tmp_path: Path
 ) -> None:
-    for name in ("aws_secret_access_key", "SECRET", "session_token", "account_key"):
-        with pytest.raises(InvalidArgumentError, match="set them in the environment"):
-            dataset_to_zarr(dataset, f"s3://{bucket}/a.zarr", storage_options={name: "x"})
-    url = f"s3://{bucket}/scan.zarr"
-    graph = dataset_to_zarr(dataset, url, compute=False, **LAYOUT)
     import cloudpickle
 
-    pickled = cloudpickle.dumps(graph)
-    graph.compute()
-    if s3.name == "ceph":
-        assert b"testtest" not in pickled
-        bodies = b"".join(
-            s3.client().get_object(Bucket=bucket, Key=key)["Body"].read()
-            for key in s3.keys(bucket)
-            if key.endswith(".json")
-        )
-        assert b"testtest" not in bodies
+    url = f"s3://{bucket}/scan.zarr"
+    pickled = cloudpickle.dumps(dataset_to_zarr(dataset, url, compute=False, **LAYOUT))
+    # Interrupted, so that the plan is there too.
+    with pytest.raises(CTLabError, match="on fire") as caught, dask.config.set(scheduler="sync"):
+        dataset_to_zarr(failing_after(5, voxels), url, **LAYOUT)
+    source = tmp_path / "tomoSmall_nc"
+    write_mango_netcdf(source, voxels, slices_per_block=16)
+    options = ("--workers", "1", "--storage-option", f"endpoint={s3.endpoint}")
+    refused = cli("--debug", "convert", source, url, *options)
+    written = cli("--debug", "convert", source, f"s3://{bucket}/other.zarr", *options)
+    assert (refused.returncode, written.returncode) == (1, 0), refused.stderr + written.stderr
+    kept = {
+        "graph": pickled,
+        "message": str(caught.value).encode(),
+        "log": "".join((refused.stdout, refused.stderr, written.stdout, written.stderr)).encode(),
+    } | {
+        key: s3.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        for key in s3.keys(bucket)
+    }
+    assert ".scan.zarr.staging/plan.json" in kept
+    secret = s3.variables["AWS_SECRET_ACCESS_KEY"].encode()
+    assert [place for place, content in kept.items() if secret in content] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("aws_secret_access_key", "SECRET", "session_token", "account_key", "master_key"),
+        *("sse_customer_key_base64", "encryption_key", "sas_key", "default_headers"),
+    ],
+)
+def test_credentials_are_no_options(name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="set them in the environment"):
+        validated_options({name: "x"})
+
+
+def test_the_name_of_a_key_is_an_option() -> None:
+    assert validated_options({"aws_sse_kms_key_id": "mine"}) == (("sse_kms_key_id", "mine"),)
+
+
+def test_credentials_in_urls_are_refused_and_not_repeated(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = "not-this-one-0815"
+    url = f"http://alice:{password}@localhost:1/scan.zarr"
+    options = {"endpoint": f"http://alice:{password}@localhost:1"}
+    refused = []
+    for attempt in (
+        lambda: dataset_from_zarr(url),
+        lambda: dataset_to_zarr(dataset, f"s3://alice:{password}@bucket/scan.zarr"),
+        lambda: dataset_to_zarr(dataset, "s3://bucket/scan.zarr", storage_options=options),
+    ):
+        with pytest.raises(InvalidArgumentError, match="set credentials in") as caught:
+            attempt()
+        refused.append(str(caught.value))
+    pytest.importorskip("obstore")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", options["endpoint"])
+    with pytest.raises(InvalidArgumentError, match="AWS_ENDPOINT_URL") as caught:
+        dataset_from_zarr("s3://some-bucket/scan.zarr")
+    assert password not in "".join([*refused, str(caught.value)])
+    refused_by_name = cli("info", url)
+    assert refused_by_name.returncode == 2
+    assert password not in refused_by_name.stderr
+
+
+def test_no_credentials_at_all_are_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore")
+    for name in objects._S3_CREDENTIALS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    objects._open.cache_clear()
+    with pytest.raises(StorageError, match=r"no credentials were found.*AWS_ACCESS_KEY_ID"):
+        dataset_from_zarr("s3://no-credentials/scan.zarr")
 
 
 def test_options_are_the_same_for_every_spelling() -> None:
@@ -460,6 +577,23 @@ def test_a_store_in_this_process_needs_no_server(dataset: Dataset, voxels: np.nd
     assert verify(url, dataset) == []
 
 
+def test_a_store_in_this_process_is_refused_to_others(
+    cluster: Client, dataset: Dataset, voxels: np.ndarray, tmp_path: Path
+) -> None:
+    pytest.importorskip("obstore")
+    with (
+        dask.config.set(scheduler=None),
+        cluster.as_current(),
+        pytest.raises(InvalidArgumentError, match="memory of another process"),
+    ):
+        dataset_to_zarr(dataset, "memory://cluster/scan.zarr", **LAYOUT)
+    source = tmp_path / "tomoSmall_nc"
+    write_mango_netcdf(source, voxels, slices_per_block=16)
+    lost = cli("convert", source, "memory://cli/scan.zarr", "--workers", "1")
+    assert lost.returncode == 2
+    assert "memory of another process" in lost.stderr
+
+
 def test_plain_http_is_read_and_not_written(
     dataset: Dataset, voxels: np.ndarray, tmp_path: Path
 ) -> None:
@@ -480,4 +614,8 @@ def test_plain_http_is_read_and_not_written(
         np.testing.assert_array_equal(dataset_from_zarr(url).data.compute(), voxels)
         with pytest.raises(InvalidArgumentError, match="read, not written"):
             dataset_to_zarr(dataset, f"http://127.0.0.1:{server.server_port}/b.zarr")
+        for command in (("verify", url), ("pull", url, tmp_path / "copy.zarr")):
+            refused = cli(*command)
+            assert refused.returncode == 1
+            assert "does not list what it has" in refused.stderr
         server.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import dask
@@ -18,11 +19,12 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
+from ctlab_dask_zarr.errors import StagingExistsError
 from ctlab_dask_zarr.write import transfer
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.transfer import copy_dataset
 from tests.stores.conftest import LAYOUT, Server
-from tests.stores.test_object_stores import cli
+from tests.stores.test_object_stores import cli, failing_after, with_event
 
 
 @pytest.fixture
@@ -58,12 +60,19 @@ def test_there_and_back(
     ]
 
 
-def test_an_interrupted_copy_is_not_readable_and_goes_on(
-    s3: Server, bucket: str, store: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = f"s3://{bucket}/scan.zarr"
+@pytest.fixture
+def other(dataset: Dataset, voxels: np.ndarray, tmp_path: Path) -> Path:
+    """A store with the same keys and other voxels."""
+    path = tmp_path / "other.zarr"
+    with dask.config.set(scheduler="threads"):
+        dataset_to_zarr(Dataset.from_modified(dataset, data=dataset.data[::-1]), path, **LAYOUT)
+    return path
+
+
+def interrupt(source: object, destination: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a copy stop after a few objects."""
     monkeypatch.setattr(transfer, "_N_THREADS", 1)
-    n_left = [7]
+    n_left = [8]
 
     def stop(nbytes: int, total: int) -> None:
         n_left[0] -= 1
@@ -71,16 +80,138 @@ def test_an_interrupted_copy_is_not_readable_and_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        copy_dataset(str(store), Destination.at(url), stop)
+        copy_dataset(str(source), Destination.at(str(destination)), stop)
+
+
+def test_an_interrupted_copy_is_not_readable_and_goes_on(
+    s3: Server, bucket: str, store: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    interrupt(store, url, monkeypatch)
     with pytest.raises(CTLabError):
         dataset_from_zarr(url)
-    before = s3.keys(bucket)
+    before = {key: v for key, v in s3.keys(bucket).items() if key.startswith("scan.zarr/")}
     assert before
     result = copy_dataset(str(store), Destination.at(url))
     assert result.n_skipped == len(before)
     after = s3.keys(bucket)
     assert {key: after[key] for key in before} == before
     assert verify(url, dataset) == []
+    assert {key.split("/")[0] for key in after} == {"scan.zarr"}, "the claim is gone"
+
+
+def test_an_interrupted_push_keeps_others_away_until_it_is_aborted(
+    s3: Server,
+    bucket: str,
+    store: Path,
+    other: Path,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    interrupt(store, url, monkeypatch)
+    before = s3.keys(bucket)
+    with pytest.raises(StagingExistsError, match=r"a copy of .*scan\.zarr .* abort"):
+        copy_dataset(str(other), Destination.at(url))
+    with pytest.raises(StagingExistsError, match="resume=True"):
+        dataset_to_zarr(dataset, url, **LAYOUT)
+    with pytest.raises(StagingExistsError, match="does not say what was being written"):
+        dataset_to_zarr(dataset, url, resume=True, **LAYOUT)
+    assert s3.keys(bucket) == before
+    done = cli("abort", url)
+    assert done.returncode == 0, done.stderr
+    assert s3.keys(bucket) == {}
+    copy_dataset(str(other), Destination.at(url))
+    assert verify(url, other) == []
+
+
+def test_an_interrupted_pull_is_aborted(
+    bucket: str, store: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    interrupt(store, tmp_path / "copy.zarr", monkeypatch)
+    assert len(list(tmp_path.glob(".copy.zarr.incoming.*"))) == 1
+    done = cli("abort", tmp_path / "copy.zarr")
+    assert done.returncode == 0, done.stderr
+    assert "removed what was staged" in done.stdout
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_of_two_pushes_of_different_datasets_one_wins_whole(
+    bucket: str, store: Path, other: Path
+) -> None:
+    for number in range(3):
+        url = f"s3://{bucket}/scan{number}.zarr"
+        barrier = threading.Barrier(2)
+        lost: list[Exception] = []
+
+        def push(source: Path, url: str = url, lost: list[Exception] = lost) -> None:
+            barrier.wait(30)  # noqa: B023
+            try:
+                copy_dataset(str(source), Destination.at(url))
+            except CTLabError as error:
+                lost.append(error)
+
+        threads = [threading.Thread(target=push, args=(path,)) for path in (store, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert len(lost) == 1
+        assert isinstance(lost[0], StagingExistsError | DestinationExistsError)
+        assert verify(url) == []
+
+
+def test_a_push_whose_claim_is_removed_stops(
+    s3: Server, bucket: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    monkeypatch.setattr(transfer, "_N_THREADS", 1)
+    n_left = [5]
+
+    def take_over(nbytes: int, total: int) -> None:
+        n_left[0] -= 1
+        if n_left[0] == 0:
+            s3.client().delete_object(Bucket=bucket, Key=".scan.zarr.staging/plan.json")
+
+    with pytest.raises(StagingExistsError, match="was removed meanwhile"):
+        copy_dataset(str(store), Destination.at(url), take_over)
+    # Whoever took it away is told of progress a moment later than it is made.
+    assert 4 <= len(s3.keys(bucket)) <= 20
+    with pytest.raises(CTLabError):
+        dataset_from_zarr(url)
+
+
+def test_a_push_leaves_a_conversion_alone(
+    bucket: str, other: Path, dataset: Dataset, voxels: np.ndarray
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    refused = []
+
+    def push() -> None:
+        with pytest.raises(StagingExistsError, match=r"a conversion to .* is under way"):
+            copy_dataset(str(other), Destination.at(url))
+        refused.append(True)
+
+    with dask.config.set(scheduler="sync"):
+        dataset_to_zarr(with_event(voxels, push), url, **LAYOUT)
+        assert refused
+        assert verify(url, dataset) == []
+        interrupted = f"s3://{bucket}/interrupted.zarr"
+        with pytest.raises(CTLabError, match="on fire"):
+            dataset_to_zarr(failing_after(5, voxels), interrupted, **LAYOUT)
+    with pytest.raises(StagingExistsError, match="or was interrupted"):
+        copy_dataset(str(other), Destination.at(interrupted))
+
+
+def test_objects_of_others_are_left_alone(s3: Server, bucket: str, store: Path) -> None:
+    s3.client().put_object(Bucket=bucket, Key="scan.zarr/thesis.tex", Body=b"...")
+    url = f"s3://{bucket}/scan.zarr"
+    before = s3.keys(bucket)
+    with pytest.raises(DestinationExistsError, match=r"thesis\.tex"):
+        copy_dataset(str(store), Destination.at(url))
+    assert cli("abort", url).returncode == 0
+    assert s3.keys(bucket) == before
 
 
 def test_a_damaged_shard_is_not_copied(bucket: str, store: Path) -> None:
@@ -92,16 +223,16 @@ def test_a_damaged_shard_is_not_copied(bucket: str, store: Path) -> None:
         copy_dataset(str(store), Destination.at(f"s3://{bucket}/scan.zarr"))
     with pytest.raises(CTLabError):
         dataset_from_zarr(f"s3://{bucket}/scan.zarr")
+    for source in (store, store / "not-there"):
+        failed = cli("push", source, f"s3://{bucket}/scan.zarr")
+        assert failed.returncode != 0
+        assert "1 of 1" not in failed.stderr
+        assert "100%" not in failed.stderr
 
 
-def test_nothing_is_replaced(
-    s3: Server, bucket: str, store: Path, dataset: Dataset, tmp_path: Path
-) -> None:
+def test_nothing_is_replaced(s3: Server, bucket: str, store: Path, other: Path) -> None:
     url = f"s3://{bucket}/scan.zarr"
     copy_dataset(str(store), Destination.at(url))
-    other = tmp_path / "other.zarr"
-    with dask.config.set(scheduler="threads"):
-        dataset_to_zarr(dataset, other, **LAYOUT)
     before = s3.keys(bucket)
     with pytest.raises(DestinationExistsError, match="another dataset"):
         copy_dataset(str(other), Destination.at(url))
