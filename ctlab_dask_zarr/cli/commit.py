@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
-from ctlab_dask_zarr.cli.options import client_for, cluster_arguments, with_cluster_options
+from ctlab_dask_zarr.cli.options import (
+    client_for,
+    cluster_arguments,
+    with_cluster_options,
+    with_deadline_option,
+)
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.api import Completion, Write
@@ -20,26 +25,39 @@ __all__ = ["commit_command", "compute_with_progress"]
 @click.command("commit")
 @click.argument("destination", type=click.Path())
 @click.option("--overwrite", is_flag=True, help="Replace a Zarr store at the destination.")
+@with_deadline_option
 @with_cluster_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def commit_command(
-    destination: str, overwrite: bool, quiet: bool, as_json: bool, **options: Any
+    destination: str,
+    overwrite: bool,
+    deadline: float | None,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Publish DESTINATION when all parts of `convert --part` are there.
 
     Exit code 5 where parts are missing; they are named. Levels after the first are made now, from
-    what the parts have left for them. Also repairs a commit that died between its two renames.
+    what the parts have left for them; SIGINT, SIGTERM, SIGUSR1 and the --deadline stop that cleanly
+    with exit code 75, and the same command goes on. Also repairs a commit that died between its two
+    renames.
     """
+    from ctlab_dask_zarr.runtime.stopping import Stop
+
+    stop = Stop(deadline)
     cluster = cluster_arguments(options)
-    with exit_codes():
+    with exit_codes(), stop.on_signals():
         from ctlab_dask_zarr.api import build_commit
         from ctlab_dask_zarr.write.commit import CommitResult
 
         result = build_commit(destination, overwrite=overwrite)
         if not isinstance(result, CommitResult):
-            with client_for(**cluster) as client:
-                result = compute_with_progress(result, client, quiet)
+            with client_for(**cluster, stop=stop) as client:
+                result = compute_with_progress(
+                    result, client, quiet, stop, again="the same command goes on"
+                )
     if as_json:
         click.echo(json.dumps(result._asdict()))
     else:
@@ -47,17 +65,29 @@ def commit_command(
 
 
 def compute_with_progress(
-    completion: Completion | Write, client: Any, quiet: bool, stop: Stop | None = None
+    completion: Completion | Write,
+    client: Any,
+    quiet: bool,
+    stop: Stop | None = None,
+    *,
+    again: str = "go on by --resume",
 ) -> Any:
-    """Write what remains, with progress, and commit; return what `run_write` does."""
+    """Write what remains, with progress, and commit; return what `run_write` does.
+
+    `again` says how to go on after a stop.
+    """
     from ctlab_dask_zarr.api import run_write
+    from ctlab_dask_zarr.errors import WriteStoppedError
     from ctlab_dask_zarr.runtime.progress import Progress
     from ctlab_dask_zarr.runtime.reporting import listen
+    from ctlab_dask_zarr.runtime.stopping import Stop
 
+    stop = stop or Stop()
     levels = completion.request.levels
     tasks = completion.remaining.tasks
     n_elements = sum(levels[task.level].layout.n_elements(task.coords) for task in tasks)
     nbytes = n_elements * levels[0].array.dtype.itemsize
+    nbytes_done = 0
     progress = Progress(
         len(tasks),
         nbytes,
@@ -66,9 +96,20 @@ def compute_with_progress(
     )
 
     def on_report(nbytes: int, task_s: float) -> None:
+        nonlocal nbytes_done
+        nbytes_done += nbytes
         progress.add(nbytes)
-        if stop is not None:
-            stop.saw(task_s)
+        stop.saw(task_s)
 
-    with progress, listen(completion.graph, on_report, client):
-        return run_write(completion, client, stop)
+    try:
+        with progress, listen(completion.graph, on_report, client):
+            return run_write(completion, client, stop)
+    except WriteStoppedError as error:
+        # Counted by what workers tell, as the progress is: to list the shards could take longer
+        # than a job has left.
+        n_done = completion.remaining.n_done
+        n_written = n_done + int(len(tasks) * min(nbytes_done / max(nbytes, 1), 1.0))
+        raise WriteStoppedError(
+            f"stopped ({stop.reason()}): about {n_written} of {n_done + len(tasks)} shards are "
+            f"written, and the destination is as it was; {again}"
+        ) from error

@@ -15,12 +15,14 @@ from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import (
     client_for,
     cluster_arguments,
+    given_source_options,
     open_source,
     with_cluster_options,
+    with_deadline_option,
     with_write_options,
     write_arguments,
 )
-from ctlab_dask_zarr.cli.parameters import DEADLINE, PART
+from ctlab_dask_zarr.cli.parameters import PART
 from ctlab_dask_zarr.cli.verify import verify_written
 
 if TYPE_CHECKING:
@@ -41,13 +43,7 @@ __all__ = ["convert_command", "write_dataset"]
     default=None,
     help="Write only this part, as 3/8: N jobs share a conversion. `commit` ends it.",
 )
-@click.option(
-    "--deadline",
-    type=DEADLINE,
-    default=None,
-    help="Stop in time to be resumed (exit code 75): 1h50m, or auto for what is left of "
-    "the SLURM or PBS job.",
-)
+@with_deadline_option
 @click.option("--check-source", is_flag=True, help="First compare every netCDF block with its MD5.")
 @click.option(
     "--verify", "verify_after", is_flag=True, help="Afterwards compare every voxel with the source."
@@ -92,27 +88,40 @@ def convert_command(
         raise click.UsageError("--resume and --restart exclude one another")
     if part is not None and verify_after:
         raise click.UsageError("--verify needs the whole dataset: use `verify` after the commit")
+    given = given_source_options(options)
     with exit_codes(), stop.on_signals():
         dataset = open_source(source, options)
         arguments = write_arguments(options)
         if not resume:
             _refuse_early(destination, overwrite=options["overwrite"])
-        with client_for(**cluster, stop=stop) as client, _reported(report):
+        # Before anything is started or queued: it may refuse.
+        reported = _reported(report)
+        with client_for(**cluster, stop=stop) as client, reported:
             if not quiet and not client.scheduler_info(n_workers=-1)["workers"]:
                 click.echo("the scheduler has no workers yet: waiting for them", err=True)
             if check_source:
-                _check_source(dataset, client)
+                _check_source(dataset, client, stop)
             result = write_dataset(
                 dataset, destination, arguments, client, quiet, stop,
                 resume=resume, restart=restart, part=part,
             )  # fmt: skip
             if verify_after:
-                verify_written(result["destination"], dataset, options, client, quiet)
+                command = f"ctlab-zarr verify {result['destination']} --source {source}"
+                same = f" with the same {', '.join(given)}" if given else ""
+                verify_written(
+                    result["destination"], dataset, client, quiet, stop, f"`{command}`{same}"
+                )
                 result["verified"] = True
     if as_json:
         click.echo(json.dumps(result))
         return
-    resumed = f", {result['n_resumed']} of them were there" if result["n_resumed"] else ""
+    resumed = ""
+    if result["n_resumed"] or result["n_half_made"]:
+        n_new = result["n_shards"] - result["n_resumed"] - result["n_half_made"]
+        resumed = (
+            f", {result['n_resumed']} of them were there, {result['n_half_made']} were half-made "
+            f"and are made anew, {n_new} are new"
+        )
     if part is not None:
         click.echo(
             f"part {part[0]} of {part[1]}: {result['n_shards']} shards{resumed}; when all parts "
@@ -140,15 +149,23 @@ def _reported(path: str | None) -> AbstractContextManager[Any]:
     return report
 
 
-def _check_source(dataset: Dataset, client: Any) -> None:
+def _check_source(dataset: Dataset, client: Any, stop: Stop) -> None:
     """Name every damaged block of the source before anything is written."""
     from ctlab_dask_zarr.errors import IncompleteSourceError
     from ctlab_dask_zarr.formats.problems import describe_problems
+    from ctlab_dask_zarr.runtime.stopping import compute_until
     from ctlab_dask_zarr.verification.verify import build_source_check
 
-    problems = client.compute(build_source_check(dataset)).result()
+    problems = compute_until(
+        build_source_check(dataset),
+        client,
+        stop,
+        reading="the source was being checked, and nothing is begun; give the same command again",
+    )
     if problems:
-        raise IncompleteSourceError(f"the source is damaged:\n{describe_problems(problems)}")
+        raise IncompleteSourceError(
+            f"the source is damaged, and nothing was written:\n{describe_problems(problems)}"
+        )
 
 
 def _refuse_early(destination: str, *, overwrite: bool) -> None:
@@ -189,6 +206,7 @@ def write_dataset(
         "destination": write.plan.destination,
         "n_shards": len(write.remaining.tasks) + write.remaining.n_done,
         "n_resumed": write.remaining.n_done,
+        "n_half_made": write.remaining.n_half_made,
         "n_objects": result if part is not None else result.n_objects,
         "stored_nbytes": None if part is not None else result.nbytes,
         "nbytes": write.plan.nbytes,

@@ -10,6 +10,7 @@ import click
 
 from ctlab_dask_zarr.cli.parameters import (
     CODEC,
+    DEADLINE,
     LEVELS,
     NBYTES,
     SHAPE,
@@ -26,14 +27,28 @@ __all__ = [
     "Command",
     "client_for",
     "cluster_arguments",
+    "given_source_options",
     "layout_arguments",
     "open_source",
     "with_cluster_options",
+    "with_deadline_option",
     "with_options",
+    "with_source_options",
     "with_storage_options",
     "with_write_options",
     "write_arguments",
 ]
+
+_SOURCE_OPTIONS = [
+    click.option("--datatype", default=None,
+                 help="mango data type, where the source does not say it or says it wrong."),
+    click.option("--dataset-id", default=None, help="Identifier; by default the source's own."),
+    click.option("--voxel-size", type=VOXEL_SIZE, default=None,
+                 help="Instead of the source's: 2.5um, or z,y,x as in 3,2.5,2.5um."),
+    click.option("--voxel-unit", type=VOXEL_UNIT, default=None,
+                 help="Instead of the source's: mm, um, nm, ..."),
+]  # fmt: skip
+_SOURCE_KEYS = ("datatype", "dataset_id", "voxel_size", "voxel_unit")
 
 _WRITE_OPTIONS = [
     click.argument("source", type=click.Path()),
@@ -45,13 +60,7 @@ _WRITE_OPTIONS = [
                       "none for no sharding. 0 spans an axis."),
     click.option("--codec", type=CODEC, default=None,
                  help="zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none.  [default: zstd]"),
-    click.option("--datatype", default=None,
-                 help="mango data type, where the source does not say it or says it wrong."),
-    click.option("--dataset-id", default=None, help="Identifier; by default the source's own."),
-    click.option("--voxel-size", type=VOXEL_SIZE, default=None,
-                 help="Instead of the source's: 2.5um, or z,y,x as in 3,2.5,2.5um."),
-    click.option("--voxel-unit", type=VOXEL_UNIT, default=None,
-                 help="Instead of the source's: mm, um, nm, ..."),
+    *_SOURCE_OPTIONS,
     click.option("--layout", type=click.Choice(["ome", "plain"]), default="ome", show_default=True,
                  help="An OME-Zarr 0.5 group, or a plain Zarr v3 array."),
     click.option("--scale-placement", type=click.Choice(["dataset", "multiscales"]),
@@ -133,6 +142,22 @@ def with_write_options(command: Command) -> Command:
     return with_options(_WRITE_OPTIONS, command)
 
 
+def with_source_options(command: Command) -> Command:
+    """Give a command the options that correct what a source says about itself."""
+    return with_options(_SOURCE_OPTIONS, command)
+
+
+def with_deadline_option(command: Command) -> Command:
+    """Give a command that can be stopped and gone on with its deadline."""
+    return click.option(
+        "--deadline",
+        type=DEADLINE,
+        default=None,
+        help="Stop in time to be gone on with (exit code 75): 1h50m, or auto for what is left of "
+        "the SLURM or PBS job.",
+    )(command)
+
+
 def with_cluster_options(command: Command) -> Command:
     """Give a command the options that say where it runs."""
     return with_options(_CLUSTER_OPTIONS, with_storage_options(command))
@@ -166,9 +191,10 @@ def cluster_arguments(options: dict[str, Any]) -> dict[str, Any]:
 def _configured(taken: dict[str, Any], given: list[str]) -> dict[str, Any]:
     """Return what dask's configuration says in place of options that were not given."""
     from ctlab_dask_zarr.cli.errors import exit_codes
-    from ctlab_dask_zarr.runtime.settings import setting
 
     with exit_codes():
+        from ctlab_dask_zarr.runtime.settings import setting
+
         if not given and setting("cluster"):
             return {key: setting(key) for key in _STARTED_KEYS}
         if taken["cluster"] or any(taken[key] for key in _RUNNING_KEYS):
@@ -201,18 +227,40 @@ def client_for(
     return local_client(workers, threads or 1, memory_limit)
 
 
-def open_source(source: str, options: dict[str, Any]) -> Dataset:
-    """Open the source; voxel size and unit of the command line stand in for its own."""
-    from ctlab_dask_zarr.dataset import Dataset
+def given_source_options(options: dict[str, Any]) -> list[str]:
+    """Return those options of the command line that correct what a source says, as given."""
+    return [f"--{key.replace('_', '-')}" for key in _SOURCE_KEYS if options[key] is not None]
 
-    dataset = Dataset.from_path(source)
+
+def open_source(source: str, options: dict[str, Any]) -> Dataset:
+    """Open the source; what the command line says stands in for what it says about itself."""
+    from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.read.source import guess_filetype
+
     size, unit = options.pop("voxel_size") or (None, None)
     unit = options.pop("voxel_unit") or unit
-    if size is None and unit is None:
-        return dataset
-    if size is not None and len(size) == 1:
-        size = size * len(dataset.shape)
-    return Dataset.from_modified(dataset, voxel_size=size, voxel_unit=unit)
+    datatype, dataset_id = options["datatype"], options["dataset_id"]
+    filetype = guess_filetype(source)
+    if filetype == "NetCDF":
+        # Its reader refuses a volume that does not say these things, unless it is told.
+        size = size * 3 if size is not None and len(size) == 1 else size
+        dataset = Dataset.from_path(
+            source, filetype=filetype, voxel_size=size, voxel_unit=unit, datatype=datatype
+        )
+    else:
+        dataset = Dataset.from_path(source, filetype=filetype)
+        size = size * len(dataset.shape) if size is not None and len(size) == 1 else size
+    return Dataset(
+        dataset.data,
+        dimension_names=dataset.dimension_names,
+        voxel_unit=unit or dataset.voxel_unit,
+        voxel_size=size or dataset.voxel_size,
+        datatype=datatype or dataset.datatype,
+        history=dataset.history,
+        dataset_id=dataset_id or dataset.dataset_id,
+        extra_attrs=dataset.extra_attrs,
+        source=dataset.source,
+    )
 
 
 def layout_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -101,11 +101,21 @@ class _Deadline(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from ctlab_dask_zarr.errors import InvalidArgumentError
         from ctlab_dask_zarr.runtime.deadline import parse_duration, seconds_left
+        from ctlab_dask_zarr.runtime.stopping import CLOSING_S
 
         try:
-            return seconds_left() if value == "auto" else parse_duration(str(value))
+            if value == "auto":
+                # However little that is: the job goes into the queue again, and has more then.
+                return seconds_left()
+            seconds = parse_duration(str(value))
         except InvalidArgumentError as error:
             self.fail(str(error))
+        if seconds <= CLOSING_S:
+            self.fail(
+                f"{value!r} leaves no time for any work: the last {CLOSING_S:.0f} s are for "
+                "closing the cluster. Give more, as 1h50m"
+            )
+        return seconds
 
 
 class _VoxelSize(click.ParamType):  # type: ignore[type-arg]

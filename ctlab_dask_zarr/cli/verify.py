@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
-from ctlab_dask_zarr.cli.options import client_for, cluster_arguments, with_cluster_options
+from ctlab_dask_zarr.cli.options import (
+    client_for,
+    cluster_arguments,
+    given_source_options,
+    open_source,
+    with_cluster_options,
+    with_source_options,
+)
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.formats.problems import Problem
+    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.verification.verify import Verification
 
 __all__ = ["verify_command", "verify_written"]
 
@@ -24,6 +33,7 @@ __all__ = ["verify_command", "verify_written"]
               help="What it was made from: compare every voxel and the metadata.")  # fmt: skip
 @click.option("--quick", is_flag=True,
               help="Only documents, sizes and the index of each shard.")  # fmt: skip
+@with_source_options
 @with_cluster_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
@@ -33,15 +43,25 @@ def verify_command(
     """Verify the dataset at PATH; exit code 3 where anything is wrong.
 
     Everything that is wrong is told, not only the first. Verify with --source before the original
-    is deleted.
+    is deleted; options that corrected what it says when it was converted are to be given again.
     """
-    cluster = cluster_arguments(options)
-    with exit_codes():
-        from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.runtime.stopping import Stop
 
-        dataset = None if source is None else Dataset.from_path(source)
-        with client_for(**cluster) as client:
-            problems = _verify(path, dataset, client, quiet, checksums=not quick)
+    stop = Stop()
+    cluster = cluster_arguments(options)
+    given = given_source_options(options)
+    if given and source is None:
+        raise click.UsageError(f"{given[0]} is about the source: say which by --source")
+    with exit_codes(), stop.on_signals():
+        from ctlab_dask_zarr.verification.verify import build_verification
+
+        dataset = None if source is None else open_source(source, options)
+        verification = build_verification(path, dataset, checksums=not quick)
+        with client_for(**cluster, stop=stop) as client:
+            problems = _compute(
+                verification, client, quiet, stop,
+                f"{path} was not verified to the end; give the same command again",
+            )  # fmt: skip
         if as_json:
             click.echo(json.dumps([asdict(problem) for problem in problems]))
         else:
@@ -54,35 +74,41 @@ def verify_command(
 
 
 def verify_written(
-    path: str, dataset: Dataset, options: dict[str, Any], client: Any, quiet: bool
+    path: str, dataset: Dataset, client: Any, quiet: bool, stop: Stop, again: str
 ) -> None:
-    """Compare what was written with its source, the options of the command line applied."""
-    from ctlab_dask_zarr.dataset import Dataset
+    """Compare what was written with its source; `again` says how to do that another time."""
+    from ctlab_dask_zarr.verification.verify import build_verification
 
-    changes = {name: options[name] for name in ("datatype", "dataset_id") if options[name]}
-    expected = Dataset.from_modified(dataset, **changes) if changes else dataset
-    problems = _verify(path, expected, client, quiet, checksums=True)
+    problems = _compute(
+        build_verification(path, dataset, checksums=True), client, quiet, stop,
+        f"{path} is complete and in its place, but not verified to the end: verify it by {again}",
+    )  # fmt: skip
     for problem in problems:
         click.echo(str(problem), err=True)
-    _raise_for(path, problems)
+    _raise_for(
+        path,
+        problems,
+        ". It stays in its place, and is not to be trusted: where the source is damaged, copy that "
+        "again; then convert anew with --overwrite",
+    )
 
 
-def _verify(
-    path: str, source: Dataset | None, client: Any, quiet: bool, *, checksums: bool
+def _compute(
+    verification: Verification, client: Any, quiet: bool, stop: Stop, if_stopped: str
 ) -> list[Problem]:
     from ctlab_dask_zarr.runtime.progress import Progress
     from ctlab_dask_zarr.runtime.reporting import listen
-    from ctlab_dask_zarr.verification.verify import build_verification
+    from ctlab_dask_zarr.runtime.stopping import compute_until
 
-    verification = build_verification(path, source, checksums=checksums)
     progress = Progress(verification.n_tasks, verification.nbytes, quiet=quiet, noun="checks")
     with progress, listen(verification.graph, progress.add, client):
-        found: list[Problem] = client.compute(verification.graph).result()
+        found: list[Problem] = compute_until(verification.graph, client, stop, reading=if_stopped)
     return verification.problems + found
 
 
-def _raise_for(path: str, problems: list[Problem]) -> None:
+def _raise_for(path: str, problems: list[Problem], advice: str = "") -> None:
     from ctlab_dask_zarr.errors import VerificationError
 
     if problems:
-        raise VerificationError(f"{path} has {len(problems)} problems")
+        found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise VerificationError(f"verification of {path} found {found}{advice}")

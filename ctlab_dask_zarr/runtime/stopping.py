@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
     from distributed import Client
 
-__all__ = ["Stop", "compute_until"]
+__all__ = ["CLOSING_S", "Stop", "compute_until"]
 
 #: Seconds that shards under way get to be finished: SLURM kills 30 s after its SIGTERM.
 _GRACE_S = 20.0
 #: Seconds for the end of a command after its last shard: workers and scheduler are closed.
-_CLOSING_S = 10.0
+CLOSING_S = 10.0
 #: Of the longest task so far, this much is left before the deadline when the last is begun.
 _TASK_MARGIN = 1.5
 _POLL_S = 0.2
@@ -68,7 +68,7 @@ class Stop:
     def reason(self) -> str | None:
         """Return why to stop now, or None."""
         if self._asked is None and self._deadline_s is not None:
-            last_start_s = self._deadline_s - _CLOSING_S - _TASK_MARGIN * self._longest_task_s
+            last_start_s = self._deadline_s - CLOSING_S - _TASK_MARGIN * self._longest_task_s
             if time.monotonic() >= last_start_s:
                 self._asked = "the time is nearly up"
         return self._asked
@@ -77,7 +77,7 @@ class Stop:
         """Return how many seconds the shards under way have to be finished."""
         if self._deadline_s is None:
             return _GRACE_S
-        left_s = self._deadline_s - _CLOSING_S / 2 - time.monotonic()
+        left_s = self._deadline_s - CLOSING_S / 2 - time.monotonic()
         return max(0.0, left_s if self._asked == "the time is nearly up" else min(left_s, _GRACE_S))
 
     @contextmanager
@@ -102,13 +102,27 @@ class Stop:
                 signal.signal(number, signal.SIG_IGN if is_ending else handler)
 
 
-def compute_until(graph: Delayed, client: Client, stop: Stop | None) -> Any:
+def compute_until(
+    graph: Delayed, client: Client, stop: Stop | None, *, reading: str | None = None
+) -> Any:
     """Compute `graph` on `client`, unless `stop` asks to end before.
+
+    Parameters
+    ----------
+    graph
+        Of a write, or of something that only reads.
+    client
+        Where it runs.
+    stop
+        None: it is not asked to end.
+    reading
+        For something that only reads: what it means that it is stopped, and what to do. Nothing
+        has to be finished then.
 
     Raises
     ------
     WriteStoppedError
-        `stop` asked; what was under way is finished, or its grace is over.
+        `stop` asked; the shards under way are finished, or their grace is over.
     """
     stop = stop or Stop()
     future = client.compute(graph)
@@ -118,11 +132,10 @@ def compute_until(graph: Delayed, client: Client, stop: Stop | None) -> Any:
         if reason is not None:
             # The scheduler forgets what is not running; what is running ends by itself.
             future.cancel(reason=reason)
-            _wait_for_running_tasks(client, stop.grace_s())
-            raise WriteStoppedError(
-                f"stopped ({reason}): nothing is at the destination yet; go on by resume=True "
-                "(--resume)"
-            )
+            if reading is None:
+                _wait_for_running_tasks(client, stop.grace_s())
+            advice = "the destination is as it was; go on by resume=True (--resume)"
+            raise WriteStoppedError(f"stopped ({reason}): {reading or advice}")
         stop.woken.wait(_POLL_S)
     return future.result()
 

@@ -64,7 +64,7 @@ def block_problems(
     place = f"voxels {', '.join(f'{r.start}:{r.stop}' for r in region)}"
     try:
         found = volume[region]
-    except CTLabError as error:
+    except (CTLabError, OSError) as error:
         return [Problem(place, "unreadable", f"{place} cannot be read: {error}")]
     wanted = np.ascontiguousarray(wanted, wanted.dtype.newbyteorder("<"))
     bits = np.dtype(f"u{wanted.dtype.itemsize}")

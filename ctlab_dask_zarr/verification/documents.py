@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from ctlab_dask_zarr.errors import CTLabError, MetadataError
+from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.mango import parse_mango_block
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import (
@@ -21,41 +21,37 @@ from ctlab_dask_zarr.formats.receipts import (
     parse_receipts,
 )
 from ctlab_dask_zarr.formats.units import are_same_sizes
-from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, strangers
 from ctlab_dask_zarr.read.zarr import StoreMetadata
-from ctlab_dask_zarr.runtime.files import walk
-from ctlab_dask_zarr.runtime.objects import ObjectFiles
-from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX
+from ctlab_dask_zarr.runtime.files import LocalFiles
+from ctlab_dask_zarr.verification.images import Documents, Image, document_key
 
-__all__ = ["array_receipts", "document_problems", "stray_problems"]
+__all__ = ["array_receipts", "document_problems", "outside_problems", "stray_problems"]
 
 
-def document_problems(metadata: StoreMetadata) -> Iterator[Problem]:
+def document_problems(documents: Documents, image: Image) -> Iterator[Problem]:
     """Yield what is wrong in the root document and those of the arrays."""
-    yield from _rule_problems(metadata)
-    yield from _seal_problems(metadata)
-    yield from _mango_problems(metadata)
-    for path, document in metadata.arrays:
-        yield from _array_problems(metadata, path, document)
+    yield from image.problems
+    yield from _rule_problems(documents, image)
+    yield from _seal_problems(image)
+    yield from _mango_problems(image)
+    for path, array in image.arrays:
+        yield from _array_problems(image.metadata, path, array)
 
 
-def _rule_problems(metadata: StoreMetadata) -> Iterator[Problem]:
+def _rule_problems(documents: Documents, image: Image) -> Iterator[Problem]:
     """Hold an image against OME-Zarr 0.5, as ome-zarr-models has its rules."""
-    if metadata.ome is None:
+    if image.document.get("node_type") != "group" or "ome" not in image.metadata.attributes:
         return
     import zarr
-    from ome_zarr_models.v05.image import Image
+    from ome_zarr_models.v05.image import Image as ImageModel
     from pydantic import ValidationError
 
     try:
-        files = metadata.files
-        if isinstance(files, ObjectFiles):
-            store, path = files.zarr_location(metadata.path)
-            group = zarr.open_group(store, path=path, mode="r")
-        else:
-            group = zarr.open_group(metadata.path, mode="r")
-        Image.from_zarr(group)
+        # In memory: in the store itself it would follow links, and wait for pipes.
+        store = documents.in_memory()
+        ImageModel.from_zarr(zarr.open_group(store, path=image.prefix.rstrip("/"), mode="r"))
     except ValidationError as error:
         for found in error.errors():
             place = ".".join(str(part) for part in found["loc"]) or "ome"
@@ -65,12 +61,11 @@ def _rule_problems(metadata: StoreMetadata) -> Iterator[Problem]:
         yield Problem(ROOT_DOCUMENT, "ome", f"{ROOT_DOCUMENT} breaks OME-Zarr 0.5: {error}")
 
 
-def _seal_problems(metadata: StoreMetadata) -> Iterator[Problem]:
-    receipt = own_receipt(metadata.attributes)
+def _seal_problems(image: Image) -> Iterator[Problem]:
+    receipt = own_receipt(image.metadata.attributes)
     if receipt is None or "document_crc32c" not in receipt:
         return
-    root = json.loads(metadata.store.get(ROOT_DOCUMENT))
-    if receipt["document_crc32c"] != document_checksum(root):
+    if receipt["document_crc32c"] != document_checksum(image.document):
         yield Problem(
             ROOT_DOCUMENT,
             "checksum",
@@ -79,11 +74,12 @@ def _seal_problems(metadata: StoreMetadata) -> Iterator[Problem]:
         )
 
 
-def _mango_problems(metadata: StoreMetadata) -> Iterator[Problem]:
+def _mango_problems(image: Image) -> Iterator[Problem]:
+    metadata = image.metadata
     block = metadata.attributes.get("mango")
-    if block is None:
+    if block is None or not image.has_finest:
         return
-    array = parse_array_document(metadata.arrays[0][1])
+    _, array = image.arrays[0]
     names = metadata.ome.axes if metadata.ome else ("z", "y", "x")[-len(array.shape) :]
     try:
         mango = parse_mango_block(block, names)
@@ -112,23 +108,18 @@ def _mango_problems(metadata: StoreMetadata) -> Iterator[Problem]:
         )
 
 
-def _array_problems(metadata: StoreMetadata, path: str, document: str) -> Iterator[Problem]:
-    key = f"{path}/{ROOT_DOCUMENT}".lstrip("/")
-    try:
-        array = parse_array_document(document)
-    except CTLabError as error:
-        yield Problem(key, "array", f"{key}: {error}")
-        return
-    if metadata.ome is not None and array.dimension_names != metadata.ome.axes:
+def _array_problems(metadata: StoreMetadata, path: str, array: StoredArray) -> Iterator[Problem]:
+    key = document_key(path)
+    if metadata.ome is not None and array.dimension_names != metadata.ome.array_axes:
         yield Problem(
             key,
             "ome",
             f"{key}: its dimensions {array.dimension_names} are not the image's axes "
-            f"{metadata.ome.axes}",
+            f"{metadata.ome.array_axes}",
         )
     entry = _entry(metadata, path)
     committed = None if entry is None else entry.get("document_crc32c")
-    if committed is not None and committed != google_crc32c.value(document.encode()):
+    if committed is not None and committed != google_crc32c.value(array.document.encode()):
         yield Problem(key, "checksum", f"{key} is not as it was committed: it is damaged")
 
 
@@ -153,6 +144,9 @@ def array_receipts(
     except FileNotFoundError:
         message = f"{key} is missing: damaged voxels may go unnoticed"
         return None, [Problem(key, "missing", message)]
+    except (CTLabError, OSError) as error:
+        message = f"{key} cannot be read: {error}: damaged voxels may go unnoticed"
+        return None, [Problem(key, "unreadable", message)]
     if google_crc32c.value(text) != entry.get("receipts_crc32c"):
         message = f"{key} is damaged: it is not as it was committed"
         return None, [Problem(key, "checksum", message)]
@@ -162,22 +156,47 @@ def array_receipts(
         return None, [Problem(key, "receipts", f"{key}: {error}")]
 
 
-def stray_problems(metadata: StoreMetadata) -> Iterator[Problem]:
-    """Yield what lies in the store and is no part of it."""
-    for name in strangers(metadata.files, metadata.path):
-        yield Problem(name, "stray", f"{name} is no part of the dataset: move it elsewhere")
-    for folder, _, names in walk(metadata.files, metadata.path):
-        for name in names:
-            if name.endswith(TEMPORARY_SUFFIX):
-                path = os.path.relpath(os.path.join(folder, name), metadata.path)
-                yield Problem(
-                    path, "leftover", f"{path} was left by a process that died: remove it"
-                )
-    for path, text in metadata.arrays:
-        yield from _outside_problems(metadata, path, parse_array_document(text))
+@dataclass(frozen=True)
+class _UnlinkedFiles(LocalFiles):
+    """Files that are read where they are, and not through a link."""
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file."""
+        if self.kind(path) == "link":
+            raise UnsupportedFormatError(f"{path} is a link")
+        return super().read(path)
 
 
-def _outside_problems(metadata: StoreMetadata, path: str, array: StoredArray) -> Iterator[Problem]:
+def stray_problems(documents: Documents, images: Sequence[Image]) -> Iterator[Problem]:
+    """Yield what lies in the store and is no part of it.
+
+    What lies below an array whose document is broken may well be a part of it.
+    """
+    store = documents.store
+    files = _UnlinkedFiles() if isinstance(store.files, LocalFiles) else store.files
+    of_levels = {f"{i.prefix}{p.location}" for i in images for p in i.problems if p.kind != "ome"}
+    broken = documents.problems.keys() | of_levels
+    keys = documents.texts.keys() | broken
+    for name in strangers(files, store.root):
+        if _document_of(name, keys) in broken:
+            continue
+        message = f"{name} is no part of the dataset: move it elsewhere"
+        if files.kind(os.path.join(store.root, name)) == "link":
+            message = f"{name} is a link, which is not followed: put what it leads to there"
+        yield Problem(name, "stray", message)
+
+
+def _document_of(name: str, keys: Set[str]) -> str | None:
+    """Return the key of the document of the innermost node that something lies in."""
+    folder = name
+    while folder:
+        folder = os.path.dirname(folder)
+        if document_key(folder) in keys:
+            return document_key(folder)
+    return None
+
+
+def outside_problems(metadata: StoreMetadata, path: str, array: StoredArray) -> Iterator[Problem]:
     """Yield objects with the name of a chunk that lies outside the array's grid."""
     store = metadata.store
     prefix = f"{path}/" if path else ""

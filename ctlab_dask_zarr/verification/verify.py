@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from math import prod
@@ -19,21 +20,28 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from ctlab_dask_zarr.dataset import Dataset
-from ctlab_dask_zarr.errors import CTLabError
+from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import ReceiptTable
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names, read_ome
+from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
-from ctlab_dask_zarr.read.zarr import StoreMetadata, dataset_from_zarr, read_store_metadata
+from ctlab_dask_zarr.read.zarr import dataset_of, read_store_metadata
 from ctlab_dask_zarr.runtime.reporting import Reporter, topic_of
-from ctlab_dask_zarr.runtime.storage import LocalStore
+from ctlab_dask_zarr.runtime.storage import LocalStore, files_at, storage_path, store_at
 from ctlab_dask_zarr.runtime.trees import add_tree
 from ctlab_dask_zarr.verification.comparison import block_problems, metadata_differences
 from ctlab_dask_zarr.verification.documents import (
     array_receipts,
     document_problems,
+    outside_problems,
     stray_problems,
+)
+from ctlab_dask_zarr.verification.images import (
+    Image,
+    document_key,
+    read_documents,
+    read_images,
 )
 from ctlab_dask_zarr.verification.objects import Expected, object_problems
 from ctlab_dask_zarr.write.graph import add_block_tasks, analyse_source
@@ -72,73 +80,70 @@ class Verification(NamedTuple):
 def build_verification(
     path: str | os.PathLike[str], source: Dataset | None, *, checksums: bool
 ) -> Verification:
-    """Look at everything that is small, and prepare tasks for the rest."""
+    """Look at everything that is small, and prepare tasks for the rest.
+
+    Raises
+    ------
+    DatasetNotFoundError
+        There is nothing at the path.
+    """
     token = uuid.uuid4().hex[:8]
     graph: dict[Key, GraphNode] = {}
-    problems: list[Problem] = []
-    nbytes = 0
-    try:
-        metadata = read_store_metadata(path)
-        arrays = [(p, parse_array_document(text)) for p, text in metadata.arrays]
-    except CTLabError as error:
-        problems = [Problem(os.fspath(path), "unreadable", str(error))]
+    root = storage_path(path)
+    store = store_at(root, files_at(root))
+    problems = _no_store_problems(store)
+    if problems:
         return Verification(problems, _delayed(graph, [], token), 0, 0)
-    problems += stray_problems(metadata)
+    documents = read_documents(store)
+    problems += documents.problems.values()
+    images = list(read_images(documents, problems))
+    problems += stray_problems(documents, images)
     keys: list[Key] = []
-    for prefix, image in [("", metadata), *_labels(metadata, problems)]:
-        found = list(document_problems(image))
-        if image is not metadata:
-            arrays = [(p, parse_array_document(text)) for p, text in image.arrays]
-        for array_path, array in arrays:
+    nbytes = 0
+    for image in images:
+        found = list(document_problems(documents, image))
+        for array_path, array in image.arrays:
             n_objects = prod(array.grid_shape)
             if n_objects > _MAX_OBJECTS:
-                document = f"{array_path}/zarr.json".lstrip("/")
+                document = document_key(array_path)
                 text = f"{document} claims {n_objects:,} objects, an array of {array.shape}"
                 found.append(Problem(document, "shape", text))
                 continue
-            table, of_receipts = array_receipts(image, array_path, array)
+            found += outside_problems(image.metadata, array_path, array)
+            table, of_receipts = array_receipts(image.metadata, array_path, array)
             found += of_receipts
             for n, group in enumerate(_groups(array, table)):
-                below = f"{prefix}{array_path}"
+                below = f"{image.prefix}{array_path}"
                 key = (f"verify-shard-{token}", below, n)
                 graph[key] = Task(
-                    key, _check_objects, metadata.store, below, array.document, group, checksums,
+                    key, _check_objects, store, below, array.document, group, checksums,
                     topic_of(token),
                 )  # fmt: skip
                 keys.append(key)
             nbytes += _nbytes(array)
         problems += [
-            Problem(f"{prefix}{p.location}", p.kind, f"{prefix}{p.message}") for p in found
+            Problem(f"{image.prefix}{p.location}", p.kind, f"{image.prefix}{p.message}")
+            for p in found
         ]
     if source is not None:
-        found, more = _compare(graph, metadata, source, token)
+        found, more = _compare(graph, images[0], source, token)
         problems += found
         keys += more
         nbytes += int(source.data.nbytes) if more else 0
     return Verification(problems, _delayed(graph, keys, token), nbytes, len(keys))
 
 
-def _labels(
-    metadata: StoreMetadata, problems: list[Problem]
-) -> Iterator[tuple[str, StoreMetadata]]:
-    """Yield (prefix, documents) of each labels image; add to `problems` what cannot be read."""
-    folder = os.path.join(metadata.path, "labels")
-    found = list(label_names(metadata.files, folder))
-    listed = read_ome(metadata.files, folder).get("labels")
-    listed = [str(name) for name in listed] if isinstance(listed, list) else []
-    for name in sorted({*found, *listed}):
-        place = f"labels/{name}"
-        if name not in found:
-            problems.append(Problem(place, "missing", f"{place} is listed, but no image of labels"))
-            continue
-        if name not in listed:
-            problems.append(
-                Problem(place, "unlisted", f"labels/{ROOT_DOCUMENT} does not list {name}")
-            )
-        try:
-            yield f"{place}/", read_store_metadata(os.path.join(folder, name))
-        except CTLabError as error:
-            problems.append(Problem(place, "unreadable", str(error)))
+def _no_store_problems(store: LocalStore) -> list[Problem]:
+    """Return what opening says of a path that is no Zarr v3 store; raise where nothing is there."""
+    if store.files.kind(os.path.join(store.root, ROOT_DOCUMENT)) is not None:
+        return []
+    try:
+        read_store_metadata(store.root, store.files)
+    except DatasetNotFoundError:
+        raise
+    except CTLabError as error:
+        return [Problem(store.root, "unreadable", str(error))]
+    return []
 
 
 def _delayed(graph: dict[Key, GraphNode], keys: Sequence[Key], token: str) -> Delayed:
@@ -190,23 +195,31 @@ def _check_objects(
 
 
 def _compare(
-    graph: dict[Key, GraphNode], metadata: StoreMetadata, source: Dataset, token: str
+    graph: dict[Key, GraphNode], image: Image, source: Dataset, token: str
 ) -> tuple[list[Problem], list[Key]]:
     """Compare metadata; add tasks that compare voxels, and the checksums of a netCDF source."""
+    path = image.metadata.path
+    checks = _add_source_checks(graph, source, token)
+    if not image.has_finest:
+        message = (
+            f"{path} was not compared with the source: the documents of its finest level are broken"
+        )
+        return [Problem(path, "unreadable", message)], checks
     try:
-        found = dataset_from_zarr(metadata.path, strict=True)
+        found = dataset_of(image.metadata, strict=True)
     except CTLabError as error:
-        return [Problem(metadata.path, "unreadable", str(error))], []
+        message = f"{path} was not compared with the source: {error}"
+        return [Problem(path, "unreadable", message)], checks
     problems = list(metadata_differences(found, source))
     if found.shape != source.shape or found.dtype != source.dtype:
-        return problems, []
+        return problems, checks
     keys = add_block_tasks(
         graph,
         analyse_source(source.data),
         partial(_check_block, found.source, topic_of(token)),
         f"compare-block-{token}",
     )
-    return problems, keys + _add_source_checks(graph, source, token)
+    return problems, keys + checks
 
 
 def _check_block(
@@ -226,9 +239,16 @@ def _add_source_checks(graph: dict[Key, GraphNode], source: Dataset, token: str)
     keys: list[Key] = []
     for n in range(len(volume.blocks)):
         key = (f"md5-{token}", n)
-        graph[key] = Task(key, volume.verify_md5, slice(n, n + 1))
+        graph[key] = Task(key, _check_source_block, volume, n)
         keys.append(key)
     return keys
+
+
+def _check_source_block(volume: NetCDFVolume, number: int) -> list[Problem]:
+    return [
+        replace(problem, message=f"source: {problem.message}")
+        for problem in volume.verify_md5(slice(number, number + 1))
+    ]
 
 
 def build_source_check(source: Dataset) -> Delayed:

@@ -7,7 +7,8 @@ import json
 import os
 import resource
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ import pytest
 import zarr
 import zstandard
 
-from ctlab_dask_zarr import CTLabError, dataset_from_zarr, dataset_to_zarr, verify
+from ctlab_dask_zarr import (
+    CTLabError,
+    dataset_from_zarr,
+    dataset_to_zarr,
+    labels_to_zarr,
+    verify,
+)
 from ctlab_dask_zarr.codec.chunk import crc32c
 from tests.builders import make_dataset, random_voxels
 
@@ -60,6 +67,75 @@ def test_links_that_lead_out_of_the_store(what: str, store: Path, tmp_path: Path
     path.rename(tmp_path / "secret")
     path.symlink_to(tmp_path / "secret")
     assert "out of the store" in refused(store)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    path = tmp_path / "l.zarr"
+    with dask.config.set(scheduler="sync"):
+        dataset_to_zarr(make_dataset(VOXELS, 16), path, levels=2, **LAYOUT)
+        labels_to_zarr((VOXELS // 30).astype("u1"), path, "ph", **LAYOUT)
+    return path
+
+
+#: Where the paths that are opened or listed are noted; an audit hook cannot be taken away again.
+_seen: list[str] | None = None
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    opened = _seen is not None and event in ("open", "os.listdir", "os.scandir")
+    if opened and isinstance(arguments[0], str | bytes):
+        _seen.append(os.path.realpath(os.fsdecode(arguments[0])))
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """Return the list to which all that is opened from now on is added, links resolved."""
+    global _seen
+    if _seen is None:
+        sys.addaudithook(_note)
+    _seen = []
+    yield _seen
+    _seen = None
+
+
+PLACES = [
+    *("zarr.json", "0/zarr.json", "0/receipts.json", "0/c.0.0.0"),
+    *("labels/zarr.json", "labels/ph/zarr.json", "labels/ph/0/zarr.json"),
+    *("labels/ph/1/receipts.json", "labels/ph/1/c.0.0.0"),
+]
+
+
+@pytest.mark.parametrize("what", [*PLACES, "0", "labels", "labels/ph", "labels/ph/0"])
+def test_verify_reads_nothing_outside_of_the_store(
+    what: str, labelled: Path, tmp_path: Path, opened: list[str]
+) -> None:
+    outside = tmp_path / "outside"
+    (labelled / what).rename(outside)
+    (labelled / what).symlink_to(outside)
+    del opened[:]
+    with dask.config.set(scheduler="sync"):
+        problems = verify(labelled)
+    assert any(problem.location == what and "link" in str(problem) for problem in problems)
+    assert any(path.startswith(str(labelled)) for path in opened), "the hook sees what is opened"
+    assert not [path for path in opened if path.startswith(str(outside))]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", PLACES)
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_verify_never_waits_for_what_is_no_file_and_names_it(
+    kind: str, what: str, labelled: Path
+) -> None:
+    path = labelled / what
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with dask.config.set(scheduler="sync"):
+        problems = verify(labelled)
+    assert any(p.location == what and "no ordinary file" in str(p) for p in problems)
 
 
 def test_the_store_itself_may_be_a_link(store: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,14 @@ import numpy as np
 import pytest
 import zarr
 
-from ctlab_dask_zarr import CTLabError, dataset_from_zarr, dataset_to_zarr, verify
+from ctlab_dask_zarr import (
+    CTLabError,
+    DatasetNotFoundError,
+    dataset_from_zarr,
+    dataset_to_zarr,
+    labels_to_zarr,
+    verify,
+)
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from tests.builders import make_dataset, random_voxels
 
@@ -33,6 +41,16 @@ def _serial() -> Any:
 def store(tmp_path: Path) -> Path:
     dataset_to_zarr(make_dataset(VOXELS, 8), tmp_path / "a", **LAYOUT)
     return tmp_path / "a.zarr"
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A store with all that there can be: two levels, and labels with two levels."""
+    path = tmp_path / "l.zarr"
+    layout = {"chunks": (4, 8, 8), "shards": (16, 16, 32)}
+    dataset_to_zarr(make_dataset(VOXELS, 8), path, levels=2, **layout)
+    labels_to_zarr((VOXELS // 30).astype("u1"), path, "ph", **layout)
+    return path
 
 
 def found(path: Path, source: Any = None, **options: Any) -> set[tuple[str, str]]:
@@ -58,44 +76,56 @@ def test_what_was_written_has_no_problems(options: Any, tmp_path: Path) -> None:
 
 
 def _what_a_reader_gets(path: Path) -> Any:
-    """Everything that can be had of a store, or None where it cannot be read."""
+    """Everything that can be had of a store, or None where something cannot be read."""
     try:
-        dataset = dataset_from_zarr(path)
-        facts = (
-            *(dataset.voxel_size, str(dataset.voxel_unit), dataset.dataset_id),
-            *(json.dumps(dataset.history), json.dumps(dataset.extra_attrs, sort_keys=True)),
-            *(str(dataset.datatype), dataset.dimension_names, str(dataset.dtype)),
-        )
-        return dataset.data.compute().tobytes(), facts
-    except (CTLabError, OSError, ValueError):
+        labels = zarr.open_group(path / "labels", mode="r", zarr_format=3).attrs["ome"]["labels"]
+        images = [path, *(path / "labels" / name for name in labels)]
+        return labels, [_what_an_image_gives(image) for image in images]
+    except (CTLabError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def _what_an_image_gives(path: Path) -> Any:
+    dataset = dataset_from_zarr(path)
+    facts = (
+        *(dataset.voxel_size, str(dataset.voxel_unit), dataset.dataset_id),
+        *(json.dumps(dataset.history), json.dumps(dataset.extra_attrs, sort_keys=True)),
+        *(str(dataset.datatype), dataset.dimension_names, str(dataset.dtype), dataset.levels),
+    )
+    levels = range(len(dataset.levels))
+    return facts, [dataset_from_zarr(path, level=n).data.compute().tobytes() for n in levels]
+
+
+@pytest.mark.parametrize("quarter", range(4))
 def test_of_a_thousand_flipped_bits_every_one_that_a_reader_would_get_is_reported(
-    tmp_path: Path,
+    quarter: int, labelled: Path
 ) -> None:
-    rng = np.random.default_rng(0)
-    dataset_to_zarr(make_dataset(VOXELS, 8), tmp_path / "a", **LAYOUT)
-    store = tmp_path / "a.zarr"
-    files = sorted(path for path in store.rglob("*") if path.is_file())
-    original = _what_a_reader_gets(store)
-    n_changed = 0
-    for n in range(1000):
+    rng = np.random.default_rng(quarter)
+    files = sorted(path for path in labelled.rglob("*") if path.is_file())
+    # Shards, receipts and documents, of the image and its labels, on all levels.
+    assert {str(p.parent.relative_to(labelled)) for p in files} == {
+        *(".", "0", "1", "labels", "labels/ph", "labels/ph/0", "labels/ph/1")
+    }
+    original = _what_a_reader_gets(labelled)
+    assert original is not None
+    n_reported = 0
+    for n in range(250 * quarter, 250 * (quarter + 1)):
         path = files[n % len(files)]
+        key = str(path.relative_to(labelled))
         whole = path.read_bytes()
         damaged = bytearray(whole)
         bit = int(rng.integers(0, len(damaged) * 8))
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        problems = verify(store)
-        if _what_a_reader_gets(store) != original:
-            n_changed += 1
-            assert problems, f"bit {bit} of {path.name}"
-            if path.name.startswith("c."):
-                assert any(path.name in problem.location for problem in problems)
+        problems = verify(labelled)
+        n_reported += bool(problems)
+        if not problems:
+            assert _what_a_reader_gets(labelled) == original, f"bit {bit} of {key}"
+        if path.name != "zarr.json":
+            assert key in {problem.location for problem in problems}
         path.write_bytes(whole)
-    assert n_changed > 500
-    assert verify(store) == []
+    assert n_reported > 200
+    assert verify(labelled) == []
 
 
 def test_a_truncated_a_missing_and_swapped_shards_and_a_stranger_are_reported_by_name(
@@ -169,7 +199,114 @@ def test_damaged_metadata_is_reported_and_never_raised(store: Path) -> None:
         root.write_bytes(whole)
     edit(store / "0" / "zarr.json", lambda d: d.update(fill_value=1))
     assert ("0/zarr.json", "checksum") in found(store)
-    assert {kind for _, kind in found(store.parent / "nowhere.zarr")} == {"unreadable"}
+
+
+DOCUMENTS = [
+    "zarr.json", "0/zarr.json", "1/zarr.json", "labels/zarr.json", "labels/ph/zarr.json",
+    "labels/ph/0/zarr.json", "labels/ph/1/zarr.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda document: "{",
+        lambda document: "[]",
+        lambda document: "[" * 200_000,
+        lambda document: json.dumps({**document, "zarr_format": 4}),
+        # What one flipped bit makes of it; zarr does not open it.
+        lambda document: json.dumps({**document, "node_type": document["node_type"][:-1] + "q"}),
+        lambda document: json.dumps({**document, "attributes": "none", "shape": -1}),
+    ],
+    ids=["no JSON", "no object", "too deep", "another version", "no node", "contradiction"],
+)
+def test_a_broken_document_is_named_and_hides_nothing(
+    damage: Callable[[dict[str, Any]], str], name: str, labelled: Path
+) -> None:
+    document = labelled / name
+    document.write_text(damage(json.loads(document.read_text())))
+    missing = [
+        key
+        for key in ("0/c.0.0.0", "1/c.0.0.0", "labels/ph/0/c.0.0.0", "labels/ph/1/c.0.0.0")
+        if not name.startswith(f"{os.path.dirname(key)}/")
+    ]
+    for key in missing:
+        (labelled / key).unlink()
+    (labelled / "labels" / "ph" / "1" / "thesis.txt").write_text("three years")
+    problems = verify(labelled)
+    named = [problem for problem in problems if problem.location == name]
+    assert named
+    assert str(named[0]).startswith(f"{name} cannot be read")
+    kinds = {(problem.location, problem.kind) for problem in problems}
+    assert {(key, "missing") for key in missing} <= kinds
+    # Shards of an array whose document is broken are nobody's; nobody is told to remove them.
+    strays = [location for location, kind in kinds if kind == "stray"]
+    assert strays == ([] if name == "labels/ph/1/zarr.json" else ["labels/ph/1/thesis.txt"])
+
+
+def test_everything_is_told_of_a_store_in_which_much_is_wrong(labelled: Path) -> None:
+    (labelled / "0" / "zarr.json").write_text("{")
+    (labelled / "1" / "c.0.0.0").unlink()
+    (labelled / "labels" / "ph" / "0" / "c.0.0.0").unlink()
+    (labelled / "thesis.txt").write_text("three years")
+    (labelled / "labels" / "ph" / "1" / "receipts.json").unlink()
+    source = make_dataset(VOXELS, 8)
+    assert found(labelled, source) == {
+        ("0/zarr.json", "unreadable"),
+        # Its level 0 is not there for other readers either.
+        ("zarr.json", "ome"),
+        (str(labelled), "unreadable"),
+        ("1/c.0.0.0", "missing"),
+        ("labels/ph/0/c.0.0.0", "missing"),
+        ("labels/ph/1/receipts.json", "missing"),
+        ("thesis.txt", "stray"),
+    }
+
+
+def test_a_document_that_is_gone_hides_nothing(labelled: Path) -> None:
+    for name in ("0", "labels/ph"):
+        (labelled / name / "zarr.json").unlink()
+    (labelled / "labels" / "ph" / "1" / "c.0.0.0").unlink()
+    kinds = found(labelled)
+    assert {
+        ("0/zarr.json", "missing"),
+        ("labels/ph", "missing"),
+        ("labels/ph/1/c.0.0.0", "missing"),
+    } <= kinds
+    assert "stray" not in {kind for _, kind in kinds}
+
+
+def test_a_broken_level_does_not_keep_the_voxels_from_being_compared(labelled: Path) -> None:
+    (labelled / "1" / "zarr.json").write_text("{")
+    voxels = VOXELS.copy()
+    voxels[3, 4, 5] += 1
+    kinds = {kind for _, kind in found(labelled, make_dataset(voxels, 8))}
+    assert kinds == {"unreadable", "ome", "voxels"}
+
+
+def test_reading_and_verifying_write_nothing(
+    labelled: Path, tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    source = tmp_path / "tomoSmall_nc"
+    write_mango_netcdf(source, VOXELS, slices_per_block=5)
+    for damage in (False, True):
+        if damage:
+            (labelled / "0" / "c.0.0.0").write_bytes(b"")
+            (labelled / "labels" / "zarr.json").write_text("{")
+        before = snapshot(tmp_path)
+        assert bool(verify(labelled)) == damage
+        verify(labelled, source, checksums=False)
+        _what_a_reader_gets(labelled)
+        _open(source).data.compute()
+        assert snapshot(tmp_path) == before
+
+
+def test_where_nothing_is_there_is_nothing_to_verify(tmp_path: Path) -> None:
+    with pytest.raises(DatasetNotFoundError, match=r"nowhere\.zarr does not exist"):
+        verify(tmp_path / "nowhere.zarr")
+    (tmp_path / "empty.zarr").mkdir()
+    assert {kind for _, kind in found(tmp_path / "empty.zarr")} == {"unreadable"}
 
 
 def test_a_block_of_the_source_with_a_wrong_md5_is_named(tmp_path: Path) -> None:
@@ -180,7 +317,9 @@ def test_a_block_of_the_source_with_a_wrong_md5_is_named(tmp_path: Path) -> None
 
     with h5py.File(source / "block00000002.nc", "r+") as file:
         file["md5_checksum"][0] = (int(file["md5_checksum"][0]) + 1) % 100
-    assert found(tmp_path / "a.zarr", source) == {("block00000002.nc", "md5")}
+    (problem,) = verify(tmp_path / "a.zarr", source)
+    assert (problem.location, problem.kind) == ("block00000002.nc", "md5")
+    assert str(problem).startswith("source: block00000002.nc")
 
 
 def _open(path: Path) -> Any:

@@ -1,0 +1,221 @@
+"""Commands that are told to stop, by signals and deadlines: at once, cleanly, with exit code 75."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from distributed import LocalCluster
+
+from ctlab_dask_zarr import Dataset, verify
+from ctlab_dask_zarr.cli import main
+from ctlab_dask_zarr.demo import write_mango_netcdf
+from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
+from ctlab_dask_zarr.write.stage import StagedWrite
+
+VOXELS = np.random.default_rng(0).integers(0, 4000, (20, 24, 28), dtype="uint16")
+LAYOUT = ("--chunks", "4,4,4", "--shards", "8,8,8")
+
+Process = subprocess.Popen[str]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source" / "tomoSmall_nc"
+    write_mango_netcdf(path, VOXELS, slices_per_block=4)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    path = tmp_path / "out"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    """Return a function that starts a command, whose tasks run in this process."""
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        processes=False,
+        protocol="tcp",
+    ) as cluster:
+
+        def command(*words: object) -> Process:
+            line = [sys.executable, "-m", "ctlab_dask_zarr.cli", *map(str, words), "-q"]
+            return subprocess.Popen(
+                [*line, "--scheduler", cluster.scheduler_address],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+        yield command
+
+
+class Slow:
+    """Makes a function take its time from when it is told to, and tells when it is called."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float) -> None:
+        self.called = threading.Event()
+        function = getattr(owner, name)
+
+        def slow(*arguments: Any, **options: Any) -> Any:
+            self.called.set()
+            time.sleep(seconds)
+            return function(*arguments, **options)
+
+        patch.setattr(owner, name, slow)
+
+
+def stop(process: Process, slow: Slow, number: signal.Signals = signal.SIGTERM) -> tuple[str, str]:
+    """Send a signal when a task is running; return what the command says before it ends."""
+    while not slow.called.wait(0.1):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "Traceback" not in errors
+    assert output == ""
+    return output, errors
+
+
+def finish(process: Process) -> str:
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output
+
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_source_check_is_stopped_before_anything_is_begun(
+    number: signal.Signals, start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch, NetCDFVolume, "verify_md5", 4)
+    process = start("convert", source, out / "a", *LAYOUT, "--check-source")
+    _, errors = stop(process, slow, number)
+    assert f"stopped ({number.name}): the source was being checked, and nothing is begun" in errors
+    assert os.listdir(out) == []
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_verification_is_stopped_and_changes_nothing(
+    number: signal.Signals, start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = out / "a.zarr"
+    finish(start("convert", source, store, *LAYOUT))
+    slow = Slow(monkeypatch, NetCDFVolume, "verify_md5", 4)
+    _, errors = stop(start("verify", store, "--source", source), slow, number)
+    assert f"stopped ({number.name}): {store} was not verified to the end" in errors
+
+
+def test_a_stopped_verification_after_a_conversion_says_that_the_dataset_is_there(
+    start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = out / "a.zarr"
+    with monkeypatch.context() as patch:
+        slow = Slow(patch, NetCDFVolume, "verify_md5", 4)
+        arguments = ("convert", source, store, *LAYOUT, "--voxel-size", "5um", "--verify")
+        _, errors = stop(start(*arguments), slow)
+    assert f"{store} is complete and in its place, but not verified to the end" in errors
+    assert f"`ctlab-zarr verify {store} --source {source}` with the same --voxel-size" in errors
+    assert os.listdir(out) == ["a.zarr"]
+    # What a job that goes into the queue again does.
+    assert "verified" in finish(start(*arguments, "--resume"))
+
+
+def test_a_stopped_conversion_tells_how_far_it_is_and_that_the_old_dataset_stands(
+    start: Any,
+    source: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    snapshot: Callable[[Path], dict[str, str]],
+) -> None:
+    store = out / "a.zarr"
+    finish(start("convert", source, store))
+    before = snapshot(store)
+    with monkeypatch.context() as patch:
+        slow = Slow(patch, StagedWrite, "write", 0.5)
+        process = start("convert", source, store, *LAYOUT, "--overwrite")
+        _, errors = stop(process, slow)
+    assert "of 36 shards are written, and the destination is as it was" in errors
+    assert "--resume" in errors
+    assert snapshot(store) == before
+
+
+def test_a_commit_that_makes_levels_is_stopped_and_gone_on_with(
+    start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ctlab_dask_zarr.write.graph as graph
+
+    store = out / "a.zarr"
+    for part in ("1/2", "2/2"):
+        finish(start("convert", source, store, *LAYOUT, "--levels", "2", "--part", part))
+    with monkeypatch.context() as patch:
+        slow = Slow(patch, graph, "write_coarser", 0.5)
+        _, errors = stop(start("commit", store), slow)
+    assert "stopped (SIGTERM): about" in errors
+    assert "the destination is as it was; the same command goes on" in errors
+    assert os.listdir(out) == [".a.zarr.staging"]
+    # And by its deadline, of which ten seconds are for its end.
+    with monkeypatch.context() as patch:
+        Slow(patch, graph, "write_coarser", 2)
+        process = start("commit", store, "--deadline", "15s")
+        _, errors = process.communicate(timeout=15)
+        assert process.returncode == 75
+        assert "the time is nearly up" in errors
+    assert "objects committed" in finish(start("commit", store))
+    assert verify(store, Dataset.from_path(source)) == []
+
+
+@pytest.mark.parametrize("command", ["convert", "commit", "pyramid", "add-labels"])
+@pytest.mark.parametrize("deadline", ["5s", "10s", "0:00:07", "0s"])
+def test_a_deadline_that_leaves_no_time_for_work_is_a_usage_error(
+    deadline: str, command: str, source: Path, out: Path
+) -> None:
+    """A job script would go into the queue again for ever."""
+    places = {"convert": [str(source), str(out / "a")], "add-labels": [str(out / "a"), str(source)]}
+    words = [command, *places.get(command, [str(out / "a")]), "--deadline", deadline]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2, done.output
+    assert "leaves no time for any work" in " ".join(done.stderr.split())
+    assert os.listdir(out) == []
+
+
+def test_a_job_with_little_time_left_ends_with_75_and_tells_that_nothing_is_written(
+    start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 12))
+    process = start("convert", source, out / "a", "--deadline", "auto")
+    _, errors = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("this machine has done it in two seconds")
+    assert process.returncode == 75, errors
+    assert "about 0 of 1 shards are written" in errors
+
+
+def test_json_of_a_stopped_verification_is_no_result(
+    start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = out / "a.zarr"
+    assert json.loads(finish(start("convert", source, store, "--json")))["n_shards"] == 1
+    slow = Slow(monkeypatch, NetCDFVolume, "verify_md5", 4)
+    stop(start("verify", store, "--source", source, "--json"), slow)
