@@ -175,6 +175,7 @@ def _add_facts(
         run_id=request.run_id,
         staging_id=staged.staging_id,
         fingerprint=request.fingerprint,
+        requested=request.requested,
         source=json.loads(request.identity)["source"],
         n_objects=len(receipts),
         nbytes=sum(receipt.nbytes for receipt in receipts.values()),
@@ -307,25 +308,47 @@ def _publish_levels(staged: StagedWrite, documents: dict[str, str]) -> None:
     root = documents.pop(ROOT_DOCUMENT)
     store = destination.store
     for level in staged.request.levels[staged.request.n_existing :]:
-        folder = staged.store.path(level.path)
+        folder, place = staged.store.path(level.path), store.path(level.path)
         if files.kind(folder) == "folder":
             for key in [key for key in documents if key.startswith(f"{level.path}/")]:
                 staged.store.put(key, documents[key].encode())
             if destination.can_rename:
                 _settle_folders(files, folder)
-                files.rename(folder, store.path(level.path))
-    files.sync_folder(destination.path)
+                _move_level(files, folder, place)
+        elif files.kind(place) != "folder":
+            raise IncompleteDatasetError(
+                f"{destination.path} gets no further levels: {folder} was removed by another write"
+            )
+    if destination.can_rename:
+        names = [name for name, kind in files.entries(destination.path) if kind == "file"]
+        _settle_folder(files, destination.path, names)
     store.put(ROOT_DOCUMENT, root.encode())
     files.sync_folder(destination.path)
     with suppress(OSError):
         destination.discard_committed_staging()
 
 
+def _move_level(files: Files, folder: str, place: str) -> None:
+    try:
+        files.rename(folder, place)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise DestinationExistsError(
+                f"{place}, which no metadata lists, came to be while a further level was written: "
+                "move it elsewhere, then go on by resume=True (--resume)"
+            ) from error
+        raise
+
+
 def _settle_folders(files: Files, root: str) -> None:
     """Remove what killed attempts left, and make every name durable, leaf to root."""
     for folder, _, names in reversed(list(walk(files, root))):
-        for name in names:
-            if name.endswith(TEMPORARY_SUFFIX):
-                with suppress(FileNotFoundError):
-                    files.remove_file(os.path.join(folder, name))
-        files.sync_folder(folder)
+        _settle_folder(files, folder, names)
+
+
+def _settle_folder(files: Files, folder: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name.endswith(TEMPORARY_SUFFIX):
+            with suppress(FileNotFoundError):
+                files.remove_file(os.path.join(folder, name))
+    files.sync_folder(folder)

@@ -21,6 +21,7 @@ from zarr.storage import MemoryStore
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.write.layout import Layout, Shape
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod
@@ -32,6 +33,11 @@ __all__ = ["Document", "Level", "WritePlan", "array_document", "group_document",
 _OWN_ARRAY_ARGUMENTS = {"store", "name", "path", "shape", "dtype", "data", "chunks", "shards"} | {
     *("overwrite", "order", "zarr_format", "attributes"),
     *("dimension_names", "storage_options", "write_data"),
+}
+#: Fields of the mango block that nobody asks for: the identity has them, or they tell of times, as
+#: the entries that each step adds to a history.
+_NOT_REQUESTED = {"basename", "dataset_id", "history"} | {
+    *("metadata_version_major", "metadata_version_minor"),
 }
 #: From here on the number of objects is worth a warning: quotas on parallel file systems count
 #: files, and 2**21 of them have been a limit of whole directories.
@@ -64,7 +70,7 @@ class Level:
         return parse_array_document(self.document)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WritePlan:
     """Everything that a write will do.
 
@@ -131,6 +137,23 @@ class WritePlan:
         """Number of shards (without sharding: of shard-sized groups of chunks)."""
         return sum(level.layout.n_tasks for level in self.levels)
 
+    @property
+    def requested(self) -> dict[str, Any]:
+        """What the metadata says at the user's request, and the identity does not have.
+
+        Without the dataset's identifier, of which the plan does not know whether it was given.
+        """
+        (root,) = [document for document in self.documents if document.key == "zarr.json"]
+        attributes = json.loads(root.text)["attributes"]
+        block = attributes.get("mango") or attributes[RECEIPT_ATTRIBUTE]["dataset"]
+        requested = {key: block[key] for key in block if key not in _NOT_REQUESTED}
+        if "ome" in attributes:
+            ome = attributes["ome"]
+            is_common = "coordinateTransformations" in ome["multiscales"][0]
+            requested["scale_placement"] = "multiscales" if is_common else "dataset"
+            requested["image-label"] = ome.get("image-label")
+        return requested
+
     def _level_rows(self) -> list[tuple[str, str]]:
         if len(self.levels) == 1:
             return []
@@ -176,6 +199,13 @@ class WritePlan:
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {text}" for name, text in rows]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def __repr__(self) -> str:
+        levels = f"{len(self.levels)} levels, " if len(self.levels) > 1 else ""
+        return (
+            f"<WritePlan {self.destination}: {_by(self.shape)} {self.dtype}, {levels}"
+            f"{self.n_shards:,} shards, {nbytes_text(self.nbytes)}>"
+        )
 
     def _repr_html_(self) -> str:
         """Return the table as notebooks show it."""

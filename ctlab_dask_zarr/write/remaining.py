@@ -29,12 +29,15 @@ class Remaining:
         Receipts of shards that are there whole without one: their process died before it could
         keep them.
     n_done
-        Number of shards that are there.
+        Number of shards that are there whole.
+    n_half_made
+        Number of `tasks` of which something is there that is not whole; it is replaced.
     """
 
     tasks: tuple[ShardTask, ...]
     found: tuple[ShardReceipt, ...] = ()
     n_done: int = 0
+    n_half_made: int = 0
 
     def of_level(self, level: int) -> list[Shape]:
         """Return the coordinates of the shards to write of one level."""
@@ -85,7 +88,7 @@ def what_remains(staged: StagedWrite, wanted: Iterable[ShardTask]) -> Remaining:
     recorded = staged.recorded(sizes)
     tasks = []
     doubtful = []
-    n_done = 0
+    n_done = n_half_made = 0
     for task in wanted:
         array = arrays[task.level]
         keys = list(map(array.key, array.layout.object_coords(task.coords)))
@@ -95,13 +98,15 @@ def what_remains(staged: StagedWrite, wanted: Iterable[ShardTask]) -> Remaining:
             doubtful.append(task)
         else:
             tasks.append(task)
+            n_half_made += any(key in sizes for key in keys)
     found: list[ShardReceipt] = []
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         read_back = pool.map(lambda task: staged.find(task.level, task.coords), doubtful)
         for task, receipts in zip(doubtful, read_back, strict=True):
             if receipts is None:
                 tasks.append(task)
+                n_half_made += 1
             else:
                 found += receipts
                 n_done += 1
-    return Remaining(tuple(sorted(tasks)), tuple(found), n_done)
+    return Remaining(tuple(sorted(tasks)), tuple(found), n_done, n_half_made)

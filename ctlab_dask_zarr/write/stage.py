@@ -33,6 +33,7 @@ from ctlab_dask_zarr.runtime.objects import ObjectFiles
 from ctlab_dask_zarr.runtime.reporting import Reporter, topic_of
 from ctlab_dask_zarr.runtime.storage import LocalStore, store_at
 from ctlab_dask_zarr.write.destination import STAGED_PLAN, Destination
+from ctlab_dask_zarr.write.difference import identity_difference, requested_difference
 from ctlab_dask_zarr.write.layout import Layout, Shape
 from ctlab_dask_zarr.write.pieces import Halving, Piece, ShardTask
 from ctlab_dask_zarr.write.plan import Document, Level, WritePlan
@@ -65,6 +66,9 @@ class StageRequest:
         As the user asked.
     identity, fingerprint
         What has to be the same to go on with an interrupted write.
+    requested
+        What was asked for of the metadata: a write of the same voxels that is committed, or shared
+        with other jobs, is the same one only where this is too. None where it is not known.
     run_id
         Tells this write from every other one, in staging and in what is committed.
     mask_value
@@ -92,6 +96,7 @@ class StageRequest:
     fingerprint: str
     run_id: str
     mask_value: Number | None
+    requested: dict[str, Any] | None = None
     downsample: DownsampleMethod = "mean"
     is_grey: bool = True
     n_parts: int | None = None
@@ -112,8 +117,12 @@ class StageRequest:
         resume: bool = False,
         restart: bool = False,
         n_parts: int | None = None,
+        dataset_id: str | None = None,
     ) -> StageRequest:
-        """Take from `plan` what is needed."""
+        """Take from `plan` what is needed.
+
+        `dataset_id` is the identifier that was given; None where it was made from the time.
+        """
         return cls(
             destination=Destination.at(plan.destination, plan.labels_of),
             levels=plan.levels,
@@ -124,6 +133,7 @@ class StageRequest:
             identity=plan.identity,
             fingerprint=plan.fingerprint,
             run_id=run_id,
+            requested={"dataset_id": dataset_id} | plan.requested,
             mask_value=plain_mask_value(plan.datatype),
             downsample=plan.downsample,
             is_grey=not plan.is_discrete,
@@ -137,6 +147,7 @@ class StageRequest:
             "run_id": self.run_id,
             "fingerprint": self.fingerprint,
             "identity": self.identity,
+            "requested": self.requested,
             "overwrite": self.overwrite,
             "mask_value": self.mask_value,
             "downsample": self.downsample,
@@ -173,6 +184,7 @@ class StageRequest:
                 identity=plan["identity"],
                 fingerprint=plan["fingerprint"],
                 run_id=plan["run_id"],
+                requested=plan.get("requested"),
                 mask_value=plan["mask_value"],
                 downsample=plan["downsample"],
                 is_grey=plan["is_grey"],
@@ -224,11 +236,9 @@ class StagedWrite:
         """Return one array of the write."""
         request = self.request
         chosen = request.levels[level]
-        store = self.store
-        if level < request.n_existing:
-            store = request.destination.store
+        is_in_place = level < request.n_existing or self._is_moved(level)
         return StagedArray(
-            store=store,
+            store=request.destination.store if is_in_place else self.store,
             path=chosen.path,
             layout=chosen.layout,
             document=chosen.document,
@@ -238,6 +248,15 @@ class StagedWrite:
             halving=self._halving(level),
             coarser=self._encoded_pieces(level + 1),
         )
+
+    def _is_moved(self, level: int) -> bool:
+        """Whether a commit has moved a level into the store that it is added to."""
+        destination = self.request.destination
+        if self.request.extends is None or not destination.can_rename:
+            return False
+        kind, path = destination.files.kind, self.request.levels[level].path
+        is_staged = kind(self.store.path(path)) is not None
+        return not is_staged and kind(destination.store.path(path)) == "folder"
 
     def _halving(self, level: int) -> Halving | None:
         """Return how a level becomes the next one; None for the last."""
@@ -351,23 +370,18 @@ class StagedWrite:
         }
 
     def sizes(self) -> dict[str, int]:
-        """Return the size of every object of the staged store, by key."""
-        sizes = {}
-        for store, prefix in self._places():
-            place = store_at(store.path(prefix), store.files) if prefix else store
-            for key, (nbytes, _) in place.stats().items():
-                sizes[f"{prefix}/{key}".lstrip("/")] = nbytes
-        return sizes
+        """Return the size of every object of this write, by key."""
+        return {key: nbytes for key, (nbytes, _) in self.stats().items()}
 
-    def _places(self) -> Iterator[tuple[LocalStore, str]]:
-        """Yield every store and prefix with objects of this write."""
-        yield self.store, ""
-        if self.request.extends is not None and self.request.destination.can_rename:
-            # What a commit that died has moved there.
-            destination = self.request.destination.store
-            for level in self.request.levels[self.request.n_existing :]:
-                if destination.files.kind(destination.path(level.path)) == "folder":
-                    yield destination, level.path
+    def stats(self) -> dict[str, tuple[int, float]]:
+        """Return size and time of every object of this write, by key."""
+        found = self.store.stats()
+        destination = self.request.destination.store
+        for number, level in enumerate(self.request.levels):
+            if number >= self.request.n_existing and self._is_moved(number):
+                moved = store_at(destination.path(level.path), destination.files)
+                found |= {f"{level.path}/{key}": facts for key, facts in moved.stats().items()}
+        return found
 
     def planned_keys(self) -> Iterator[str]:
         """Yield the key of every object of the dataset."""
@@ -413,6 +427,9 @@ def stage(request: StageRequest) -> StagedWrite:
                 "again"
             )
         if staging_id is not None:
+            # Never is a level in the store that it is added to durable without the staging folder,
+            # which tells whose it is.
+            destination.files.sync_folder(os.path.dirname(destination.staging))
             return StagedWrite(request, staging_id)
 
 
@@ -420,7 +437,7 @@ def destination_problem(request: StageRequest) -> str | None:
     """Return why nothing may be committed to the destination, or None."""
     destination = request.destination
     if request.extends is None:
-        return destination.problem(overwrite=request.overwrite)
+        return _other_request(request) or destination.problem(overwrite=request.overwrite)
     try:
         root = destination.files.read(os.path.join(destination.path, ROOT_DOCUMENT))
     except OSError:
@@ -430,15 +447,37 @@ def destination_problem(request: StageRequest) -> str | None:
             f"{destination.path} was changed since its further levels were planned: plan them anew "
             "by restart=True (--restart)"
         )
-    if destination.is_being_extended():
+    found = destination.staged_plan()
+    is_being_extended = found.get("extends") is not None
+    if is_being_extended and (not request.restart or found.get("run_id") == request.run_id):
         return None
+    # Nobody removes what a commit has moved there: it may be about to name it in the root document.
+    advice = "move it elsewhere"
+    if is_being_extended:
+        advice = "go on with the write that it is of, by resume=True (--resume)"
     for level in request.levels[request.n_existing :]:
         if destination.files.kind(os.path.join(destination.path, level.path)) is not None:
             return (
                 f"{destination.path} holds {level.path!r}, where a further level would be, though "
-                "its metadata does not list it: move it elsewhere"
+                f"its metadata does not list it: {advice}"
             )
     return None
+
+
+def _other_request(request: StageRequest) -> str | None:
+    """Return what was asked for otherwise when the same voxels were written here, or None."""
+    committed = request.destination.committed()
+    goes_on = request.resume and not request.overwrite
+    if not goes_on or committed.get("fingerprint") != request.fingerprint:
+        return None
+    difference = requested_difference(committed.get("requested"), request.requested)
+    if not difference:
+        return None
+    return (
+        f"{request.destination.path} is complete, but written with other metadata: {difference}. "
+        "Change it in place (ctlab-zarr set-voxel, set-id), or write it anew with overwrite=True "
+        "(--overwrite)"
+    )
 
 
 def _make_parents(destination: Destination) -> None:
@@ -457,11 +496,23 @@ def is_committed(request: StageRequest) -> bool:
     committed = request.destination.committed()
     if committed.get("run_id") == request.run_id:
         return True
+    if requested_difference(committed.get("requested"), request.requested):
+        return False
     if request.resumes is not None and committed.get("staging_id") == request.resumes:
         # What was to be gone on with was complete: repairing has published it.
         return True
-    goes_on = request.resume and not request.overwrite
-    return goes_on and committed.get("fingerprint") == request.fingerprint
+    if not request.resume or committed.get("fingerprint") != request.fingerprint:
+        return False
+    return not (request.overwrite and _is_being_replaced(request))
+
+
+def _is_being_replaced(request: StageRequest) -> bool:
+    """Whether the dataset is being replaced by the same one anew, as one that was damaged is."""
+    if request.resumes is not None:
+        return True
+    destination = request.destination
+    is_same = destination.staged_plan().get("fingerprint") == request.fingerprint
+    return is_same and not destination.is_staging_committed()
 
 
 def staging_problem(request: StageRequest) -> str | None:
@@ -472,23 +523,48 @@ def staging_problem(request: StageRequest) -> str | None:
     found = destination.staged_plan()
     if found.get("run_id") == request.run_id or destination.is_staging_committed():
         return None
-    if not (request.resume or _is_shared(request, found)):
+    # Of its own accord no part removes what others write.
+    by = "restart=True (--restart)"
+    if request.n_parts is not None:
+        by = f"`ctlab-zarr abort {destination.path}`"
+        if found.get("n_parts") is not None:
+            return _part_problem(request, found, by)
+    if not request.resume:
         return (
             f"{destination.staging} is there: another write to {destination.path} is under way, or "
-            "was interrupted. Go on with it by resume=True (--resume), or remove it by "
-            "restart=True (--restart)"
+            f"was interrupted. Go on with it by resume=True (--resume), or remove it by {by}"
         )
     if found.get("fingerprint") != request.fingerprint:
         return (
             f"cannot resume in {destination.staging}: "
-            f"{_difference(found.get('identity'), request.identity)}. Use the same source and "
-            "settings, or remove it by restart=True (--restart)"
+            f"{identity_difference(found.get('identity'), request.identity)}. Use the same source "
+            f"and settings, or remove it by {by}"
+        )
+    return None
+
+
+def _part_problem(request: StageRequest, found: dict[str, Any], by: str) -> str | None:
+    """Return why a part is none of those in the staging folder, or None."""
+    parts = f"the parts in {request.destination.staging}"
+    if found["n_parts"] != request.n_parts:
+        return (
+            f"{parts} are {found['n_parts']} in all, and this would be one of {request.n_parts}: "
+            f"run it as one of {found['n_parts']}, or remove them by {by}"
+        )
+    if found.get("fingerprint") == request.fingerprint:
+        difference = requested_difference(found.get("requested"), request.requested)
+    else:
+        difference = identity_difference(found.get("identity"), request.identity)
+    if difference:
+        return (
+            f"{parts} are of another write: {difference}. Run all parts with the same source and "
+            f"settings, or remove them by {by}"
         )
     version = found.get("version", __version__)
-    if request.n_parts is not None and version != __version__:
+    if version != __version__:
         return (
-            f"the parts in {destination.staging} are written by ctlab-dask-zarr {version}, and "
-            f"this is {__version__}: run all parts with one version"
+            f"{parts} are written by ctlab-dask-zarr {version}, and this is {__version__}: run all "
+            "parts with one version"
         )
     return None
 
@@ -585,25 +661,3 @@ def _enter_existing(request: StageRequest) -> str | None:
 def _is_shared(request: StageRequest, found: dict[str, Any]) -> bool:
     """Whether the staging folder is that of the jobs of which this is one."""
     return request.n_parts is not None and found.get("n_parts") == request.n_parts
-
-
-def _difference(found: Any, wanted: str) -> str:
-    """Name the first thing in which two identities differ."""
-    if not isinstance(found, str):
-        return "it does not say what was being written"
-    place, before, now = _first_difference(json.loads(found), json.loads(wanted), "")
-    return f"{place or 'everything'} was {before!r} and is now {now!r}"
-
-
-def _first_difference(before: Any, now: Any, place: str) -> tuple[str, Any, Any]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                return _first_difference(
-                    before.get(key), now.get(key), f"{place}.{key}".lstrip(".")
-                )
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for n, (b, w) in enumerate(zip(before, now, strict=True)):
-            if b != w:
-                return _first_difference(b, w, f"{place}[{n}]")
-    return place, before, now

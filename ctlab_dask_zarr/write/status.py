@@ -83,7 +83,7 @@ def write_status(destination: Destination) -> WriteStatus:
     ended = _end_times(staged)
     n_parts = staged.request.n_parts
     nbytes = nbytes_done = nbytes_since = n_done = n_shards = 0
-    parts = {number: [0, 0] for number in range(1, (n_parts or 0) + 1)}
+    parts: dict[int, list[int]] = {}
     for number, level in enumerate(staged.request.levels):
         if number < staged.request.n_existing:
             continue
@@ -98,8 +98,8 @@ def write_status(destination: Destination) -> WriteStatus:
                 n_shards, n_done = n_shards + 1, n_done + is_there
                 nbytes, nbytes_done = nbytes + size, nbytes_done + size * is_there
                 nbytes_since += size if ended_s is not None and ended_s >= started_s else 0
-                if parts and number == 0:
-                    counts = parts[part_of(task, level.layout, len(parts))]
+                if n_parts is not None and number == 0:
+                    counts = parts.setdefault(part_of(task, level.layout, n_parts), [0, 0])
                     counts[0] += is_there
                     counts[1] += 1
     latest_s = max(ended.values(), default=None)
@@ -121,5 +121,5 @@ def write_status(destination: Destination) -> WriteStatus:
 
 
 def _end_times(staged: StagedWrite) -> dict[str, float]:
-    """Return when each object of the staged store was finished, by key."""
-    return {key: time_s for key, (_, time_s) in staged.store.stats().items()}
+    """Return when each object of the write was finished, by key."""
+    return {key: time_s for key, (_, time_s) in staged.stats().items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -183,35 +184,47 @@ class FakeFiles:
 
     # Crashes
 
-    def crashes(self) -> Iterator[tuple[str, FakeFiles]]:
+    def crashes(self, n_sampled: int = 0) -> Iterator[tuple[str, FakeFiles]]:
         """Yield (what was lost, the file system after it) of every kind of crash.
 
         Nothing is lost when a process is killed. When power fails: everything that was not
-        durable; the content of files alone; the names of one folder alone, or of all but one.
+        durable; the content of files alone; the names of one folder alone, or of all but one. Then
+        `n_sampled` of all other losses: of each folder the changes from any point on, of each file
+        the content or not; the same ones every time.
         """
         everything = len(self.changes)
-        pending = {
-            id(c.folder): c.folder
-            for n, c in enumerate(self.changes)
-            if n >= self.n_durable.get(c.folder, 0)
-        }.values()
-        yield "nothing", self._after({}, everything, keep_data=True)
-        yield "all", self._after({}, None, keep_data=False)
-        yield "content", self._after({}, everything, keep_data=False)
+        pending: dict[Node, list[int]] = {}
+        for n, change in enumerate(self.changes):
+            if n >= self.n_durable.get(change.folder, 0):
+                pending.setdefault(change.folder, []).append(n)
+        yield "nothing", self._after({}, everything)
+        yield "all", self._after({}, None, has_lost=lambda node: True)
+        yield "content", self._after({}, everything, has_lost=lambda node: True)
         for number, folder in enumerate(pending):
             only = {folder: self.n_durable.get(folder, 0)}
-            yield f"names of {number}", self._after(only, everything, keep_data=True)
+            yield f"names of {number}", self._after(only, everything)
             others = {folder: everything}
-            yield f"all but names of {number}", self._after(others, None, keep_data=True)
+            yield f"all but names of {number}", self._after(others, None)
+        rng = random.Random(self.n_effects)
+        for sample in range(n_sampled):
+            limits = {folder: rng.choice([*ns, everything]) for folder, ns in pending.items()}
+            lost = {c.node for c in self.changes if c.node is not None and rng.random() < 0.5}
+            yield f"sample {sample}", self._after(limits, everything, has_lost=lost.__contains__)
 
-    def _after(self, limits: dict[Node, int], default: int | None, *, keep_data: bool) -> FakeFiles:
+    def _after(
+        self,
+        limits: dict[Node, int],
+        default: int | None,
+        *,
+        has_lost: Callable[[Node], bool] = lambda node: False,
+    ) -> FakeFiles:
         """Replay what was kept: of a folder the changes up to its limit."""
         after = FakeFiles()
         copies: dict[Node, Node] = {self.root: after.root}
 
         def copy(node: Node | None) -> Node | None:
             if node is not None and node not in copies:
-                data = node.data if keep_data else node.synced
+                data = node.synced if has_lost(node) else node.data
                 copies[node] = Node(node.is_folder, {}, data, data)
             return None if node is None else copies[node]
 

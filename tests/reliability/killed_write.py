@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from itertools import count
 from multiprocessing.connection import Connection
+from typing import Any
 
 import dask
 import numpy as np
@@ -16,7 +19,11 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     labels_to_zarr,
 )
+from ctlab_dask_zarr.runtime.files import LOCAL_FILES
+from ctlab_dask_zarr.write.commit import commit
+from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.downsample import halve
+from ctlab_dask_zarr.write.stage import open_staged
 
 # Compiled before a process is forked, or it would be killed before its first shard, every time.
 halve(np.zeros((2, 2, 2), "uint16"), (1, 2, 2), "mean", 65535)
@@ -74,3 +81,36 @@ def write_labels(
         connection.send(type(error).__name__)
     else:
         connection.send("done")
+
+
+class Deadly:
+    """Files, or one of them, that kill their process before the effect with a number."""
+
+    EFFECTS = frozenset(
+        {"make_folder", "open_new", "rename", "remove_file", "remove_folder", "sync_folder"}
+        | {"write", "sync", "discard"}
+    )
+
+    def __init__(self, target: Any, number: int, numbers: Any = None) -> None:
+        self._target = target
+        self._number = number
+        self._numbers = count() if numbers is None else numbers
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._target, name)
+        if name not in self.EFFECTS:
+            return method
+
+        def call(*arguments: Any) -> Any:
+            if next(self._numbers) == self._number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = method(*arguments)
+            is_file = name == "open_new"
+            return Deadly(result, self._number, self._numbers) if is_file else result
+
+        return call
+
+
+def commit_and_die(destination: str, number: int) -> None:
+    """Commit what is staged, and die before an effect of it; with too large a number live on."""
+    commit(open_staged(Destination(destination, Deadly(LOCAL_FILES, number))))

@@ -1,30 +1,36 @@
 """The protocol of a write, proven on a file system in memory.
 
-A write, a resume, an overwrite, parts and their commit are stopped before every single effect,
-with every loss that a crash may bring, and two writers are interleaved. After each such history a
-reader sees the old dataset whole, the new one whole, or none, and the next call gets through.
+A write, a resume, an overwrite, parts and their commit, levels and labels added later are stopped
+before every single effect, with losses of every kind that a crash may bring, and two writers are
+interleaved. After each such history a reader sees the old dataset whole, the new one whole, or
+none, and the next call gets through.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from ctlab_dask_zarr import CTLabError, DestinationExistsError
+from ctlab_dask_zarr import CTLabError, DestinationExistsError, IncompleteDatasetError
 from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
+from ctlab_dask_zarr.read.hierarchy import read_json_object, read_ome
+from ctlab_dask_zarr.read.zarr import read_store_metadata
 from ctlab_dask_zarr.runtime.storage import LocalStore
 from ctlab_dask_zarr.write.coarser import write_coarser
 from ctlab_dask_zarr.write.commit import commit, refuse_missing
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.downsample import halve
+from ctlab_dask_zarr.write.extend import images_to_extend, level_request, plan_labels
 from ctlab_dask_zarr.write.pieces import Piece
+from ctlab_dask_zarr.write.plan import WritePlan
 from ctlab_dask_zarr.write.remaining import all_tasks, part_tasks, what_remains
 from ctlab_dask_zarr.write.resolve import WriteOptions
 from ctlab_dask_zarr.write.stage import StagedWrite, StageRequest, open_staged, stage
@@ -34,7 +40,11 @@ from tests.reliability.fake_files import Died, FakeFiles
 PATH = "/data/a.zarr"
 NEW = random_voxels((8, 8, 16))
 OLD = NEW + 1000
-OPTIONS = {
+LABELS = (NEW % 3).astype("uint8")
+LABELS_PATH = f"{PATH}/labels/phases"
+#: Of losses that are drawn by chance, at every moment.
+N_SAMPLED = 4
+OPTIONS: dict[str, Any] = {
     "chunks": (8, 8, 8),
     "shards": (8, 8, 8),
     "create_array_kwargs": {"compressors": None},
@@ -42,19 +52,38 @@ OPTIONS = {
 }
 
 
-def _request(voxels: np.ndarray) -> StageRequest:
-    write = build_write(make_dataset(voxels, 8), "/nowhere/a.zarr", WriteOptions(**OPTIONS))
-    return StageRequest.of(write.plan, "0" * 32)
+def _plan(voxels: np.ndarray, **changes: Any) -> WritePlan:
+    options = WriteOptions(**(OPTIONS | changes))
+    return build_write(make_dataset(voxels, 8), "/nowhere/a.zarr", options).plan
 
 
-REQUESTS = {"old": _request(OLD), "new": _request(NEW)}
+def _labels_plan() -> WritePlan:
+    return plan_labels(_plan(LABELS, downsample="mode"), PATH, "phases", None)
+
+
+VOXELS = {"old": OLD, "new": NEW, "one level": NEW, "labels": LABELS}
+REQUESTS = {
+    name: StageRequest.of(plan, "0" * 32)
+    for name, plan in (
+        ("old", _plan(OLD)),
+        ("new", _plan(NEW)),
+        ("one level", _plan(NEW, levels=1)),
+        ("labels", _labels_plan()),
+    )
+}
 LEVELS = REQUESTS["new"].levels
 _runs = iter(range(10**9))
 
 
 def request(files: FakeFiles, which: str = "new", **changes: Any) -> StageRequest:
-    run_id = f"{next(_runs):032x}"
-    return replace(REQUESTS[which], destination=Destination(PATH, files), run_id=run_id, **changes)
+    destination = Destination(PATH, files)
+    if which == "labels":
+        destination = Destination(LABELS_PATH, files, labels_of=PATH)
+    return replace(REQUESTS[which], destination=destination, run_id=run_id(), **changes)
+
+
+def run_id() -> str:
+    return f"{next(_runs):032x}"
 
 
 def write_shards(staged: StagedWrite, tasks: Any, voxels: np.ndarray) -> None:
@@ -77,10 +106,31 @@ def write_rest(staged: StagedWrite, tasks: Any, voxels: np.ndarray) -> None:
 def write(files: FakeFiles, which: str = "new", **changes: Any) -> None:
     """What `dataset_to_zarr` does, without dask."""
     staged = stage(request(files, which, **changes))
-    voxels = OLD if which == "old" else NEW
     if not staged.is_committed:
-        write_rest(staged, all_tasks(LEVELS), voxels)
+        write_rest(staged, all_tasks(staged.request.levels), VOXELS[which])
     commit(staged)
+
+
+def add_levels(files: FakeFiles, *, resume: bool = False, restart: bool = False) -> None:
+    """What `add_levels` does, without dask."""
+    metadata = read_store_metadata(PATH, files)
+    geometries, lacking = images_to_extend(metadata, 2)
+    if (resume or restart) and not lacking:
+        return
+    staged = stage(
+        level_request(
+            metadata, geometries, None, run_id(), labels_of=None, resume=resume, restart=restart
+        )
+    )
+    write_rest(staged, all_tasks(LEVELS, first=1), NEW)
+    commit(staged)
+
+
+def add_levels_anew(files: FakeFiles) -> None:
+    """What a user does who does not want to go on, and may be told that there is no way back."""
+    with suppress(DestinationExistsError):
+        return add_levels(files, restart=True)
+    return add_levels(files, resume=True)
 
 
 def write_part(files: FakeFiles, part: int) -> None:
@@ -104,21 +154,37 @@ def whole(store: LocalStore, path: str, document: str) -> np.ndarray:
     return read_region(store, path, array, tuple(slice(0, n) for n in array.shape), strict=True)
 
 
-def seen(files: FakeFiles) -> str:
-    """What a reader sees: none, old or new; anything else fails."""
-    store = LocalStore(PATH, files)
-    try:
-        document = store.get("0/zarr.json").decode()
-        store.get("zarr.json")
-    except FileNotFoundError:
-        assert files.kind(f"{PATH}/zarr.json") is None, "a store without its array"
+def seen(files: FakeFiles, path: str = PATH) -> str:
+    """What a reader sees: none, or the name of the voxels; anything else fails."""
+    if files.kind(f"{path}/zarr.json") is None:
+        assert files.kind(f"{path}/0/zarr.json") is None, "an array without its store"
         return "none"
-    voxels = [whole(store, "0", document), whole(store, "1", store.get("1/zarr.json").decode())]
-    for name, wanted in (("old", OLD), ("new", NEW)):
-        halved = halve(wanted, LEVELS[1].factors, "mean", 65535)
-        if np.array_equal(voxels[0], wanted) and np.array_equal(voxels[1], halved):
+    store = LocalStore(path, files)
+    paths = [level["path"] for level in read_ome(files, path)["multiscales"][0]["datasets"]]
+    voxels = [whole(store, p, store.get(f"{p}/zarr.json").decode()) for p in paths]
+    for name, wanted in WANTED.items():
+        if len(wanted) == len(voxels) and all(map(np.array_equal, voxels, wanted)):
             return name
     raise AssertionError("a mixture")
+
+
+WANTED = {
+    "old": [OLD, halve(OLD, LEVELS[1].factors, "mean", 65535)],
+    "new": [NEW, halve(NEW, LEVELS[1].factors, "mean", 65535)],
+    "one level": [NEW],
+    "labels": [LABELS, halve(LABELS, LEVELS[1].factors, "mode", None)],
+}
+
+
+def seen_labels(files: FakeFiles) -> str:
+    """What a reader sees of the labels: none or all; their image is always there."""
+    assert seen(files) == "one level"
+    state = seen(files, LABELS_PATH)
+    listed = read_json_object(files, f"{PATH}/labels/zarr.json")
+    if listed:
+        assert listed["attributes"]["ome"]["labels"] == ["phases"]
+        assert state == "labels"
+    return state
 
 
 def empty() -> FakeFiles:
@@ -129,9 +195,9 @@ def empty() -> FakeFiles:
     return files
 
 
-def with_old() -> FakeFiles:
+def with_old(which: str = "old") -> FakeFiles:
     files = empty()
-    write(files, "old")
+    write(files, which)
     return _quiet(files)
 
 
@@ -154,28 +220,65 @@ def _parts(files: FakeFiles) -> None:
     commit_parts(files)
 
 
-#: Name: (what is there before, what is done, what is done after a crash, what readers may see).
-SCENARIOS: dict[str, tuple[Callable[[], FakeFiles], Any, Any, set[str]]] = {
-    "write": (empty, write, lambda f: write(f, resume=True), {"none", "new"}),
-    "resume": (
+class Scenario(NamedTuple):
+    """What is there before, what is done, what is done after a crash, and what readers may see.
+
+    The last of these is what they see in the end.
+    """
+
+    prepare: Callable[[], FakeFiles]
+    act: Callable[[FakeFiles], None]
+    go_on: Callable[[FakeFiles], None]
+    allowed: tuple[str, ...]
+    see: Callable[[FakeFiles], str] = seen
+
+
+SCENARIOS = {
+    "write": Scenario(empty, write, lambda f: write(f, resume=True), ("none", "new")),
+    "resume": Scenario(
         interrupted,
         lambda f: write(f, resume=True),
         lambda f: write(f, resume=True),
-        {"none", "new"},
+        ("none", "new"),
     ),
-    "overwrite": (
+    "overwrite": Scenario(
         with_old,
         lambda f: write(f, overwrite=True),
         lambda f: write(f, overwrite=True, resume=True),
-        {"none", "old", "new"},
+        ("none", "old", "new"),
     ),
-    "restart": (
+    "the same anew": Scenario(
+        lambda: with_old("new"),
+        lambda f: write(f, overwrite=True),
+        lambda f: write(f, overwrite=True, resume=True),
+        ("none", "new"),
+    ),
+    "restart": Scenario(
         interrupted,
         lambda f: write(f, restart=True),
         lambda f: write(f, resume=True),
-        {"none", "new"},
+        ("none", "new"),
     ),
-    "parts": (empty, _parts, _parts, {"none", "new"}),
+    "parts": Scenario(empty, _parts, _parts, ("none", "new")),
+    "levels": Scenario(
+        lambda: with_old("one level"),
+        add_levels,
+        lambda f: add_levels(f, resume=True),
+        ("one level", "new"),
+    ),
+    "levels, then anew": Scenario(
+        lambda: with_old("one level"),
+        add_levels,
+        add_levels_anew,
+        ("one level", "new"),
+    ),
+    "labels": Scenario(
+        lambda: with_old("one level"),
+        lambda f: write(f, "labels"),
+        lambda f: write(f, "labels", resume=True),
+        ("none", "labels"),
+        seen_labels,
+    ),
 }
 
 
@@ -183,32 +286,37 @@ SCENARIOS: dict[str, tuple[Callable[[], FakeFiles], Any, Any, set[str]]] = {
 def test_whatever_is_lost_at_whatever_moment_no_reader_sees_a_half_and_the_next_call_succeeds(
     scenario: str,
 ) -> None:
-    prepare, act, go_on, allowed = SCENARIOS[scenario]
+    prepare, act, go_on, allowed, see = SCENARIOS[scenario]
     whole = prepare()
     act(whole)
     n_effects = whole.n_effects
     assert n_effects > 20
-    assert seen(whole) == "new"
+    assert see(whole) == allowed[-1]
     n_histories = 0
     for number in range(n_effects):
         files = prepare()
         files.die_at(number)
         with pytest.raises(Died):
             act(files)
-        for lost, after in files.crashes():
+        for lost, after in files.crashes(N_SAMPLED):
             place = f"{scenario}, died before effect {number}, lost {lost}"
-            state = seen(after)
+            state = see(after)
             assert state in allowed, place
             try:
                 go_on(after)
             except DestinationExistsError:
                 # A part that is written again after the commit.
                 assert (scenario, state) == ("parts", "new"), place
-            assert seen(after) == "new", place
+            assert see(after) == allowed[-1], place
+            if "levels" in scenario and state == "new":
+                # Where all levels are there, nothing is left to go on with: the next write tidies.
+                write(after, overwrite=True)
             assert [name for name, _ in after.entries("/data")] == ["a.zarr"], place
-            assert not [n for n in _tree(after, PATH) if n.endswith(".partial")], place
+            # But of the list of labels, which several writers may be putting at this moment.
+            left = [n for n in _tree(after, PATH) if n.endswith(".partial")]
+            assert not [n for n in left if not n.startswith(f"{PATH}/labels/.zarr.json")], place
             n_histories += 1
-    assert n_histories > 5 * n_effects
+    assert n_histories > (3 + N_SAMPLED) * n_effects
 
 
 def _tree(files: FakeFiles, folder: str) -> list[str]:
@@ -220,11 +328,29 @@ def _tree(files: FakeFiles, folder: str) -> list[str]:
 
 
 def test_after_the_commit_nothing_can_be_lost() -> None:
-    for prepare, act, _, _ in SCENARIOS.values():
+    for name, (prepare, act, _, allowed, see) in SCENARIOS.items():
         files = prepare()
         act(files)
-        for lost, after in files.crashes():
-            assert seen(after) == "new", lost
+        for lost, after in files.crashes(20):
+            assert see(after) == allowed[-1], f"{name}, lost {lost}"
+
+
+def test_levels_that_another_writer_removes_at_the_moment_of_the_commit_are_not_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the last look at the receipts and the first effect, which no interleaving hits."""
+    files = with_old("one level")
+
+    def remove_first(request: StageRequest) -> None:
+        request.destination.discard_staging()
+
+    monkeypatch.setattr("ctlab_dask_zarr.write.commit.destination_problem", remove_first)
+    with pytest.raises(IncompleteDatasetError, match="removed by another write"):
+        add_levels(files)
+    monkeypatch.undo()
+    assert seen(files) == "one level"
+    add_levels(files, resume=True)
+    assert seen(files) == "new"
 
 
 def test_a_shard_that_is_there_whole_is_not_written_again_after_a_kill() -> None:
@@ -275,6 +401,16 @@ PAIRS: dict[str, tuple[Callable[[], FakeFiles], Any, Any]] = {
         interrupted,
         lambda f: write(f, resume=True),
         lambda f: write(f, resume=True),
+    ),
+    "levels and resume": (
+        lambda: with_old("one level"),
+        add_levels,
+        lambda f: add_levels(f, resume=True),
+    ),
+    "levels and restart": (
+        lambda: with_old("one level"),
+        add_levels,
+        lambda f: add_levels(f, restart=True),
     ),
 }
 
@@ -352,8 +488,8 @@ def test_of_two_writers_at_once_nobody_ever_sees_a_mixture(pair: str) -> None:
             assert seen(files) == "new", place
             continue
         # Whoever was told that it wrote has; and where both failed, the next one gets through.
-        assert None in errors or state in ("none", "old"), place
-        if None in errors and "voxels" not in pair and "restart" not in pair:
+        assert None in errors or state in ("none", "old", "one level"), place
+        if None in errors and pair not in ("of other voxels", "write and restart"):
             assert state == "new", place
         write(files, restart=True, overwrite=True)
         assert seen(files) == "new", place
