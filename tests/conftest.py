@@ -1,11 +1,32 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from distributed import Client, LocalCluster
+
+#: Set by the continuous integration, which installs what every test needs.
+_NOTHING_SKIPPED = "CTLAB_ZARR_NOTHING_SKIPPED"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a run in which nothing may be skipped fail where something was."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get(_NOTHING_SKIPPED) or terminal is None:
+        return
+    reasons = {str(report.longrepr) for report in terminal.stats.get("skipped", [])}
+    if sys.version_info < (3, 12):
+        # It is made for later versions of Python.
+        reasons = {reason for reason in reasons if "anu_ctlab_io" not in reason}
+    if reasons:
+        terminal.write_line(f"skipped, though {_NOTHING_SKIPPED} is set:", red=True)
+        for reason in sorted(reasons):
+            terminal.write_line(f"  {reason}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
