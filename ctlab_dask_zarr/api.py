@@ -310,10 +310,10 @@ def build_write(
     to others.
     """
     _refuse_both(resume, restart)
+    if part is not None:
+        _validate_part(part, restart)
     source = _analysed_source(dataset)
     write_plan = _plan(dataset, path, options, source)
-    if part is not None:
-        _validate_part(part, restart, write_plan.levels[0].layout.n_tasks)
     request = StageRequest.of(
         write_plan,
         uuid.uuid4().hex,
@@ -352,7 +352,7 @@ def _refuse_both(resume: bool, restart: bool) -> None:
         raise InvalidArgumentError("resume and restart exclude one another: pass one of them")
 
 
-def _validate_part(part: tuple[int, int], restart: bool, n_shards: int) -> None:
+def _validate_part(part: tuple[int, int], restart: bool) -> None:
     number, n_parts = part
     if restart:
         raise InvalidArgumentError(
@@ -361,11 +361,6 @@ def _validate_part(part: tuple[int, int], restart: bool, n_shards: int) -> None:
         )
     if not 1 <= number <= n_parts:
         raise InvalidArgumentError(f"part {number} of {n_parts}: parts are counted from 1")
-    if n_parts > n_shards:
-        raise InvalidArgumentError(
-            f"part {number} of {n_parts}: there are {n_shards} shards to share out, so that there "
-            f"can be {n_shards} parts at most"
-        )
 
 
 def _refuse_what_is_there(request: StageRequest) -> None:
@@ -569,6 +564,8 @@ def add_levels(
         completions = build_levels(path, levels, downsample, resume=resume, restart=restart)
         destination = Destination.at(storage_path(path))
     results: list[CommitResult] = [run_write(completion) for completion in completions]
+    # A commit that died at its very end has left its staging folder.
+    destination.discard_committed_staging()
     return results[-1] if results else committed_result(destination)
 
 

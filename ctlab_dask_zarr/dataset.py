@@ -166,11 +166,16 @@ class Dataset:
                 f"cannot tell a format to write from {os.fspath(path)!r} and filetype "
                 f"{filetype!r}: use a name that ends in .zarr, or filetype='zarr'"
             )
+        dataset = self
         if dataset_id == "auto":
             dataset_id = self._dataset_id
+        elif dataset_id is None and (kwargs.get("datatype") or self._datatype) is None:
+            dataset_id = new_dataset_id(None, datetime.now())
         elif dataset_id is None:
-            dataset_id = new_dataset_id(kwargs.get("datatype") or self._datatype, datetime.now())
-        return dataset_to_zarr(self, path, dataset_id=dataset_id, compute=compute, **kwargs)
+            # The plan makes one, which it does not take for one that was asked for.
+            dataset = Dataset.from_modified(self)
+            dataset._dataset_id = None
+        return dataset_to_zarr(dataset, path, dataset_id=dataset_id, compute=compute, **kwargs)
 
     @classmethod
     def from_modified(

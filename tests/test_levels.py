@@ -25,11 +25,13 @@ from ctlab_dask_zarr import (
     commit,
     dataset_from_zarr,
     dataset_to_zarr,
+    edit_metadata,
     labels_to_zarr,
     plan,
     verify,
 )
 from ctlab_dask_zarr.api import build_levels, build_write, run_write
+from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.downsample import halve
 from ctlab_dask_zarr.write.resolve import WriteOptions
 from tests.builders import make_dataset
@@ -497,3 +499,18 @@ def test_going_on_with_levels_that_are_complete_is_no_error(
     assert snapshot(tmp_path) == before
     with pytest.raises(InvalidArgumentError, match="has 3 levels already"):
         add_levels(tmp_path / "a.zarr", 2, resume=True)
+
+
+def test_what_a_commit_has_left_that_died_at_its_end_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The levels are there; only the staging folder was not removed any more."""
+    dataset_to_zarr(make_dataset(masked_voxels(), 32, **ISOTROPIC), tmp_path / "a", **LAYOUT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Destination, "discard_committed_staging", lambda self: None)
+        add_levels(tmp_path / "a.zarr", 2)
+    assert sorted(os.listdir(tmp_path)) == [".a.zarr.staging", "a.zarr"]
+    edit_metadata(tmp_path / "a.zarr", voxel_size=5.0, voxel_unit="um")
+    add_levels(tmp_path / "a.zarr", 2, resume=True)
+    assert os.listdir(tmp_path) == ["a.zarr"]
+    assert verify(tmp_path / "a.zarr") == []

@@ -66,6 +66,7 @@ def pyramid_command(
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
         from ctlab_dask_zarr.api import build_levels, dataset_from_zarr
+        from ctlab_dask_zarr.write.destination import Destination
 
         completions = build_levels(path, levels, downsample, resume=resume, restart=restart)
         if completions:
@@ -73,6 +74,8 @@ def pyramid_command(
                 for completion in completions:
                     compute_with_progress(completion, client, quiet, stop)
         image = dataset_from_zarr(path)
+        # A commit that died at its very end has left its staging folder.
+        Destination.at(image.source.path).discard_committed_staging()
     shapes = [level.shape for level in image.levels]
     if as_json:
         click.echo(json.dumps({"destination": image.source.path, "levels": shapes}))

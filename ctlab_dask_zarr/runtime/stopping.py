@@ -57,7 +57,7 @@ class Stop:
         self.woken = threading.Event()
 
     def ask(self, reason: str) -> None:
-        """Stop as soon as may be."""
+        """Stop as soon as may be; for other threads, and not for handlers of signals."""
         self._asked = self._asked or reason
         self.woken.set()
 
@@ -91,7 +91,9 @@ class Stop:
         def ask(number: int, frame: Any) -> None:
             if number == signal.SIGINT:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-            self.ask(signal.Signals(number).name)
+            # Nothing that takes a lock, as to wake a wait does: this interrupts the main thread,
+            # which may hold that lock, in its wait.
+            self._asked = self._asked or signal.Signals(number).name
 
         before = {number: signal.signal(number, ask) for number in _SIGNALS}
         try:
@@ -125,8 +127,9 @@ def compute_until(
         `stop` asked; the shards under way are finished, or their grace is over.
     """
     stop = stop or Stop()
+    done = threading.Event()
     future = client.compute(graph)
-    future.add_done_callback(lambda _: stop.woken.set())
+    future.add_done_callback(lambda _: done.set())
     while not future.done():
         reason = stop.reason()
         if reason is not None:
@@ -136,7 +139,7 @@ def compute_until(
                 _wait_for_running_tasks(client, stop.grace_s())
             advice = "the destination is as it was; go on by resume=True (--resume)"
             raise WriteStoppedError(f"stopped ({reason}): {reading or advice}")
-        stop.woken.wait(_POLL_S)
+        done.wait(_POLL_S)
     return future.result()
 
 

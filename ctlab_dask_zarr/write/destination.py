@@ -206,8 +206,12 @@ class Destination:
         return staging_id is not None and self.staged_plan().get("staging_id") == staging_id
 
     def is_being_extended(self) -> bool:
-        """Whether the staging folder holds further levels for the store that is here."""
-        return self.staged_plan().get("extends") is not None
+        """Whether the staging folder holds further levels for the store that is here.
+
+        Not where they are committed, and the folder is what their commit has left.
+        """
+        is_for_more = self.staged_plan().get("extends") is not None
+        return is_for_more and not self.is_staging_committed()
 
     def discard_committed_staging(self) -> None:
         """Remove the staging folder if it is that of the dataset which is here.

@@ -449,7 +449,8 @@ def destination_problem(request: StageRequest) -> str | None:
         )
     found = destination.staged_plan()
     is_being_extended = found.get("extends") is not None
-    if is_being_extended and (not request.restart or found.get("run_id") == request.run_id):
+    begins_anew = request.restart and found.get("run_id") != request.run_id
+    if is_being_extended and not (begins_anew and destination.can_rename):
         return None
     # Nobody removes what a commit has moved there: it may be about to name it in the root document.
     advice = "move it elsewhere"

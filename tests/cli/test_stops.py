@@ -178,8 +178,8 @@ def test_a_commit_that_makes_levels_is_stopped_and_gone_on_with(
     with monkeypatch.context() as patch:
         Slow(patch, graph, "write_coarser", 2)
         process = start("commit", store, "--deadline", "15s")
-        _, errors = process.communicate(timeout=15)
-        assert process.returncode == 75
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 75, errors
         assert "the time is nearly up" in errors
     assert "objects committed" in finish(start("commit", store))
     assert verify(store, Dataset.from_path(source)) == []
@@ -203,11 +203,9 @@ def test_a_job_with_little_time_left_ends_with_75_and_tells_that_nothing_is_writ
     start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 12))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 5))
     process = start("convert", source, out / "a", "--deadline", "auto")
     _, errors = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("this machine has done it in two seconds")
     assert process.returncode == 75, errors
     assert "about 0 of 1 shards are written" in errors
 

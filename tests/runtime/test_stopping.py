@@ -27,3 +27,25 @@ def test_a_signal_while_a_stopped_process_ends_does_not_replace_its_exit_code(na
     # Without a stop the signals mean what they always do.
     code = _ENDING.format(stopped=False, name=name)
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode < 0
+
+
+_WAITING = """
+import os, signal, threading, time
+from ctlab_dask_zarr.runtime.stopping import Stop
+for _ in range(40):
+    stop = Stop()
+    stop.woken.set()
+    with stop.on_signals():
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.{name})).start()
+        while stop.reason() is None:
+            stop.woken.wait(0.2)
+    # What on_signals leaves to the end of the process.
+    signal.signal(signal.{name}, signal.SIG_DFL)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1", "SIGTERM"])
+def test_a_signal_in_the_middle_of_a_wait_does_not_hang(name: str) -> None:
+    """The handler runs in the main thread, which holds the lock of what it waits for."""
+    code = _WAITING.format(name=name)
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
