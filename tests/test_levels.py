@@ -73,11 +73,16 @@ def assert_levels(path: Path, expected: list[np.ndarray]) -> None:
         {"chunks": (16, 16, 16), "shards": (32, 64, 64)},
         {"chunks": (1, 32, 32), "shards": (32, 32, 32)},
         {"chunks": (3, 5, 15), "shards": (12, 20, 30)},
+        {"chunks": (16, 16, 16), "shards": (16, 32, 32)},
+        {"chunks": (16, 16, 16), "shards": (16, 16, 64)},
         {"chunks": (16, 16, 16), "shards": None},
         {"chunks": (70, 65, 97), "shards": (70, 65, 97)},
         {**LAYOUT, "create_array_kwargs": {"compressors": [{"name": "bz2"}]}},
     ],
-    ids=["even", "flat", "thin", "odd", "no sharding", "one chunk", "odd codec"],
+    ids=[
+        *("even", "flat", "thin", "odd", "one chunk thick", "one row of chunks"),
+        *("no sharding", "one chunk", "odd codec"),
+    ],
 )
 def test_each_level_is_half_of_the_one_before(
     layout: dict[str, Any], blocks: Any, tmp_path: Path

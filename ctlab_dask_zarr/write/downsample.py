@@ -106,6 +106,10 @@ def halve_chunks(
         out[tuple(slice(o, o + n) for o, n in zip(origin, shape, strict=True))] = wide
         return
     ndim, dtype = out.ndim, chunks.dtype
+    halved = (-(-n // f) for n, f in zip(extent, factors, strict=True))
+    if any(not 0 <= o <= m - n for o, n, m in zip(origin, halved, out.shape, strict=True)):
+        # The compiled code would write there all the same.
+        raise IndexError(f"{extent} halved at {origin} is not inside of {out.shape}")
     grid, edges = chunks.shape[:ndim], chunks.shape[ndim:]
     one, none = (1,) * (3 - ndim), (0,) * (3 - ndim)
     mask = np.nan if mask_value is None and dtype.kind == "f" else mask_value

@@ -125,7 +125,11 @@ def write_shards(
     under_way: list[_ObjectInProgress] = []
     with ExitStack() as on_failure, ExitStack() as coarser:
         halved = [(task, staged.next_level(task)) for task in tasks]
-        halving = [coarser.enter_context(level) for _, level in halved if level is not None]
+        halving = [
+            (span, coarser.enter_context(level))
+            for span, (_, level) in zip(spans, halved, strict=True)
+            if level is not None
+        ]
         waiting = sorted(
             (
                 _ObjectInProgress(staged, coords, level)
@@ -145,8 +149,11 @@ def write_shards(
                 if target.stop[axis] <= row_stop:
                     receipts.append(target.finish())
             under_way = [target for target in under_way if target.stop[axis] > row_stop]
-            for level in halving:
-                level.end_row()
+            for span, level in halving:
+                # A row of shards that are one inner chunk thick has tasks that come one after the
+                # other along the row axis.
+                if span.start <= row_start < span.stop:
+                    level.end_row()
     return receipts
 
 
