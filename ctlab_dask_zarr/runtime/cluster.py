@@ -38,6 +38,8 @@ _WORKERS_SHARE = 0.9
 _KINDS = ("local", "slurm", "pbs", "mpi")
 #: How long a write goes without any worker, where dask's settings do not say it.
 _WORKER_TIMEOUT = "1h"
+#: The same of local clusters, which start their workers at once.
+_NO_WORKERS_TIMEOUT = "5 minutes"
 #: CPUs of this job on this node, by the batch systems that count them. PBS_NCPUS is not among
 #: them: on Gadi it counts the CPUs of all nodes.
 _CPU_VARIABLES = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS")
@@ -161,9 +163,14 @@ def _local_cluster(
         "preload": ["ctlab_dask_zarr.runtime.worker_signals"],
     }
     directory = dask.config.get("temporary-directory", None)
+    # A nanny gives up a worker that dies while it starts: without any a write would wait for ever.
+    timeout = dask.config.get("distributed.scheduler.no-workers-timeout", None)
     with (
         dask.config.set(
-            {"temporary-directory": directory or allocated_resources().local_directory}
+            {
+                "temporary-directory": directory or allocated_resources().local_directory,
+                "distributed.scheduler.no-workers-timeout": timeout or _NO_WORKERS_TIMEOUT,
+            }
         ),
         LocalCluster(**options) as cluster,
     ):

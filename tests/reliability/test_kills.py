@@ -177,12 +177,14 @@ def test_a_signal_stops_cleanly_and_resume_goes_on(
     np.testing.assert_array_equal(Dataset.from_path(tmp_path / "a.zarr").data.compute(), voxels)
 
 
+# A round has what start and end of a command leave of it: little, on a busy machine.
+@pytest.mark.timeout(900)
 def test_a_deadline_stops_before_it_and_a_loop_of_them_gets_through(
     large: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
     source, voxels = large
     codes = []
-    end_s = time.monotonic() + 240
+    end_s = time.monotonic() + 840
     while time.monotonic() < end_s:
         start_s = time.monotonic()
         process = convert(source, tmp_path / "a", *SLOW, "--resume", "--deadline", "17s")

@@ -60,7 +60,10 @@ def own_cluster(allowed_failures: int = 100, **options: Any) -> Iterator[Client]
 
 
 def worker_pids(client: Client) -> list[int]:
-    return [nanny.pid for nanny in client.cluster.workers.values() if nanny.pid]
+    """Return the processes of workers that have started: one that dies before is not replaced."""
+    there = client.scheduler_info(n_workers=-1)["workers"]
+    nannies = client.cluster.workers.values()
+    return [nanny.pid for nanny in nannies if nanny.pid and nanny.worker_address in there]
 
 
 def slowly(block: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import dask
 import pytest
@@ -65,6 +66,19 @@ def test_a_local_cluster_has_the_workers_asked_for() -> None:
         assert [w["nthreads"] for w in workers] == [2]
         assert [w["memory_limit"] for w in workers] == [2**30]
         assert client.scheduler.address.startswith("tcp://127.0.0.1:")
+
+
+def test_a_local_cluster_that_has_lost_its_workers_does_not_wait_for_ever() -> None:
+    def timeout_s(dask_scheduler: Any) -> float | None:
+        return dask_scheduler.no_workers_timeout
+
+    with local_client(1) as client:
+        assert client.run_on_scheduler(timeout_s) == 300
+    with (
+        dask.config.set({"distributed.scheduler.no-workers-timeout": "7s"}),
+        local_client(1) as client,
+    ):
+        assert client.run_on_scheduler(timeout_s) == 7
 
 
 def test_no_scheduler_at_an_address_is_a_clear_error() -> None:
