@@ -13,8 +13,9 @@ from ctlab_dask_zarr.cli.options import (
     cluster_arguments,
     layout_arguments,
     with_cluster_options,
+    with_deadline_option,
 )
-from ctlab_dask_zarr.cli.parameters import CODEC, COLOR, DEADLINE, SHAPE, SHAPE_OR_NONE
+from ctlab_dask_zarr.cli.parameters import CODEC, COLOR, SHAPE, SHAPE_OR_NONE
 
 __all__ = ["add_labels_command"]
 
@@ -43,12 +44,7 @@ __all__ = ["add_labels_command"]
 @click.option("--overwrite", is_flag=True, help="Replace labels of that name.")
 @click.option("--resume", is_flag=True, help="Go on with what was interrupted.")
 @click.option("--restart", is_flag=True, help="Remove what was left by an interruption, first.")
-@click.option(
-    "--deadline",
-    type=DEADLINE,
-    default=None,
-    help="Stop in time to be resumed (exit code 75): 1h50m, or auto.",
-)
+@with_deadline_option
 @with_cluster_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def add_labels_command(

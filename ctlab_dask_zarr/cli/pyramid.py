@@ -9,8 +9,13 @@ import click
 
 from ctlab_dask_zarr.cli.commit import compute_with_progress
 from ctlab_dask_zarr.cli.errors import exit_codes
-from ctlab_dask_zarr.cli.options import client_for, cluster_arguments, with_cluster_options
-from ctlab_dask_zarr.cli.parameters import DEADLINE, LEVELS
+from ctlab_dask_zarr.cli.options import (
+    client_for,
+    cluster_arguments,
+    with_cluster_options,
+    with_deadline_option,
+)
+from ctlab_dask_zarr.cli.parameters import LEVELS
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.write.pyramid import LevelSpec
@@ -35,12 +40,7 @@ __all__ = ["pyramid_command"]
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted pyramid.")
 @click.option("--restart", is_flag=True, help="Remove what an interrupted pyramid left, first.")
-@click.option(
-    "--deadline",
-    type=DEADLINE,
-    default=None,
-    help="Stop in time to be resumed (exit code 75): 1h50m, or auto.",
-)
+@with_deadline_option
 @with_cluster_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
