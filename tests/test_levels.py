@@ -34,6 +34,7 @@ from ctlab_dask_zarr.api import build_levels, build_write, run_write
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.downsample import halve
 from ctlab_dask_zarr.write.resolve import WriteOptions
+from ctlab_dask_zarr.write.stage import StagedWrite
 from tests.builders import make_dataset
 
 LAYOUT: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32)}
@@ -366,12 +367,13 @@ def test_added_levels_are_those_that_a_write_would_have_made(
     assert sorted(os.listdir(tmp_path)) == ["at-once.zarr", "later.zarr"]
 
 
-def test_a_store_of_another_writer_gets_levels_and_keeps_the_rest(tmp_path: Path) -> None:
-    voxels = masked_voxels()
-    group = zarr.create_group(tmp_path / "other.zarr", attributes={"mine": 1})
+def other_store(path: Path, voxels: np.ndarray, **options: Any) -> None:
+    """Write an image of one level as another program would."""
+    group = zarr.create_group(path, attributes={"mine": 1})
     array = group.create_array(
-        "s0", shape=voxels.shape, dtype="uint16", chunks=(16, 16, 16), dimension_names=list("zyx")
-    )
+        "s0", shape=voxels.shape, dtype="uint16", dimension_names=list("zyx"),
+        **({"chunks": (16, 16, 16)} | options),
+    )  # fmt: skip
     array[...] = voxels
     axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"]
     transforms = [
@@ -383,6 +385,11 @@ def test_a_store_of_another_writer_gets_levels_and_keeps_the_rest(tmp_path: Path
         "version": "0.5",
         "multiscales": [{"name": "a", "axes": axes, "datasets": datasets}],
     }
+
+
+def test_a_store_of_another_writer_gets_levels_and_keeps_the_rest(tmp_path: Path) -> None:
+    voxels = masked_voxels()
+    other_store(tmp_path / "other.zarr", voxels)
     add_levels(tmp_path / "other.zarr", 2)
     assert attributes(tmp_path / "other.zarr")["mine"] == 1
     opened = dataset_from_zarr(tmp_path / "other.zarr", level=1)
@@ -391,6 +398,38 @@ def test_a_store_of_another_writer_gets_levels_and_keeps_the_rest(tmp_path: Path
     # Its level 0 was not written here: a chunk that is missing is fill values, as Zarr says.
     (tmp_path / "other.zarr" / "s0" / "c" / "0" / "0" / "0").unlink()
     assert (Dataset.from_path(tmp_path / "other.zarr").data[:16, :16, :16] == 0).all().compute()
+
+
+@pytest.mark.parametrize(("options", "n_kept"), [({}, 0), (LAYOUT, 2)])
+def test_the_contrast_of_another_writers_store_has_the_true_range(
+    tmp_path: Path, options: dict[str, Any], n_kept: int
+) -> None:
+    """The extremes are single voxels, which no mean keeps; a first attempt ends half way.
+
+    Of what it has written some receipts are kept, and others are not.
+    """
+    voxels = masked_voxels().clip(100, 40_000)
+    voxels[3, 5, 7], voxels[-1, -1, -1] = 7, 65_001
+    other_store(tmp_path / "other.zarr", voxels, **options)
+    record = StagedWrite.record
+    kept: list[Any] = []
+
+    def stopping(self: StagedWrite, receipts: Any) -> int:
+        if len(kept) == n_kept:
+            raise _Stop
+        kept.extend(receipts)
+        return record(self, receipts)
+
+    with dask.config.set(scheduler="sync"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ctlab_dask_zarr.write.graph.FAN_IN", 2)
+        patch.setattr(StagedWrite, "record", stopping)
+        (completion,) = build_levels(tmp_path / "other.zarr", 3, None, resume=False, restart=False)
+        with pytest.raises(CTLabError):
+            run_write(completion)
+    assert len(kept) == n_kept
+    add_levels(tmp_path / "other.zarr", 3, resume=True)
+    (channel,) = attributes(tmp_path / "other.zarr")["ome"]["omero"]["channels"]
+    assert (channel["window"]["min"], channel["window"]["max"]) == (7, 65_001)
 
 
 def test_a_store_that_has_levels_or_can_have_none_is_refused(tmp_path: Path) -> None:

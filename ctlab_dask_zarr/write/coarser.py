@@ -2,6 +2,9 @@
 
 That is an encoded piece of the next level, and pieces of voxels of the one after it; what is
 missing or damaged is made anew from the finer level's shards.
+
+Where the finer level was there before, as another program may have written it, nothing is known of
+its voxels. All of them are read here, so the receipts of what is made of them tell their range.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from ctlab_dask_zarr.write.plan import Level
 from ctlab_dask_zarr.write.pyramid import child_coords, parent_coords
 from ctlab_dask_zarr.write.shard import StagedArray, write_shards
 from ctlab_dask_zarr.write.stage import StagedWrite
+from ctlab_dask_zarr.write.values import ValueRange
 
 __all__ = ["write_coarser"]
 
@@ -31,11 +35,15 @@ def write_coarser(staged: StagedWrite, task: ShardTask) -> list[ShardReceipt]:
         ShardTask(task.level - 1, coords)
         for coords in parent_coords(finer.layout, level.layout, level.factors, task.coords)
     ]
+    values = None
+    if finer.level < staged.request.n_existing:
+        values = ValueRange(staged.request.mask_value)
+    source = FinerArray(finer.store, finer.path, finer.array, values)
     try:
         if finer.coarser is not None:
-            receipts = _merge(staged, task, parents, finer)
+            receipts = _merge(staged, task, parents, finer, source)
         else:
-            pieces = [p for parent in parents for p in _voxels(staged, finer, parent, finer)]
+            pieces = [p for parent in parents for p in _voxels(staged, finer, parent, source)]
             receipts = staged.write(
                 task.level, [task.coords], _overlapping(pieces, level, task.coords)
             )
@@ -47,11 +55,17 @@ def write_coarser(staged: StagedWrite, task: ShardTask) -> list[ShardReceipt]:
             staged.pieces.remove(piece_key(parent, task.level))
             if finer.coarser is not None:
                 staged.pieces.remove(piece_key(parent, task.level + 1))
+    if values is not None:
+        receipts = [r._replace(minimum=values.minimum, maximum=values.maximum) for r in receipts]
     return receipts
 
 
 def _merge(
-    write: StagedWrite, task: ShardTask, parents: Sequence[ShardTask], finer: StagedArray
+    write: StagedWrite,
+    task: ShardTask,
+    parents: Sequence[ShardTask],
+    finer: StagedArray,
+    source: FinerArray,
 ) -> list[ShardReceipt]:
     """Put a shard together from encoded pieces, and encode its own piece of the next level."""
     write.refuse_taken_over()
@@ -65,7 +79,7 @@ def _merge(
     reporter = Reporter(topic_of(write.request.run_id[:8]))
     receipt = None
     while receipt is None:
-        pieces = _taken(write, finer, parents)
+        pieces = _taken(write, finer, parents, source)
         try:
             receipt = merge_pieces(
                 staged.store, staged.key(task.coords), staged.array, task.coords, pieces
@@ -73,7 +87,8 @@ def _merge(
         except DamagedPieceError as damage:
             write.pieces.remove(cut.key(damage.coords))
     if staged.coarser is not None:
-        voxels = [p for parent in parents for p in _voxels(write, cut, parent, staged)]
+        merged = FinerArray(staged.store, staged.path, staged.array)
+        voxels = [p for parent in parents for p in _voxels(write, cut, parent, merged)]
         write_shards(staged.coarser, [task], voxels)
     reporter.add(staged.layout.n_elements(task.coords) * staged.array.dtype.itemsize)
     reporter.finish()
@@ -81,7 +96,7 @@ def _merge(
 
 
 def _taken(
-    write: StagedWrite, finer: StagedArray, parents: Sequence[ShardTask]
+    write: StagedWrite, finer: StagedArray, parents: Sequence[ShardTask], source: FinerArray
 ) -> Iterator[EncodedPiece]:
     """Yield the encoded pieces of tasks, and remove each when the next one is asked for.
 
@@ -91,18 +106,25 @@ def _taken(
     """
     assert finer.coarser is not None
     for parent in parents:
-        yield _encoded_piece(write, finer, parent)
+        yield _encoded_piece(write, finer, parent, source)
         write.pieces.remove(finer.coarser.key(parent.coords))
 
 
-def _encoded_piece(write: StagedWrite, finer: StagedArray, parent: ShardTask) -> EncodedPiece:
-    """Return the encoded piece that a task has left, made anew where there is none."""
+def _encoded_piece(
+    write: StagedWrite, finer: StagedArray, parent: ShardTask, source: FinerArray
+) -> EncodedPiece:
+    """Return the encoded piece that a task has left, made anew where there is none.
+
+    One that an interrupted attempt has left of a level whose voxels are to be known is made anew.
+    """
     encoded = finer.coarser
     assert encoded is not None
     key = encoded.key(parent.coords)
-    piece = find_piece(write.pieces, key, encoded.array, parent.coords)
+    piece = None
+    if source.values is None:
+        piece = find_piece(write.pieces, key, encoded.array, parent.coords)
     if piece is None:
-        write_shards(encoded, [parent], _voxels(write, finer, parent, finer))
+        write_shards(encoded, [parent], _voxels(write, finer, parent, source))
         piece = find_piece(write.pieces, key, encoded.array, parent.coords)
     if piece is None:
         raise IncompleteDatasetError(f"{write.pieces.path(key)} cannot be read back")
@@ -110,11 +132,10 @@ def _encoded_piece(write: StagedWrite, finer: StagedArray, parent: ShardTask) ->
 
 
 def _voxels(
-    write: StagedWrite, cut: StagedArray, task: ShardTask, finer: StagedArray
+    write: StagedWrite, cut: StagedArray, task: ShardTask, source: FinerArray
 ) -> Iterator[Piece]:
-    """Yield what a task has left of the level after `cut`, else made of shards of `finer`."""
+    """Yield what a task has left of the level after `cut`, else made of shards of `source`."""
     assert cut.halving is not None
-    source = FinerArray(finer.store, finer.path, finer.array)
     key = piece_key(task, cut.level + 1)
     region = cut.layout.region(task.coords)
     return pieces_of(write.pieces, key, cut.array, region, cut.halving, source)

@@ -219,8 +219,8 @@ def _add_facts_of_levels(
         further_levels=_circumstances(staged),
     )
     if request.is_grey and (is_ours or "omero" not in attributes["ome"]):
-        coarsest = [receipts[key] for key in staged.level_keys(len(request.levels) - 1)]
-        values = facts.get("data_min_max") or data_range(coarsest)
+        first_added = [receipts[key] for key in staged.level_keys(request.n_existing)]
+        values = facts.get("data_min_max") or data_range(first_added)
         if values is not None:
             attributes["ome"]["omero"] = _omero(staged, attributes["ome"], tuple(values))
 

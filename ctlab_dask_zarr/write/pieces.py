@@ -31,6 +31,7 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.runtime.storage import ObjectWriter, Store
 from ctlab_dask_zarr.write.layout import Layout, Shape
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod
+from ctlab_dask_zarr.write.values import ValueRange
 
 __all__ = [
     "FinerArray",
@@ -277,11 +278,15 @@ class VoxelPiece:
 
 @dataclass(frozen=True)
 class FinerArray:
-    """The shards of a level, of which voxels are made that no piece has."""
+    """The shards of a level, of which voxels are made that no piece has.
+
+    `values` is told of every voxel that is read of them, where somebody wants to know.
+    """
 
     store: Store
     path: str
     array: StoredArray
+    values: ValueRange | None = None
 
 
 def pieces_of(
@@ -335,4 +340,6 @@ def _load(
         for a, n, f, part in zip(slab.start, slab.shape, halving.factors, region, strict=True)
     )
     voxels = read_region(finer.store, finer.path, finer.array, parents, strict=True)
+    if finer.values is not None:
+        finer.values.add(voxels.reshape(voxels.shape[0], -1))
     return halve(voxels, halving.factors, halving.method, halving.mask_value)

@@ -328,7 +328,13 @@ class StagedWrite:
         return receipts
 
     def find(self, level: int, coords: Shape) -> list[ShardReceipt] | None:
-        """Return receipts for the objects of a task, read back, if all are there whole."""
+        """Return receipts for the objects of a task, read back, if all are there whole.
+
+        Those of the first level added to a store tell the range of the level before, which cannot
+        be read back from them: they count as missing.
+        """
+        if level == self.request.n_existing > 0:
+            return None
         staged = self.array(level)
         receipts = []
         for object_coords in staged.layout.object_coords(coords):
