@@ -53,7 +53,7 @@ from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.write.plan import WritePlan
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelGeometry, LevelSpec
 from ctlab_dask_zarr.write.remaining import Remaining, all_tasks, part_tasks, what_remains
-from ctlab_dask_zarr.write.resolve import WriteOptions, plan_write, resolve_destination
+from ctlab_dask_zarr.write.resolve import WriteOptions, named_destination, plan_write
 from ctlab_dask_zarr.write.stage import (
     StagedWrite,
     StageRequest,
@@ -517,7 +517,7 @@ class Completion(NamedTuple):
 
 def build_commit(path: str | os.PathLike[str], *, overwrite: bool) -> CommitResult | Completion:
     """Commit at once where nothing is left to write; else return what is."""
-    destination = Destination.at(resolve_destination(path))
+    destination = named_destination(path)
     destination.finish_interrupted_replacement()
     if not destination.staged_plan() and destination.committed():
         return committed_result(destination)
@@ -687,11 +687,17 @@ def build_labels(
     colors: Mapping[int, Sequence[int]] | None,
     resume: bool,
     restart: bool,
+    part: tuple[int, int] | None = None,
 ) -> Write:
-    """Plan the labels of an image and build their graph; nothing is touched."""
+    """Plan the labels of an image and build their graph; nothing is touched.
+
+    `part` as of `build_write`.
+    """
     from ctlab_dask_zarr.write.extend import plan_labels, refuse_unfit_labels, stored_geometries
 
     _refuse_both(resume, restart)
+    if part is not None:
+        _validate_part(part, restart)
     image = dataset_from_zarr(image_path)
     path = image.source.path
     if not image.source.array_path:
@@ -716,9 +722,15 @@ def build_labels(
     geometries = stored_geometries(image, path)
     image_plan = _plan(dataset, placed, options, source, geometries)
     write_plan = plan_labels(image_plan, path, name, colors)
-    request = StageRequest.of(write_plan, uuid.uuid4().hex, resume=resume, restart=restart)
-    request, remaining = _what_remains(request, None)
-    graph = build_graph(write_plan, source, request, remaining)
+    request = StageRequest.of(
+        write_plan,
+        uuid.uuid4().hex,
+        resume=resume,
+        restart=restart,
+        n_parts=None if part is None else part[1],
+    )
+    request, remaining = _what_remains(request, part)
+    graph = build_graph(write_plan, source, request, remaining, publish=part is None)
     return Write(graph, write_plan, remaining, request)
 
 

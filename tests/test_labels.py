@@ -18,14 +18,18 @@ from ctlab_dask_zarr import (
     CTLabError,
     Dataset,
     DestinationExistsError,
+    IncompleteDatasetError,
     InvalidArgumentError,
     add_levels,
+    commit,
     dataset_from_zarr,
     dataset_to_zarr,
     labels_to_zarr,
     verify,
 )
+from ctlab_dask_zarr.api import build_labels, run_write
 from ctlab_dask_zarr.write.downsample import halve
+from ctlab_dask_zarr.write.resolve import WriteOptions
 from tests.builders import make_dataset
 from tests.test_levels import (
     ISOTROPIC,
@@ -149,6 +153,34 @@ def test_interrupted_labels_leave_the_image_as_it_was_and_are_resumed(
     assert labels_of(image) == ["phases"]
     assert verify(image / "labels" / "phases", whole) == []
     assert os.listdir(image.parent) == ["scan.zarr"]
+
+
+def test_labels_written_by_parts_appear_when_all_are_there(image: Path) -> None:
+    labels = image / "labels" / "phases"
+    options = WriteOptions(**LAYOUT)
+
+    def add(part: tuple[int, int], **how: bool) -> None:
+        same = {"colors": None, "resume": False, "restart": False} | how
+        whole = da.from_array(phases(), chunks=32)
+        run_write(build_labels(whole, image, "phases", options, part=part, **same))
+
+    with pytest.raises(InvalidArgumentError, match="abort"):
+        add((1, 2), restart=True)
+    add((2, 2))
+    with pytest.raises(CTLabError, match="2 in all"):
+        add((1, 3))
+    with pytest.raises(IncompleteDatasetError, match="of 2 parts, not whole: 1"):
+        commit(labels)
+    assert not labels.exists()
+    add((1, 2))
+    commit(labels)
+    assert labels_of(image) == ["phases"]
+    assert_levels(labels, _modes(3))
+    assert verify(image) == []
+    assert os.listdir(image.parent) == ["scan.zarr"]
+    commit(labels)
+    with pytest.raises(IncompleteDatasetError, match=r"no write to .*labels/others is under way"):
+        commit(image / "labels" / "others")
 
 
 def test_verify_names_what_is_wrong_with_labels(image: Path) -> None:

@@ -15,7 +15,7 @@ from ctlab_dask_zarr.cli.options import (
     with_cluster_options,
     with_deadline_option,
 )
-from ctlab_dask_zarr.cli.parameters import CODEC, COLOR, SHAPE, SHAPE_OR_NONE
+from ctlab_dask_zarr.cli.parameters import CODEC, COLOR, PART, SHAPE, SHAPE_OR_NONE
 
 __all__ = ["add_labels_command"]
 
@@ -44,6 +44,12 @@ __all__ = ["add_labels_command"]
 @click.option("--overwrite", is_flag=True, help="Replace labels of that name.")
 @click.option("--resume", is_flag=True, help="Go on with what was interrupted.")
 @click.option("--restart", is_flag=True, help="Remove what was left by an interruption, first.")
+@click.option(
+    "--part",
+    type=PART,
+    default=None,
+    help="Write only this part, as 3/8, as of convert; `commit IMAGE/labels/NAME` ends it.",
+)
 @with_deadline_option
 @with_cluster_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -55,6 +61,7 @@ def add_labels_command(
     downsample: str,
     resume: bool,
     restart: bool,
+    part: tuple[int, int] | None,
     deadline: float | None,
     quiet: bool,
     **options: Any,
@@ -82,7 +89,14 @@ def add_labels_command(
         with client_for(**cluster) as client:
             write = build_labels(
                 labels, image, name, arguments,
-                colors=dict(colors), resume=resume, restart=restart,
+                colors=dict(colors), resume=resume, restart=restart, part=part,
             )  # fmt: skip
             result = compute_with_progress(write, client, quiet, stop)
+    if part is not None:
+        n_shards = len(write.remaining.tasks) + write.remaining.n_done
+        click.echo(
+            f"part {part[0]} of {part[1]}: {n_shards} shards; when all parts are there: "
+            f"ctlab-zarr commit {write.plan.destination}"
+        )
+        return
     click.echo(f"{result.destination}: labels with {len(write.request.levels)} levels")

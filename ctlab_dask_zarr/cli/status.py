@@ -31,11 +31,10 @@ def status_command(destination: str, as_json: bool) -> None:
     Exit code 5 where no write is under way and no dataset is there.
     """
     with exit_codes():
-        from ctlab_dask_zarr.write.destination import Destination
-        from ctlab_dask_zarr.write.resolve import resolve_destination
+        from ctlab_dask_zarr.write.resolve import named_destination
         from ctlab_dask_zarr.write.status import write_status
 
-        status = write_status(Destination.at(resolve_destination(destination)))
+        status = write_status(named_destination(destination))
     if as_json:
         click.echo(json.dumps({**asdict(status), "seconds_left": status.seconds_left}))
     else:

@@ -86,11 +86,10 @@ def abort_command(destination: str) -> None:
     with exit_codes():
         from ctlab_dask_zarr.runtime.objects import configured_options
         from ctlab_dask_zarr.runtime.uploads import abort_uploads
-        from ctlab_dask_zarr.write.destination import Destination
-        from ctlab_dask_zarr.write.resolve import resolve_destination
+        from ctlab_dask_zarr.write.resolve import named_destination
         from ctlab_dask_zarr.write.transfer import discard_incoming
 
-        target = Destination.at(resolve_destination(destination))
+        target = named_destination(destination)
         staged = bool(target.staged_plan())
         ended = abort_uploads(target.path, configured_options())
         if staged:

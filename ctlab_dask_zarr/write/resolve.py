@@ -28,7 +28,9 @@ from ctlab_dask_zarr.formats.ome import (
 )
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.runtime.storage import is_url, storage_path
+from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec, resolve_layout
 from ctlab_dask_zarr.write.plan import (
     Document,
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.formats.history import History
 
-__all__ = ["WriteOptions", "plan_write", "resolve_destination"]
+__all__ = ["WriteOptions", "named_destination", "plan_write", "resolve_destination"]
 
 #: dtypes of volumes; bool and complex have no place in the formats.
 _DTYPE_KINDS = "iuf"
@@ -259,6 +261,21 @@ def resolve_destination(path: str | os.PathLike[str]) -> str:
         return os.path.realpath(destination)
     folder, name = os.path.split(destination)
     return os.path.join(os.path.realpath(folder), name)
+
+
+def named_destination(path: str | os.PathLike[str]) -> Destination:
+    """Return the destination of a write that was begun: to commit it, look at it or give it up.
+
+    ``IMAGE/labels/NAME`` names labels, which are staged beside their image.
+    """
+    stored = storage_path(path)
+    folder, name = os.path.split(stored)
+    image, kind = os.path.split(folder)
+    if kind == "labels" and name:
+        labels = Destination.at(stored, labels_of=image)
+        if labels.files.kind(os.path.join(image, ROOT_DOCUMENT)) is not None:
+            return labels
+    return Destination.at(resolve_destination(path))
 
 
 def _resolve_datatype(dataset: Dataset, datatype: DataType | str | None) -> DataType | None:

@@ -15,7 +15,7 @@ import zarr
 from click.testing import CliRunner
 from distributed import LocalCluster
 
-from ctlab_dask_zarr import Dataset
+from ctlab_dask_zarr import Dataset, dataset_to_zarr, verify
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.runtime.files import LocalFiles
@@ -365,6 +365,33 @@ def test_status_tells_from_the_staging_folder_how_far_each_part_is(
     assert run("convert", source, out, "--part", "2/2", *layout, "-q").returncode == 0
     assert run("commit", out, "-q").returncode == 0
     assert run("status", out).stdout == f"{out}: committed\n"
+
+
+def test_labels_are_shared_by_jobs_as_a_conversion_is(
+    source: Path, voxels: np.ndarray, tmp_path: Path
+) -> None:
+    store, labels = tmp_path / "a.zarr", tmp_path / "a.zarr" / "labels" / "phases"
+    layout: dict[str, Any] = {"chunks": (10, 10, 10), "shards": (20, 20, 30)}
+    dataset_to_zarr(Dataset.from_path(source), store, levels=2, **layout)
+    segmented = tmp_path / "segmented_nc"
+    phases = (voxels // 1500).astype("uint8")
+    write_mango_netcdf(
+        segmented, phases, datatype="segmented", slices_per_block=9, voxel_size=(3.0, 2.0, 1.5)
+    )
+    for part in (1, 2):
+        done = run(
+            *("add-labels", store, segmented, "--name", "phases", "--part", f"{part}/2"),
+            *("--chunks", "10,10,10", "--shards", "20,20,30", "--workers", "1", "-q"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"12 shards; when all parts are there: ctlab-zarr commit {labels}" in done.stdout
+        told = run("status", labels).stdout.splitlines()
+        assert told[0].startswith(f"{labels}: {12 * part} of 32 shards, ")
+        assert told[-1] == f"part 2 of 2: {12 * part - 12} of 12 shards"
+    done = run("commit", labels, "-q")
+    assert done.returncode == 0, done.stderr
+    assert run("status", labels).stdout == f"{labels}: committed\n"
+    assert verify(labels, segmented) == []
 
 
 def test_a_performance_report_is_written_where_it_is_asked_for(
