@@ -199,15 +199,19 @@ class ShardEncoder:
         self._n_chunks = 0
         self._nbytes = 0
 
-    def encode_row(self, chunks: npt.NDArray[Any]) -> Iterator[Buffer]:
+    def encode_row(
+        self, chunks: npt.NDArray[Any], uniform: npt.NDArray[np.bool_] | None = None
+    ) -> Iterator[Buffer]:
         """Yield the encoded chunks of the next row; those that are all fill value are left out.
 
         Parameters
         ----------
         chunks
             Shape (number of chunks in the row, elements of a chunk), C-contiguous.
+        uniform
+            Which of them hold one number alone; None where that is not known.
         """
-        absences = is_fill(chunks, self._array)
+        absences = is_fill(chunks, self._array, uniform)
         for chunk, absent in zip(chunks.view(np.uint8), absences, strict=True):
             if not absent:
                 data = self._codec.encode(chunk)
@@ -223,14 +227,19 @@ class ShardEncoder:
         return index + crc32c(index) if self._array.index_checksum else index
 
 
-def is_fill(chunks: npt.NDArray[Any], array: StoredArray) -> npt.NDArray[np.bool_]:
+def is_fill(
+    chunks: npt.NDArray[Any], array: StoredArray, uniform: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.bool_]:
     """Return which chunks hold nothing but the fill value, to the bit.
 
-    Bits and not values are compared, so that -0.0 and every NaN come back as they were.
+    Bits and not values are compared, so that -0.0 and every NaN come back as they were. Where it
+    is known which chunks are `uniform`, those of integers need no second look.
     """
     bits = chunks.view(f"u{array.dtype.itemsize}")
     fill = np.frombuffer(array.fill_bytes, bits.dtype)[0]
     candidates: npt.NDArray[np.bool_] = (bits[:, 0] == fill) & (bits[:, -1] == fill)
+    if uniform is not None and array.dtype.kind in "iu":
+        return candidates & uniform
     for n in np.flatnonzero(candidates):
         candidates[n] = (bits[n] == fill).all()
     return candidates

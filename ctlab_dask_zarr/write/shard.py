@@ -34,7 +34,7 @@ from ctlab_dask_zarr.write.pieces import (
     VoxelPiece,
     piece_key,
 )
-from ctlab_dask_zarr.write.values import MIXED, ValueRange
+from ctlab_dask_zarr.write.values import MIXED, UNIFORM, ValueRange
 
 __all__ = ["StagedArray", "receipt_of_stored", "write_shards"]
 
@@ -231,12 +231,13 @@ class _ObjectInProgress:
             )
         if row.is_padded and self._padding_counts:
             self._values.add(row.unpadded().reshape(1, -1))
-            flags = np.full(len(row.chunks), MIXED, np.uint8)
+            flags, uniform = np.full(len(row.chunks), MIXED, np.uint8), None
         else:
             flags = self._values.add(row.chunks)
+            uniform = flags == UNIFORM
         if self._coarser is not None:
             self._coarser.add(row, flags)
-        self._append(self._encoding.encode_row(row.chunks))
+        self._append(self._encoding.encode_row(row.chunks, uniform))
         return n_elements * self._array.dtype.itemsize
 
     def finish(self) -> ShardReceipt:
@@ -361,7 +362,9 @@ def receipt_of_stored(staged: StagedArray, coords: Shape) -> ShardReceipt | None
 class _Encoding(Protocol):
     """Rows of inner chunks in, bytes to append out."""
 
-    def encode_row(self, chunks: npt.NDArray[Any], /) -> Iterable[Buffer]: ...
+    def encode_row(
+        self, chunks: npt.NDArray[Any], uniform: npt.NDArray[np.bool_] | None, /
+    ) -> Iterable[Buffer]: ...
 
     def finish(self) -> bytes: ...
 
@@ -372,7 +375,7 @@ class _PlainChunk:
     def __init__(self, array: StoredArray) -> None:
         self._array = array
 
-    def encode_row(self, chunks: npt.NDArray[Any]) -> Iterator[Buffer]:
+    def encode_row(self, chunks: npt.NDArray[Any], _: object) -> Iterator[Buffer]:
         yield chunk_codec(self._array.codecs).encode(chunks[0].view(np.uint8))
 
     def finish(self) -> bytes:
@@ -386,7 +389,7 @@ class _ByZarr:
         self._array = array
         self._rows: list[npt.NDArray[Any]] = []
 
-    def encode_row(self, chunks: npt.NDArray[Any]) -> Iterable[Buffer]:
+    def encode_row(self, chunks: npt.NDArray[Any], _: object) -> Iterable[Buffer]:
         self._rows.append(chunks.copy())
         return ()
 

@@ -1,0 +1,46 @@
+"""The range of valid voxels, held against the plainest way to find it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ctlab_dask_zarr.write.values import MIXED, PLAIN, UNIFORM, ValueRange
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i4", "u8", "f4"])
+@pytest.mark.parametrize("where", ["none", "least", "largest", "between"])
+def test_the_range_is_that_of_the_voxels_that_are_not_masked(dtype: str, where: str) -> None:
+    rng = np.random.default_rng(0)
+    kind = np.dtype(dtype)
+    values = [3, 40, 41, 90, 120]
+    mask = {"none": None, "least": values[0], "largest": values[-1], "between": values[2]}[where]
+    for _ in range(200):
+        # Few values, so that chunks are often uniform, masked, or both.
+        chosen = rng.choice(values, rng.integers(1, 4))
+        rows = rng.choice(chosen, (rng.integers(1, 4), rng.integers(1, 6))).astype(kind)
+        if kind.kind == "f":
+            rows[rng.random(rows.shape) < 0.2] = np.nan
+        found = ValueRange(mask)
+        flags = found.add(rows)
+        valid = [v for v in rows.ravel().tolist() if v != mask and math.isfinite(v)]
+        expected = (min(valid), max(valid)) if valid else (None, None)
+        assert (found.minimum, found.maximum) == expected
+        for flag, row in zip(flags, rows, strict=True):
+            is_uniform = len(set(row.tolist())) == 1 and not np.isnan(row).any()
+            assert (flag == UNIFORM) == is_uniform
+            has_invalid = bool(np.isnan(row).any() or (mask is not None and (row == mask).any()))
+            assert flag != PLAIN or not has_invalid
+            assert flag != MIXED or not is_uniform
+
+
+def test_a_range_grows_and_keeps_python_numbers() -> None:
+    found = ValueRange(255)
+    found.add(np.full((2, 4), 255, "u1"))
+    assert (found.minimum, found.maximum) == (None, None)
+    found.add(np.array([[7, 255]], "u1"))
+    found.add(np.array([[9, 9], [8, 8]], "u1"))
+    assert (found.minimum, found.maximum) == (7, 9)
+    assert type(found.minimum) is int
