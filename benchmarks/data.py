@@ -34,16 +34,19 @@ def make_raw(folder: str, size: int) -> str:
 def _load(path: str, size: int, block_info: Any = None) -> np.ndarray:
     volume = np.memmap(path, "u2", "r", shape=(size,) * 3)
     where = block_info[None]["array-location"]
-    return np.array(volume[tuple(slice(*bounds) for bounds in where)])
+    return np.array(volume[tuple(slice(a % size, a % size + b - a) for a, b in where)])
 
 
-def raw_array(path: str, size: int, blocks: tuple[int, int, int]) -> da.Array:
-    """Return the raw file as a dask array with the given blocks."""
+def raw_array(path: str, size: int, blocks: tuple[int, int, int], repeat: int = 1) -> da.Array:
+    """Return the raw file, so many times along each axis, as a dask array with the given blocks.
+
+    Blocks may not reach from one repetition into the next.
+    """
     return da.map_blocks(
         _load,
         path,
         size,
-        chunks=da.core.normalize_chunks(blocks, (size,) * 3),
+        chunks=da.core.normalize_chunks(blocks, (size * repeat,) * 3),
         dtype="u2",
         meta=np.empty((0, 0, 0), "u2"),
     )

@@ -43,7 +43,8 @@ def source(task: dict[str, Any]) -> Any:
         return None
     edge = task.get("edge", size // 2)
     blocks = {"aligned": (edge,) * 3, "slabs": (16, size, size)}[task["work"]]
-    array = data.raw_array(data.make_raw(task["folder"], size), size, blocks)
+    path = data.make_raw(task["folder"], size)
+    array = data.raw_array(path, size, blocks, task.get("repeat", 1))
     return data.as_dtype(array, task.get("dtype", "uint16"))
 
 

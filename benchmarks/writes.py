@@ -7,6 +7,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -138,25 +139,33 @@ def read_part_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
 def level_rows(folder: str, size: int, n_pairs: int, work: str, scheduler: str) -> list[Row]:
     """What a pyramid costs beside a write of one level: time and memory.
 
-    In 8 shards, and in 64: the last shards of the coarser levels have no others beside them, which
-    counts for less the more there are.
+    In 8 shards, and in 64 of the same volume: the last shards of the coarser levels have no others
+    beside them, which counts for less the more there are. Aligned blocks on a cluster also in 64 of
+    the larger size, of a volume of eight times the voxels.
     """
     if work == "netcdf":
         data.make_netcdf(folder, size)
     else:
         data.make_raw(folder, size)
+    layouts = [(size // 2, 1), (size // 4, 1)]
+    if (work, scheduler) == ("aligned", "cluster") and size >= 1024:
+        layouts.append((size // 2, 2))
     rows = []
-    for n_edge in (2, 4):
+    for edge, repeat in layouts:
         task = {"folder": folder, "size": size, "work": work, "scheduler": scheduler}
-        task |= {"who": "ours", "edge": size // n_edge, "warm": True}
-        one, several = {**task, "levels": 1}, {**task, "levels": 3}
+        task |= {"who": "ours", "edge": edge, "repeat": repeat, "warm": True}
+        one, several = {**task, "levels": 1}, {**task, "levels": 3 if repeat == 1 else 4}
         results = interleave({"ours": one, "auto": several}, n_pairs)
-        check_equal(folder, size)
+        check_equal(folder, size, repeat)
         peaks = {who: [max(r["mib"]) for r in rounds] for who, rounds in results.items()}
         memory = [b / a for a, b in zip(peaks["ours"], peaks["auto"], strict=True)]
         median = {who: statistics.median(mib) for who, mib in peaks.items()}
         seconds = [b / a for a, b in zip(*(_seconds(results[w]) for w in peaks), strict=True)]
-        name = f"3 levels against one, {n_edge**3} shards, {work}, {scheduler}"
+        n_shards = (size * repeat // edge) ** 3
+        name = (
+            f"{several['levels']} levels against one, {n_shards} shards of {edge}^3, {work}, "
+            f"{scheduler}"
+        )
         note = f"peak {median['auto']:.0f} MiB against {median['ours']:.0f}"
         rows += [
             Row(f"{name}: time", "at most 1.35 x", seconds, extra={"results": results}),
@@ -184,10 +193,13 @@ def limit_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
 
 
 def scaling_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
-    """What a second worker gains, and what it gains where nothing but cores is shared."""
+    """What a second worker gains, and what it gains where nothing but cores is shared.
+
+    64 shards of the usual size, of a volume of eight times the voxels.
+    """
     data.make_raw(folder, size)
     task = {"folder": folder, "size": size, "work": "aligned", "scheduler": "cluster"}
-    task |= {"who": "ours", "edge": size // 4, "warm": True}
+    task |= {"who": "ours", "edge": size // 2, "repeat": 2, "warm": True}
     cores = {**task, "work": "compress"}
     results = interleave(
         {"ours": task, "one": {**task, "n_workers": 1}, "cores": cores,
@@ -195,7 +207,7 @@ def scaling_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
     )  # fmt: skip
     # The last of the rounds may have written nothing.
     run_one(task)
-    check_equal(folder, size)
+    check_equal(folder, size, 2)
     limit = {"ours": results["cores"], "one": results["one core"]}
     return [
         Row("1 worker against 2, 64 shards, aligned", "at least 1.8 x", ratios(results, "one"),
@@ -241,7 +253,7 @@ def _rows(
     return rows
 
 
-def check_equal(folder: str, size: int) -> None:
+def check_equal(folder: str, size: int, repeat: int = 1) -> None:
     """Compare what was written with the raw file, by a reader that is nobody's here."""
     import tensorstore
 
@@ -250,5 +262,9 @@ def check_equal(folder: str, size: int) -> None:
     store = tensorstore.open(
         {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
     ).result()
-    for z in range(0, size, 128):
-        np.testing.assert_array_equal(store[z : z + 128].read().result(), raw[z : z + 128])
+    assert store.shape == (size * repeat,) * 3
+    for origin in product(range(0, size * repeat, size), repeat=3):
+        for z in range(0, size, 128):
+            where = tuple(slice(o, o + size) for o in origin[1:])
+            part = store[(slice(origin[0] + z, origin[0] + z + 128), *where)].read().result()
+            np.testing.assert_array_equal(part, raw[z : z + 128])
