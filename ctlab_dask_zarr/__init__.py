@@ -6,15 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.api import (
-        add_levels,
-        commit,
-        dataset_from_zarr,
-        dataset_to_zarr,
-        labels_to_zarr,
-        plan,
-        verify,
-    )
+    from ctlab_dask_zarr.additions import add_levels, labels_to_zarr
+    from ctlab_dask_zarr.api import commit, dataset_to_zarr, plan
     from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.errors import (
         ClusterError,
@@ -38,7 +31,9 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import History
     from ctlab_dask_zarr.formats.ome import OMEZarrVersion
     from ctlab_dask_zarr.formats.units import VoxelUnit
+    from ctlab_dask_zarr.read.zarr import dataset_from_zarr
     from ctlab_dask_zarr.runtime.cluster import cluster_from_config
+    from ctlab_dask_zarr.verification.verify import verify
     from ctlab_dask_zarr.write.edit import edit_metadata
     from ctlab_dask_zarr.write.plan import WritePlan
 
@@ -83,15 +78,15 @@ _HOMES = {
     "OMEZarrVersion": "formats.ome",
     "VoxelUnit": "formats.units",
     "WritePlan": "write.plan",
-    "add_levels": "api",
+    "add_levels": "additions",
     "cluster_from_config": "runtime.cluster",
     "commit": "api",
-    "dataset_from_zarr": "api",
+    "dataset_from_zarr": "read.zarr",
     "dataset_to_zarr": "api",
     "edit_metadata": "write.edit",
-    "labels_to_zarr": "api",
+    "labels_to_zarr": "additions",
     "plan": "api",
-    "verify": "api",
+    "verify": "verification.verify",
 }
 
 

@@ -27,9 +27,10 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
-from ctlab_dask_zarr.api import build_labels, run_write
+from ctlab_dask_zarr.additions import build_labels
 from ctlab_dask_zarr.write.downsample import halve
 from ctlab_dask_zarr.write.resolve import WriteOptions
+from ctlab_dask_zarr.write.run import run_write
 from tests.builders import make_dataset
 from tests.test_levels import (
     ISOTROPIC,

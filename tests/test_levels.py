@@ -30,10 +30,12 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
-from ctlab_dask_zarr.api import build_levels, build_write, run_write
+from ctlab_dask_zarr.additions import build_levels
+from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.downsample import halve
 from ctlab_dask_zarr.write.resolve import WriteOptions
+from ctlab_dask_zarr.write.run import run_write
 from ctlab_dask_zarr.write.stage import StagedWrite
 from tests.builders import make_dataset
 

@@ -16,8 +16,8 @@ from ctlab_dask_zarr.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.api import Completion, Write
     from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.write.run import Completion, Write
 
 __all__ = ["commit_command", "compute_with_progress"]
 
@@ -76,11 +76,11 @@ def compute_with_progress(
 
     `again` says how to go on after a stop.
     """
-    from ctlab_dask_zarr.api import run_write
     from ctlab_dask_zarr.errors import WriteStoppedError
     from ctlab_dask_zarr.runtime.progress import Progress
     from ctlab_dask_zarr.runtime.reporting import listen
     from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.write.run import run_write
 
     stop = stop or Stop()
     levels = completion.request.levels

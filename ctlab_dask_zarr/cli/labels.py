@@ -76,7 +76,7 @@ def add_labels_command(
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
-        from ctlab_dask_zarr.api import build_labels
+        from ctlab_dask_zarr.additions import build_labels
         from ctlab_dask_zarr.dataset import Dataset
         from ctlab_dask_zarr.write.resolve import WriteOptions
 

@@ -37,7 +37,7 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
         dataset = open_source(source, options)
         arguments = WriteOptions(**write_arguments(options))
         resources = _resources(**cluster)
-        write_plan = build_plan(dataset, destination, arguments, resources)
+        write_plan = build_plan(dataset, destination, arguments, resources=resources)
         problem = Destination.at(write_plan.destination).problem(overwrite=arguments.overwrite)
     needed = max(write_plan.rechunk.peak_nbytes, 1)
     n_fit = _total_nbytes(resources) // needed

@@ -65,7 +65,8 @@ def pyramid_command(
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
-        from ctlab_dask_zarr.api import build_levels, dataset_from_zarr
+        from ctlab_dask_zarr.additions import build_levels
+        from ctlab_dask_zarr.read.zarr import dataset_from_zarr
         from ctlab_dask_zarr.write.destination import Destination
 
         completions = build_levels(path, levels, downsample, resume=resume, restart=restart)

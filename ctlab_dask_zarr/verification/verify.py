@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -28,7 +28,13 @@ from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
 from ctlab_dask_zarr.read.zarr import dataset_of, read_store_metadata
 from ctlab_dask_zarr.runtime.reporting import Reporter, topic_of
-from ctlab_dask_zarr.runtime.storage import LocalStore, files_at, storage_path, store_at
+from ctlab_dask_zarr.runtime.storage import (
+    LocalStore,
+    files_at,
+    storage_options_in_force,
+    storage_path,
+    store_at,
+)
 from ctlab_dask_zarr.runtime.trees import add_tree
 from ctlab_dask_zarr.verification.comparison import block_problems, metadata_differences
 from ctlab_dask_zarr.verification.documents import (
@@ -46,7 +52,7 @@ from ctlab_dask_zarr.verification.images import (
 from ctlab_dask_zarr.verification.objects import Expected, object_problems
 from ctlab_dask_zarr.write.graph import add_block_tasks, analyse_source
 
-__all__ = ["Verification", "build_source_check", "build_verification"]
+__all__ = ["Verification", "build_source_check", "build_verification", "verify"]
 
 #: Objects that one task looks at, where they are small: chunks of an array without sharding.
 _TASK_NBYTES = 256 << 20
@@ -75,6 +81,52 @@ class Verification(NamedTuple):
     graph: Delayed
     nbytes: int
     n_tasks: int
+
+
+def verify(
+    path: str | os.PathLike[str],
+    source: Dataset | str | os.PathLike[str] | None = None,
+    *,
+    checksums: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+) -> list[Problem]:
+    """Return everything that is wrong with a dataset; an empty list where all is well.
+
+    Its metadata is held against the rules of OME-Zarr 0.5 and mango, every shard has to be there
+    and nothing else, and every inner chunk has to decode. What this package wrote is compared
+    with the checksums of its commit, which cover every byte. Computed on the scheduler in force.
+
+    Parameters
+    ----------
+    path
+        The store.
+    source
+        What it was made from: every voxel has to be equal, and the metadata to have carried over.
+        The blocks of mango netCDF are compared with their own MD5 too.
+    checksums
+        False looks only at documents, sizes and the index of each shard, without reading all.
+    storage_options
+        As of `dataset_to_zarr`.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, dataset_to_zarr, verify
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> dataset_to_zarr(ds, folder.name + "/scan.zarr")
+    >>> verify(folder.name + "/scan.zarr", ds)
+    []
+    >>> folder.cleanup()
+    """
+    with storage_options_in_force(storage_options):
+        if isinstance(source, str | os.PathLike):
+            source = Dataset.from_path(source)
+        verification = build_verification(path, source, checksums=checksums)
+    return verification.problems + list(verification.graph.compute())
 
 
 def build_verification(

@@ -1,4 +1,4 @@
-"""What is added to an image that is there: further levels, and labels.
+"""Plan what is added to an image that is there: further levels, and labels.
 
 Further levels are staged beside the store like any write. At the commit their folders are moved
 into the store, where no document names them yet, and then its root document is replaced by one

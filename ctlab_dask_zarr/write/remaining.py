@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dask.system import CPU_COUNT
 
+from ctlab_dask_zarr.errors import DestinationExistsError, StagingExistsError
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.write.layout import Layout, Shape
 from ctlab_dask_zarr.write.pieces import ShardTask
 from ctlab_dask_zarr.write.plan import Level
-from ctlab_dask_zarr.write.stage import StagedWrite
+from ctlab_dask_zarr.write.stage import (
+    StagedWrite,
+    StageRequest,
+    destination_problem,
+    is_committed,
+    staging_problem,
+)
 
-__all__ = ["Remaining", "all_tasks", "part_of", "part_tasks", "what_remains"]
+__all__ = ["Remaining", "all_tasks", "find_remaining", "part_of", "part_tasks", "resolve_request"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def part_of(coords: Shape, layout: Layout, n_parts: int) -> int:
     return number * n_parts // layout.n_tasks + 1
 
 
-def what_remains(staged: StagedWrite, wanted: Iterable[ShardTask]) -> Remaining:
+def find_remaining(staged: StagedWrite, wanted: Iterable[ShardTask]) -> Remaining:
     """Return what is left of the shards that are `wanted`; nothing is changed.
 
     A shard counts where its receipt was kept and it has the size that this says. One without a
@@ -110,3 +117,41 @@ def what_remains(staged: StagedWrite, wanted: Iterable[ShardTask]) -> Remaining:
                 found += receipts
                 n_done += 1
     return Remaining(tuple(sorted(tasks)), tuple(found), n_done, n_half_made)
+
+
+def resolve_request(
+    request: StageRequest, part: tuple[int, int] | None
+) -> tuple[StageRequest, Remaining]:
+    """Return the request, told in what staging folder it goes on, and what of it remains.
+
+    `part` (number from 1, of how many) leaves the rest to others. Nothing is changed.
+
+    Raises
+    ------
+    DestinationExistsError, StagingExistsError
+        Something is in the way.
+    """
+    levels = request.levels
+    wanted = tuple(
+        all_tasks(levels, request.n_existing)
+        if part is None
+        else part_tasks(levels[0].layout, *part)
+    )
+    if is_committed(request):
+        return request, Remaining((), n_done=len(wanted))
+    _refuse_what_is_there(request)
+    staged = request.destination.staged_plan()
+    if (request.resume or part is not None) and "staging_id" in staged:
+        staging_id = staged["staging_id"]
+        remaining = find_remaining(StagedWrite(request, staging_id), wanted)
+        return replace(request, resumes=staging_id), remaining
+    return request, Remaining(wanted)
+
+
+def _refuse_what_is_there(request: StageRequest) -> None:
+    problem = destination_problem(request)
+    if problem is not None:
+        raise DestinationExistsError(problem)
+    problem = staging_problem(request)
+    if problem is not None:
+        raise StagingExistsError(problem)

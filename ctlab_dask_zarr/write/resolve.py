@@ -57,7 +57,13 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.formats.history import History
 
-__all__ = ["WriteOptions", "named_destination", "plan_write", "resolve_destination"]
+__all__ = [
+    "WriteOptions",
+    "named_destination",
+    "plan_write",
+    "refuse_contradictions",
+    "resolve_destination",
+]
 
 #: dtypes of volumes; bool and complex have no place in the formats.
 _DTYPE_KINDS = "iuf"
@@ -276,6 +282,25 @@ def named_destination(path: str | os.PathLike[str]) -> Destination:
         if labels.files.kind(os.path.join(image, ROOT_DOCUMENT)) is not None:
             return labels
     return Destination.at(resolve_destination(path))
+
+
+def refuse_contradictions(resume: bool, restart: bool, part: tuple[int, int] | None = None) -> None:
+    """Raise where a write is asked to begin in ways that exclude one another.
+
+    `part` is a number from 1, and of how many.
+    """
+    if resume and restart:
+        raise InvalidArgumentError("resume and restart exclude one another: pass one of them")
+    if part is None:
+        return
+    number, n_parts = part
+    if restart:
+        raise InvalidArgumentError(
+            "restart would remove what the jobs of the other parts write: before the first of "
+            "them starts, remove what an earlier write has left by `ctlab-zarr abort DESTINATION`"
+        )
+    if not 1 <= number <= n_parts:
+        raise InvalidArgumentError(f"part {number} of {n_parts}: parts are counted from 1")
 
 
 def _resolve_datatype(dataset: Dataset, datatype: DataType | str | None) -> DataType | None:

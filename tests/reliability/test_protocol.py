@@ -31,7 +31,7 @@ from ctlab_dask_zarr.write.downsample import halve
 from ctlab_dask_zarr.write.extend import images_to_extend, level_request, plan_labels
 from ctlab_dask_zarr.write.pieces import Piece
 from ctlab_dask_zarr.write.plan import WritePlan
-from ctlab_dask_zarr.write.remaining import all_tasks, part_tasks, what_remains
+from ctlab_dask_zarr.write.remaining import all_tasks, find_remaining, part_tasks
 from ctlab_dask_zarr.write.resolve import WriteOptions
 from ctlab_dask_zarr.write.stage import StagedWrite, StageRequest, open_staged, stage
 from tests.builders import make_dataset, random_voxels
@@ -98,7 +98,7 @@ def write_shards(staged: StagedWrite, tasks: Any, voxels: np.ndarray) -> None:
 
 
 def write_rest(staged: StagedWrite, tasks: Any, voxels: np.ndarray) -> None:
-    remaining = what_remains(staged, tasks)
+    remaining = find_remaining(staged, tasks)
     staged.record(remaining.found)
     write_shards(staged, remaining.tasks, voxels)
 

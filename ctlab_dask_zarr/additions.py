@@ -1,0 +1,257 @@
+"""Add to an image that is there: further levels, and labels.
+
+Each is a write like that of `api`, planned for what the image has.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+
+from ctlab_dask_zarr.api import analysed_source, build_plan
+from ctlab_dask_zarr.dataset import Dataset
+from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.read.zarr import dataset_from_zarr, read_store_metadata
+from ctlab_dask_zarr.runtime.storage import storage_options_in_force, storage_path
+from ctlab_dask_zarr.write.commit import CommitResult, committed_result
+from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.extend import (
+    images_to_extend,
+    level_request,
+    plan_labels,
+    refuse_unfit_labels,
+    stored_geometries,
+)
+from ctlab_dask_zarr.write.graph import build_completion, build_graph
+from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
+from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelSpec
+from ctlab_dask_zarr.write.remaining import resolve_request
+from ctlab_dask_zarr.write.resolve import WriteOptions, refuse_contradictions
+from ctlab_dask_zarr.write.run import Completion, Write, run_write
+from ctlab_dask_zarr.write.stage import StageRequest
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from dask.delayed import Delayed
+
+__all__ = ["add_levels", "build_labels", "build_levels", "labels_to_zarr"]
+
+
+def add_levels(
+    path: str | os.PathLike[str],
+    levels: LevelSpec = "auto",
+    downsample: DownsampleMethod | None = None,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> CommitResult:
+    """Give an OME-Zarr image that has one level its further ones, and its labels too.
+
+    The image stays readable; the new levels appear all at once, when they are complete.
+
+    Parameters
+    ----------
+    path
+        An OME-Zarr 0.5 image, whoever wrote it.
+    levels, downsample, resume, restart, storage_options
+        As of `dataset_to_zarr`; labels get the mode, or where that is asked for the nearest.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The image has several levels already, or an argument is wrong; nothing was touched.
+    """
+    with storage_options_in_force(storage_options):
+        completions = build_levels(path, levels, downsample, resume=resume, restart=restart)
+        destination = Destination.at(storage_path(path))
+    results: list[CommitResult] = [run_write(completion) for completion in completions]
+    # A commit that died at its very end has left its staging folder.
+    destination.discard_committed_staging()
+    return results[-1] if results else committed_result(destination)
+
+
+def build_levels(
+    path: str | os.PathLike[str],
+    levels: LevelSpec,
+    downsample: str | None,
+    *,
+    resume: bool,
+    restart: bool,
+) -> list[Completion]:
+    """Plan the further levels of labels and of their image, in this order; nothing is touched.
+
+    None where all have them and `resume` says that this may be.
+    """
+    refuse_contradictions(resume, restart)
+    image = read_store_metadata(path)
+    geometries, lacking = images_to_extend(image, levels)
+    if not lacking and not (resume and levels in ("auto", len(geometries))):
+        raise InvalidArgumentError(f"{image.path} has {len(geometries)} levels already")
+    completions = []
+    for metadata in lacking:
+        is_image = metadata.path == image.path
+        request = level_request(
+            metadata,
+            geometries,
+            downsample if is_image or downsample == "nearest" else None,
+            uuid.uuid4().hex,
+            labels_of=None if is_image else image.path,
+            resume=resume,
+            restart=restart,
+        )
+        request, remaining = resolve_request(request, None)
+        completions.append(Completion(build_completion(request, remaining), request, remaining))
+    return completions
+
+
+def labels_to_zarr(
+    labels: Dataset | da.Array | npt.NDArray[Any],
+    image_path: str | os.PathLike[str],
+    name: str,
+    *,
+    colors: Mapping[int, Sequence[int]] | None = None,
+    downsample: DownsampleMethod | None = None,
+    chunks: ChunkSpec = "auto",
+    shards: ShardSpec = "auto",
+    create_array_kwargs: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    compute: bool = True,
+    resume: bool = False,
+    restart: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Delayed | None:
+    """Write labels of an OME-Zarr image: below its ``labels``, with the levels that it has.
+
+    Parameters
+    ----------
+    labels
+        Integers, of the image's shape: a `Dataset`, whose voxel size has to be the image's, or an
+        array of dask or NumPy.
+    image_path
+        The OME-Zarr 0.5 image.
+    name
+        Of the labels, a new one: ``'phases'``.
+    colors
+        By label, red, green, blue and optionally opacity, 0 to 255 each.
+    downsample
+        ``'mode'`` (the default) or ``'nearest'``.
+    chunks, shards, create_array_kwargs, overwrite, compute, resume, restart, storage_options
+        As of `dataset_to_zarr`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The labels do not fit the image; nothing was touched.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, dataset_from_zarr, dataset_to_zarr, labels_to_zarr
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> image = folder.name + "/scan.zarr"
+    >>> dataset_to_zarr(ds, image, levels=2)
+    >>> labels_to_zarr((ds.data > 0).astype("uint8"), image, "phases", colors={1: (255, 0, 0)})
+    >>> [level.shape for level in dataset_from_zarr(image + "/labels/phases").levels]
+    [(40, 65, 97), (20, 33, 49)]
+    >>> folder.cleanup()
+    """
+    options = WriteOptions(
+        chunks=chunks,
+        shards=shards,
+        create_array_kwargs=create_array_kwargs,
+        overwrite=overwrite,
+        downsample=downsample,
+    )
+    with storage_options_in_force(storage_options):
+        write = build_labels(
+            labels, image_path, name, options, colors=colors, resume=resume, restart=restart
+        )
+    if compute:
+        run_write(write)
+        return None
+    graph: Delayed = write.graph
+    return graph
+
+
+def build_labels(
+    labels: Dataset | da.Array | npt.NDArray[Any],
+    image_path: str | os.PathLike[str],
+    name: str,
+    options: WriteOptions,
+    *,
+    colors: Mapping[int, Sequence[int]] | None,
+    resume: bool,
+    restart: bool,
+    part: tuple[int, int] | None = None,
+) -> Write:
+    """Plan the labels of an image and build their graph; nothing is touched.
+
+    `part` as of `build_write`.
+    """
+    refuse_contradictions(resume, restart, part)
+    image = dataset_from_zarr(image_path)
+    path = image.source.path
+    if not image.source.array_path:
+        raise UnsupportedFormatError(
+            f"{path} is a plain array: labels belong to an OME-Zarr image, convert it to one first"
+        )
+    if image.source.space is not None:
+        raise UnsupportedFormatError(
+            f"{path} has axes of channels or times; labels are written for images with axes of "
+            "space alone: convert it first"
+        )
+    dataset = _labels_dataset(labels, image)
+    refuse_unfit_labels(dataset, image, path)
+    options = replace(options, downsample=options.downsample or "mode")
+    if options.downsample not in ("mode", "nearest"):
+        raise InvalidArgumentError(
+            f"downsample={options.downsample!r} makes no sense for labels, which name classes: use "
+            "'mode' or 'nearest'"
+        )
+    source = analysed_source(dataset)
+    placed = os.path.join(os.path.dirname(path), f"{name}.zarr")
+    geometries = stored_geometries(image, path)
+    image_plan = build_plan(dataset, placed, options, source, geometries=geometries)
+    write_plan = plan_labels(image_plan, path, name, colors)
+    request = StageRequest.of(
+        write_plan,
+        uuid.uuid4().hex,
+        resume=resume,
+        restart=restart,
+        n_parts=None if part is None else part[1],
+    )
+    request, remaining = resolve_request(request, part)
+    graph = build_graph(write_plan, source, request, remaining, publish=part is None)
+    return Write(graph, write_plan, remaining, request)
+
+
+def _labels_dataset(labels: Any, image: Dataset) -> Any:
+    """Return labels as a dataset in the unit of their image, whose voxels an array has."""
+    if isinstance(labels, Dataset):
+        units = (labels.voxel_unit, image.voxel_unit)
+        if VoxelUnit.VOXEL in units:
+            return labels
+        size = labels.voxel_size_with_unit(image.voxel_unit)
+        return Dataset.from_modified(labels, voxel_size=size, voxel_unit=image.voxel_unit)
+    if hasattr(labels, "dimension_names"):
+        return labels
+    if isinstance(labels, np.ndarray):
+        labels = da.from_array(labels)
+    return Dataset(
+        labels,
+        dimension_names=image.dimension_names,
+        voxel_unit=image.voxel_unit,
+        voxel_size=image.voxel_size,
+    )

@@ -1,0 +1,113 @@
+"""A write that is planned and built is run: its graph is computed, and a failure is explained."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ctlab_dask_zarr.errors import CTLabError, StorageError, WriteFailedError, WriteStoppedError
+from ctlab_dask_zarr.runtime.probe import check_shared_folder
+from ctlab_dask_zarr.runtime.resources import current_client
+from ctlab_dask_zarr.runtime.stopping import Stop, compute_until
+from ctlab_dask_zarr.write.commit import committed_result
+from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.plan import WritePlan
+from ctlab_dask_zarr.write.remaining import Remaining
+from ctlab_dask_zarr.write.stage import StageRequest
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+    from distributed import Client
+
+__all__ = ["Completion", "Write", "run_write"]
+
+
+class Write(NamedTuple):
+    """A write that is planned and built: compute `graph`, and it is done.
+
+    Attributes
+    ----------
+    graph
+        Stages, writes every shard and commits; of a part, everything but the commit.
+    plan
+        Of the whole write.
+    remaining
+        What of it this graph does.
+    request
+        What its staging is asked for.
+    """
+
+    graph: Delayed
+    plan: WritePlan
+    remaining: Remaining
+    request: StageRequest
+
+
+class Completion(NamedTuple):
+    """What is still to do before a dataset can be committed: compute `graph`, and it is."""
+
+    graph: Delayed
+    request: StageRequest
+    remaining: Remaining
+
+
+def run_write(
+    write: Write | Completion, client: Client | None = None, stop: Stop | None = None
+) -> Any:
+    """Compute a write, on `client` or on the scheduler in force, and wait for its end.
+
+    Returns the `CommitResult`; of a part, how many objects it has.
+
+    Raises
+    ------
+    WriteStoppedError
+        `stop` was asked for.
+    ClusterError
+        A worker does not see the folder of the destination; nothing was touched.
+    WriteFailedError
+        A task failed.
+    """
+    running = client or current_client()
+    if running is not None and write.request.destination.can_rename:
+        check_shared_folder(running, os.path.dirname(write.request.destination.staging))
+    try:
+        if client is None:
+            return write.graph.compute()
+        return compute_until(write.graph, client, stop)
+    except WriteStoppedError:
+        # The commit itself may have been what was finished.
+        if write.request.destination.committed().get("run_id") == write.request.run_id:
+            return committed_result(write.request.destination)
+        raise
+    except Exception as error:
+        if isinstance(error, CTLabError) and not isinstance(error, StorageError):
+            raise
+        destination = write.request.destination
+        message = (
+            f"writing {destination.path} failed: {type(error).__name__}: {error}. "
+            f"{_state_after_failure(destination, write.request.run_id)}"
+        )
+        raise WriteFailedError(message) from error
+
+
+def _state_after_failure(destination: Destination, run_id: str) -> str:
+    """Say what is at the destination after a write that failed, and how to go on."""
+    try:
+        aside = destination.all_replaced()
+        is_there = destination.files.kind(destination.path) is not None
+        if destination.committed().get("run_id") == run_id:
+            return "The new dataset is at the destination, but may not outlast a power failure yet"
+        if aside and not is_there:
+            return (
+                f"The old dataset is whole in {aside[0]}; `ctlab-zarr commit {destination.path}`, "
+                "or the next write, puts the new one or the old one in its place"
+            )
+        is_staged = bool(destination.staged_plan())
+    except OSError as error:
+        return f"What is at the destination cannot be looked at: {error}"
+    if not is_staged:
+        return "The destination is as it was"
+    return (
+        f"The destination is as it was; the shards written so far are in {destination.staging}. Go "
+        "on by resume=True (--resume), or start anew by restart=True (--restart)"
+    )
