@@ -33,9 +33,9 @@ from ctlab_dask_zarr.write.graph import build_completion, build_graph
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.write.remaining import resolve_request
+from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.resolve import WriteOptions, refuse_contradictions
 from ctlab_dask_zarr.write.run import Completion, Write, run_write
-from ctlab_dask_zarr.write.stage import StageRequest
 
 if TYPE_CHECKING:
     import numpy.typing as npt

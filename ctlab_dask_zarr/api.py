@@ -36,6 +36,7 @@ from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.write.plan import WritePlan
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelGeometry, LevelSpec
 from ctlab_dask_zarr.write.remaining import all_tasks, find_remaining, resolve_request
+from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.resolve import (
     WriteOptions,
     named_destination,
@@ -43,7 +44,7 @@ from ctlab_dask_zarr.write.resolve import (
     refuse_contradictions,
 )
 from ctlab_dask_zarr.write.run import Completion, Write, run_write
-from ctlab_dask_zarr.write.stage import StageRequest, open_staged
+from ctlab_dask_zarr.write.stage import open_staged
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed

@@ -36,7 +36,7 @@ from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.downsample import halve
 from ctlab_dask_zarr.write.resolve import WriteOptions
 from ctlab_dask_zarr.write.run import run_write
-from ctlab_dask_zarr.write.stage import StagedWrite
+from ctlab_dask_zarr.write.staged import StagedWrite
 from tests.builders import make_dataset
 
 LAYOUT: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32)}

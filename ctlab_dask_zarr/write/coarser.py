@@ -20,7 +20,7 @@ from ctlab_dask_zarr.write.pieces import FinerArray, Piece, ShardTask, piece_key
 from ctlab_dask_zarr.write.plan import Level
 from ctlab_dask_zarr.write.pyramid import child_coords, parent_coords
 from ctlab_dask_zarr.write.shard import StagedArray, write_shards
-from ctlab_dask_zarr.write.stage import StagedWrite
+from ctlab_dask_zarr.write.staged import StagedWrite
 from ctlab_dask_zarr.write.values import ValueRange
 
 __all__ = ["write_coarser"]

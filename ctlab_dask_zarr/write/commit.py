@@ -39,7 +39,8 @@ from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.labels import register_labels
 from ctlab_dask_zarr.write.remaining import part_of
-from ctlab_dask_zarr.write.stage import StagedWrite, destination_problem
+from ctlab_dask_zarr.write.stage import destination_problem
+from ctlab_dask_zarr.write.staged import StagedWrite
 
 __all__ = ["CommitResult", "commit", "committed_result", "refuse_missing"]
 

@@ -38,8 +38,8 @@ from ctlab_dask_zarr.write.pyramid import (
     level_geometries,
     resolve_downsample,
 )
+from ctlab_dask_zarr.write.request import StageRequest, plain_mask_value
 from ctlab_dask_zarr.write.resolve import coarser_levels
-from ctlab_dask_zarr.write.stage import StageRequest, plain_mask_value
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset

@@ -38,7 +38,9 @@ from ctlab_dask_zarr.write.plan import Level, WritePlan
 from ctlab_dask_zarr.write.pyramid import parent_coords
 from ctlab_dask_zarr.write.rechunk import block_ranges, group_axis_of, group_rows
 from ctlab_dask_zarr.write.remaining import Remaining
-from ctlab_dask_zarr.write.stage import StagedWrite, StageRequest, stage
+from ctlab_dask_zarr.write.request import StageRequest
+from ctlab_dask_zarr.write.stage import stage
+from ctlab_dask_zarr.write.staged import StagedWrite
 
 __all__ = ["SourceGraph", "add_block_tasks", "analyse_source", "build_completion", "build_graph"]
 

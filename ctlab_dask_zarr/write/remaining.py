@@ -13,13 +13,9 @@ from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.write.layout import Layout, Shape
 from ctlab_dask_zarr.write.pieces import ShardTask
 from ctlab_dask_zarr.write.plan import Level
-from ctlab_dask_zarr.write.stage import (
-    StagedWrite,
-    StageRequest,
-    destination_problem,
-    is_committed,
-    staging_problem,
-)
+from ctlab_dask_zarr.write.request import StageRequest
+from ctlab_dask_zarr.write.stage import destination_problem, is_committed, staging_problem
+from ctlab_dask_zarr.write.staged import StagedWrite
 
 __all__ = ["Remaining", "all_tasks", "find_remaining", "part_of", "part_tasks", "resolve_request"]
 

@@ -13,7 +13,7 @@ from ctlab_dask_zarr.write.commit import committed_result
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.plan import WritePlan
 from ctlab_dask_zarr.write.remaining import Remaining
-from ctlab_dask_zarr.write.stage import StageRequest
+from ctlab_dask_zarr.write.request import StageRequest
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed

@@ -8,7 +8,8 @@ from math import prod
 
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.remaining import part_of
-from ctlab_dask_zarr.write.stage import StagedWrite, open_staged
+from ctlab_dask_zarr.write.stage import open_staged
+from ctlab_dask_zarr.write.staged import StagedWrite
 
 __all__ = ["PartStatus", "WriteStatus", "write_status"]
 

@@ -22,7 +22,7 @@ from ctlab_dask_zarr import Dataset, verify
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
-from ctlab_dask_zarr.write.stage import StagedWrite
+from ctlab_dask_zarr.write.staged import StagedWrite
 
 VOXELS = np.random.default_rng(0).integers(0, 4000, (20, 24, 28), dtype="uint16")
 LAYOUT = ("--chunks", "4,4,4", "--shards", "8,8,8")

@@ -32,8 +32,10 @@ from ctlab_dask_zarr.write.extend import images_to_extend, level_request, plan_l
 from ctlab_dask_zarr.write.pieces import Piece
 from ctlab_dask_zarr.write.plan import WritePlan
 from ctlab_dask_zarr.write.remaining import all_tasks, find_remaining, part_tasks
+from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.resolve import WriteOptions
-from ctlab_dask_zarr.write.stage import StagedWrite, StageRequest, open_staged, stage
+from ctlab_dask_zarr.write.stage import open_staged, stage
+from ctlab_dask_zarr.write.staged import StagedWrite
 from tests.builders import make_dataset, random_voxels
 from tests.reliability.fake_files import Died, FakeFiles
 

@@ -25,8 +25,10 @@ from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.write.commit import commit
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.pieces import Piece
+from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.resolve import WriteOptions
-from ctlab_dask_zarr.write.stage import StagedWrite, StageRequest, stage
+from ctlab_dask_zarr.write.stage import stage
+from ctlab_dask_zarr.write.staged import StagedWrite
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((32, 32, 32))
