@@ -73,8 +73,8 @@ def commit(staged: StagedWrite) -> CommitResult:
     refuse_missing(staged, receipts, staged.planned_keys())
     if request.extends is None:
         documents = dict(_documents(staged, receipts))
-        if isinstance(destination.files, ObjectFiles):
-            _publish_objects(staged, documents, destination.files)
+        if destination.objects is not None:
+            _publish_objects(staged, documents, destination.objects)
         else:
             for key, text in documents.items():
                 staged.store.put(key, text.encode())
@@ -275,7 +275,7 @@ def _publish(staged: StagedWrite) -> None:
         destination.discard_committed_staging()
 
 
-def _publish_objects(staged: StagedWrite, documents: dict[str, str], files: ObjectFiles) -> None:
+def _publish_objects(staged: StagedWrite, documents: dict[str, str], objects: ObjectFiles) -> None:
     """Put the documents beside the shards, which are in their places: the root's last, once."""
     destination = staged.request.destination
     problem = destination_problem(staged.request)
@@ -285,7 +285,7 @@ def _publish_objects(staged: StagedWrite, documents: dict[str, str], files: Obje
     for key, text in documents.items():
         staged.store.put(key, text.encode())
     try:
-        files.create(staged.store.path(ROOT_DOCUMENT), root.encode())
+        objects.create(staged.store.path(ROOT_DOCUMENT), root.encode())
     except FileExistsError as error:
         if destination.committed().get("staging_id") != staged.staging_id:
             raise DestinationExistsError(

@@ -104,9 +104,14 @@ class Destination:
         return [os.path.join(folder, name) for name in names if name.startswith(prefix)]
 
     @property
+    def objects(self) -> ObjectFiles | None:
+        """The object store that it is in, with the effects that only those have; else None."""
+        return self.files if isinstance(self.files, ObjectFiles) else None
+
+    @property
     def can_rename(self) -> bool:
         """Whether a dataset is put together elsewhere and renamed; object stores cannot."""
-        return not isinstance(self.files, ObjectFiles)
+        return self.objects is None
 
     @property
     def store(self) -> LocalStore:
@@ -227,19 +232,19 @@ class Destination:
 
         On an object store, the plan goes last: until then the rest can be removed, or gone on with.
         """
-        files = self.files
-        if not isinstance(files, ObjectFiles):
+        objects = self.objects
+        if objects is None:
             self._discard(self.staging)
             return
         if not self.is_staging_committed():
             for path in self._uncommitted_paths():
-                files.remove_all(path)
-                abort_uploads(path, files.options)
-            abort_uploads(self.staging, files.options)
-        for folder, kind in files.entries(self.staging):
+                objects.remove_all(path)
+                abort_uploads(path, objects.options)
+            abort_uploads(self.staging, objects.options)
+        for folder, kind in objects.entries(self.staging):
             if kind == "folder":
-                files.remove_all(os.path.join(self.staging, folder))
-        files.remove_all(self.staging)
+                objects.remove_all(os.path.join(self.staging, folder))
+        objects.remove_all(self.staging)
 
     def _uncommitted_paths(self) -> list[str]:
         """Return below what the shards of the staged write are."""

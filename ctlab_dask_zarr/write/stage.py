@@ -21,7 +21,6 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.runtime.files import remove_tree
-from ctlab_dask_zarr.runtime.objects import ObjectFiles
 from ctlab_dask_zarr.runtime.storage import store_at
 from ctlab_dask_zarr.write.destination import STAGED_PLAN, Destination
 from ctlab_dask_zarr.write.difference import identity_difference, requested_difference
@@ -236,11 +235,12 @@ def open_staged(destination: Destination) -> StagedWrite:
 def _make_staging(request: StageRequest) -> str | None:
     """Make the staging folder, complete from the moment it is there; None if there is one."""
     destination = request.destination
-    files = destination.files
-    if isinstance(files, ObjectFiles):
+    files, objects = destination.files, destination.objects
+    if objects is not None:
         staging_id = uuid.uuid4().hex[:16]
+        text = request.to_json(staging_id)
         try:
-            files.create(destination.notes.path(STAGED_PLAN), request.to_json(staging_id).encode())
+            objects.create(destination.notes.path(STAGED_PLAN), text.encode())
         except FileExistsError:
             return None
         return staging_id

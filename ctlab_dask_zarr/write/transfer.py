@@ -30,7 +30,6 @@ from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
 from ctlab_dask_zarr.runtime.files import remove_tree
-from ctlab_dask_zarr.runtime.objects import ObjectFiles
 from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX, LocalStore, store_at
 from ctlab_dask_zarr.verification.documents import array_receipts
 from ctlab_dask_zarr.write.destination import STAGED_PLAN, Destination
@@ -176,8 +175,8 @@ class _Claim:
 
     def stake(self) -> None:
         """Take the destination, or find that it is this copy's already."""
-        files = self.destination.files
-        if not isinstance(files, ObjectFiles):
+        objects = self.destination.objects
+        if objects is None:
             return
         content = {
             "staging_id": self.staging_id,
@@ -187,7 +186,7 @@ class _Claim:
             "version": __version__,
         }
         try:
-            files.create(self.destination.notes.path(STAGED_PLAN), json.dumps(content).encode())
+            objects.create(self.destination.notes.path(STAGED_PLAN), json.dumps(content).encode())
         except FileExistsError:
             self.refuse_others()
 
@@ -322,11 +321,11 @@ def _checksum(store: LocalStore, key: str, nbytes: int) -> int:
 
 def _publish(claim: _Claim, incoming: LocalStore) -> None:
     destination, root = claim.destination, claim.root
-    files = destination.files
-    if isinstance(files, ObjectFiles):
+    files, objects = destination.files, destination.objects
+    if objects is not None:
         claim.refuse_lost()
         try:
-            files.create(destination.store.path(ROOT_DOCUMENT), root)
+            objects.create(destination.store.path(ROOT_DOCUMENT), root)
         except FileExistsError:
             if not _is_there(destination, root):
                 raise
