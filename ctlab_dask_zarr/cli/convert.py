@@ -19,6 +19,7 @@ from ctlab_dask_zarr.cli.options import (
     open_source,
     with_cluster_options,
     with_deadline_option,
+    with_resume_options,
     with_write_options,
     write_arguments,
 )
@@ -35,8 +36,7 @@ __all__ = ["convert_command", "write_dataset"]
 
 @click.command("convert")
 @with_write_options
-@click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
-@click.option("--restart", is_flag=True, help="Remove what an interrupted conversion left, first.")
+@with_resume_options
 @click.option(
     "--part",
     type=PART,

@@ -14,6 +14,7 @@ from ctlab_dask_zarr.cli.options import (
     layout_arguments,
     with_cluster_options,
     with_deadline_option,
+    with_resume_options,
 )
 from ctlab_dask_zarr.cli.parameters import CODEC, COLOR, PART, SHAPE, SHAPE_OR_NONE
 
@@ -42,8 +43,7 @@ __all__ = ["add_labels_command"]
 @click.option("--shards", type=SHAPE_OR_NONE, default="auto", show_default=True, help="Shard.")
 @click.option("--codec", type=CODEC, default=None, help="As of convert.  [default: zstd]")
 @click.option("--overwrite", is_flag=True, help="Replace labels of that name.")
-@click.option("--resume", is_flag=True, help="Go on with what was interrupted.")
-@click.option("--restart", is_flag=True, help="Remove what was left by an interruption, first.")
+@with_resume_options
 @click.option(
     "--part",
     type=PART,

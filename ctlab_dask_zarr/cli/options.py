@@ -33,6 +33,7 @@ __all__ = [
     "with_cluster_options",
     "with_deadline_option",
     "with_options",
+    "with_resume_options",
     "with_source_options",
     "with_storage_options",
     "with_write_options",
@@ -75,6 +76,11 @@ _WRITE_OPTIONS = [
     click.option("--overwrite", is_flag=True,
                  help="Replace a Zarr store at the destination, once the new one is complete."),
 ]  # fmt: skip
+
+_RESUME_OPTIONS = [
+    click.option("--resume", is_flag=True, help="Go on with what was interrupted."),
+    click.option("--restart", is_flag=True, help="First remove what an interruption has left."),
+]
 
 _CLUSTER_OPTIONS = [
     click.option("--workers", type=click.IntRange(1), default=None,
@@ -145,6 +151,11 @@ def with_write_options(command: Command) -> Command:
 def with_source_options(command: Command) -> Command:
     """Give a command the options that correct what a source says about itself."""
     return with_options(_SOURCE_OPTIONS, command)
+
+
+def with_resume_options(command: Command) -> Command:
+    """Give a command the two ways in which an interrupted write is dealt with."""
+    return with_options(_RESUME_OPTIONS, command)
 
 
 def with_deadline_option(command: Command) -> Command:

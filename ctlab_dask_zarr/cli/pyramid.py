@@ -14,6 +14,7 @@ from ctlab_dask_zarr.cli.options import (
     cluster_arguments,
     with_cluster_options,
     with_deadline_option,
+    with_resume_options,
 )
 from ctlab_dask_zarr.cli.parameters import LEVELS
 
@@ -38,8 +39,7 @@ __all__ = ["pyramid_command"]
     default=None,
     help="How a level becomes the next one.  [default: by data type]",
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted pyramid.")
-@click.option("--restart", is_flag=True, help="Remove what an interrupted pyramid left, first.")
+@with_resume_options
 @with_deadline_option
 @with_cluster_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
