@@ -41,7 +41,8 @@ def _print_version(context: click.Context, parameter: click.Parameter, is_asked:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""
     Exit codes: 0 done; 1 failed; 2 wrong usage; 3 verification found problems; 4 the output
-    exists; 5 source, parts or dataset are incomplete; 75 stopped in time, --resume goes on.
+    exists; 5 source, parts or dataset are incomplete; 75 stopped in time, --resume continues an
+    interrupted write.
     """,
 )
 @click.option("--debug", is_flag=True, envvar="CTLAB_ZARR_DEBUG",

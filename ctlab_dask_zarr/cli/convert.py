@@ -78,7 +78,7 @@ def convert_command(
     it is missing.
 
     SIGINT, SIGTERM, SIGUSR1 and the --deadline stop it cleanly: the shards under way are finished,
-    the exit code is 75, and --resume goes on.
+    the exit code is 75, and the same command with --resume continues.
     """
     from ctlab_dask_zarr.runtime.stopping import Stop
 

@@ -108,6 +108,17 @@ def verify(
     storage_options
         As of `dataset_to_zarr`.
 
+    Raises
+    ------
+    DatasetNotFoundError
+        There is nothing at `path`, or at `source`.
+    UnsupportedFormatError, MetadataError, IncompleteSourceError, IncompleteDatasetError
+        `source` cannot be opened; where `path` cannot, that is a problem that is returned.
+    InvalidArgumentError
+        `storage_options`, or a URL, holds a credential.
+    StorageError
+        An object store does not answer, or refuses access.
+
     Examples
     --------
     >>> import dask.array as da, tempfile
