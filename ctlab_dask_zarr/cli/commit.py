@@ -76,7 +76,7 @@ def compute_with_progress(
 
     `again` says how to go on after a stop.
     """
-    from ctlab_dask_zarr.errors import WriteStoppedError
+    from ctlab_dask_zarr.errors import WriteFailedError, WriteStoppedError
     from ctlab_dask_zarr.runtime.progress import Progress
     from ctlab_dask_zarr.runtime.reporting import listen
     from ctlab_dask_zarr.runtime.stopping import Stop
@@ -103,13 +103,46 @@ def compute_with_progress(
 
     try:
         with progress, listen(completion.graph, on_report, client):
-            return run_write(completion, client, stop)
+            result = run_write(completion, client, stop)
     except WriteStoppedError as error:
         # Counted by what workers tell, as the progress is: to list the shards could take longer
         # than a job has left.
         n_done = completion.remaining.n_done
+        if stop.is_futile():
+            # Another exit code than that of a stop: job scripts would repeat it for ever.
+            raise WriteFailedError(_futile(completion, stop)) from error
         n_written = n_done + int(len(tasks) * min(nbytes_done / max(nbytes, 1), 1.0))
         raise WriteStoppedError(
             f"stopped ({stop.reason()}): about {n_written} of {n_done + len(tasks)} shards are "
             f"written, and the destination is as it was; {again}"
         ) from error
+    request = completion.request
+    if tasks or request.destination.committed().get("run_id") == request.run_id:
+        stop.progressed()
+    return result
+
+
+def _futile(completion: Completion | Write, stop: Stop) -> str:
+    """Return what to say where the time did not do for a single shard."""
+    from ctlab_dask_zarr.api import Write
+
+    request, remaining = completion.request, completion.remaining
+    n_shards = remaining.n_done + len(remaining.tasks)
+    what = "no shard was finished"
+    advice = "more time (the walltime of the job, --deadline) or more workers"
+    if not remaining.tasks:
+        what = "all shards are there, but their commit was not finished"
+        advice = "more time (the walltime of the job, --deadline)"
+    elif isinstance(completion, Write):
+        anew = "--restart"
+        if request.n_parts is not None:
+            anew = f"`ctlab-zarr abort {request.destination.path}` and all parts again"
+        advice = (
+            "more time (the walltime of the job, --deadline), more workers, or smaller --shards, "
+            f"which begin anew ({anew})"
+        )
+    return (
+        f"stopped ({stop.reason()}): {what} in the {stop.time_spent()} that there were, "
+        f"{remaining.n_done} of {n_shards} shards were there before, and the destination is as it "
+        f"was. With as much time it would get no further: give it {advice}"
+    )

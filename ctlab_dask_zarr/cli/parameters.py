@@ -105,7 +105,7 @@ class _Deadline(click.ParamType):  # type: ignore[type-arg]
 
         try:
             if value == "auto":
-                # However little that is: the job goes into the queue again, and has more then.
+                # However little that is: the run itself tells where it does not do for a shard.
                 return seconds_left()
             seconds = parse_duration(str(value))
         except InvalidArgumentError as error:

@@ -303,6 +303,12 @@ def _wait_for_worker(
         if len(refusals) >= jobs and all(refusals):
             raise ClusterError(f"{system} refused the job: {refusals[0]}")
         reason = stop.reason()
+        if reason is not None and stop.is_futile():
+            raise ClusterError(
+                f"stopped ({reason}): no worker came in the {stop.time_spent()} that there were: "
+                f"{_said_by_queue(cluster, system)}. Nothing was written; give it more time (the "
+                "walltime of the job, --deadline), or ask for workers that the queue starts sooner"
+            )
         if reason is not None:
             raise WriteStoppedError(
                 f"stopped ({reason}) before a worker came: {_said_by_queue(cluster, system)}. "

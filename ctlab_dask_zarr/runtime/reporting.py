@@ -21,13 +21,14 @@ __all__ = ["Reporter", "listen", "topic_of"]
 #: Seconds between two reports of one task.
 _INTERVAL_S = 0.5
 
-#: Called with bytes encoded since the last call and, at the end of a task, its seconds, else 0.
+#: Called with bytes encoded since the last call and, where a shard is done, the seconds that its
+#: task has taken until then, else 0.
 Listener = Callable[[int, float], None]
 _listeners: dict[str, Listener] = {}
 
 
 class Reporter:
-    """Tells how many bytes one task has encoded, now and then, and at the end how long it took."""
+    """Tells how many bytes one task has encoded, now and then, and how long a shard took."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
@@ -46,7 +47,7 @@ class Reporter:
         self._tell(0.0)
 
     def finish(self) -> None:
-        """Tell what was not told yet, and that the task is done."""
+        """Tell what was not told yet, and that a shard is done."""
         self._tell(time.monotonic() - self._start_s)
 
     def _tell(self, task_s: float) -> None:
@@ -84,8 +85,8 @@ def listen(write: Delayed, listener: Listener, client: Any = None) -> Iterator[N
     write
         What `dataset_to_zarr(..., compute=False)` returned.
     listener
-        Called from another thread, with the bytes since its last call and, where a task has just
-        ended, the seconds that it took (else 0).
+        Called from another thread, with the bytes since its last call and, where a shard has just
+        been finished, the seconds that its task has taken until then (else 0).
     client
         The `distributed.Client` that computes the write; None for a scheduler in this process.
     """

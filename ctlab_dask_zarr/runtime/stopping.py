@@ -6,6 +6,7 @@ as it is, to be resumed.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -13,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ctlab_dask_zarr.errors import WriteStoppedError
+from ctlab_dask_zarr.errors import ClusterError, WriteStoppedError
+from ctlab_dask_zarr.runtime.progress import duration_text
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -28,7 +30,10 @@ CLOSING_S = 10.0
 #: Of the longest task so far, this much is left before the deadline when the last is begun.
 _TASK_MARGIN = 1.5
 _POLL_S = 0.2
+#: Seconds for what workers have told last to arrive.
+_TELLING_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_TIME_IS_UP = "the time is nearly up"
 
 
 class Stop:
@@ -51,8 +56,10 @@ class Stop:
     """
 
     def __init__(self, deadline_s: float | None = None) -> None:
-        self._deadline_s = None if deadline_s is None else time.monotonic() + deadline_s
+        self._start_s = time.monotonic()
+        self._deadline_s = None if deadline_s is None else self._start_s + deadline_s
         self._longest_task_s = 0.0
+        self._has_progress = False
         self._asked: str | None = None
         self.woken = threading.Event()
 
@@ -62,15 +69,37 @@ class Stop:
         self.woken.set()
 
     def saw(self, task_s: float) -> None:
-        """Learn how long a task took, so that none is begun that could not be finished."""
+        """Learn how long a task took, so that none is begun that could not be finished.
+
+        0 for one that is under way.
+        """
         self._longest_task_s = max(self._longest_task_s, task_s)
+        self._has_progress |= task_s > 0
+
+    def progressed(self) -> None:
+        """Learn that something was done which another run need not do."""
+        self._has_progress = True
+
+    def is_futile(self) -> bool:
+        """Return whether all the time there was did not do for a shard: nor will it another time.
+
+        SIGUSR1 is how batch systems warn of the end, where there is one; other signals may come
+        at any time, and say nothing about it.
+        """
+        has_end = self._deadline_s is not None and self._deadline_s < math.inf
+        is_time_up = self._asked == _TIME_IS_UP or (self._asked == "SIGUSR1" and has_end)
+        return is_time_up and not self._has_progress
+
+    def time_spent(self) -> str:
+        """Return how long it is since the beginning, as text."""
+        return duration_text(time.monotonic() - self._start_s)
 
     def reason(self) -> str | None:
         """Return why to stop now, or None."""
         if self._asked is None and self._deadline_s is not None:
             last_start_s = self._deadline_s - CLOSING_S - _TASK_MARGIN * self._longest_task_s
             if time.monotonic() >= last_start_s:
-                self._asked = "the time is nearly up"
+                self._asked = _TIME_IS_UP
         return self._asked
 
     def grace_s(self) -> float:
@@ -78,7 +107,7 @@ class Stop:
         if self._deadline_s is None:
             return _GRACE_S
         left_s = self._deadline_s - CLOSING_S / 2 - time.monotonic()
-        return max(0.0, left_s if self._asked == "the time is nearly up" else min(left_s, _GRACE_S))
+        return max(0.0, left_s if self._asked == _TIME_IS_UP else min(left_s, _GRACE_S))
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -125,8 +154,13 @@ def compute_until(
     ------
     WriteStoppedError
         `stop` asked; the shards under way are finished, or their grace is over.
+    ClusterError
+        `stop` asked while something only read, for which the time is too short.
     """
     stop = stop or Stop()
+    if stop.reason() is not None:
+        # Nothing is begun that could not be finished.
+        raise _stopped(stop, reading)
     done = threading.Event()
     future = client.compute(graph)
     future.add_done_callback(lambda _: done.set())
@@ -137,10 +171,21 @@ def compute_until(
             future.cancel(reason=reason)
             if reading is None:
                 _wait_for_running_tasks(client, stop.grace_s())
-            advice = "the destination is as it was; go on by resume=True (--resume)"
-            raise WriteStoppedError(f"stopped ({reason}): {reading or advice}")
+                _wait_for_telling(stop)
+            raise _stopped(stop, reading)
         done.wait(_POLL_S)
     return future.result()
+
+
+def _stopped(stop: Stop, reading: str | None) -> ClusterError | WriteStoppedError:
+    if reading is not None and stop.is_futile():
+        return ClusterError(
+            f"stopped ({stop.reason()}): {reading}. It was not done in the {stop.time_spent()} "
+            "that there were, and begins anew each time: give it more time (the walltime of the "
+            "job, --deadline) or more workers"
+        )
+    advice = "the destination is as it was; go on by resume=True (--resume)"
+    return WriteStoppedError(f"stopped ({stop.reason()}): {reading or advice}")
 
 
 def _wait_for_running_tasks(client: Client, timeout_s: float) -> None:
@@ -149,6 +194,13 @@ def _wait_for_running_tasks(client: Client, timeout_s: float) -> None:
         running = client.run(_n_running, on_error="ignore")
         if not any(running.values()):
             return
+        time.sleep(_POLL_S)
+
+
+def _wait_for_telling(stop: Stop) -> None:
+    """Do not take for futile what has only not been told of yet."""
+    stop_s = time.monotonic() + _TELLING_S
+    while stop.is_futile() and time.monotonic() < stop_s:
         time.sleep(_POLL_S)
 
 

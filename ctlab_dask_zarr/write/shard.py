@@ -96,6 +96,7 @@ def write_shards(
     tasks: Sequence[ShardTask],
     pieces: Iterable[Piece],
     on_encoded: Callable[[int], None] = lambda nbytes: None,
+    on_written: Callable[[], None] = lambda: None,
 ) -> list[ShardReceipt]:
     """Write the objects of `tasks` from `pieces`.
 
@@ -110,6 +111,8 @@ def write_shards(
         needs it is reached, and dropped after its last.
     on_encoded
         Told, after each row, how many bytes of voxels it had.
+    on_written
+        Told when some of the tasks are done and others are not.
 
     Returns
     -------
@@ -154,6 +157,8 @@ def write_shards(
                 # other along the row axis.
                 if span.start <= row_start < span.stop:
                     level.end_row()
+            if row_stop < last and any(span.stop == row_stop for span in spans):
+                on_written()
     return receipts
 
 

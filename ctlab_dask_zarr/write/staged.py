@@ -138,7 +138,7 @@ class StagedWrite:
                 receipts += found
         if missing:
             reporter = Reporter(topic_of(self.request.run_id[:8]))
-            receipts += write_shards(staged, missing, pieces, reporter.add)
+            receipts += write_shards(staged, missing, pieces, reporter.add, reporter.finish)
             reporter.finish()
         return receipts
 

@@ -69,15 +69,16 @@ def start() -> Iterator[Callable[..., Process]]:
 
 
 class Slow:
-    """Makes a function take its time from when it is told to, and tells when it is called."""
+    """Makes a function take its time, unless that is cut short, and tells when it is called."""
 
     def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float) -> None:
         self.called = threading.Event()
+        self.cut_short = threading.Event()
         function = getattr(owner, name)
 
         def slow(*arguments: Any, **options: Any) -> Any:
             self.called.set()
-            time.sleep(seconds)
+            self.cut_short.wait(seconds)
             return function(*arguments, **options)
 
         patch.setattr(owner, name, slow)
@@ -176,8 +177,8 @@ def test_a_commit_that_makes_levels_is_stopped_and_gone_on_with(
     assert os.listdir(out) == [".a.zarr.staging"]
     # And by its deadline, of which ten seconds are for its end.
     with monkeypatch.context() as patch:
-        Slow(patch, graph, "write_coarser", 2)
-        process = start("commit", store, "--deadline", "15s")
+        Slow(patch, graph, "write_coarser", 3)
+        process = start("commit", store, "--deadline", "30s")
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 75, errors
         assert "the time is nearly up" in errors
@@ -199,15 +200,107 @@ def test_a_deadline_that_leaves_no_time_for_work_is_a_usage_error(
     assert os.listdir(out) == []
 
 
-def test_a_job_with_little_time_left_ends_with_75_and_tells_that_nothing_is_written(
-    start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+def fail(process: Process) -> str:
+    """Return what a command says that ends so that no job script repeats it."""
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "Traceback" not in errors
+    assert output == ""
+    return " ".join(errors.split())
+
+
+@pytest.mark.parametrize("left_s", [5, -3600])
+def test_a_job_without_time_for_a_shard_does_not_go_into_the_queue_for_ever(
+    left_s: int, start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + left_s))
+    errors = fail(start("convert", source, out / "a", "--deadline", "auto"))
+    assert "stopped (the time is nearly up): no shard was finished in the " in errors
+    assert "0 of 1 shards were there before, and the destination is as it was" in errors
+    assert "the walltime of the job" in errors
+    assert "smaller --shards, which begin anew (--restart)" in errors
+
+
+def test_a_shard_that_takes_longer_than_there_is_time_ends_a_part_for_good(
+    start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = ("convert", source, out / "a", *LAYOUT, "--part")
+    finish(start(*convert, "1/2"))
+    with monkeypatch.context() as patch:
+        slow = Slow(patch, StagedWrite, "write", 60)
+        errors = fail(start(*convert, "2/2", "--deadline", "25s"))
+        assert slow.called.is_set()
+        slow.cut_short.set()
+    # What other parts have written is no progress of this one.
+    assert "no shard was finished" in errors
+    assert f"`ctlab-zarr abort {out / 'a.zarr'}` and all parts again" in errors
+    finish(start(*convert, "2/2", "--deadline", "1h"))
+
+
+def test_the_warning_of_a_batch_system_before_the_first_shard_is_not_repeated_for_ever(
+    start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch, StagedWrite, "write", 60)
+    process = start("convert", source, out / "a", "--deadline", "1h")
+    assert slow.called.wait(60)
+    process.send_signal(signal.SIGUSR1)
+    assert "stopped (SIGUSR1): no shard was finished in the " in fail(process)
+    slow.cut_short.set()
+
+
+def test_levels_for_which_there_is_no_time_are_not_tried_for_ever(
+    start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(start("convert", source, out / "a", *LAYOUT))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 5))
-    process = start("convert", source, out / "a", "--deadline", "auto")
+    errors = fail(start("pyramid", out / "a.zarr", "--levels", "2", "--deadline", "auto"))
+    assert "no shard was finished" in errors
+    # Their shards are those of the image.
+    assert "--shards" not in errors
+
+
+def test_levels_of_labels_that_are_done_are_progress_of_their_image(
+    start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ctlab_dask_zarr.write.graph as graph
+
+    store = out / "a.zarr"
+    finish(start("convert", source, store, *LAYOUT))
+    finish(start("add-labels", store, source, "--name", "one", *LAYOUT))
+    write_coarser = graph.write_coarser
+    cut_short = threading.Event()
+
+    def slow_for_the_image(staged: StagedWrite, task: Any) -> Any:
+        if staged.request.destination.labels_of is None:
+            cut_short.wait(60)
+        return write_coarser(staged, task)
+
+    monkeypatch.setattr(graph, "write_coarser", slow_for_the_image)
+    process = start("pyramid", store, "--levels", "2", "--deadline", "25s")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert "about 0 of 1 shards are written" in errors
+    cut_short.set()
+    finish(start("pyramid", store, "--levels", "2", "--resume"))
+
+
+def test_a_verification_that_takes_longer_than_there_is_time_is_not_tried_for_ever(
+    start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch, NetCDFVolume, "verify_md5", 30)
+    convert = ("convert", source, out / "a", "--verify", "--resume", "--deadline", "25s")
+    process = start(*convert)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert slow.called.is_set()
+    slow.cut_short.set()
+    monkeypatch.undo()
+    slow = Slow(monkeypatch, NetCDFVolume, "verify_md5", 30)
+    errors = fail(start(*convert))
+    slow.cut_short.set()
+    assert "is complete and in its place, but not verified to the end" in errors
+    assert "It was not done in the " in errors
 
 
 def test_json_of_a_stopped_verification_is_no_result(

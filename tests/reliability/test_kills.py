@@ -191,7 +191,11 @@ def test_a_deadline_stops_before_it_and_a_loop_of_them_gets_through(
         process = convert(source, tmp_path / "a", *SLOW, "--resume", "--deadline", "17s")
         _, errors = process.communicate(timeout=60)
         codes.append(process.returncode)
-        assert process.returncode in (0, 75), errors
+        if process.returncode == 1:
+            # So busy a machine that a round did not do for a shard, which is told.
+            assert "no shard was finished in the" in errors
+        else:
+            assert process.returncode in (0, 75), errors
         assert time.monotonic() - start_s < 17
         if process.returncode == 0:
             break

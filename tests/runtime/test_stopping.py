@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from ctlab_dask_zarr.runtime.stopping import Stop
+
 _ENDING = """
 import os, signal, sys
 from ctlab_dask_zarr.runtime.stopping import Stop
@@ -49,3 +51,33 @@ def test_a_signal_in_the_middle_of_a_wait_does_not_hang(name: str) -> None:
     """The handler runs in the main thread, which holds the lock of what it waits for."""
     code = _WAITING.format(name=name)
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "deadline_s", "expected"),
+    [
+        # By this a batch system warns of the end, where there is one.
+        ("SIGUSR1", 3600, True),
+        ("SIGUSR1", None, False),
+        ("SIGUSR1", float("inf"), False),
+        # By these somebody ends it at any time, as to make room for another job.
+        ("SIGTERM", 3600, False),
+        ("SIGINT", 3600, False),
+        (None, 5, True),
+        (None, -3600, True),
+        (None, 3600, False),
+    ],
+)
+def test_a_stop_before_the_first_shard_is_futile_where_it_tells_of_the_end(
+    reason: str | None, deadline_s: float | None, expected: bool
+) -> None:
+    for progress in (lambda stop: stop.saw(2.0), lambda stop: stop.progressed()):
+        stop = Stop(deadline_s)
+        if reason is not None:
+            stop.ask(reason)
+        stop.reason()
+        # Of a task that is under way.
+        stop.saw(0.0)
+        assert stop.is_futile() == expected
+        progress(stop)
+        assert not stop.is_futile()
