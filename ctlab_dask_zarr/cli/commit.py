@@ -124,7 +124,7 @@ def compute_with_progress(
 
 def _futile(completion: Completion | Write, stop: Stop) -> str:
     """Return what to say where the time did not do for a single shard."""
-    from ctlab_dask_zarr.api import Write
+    from ctlab_dask_zarr.write.run import Write
 
     request, remaining = completion.request, completion.remaining
     n_shards = remaining.n_done + len(remaining.tasks)

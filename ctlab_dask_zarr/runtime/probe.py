@@ -4,24 +4,95 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from ctlab_dask_zarr.errors import ClusterError
 
-__all__ = ["check_shared_folder"]
+__all__ = ["SharedFolder", "check_shared_folder"]
+
+#: Seconds between two looks for workers that have come.
+_INTERVAL_S = 2.0
+#: Seconds for a look under way to end.
+_JOIN_S = 1.0
 
 
-def check_shared_folder(client: Any, folder: str) -> None:
+class SharedFolder:
+    """Has each worker probed once, also those that come while the work is under way; a context.
+
+    A plugin, as the one for versions, could not tell by itself: a new worker would have to wait for
+    this process to answer, and for one that was killed in vain.
+
+    Attributes
+    ----------
+    problem
+        Of a worker that came late and does not see the folder; None as long as there is none.
+    """
+
+    def __init__(self, client: Any, folder: str) -> None:
+        self._client = client
+        self._folder = folder
+        self._probed: set[str] = set()
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        # Of its own, so that a worker that does not answer holds up no stop.
+        self._thread = threading.Thread(target=self._watch, name="probe", daemon=True)
+        self.problem: ClusterError | None = None
+
+    def __enter__(self) -> SharedFolder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end.set()
+        self._thread.join(_JOIN_S)
+
+    def check(self) -> None:
+        """Probe the workers that have not been yet; raise the problem of any."""
+        with self._lock:
+            workers = set(self._client.scheduler_info(n_workers=-1)["workers"])
+            new = sorted(workers - self._probed)
+            if new and self.problem is None:
+                check_shared_folder(self._client, self._folder, new)
+                self._probed.update(new)
+        if self.problem is not None:
+            raise self.problem
+
+    def check_late(self) -> None:
+        """Do the same while, or after, the work is done."""
+        try:
+            self.check()
+        except ClusterError as error:
+            if self.problem is None:
+                self.problem = ClusterError(
+                    f"{error}. That worker came while the write was under way; what others have "
+                    "written stays, go on by resume=True (--resume)"
+                )
+            raise self.problem from error
+        except Exception:
+            # Best effort: what is wrong with the cluster is told by the work itself.
+            return
+
+    def _watch(self) -> None:
+        while self.problem is None and not self._end.wait(_INTERVAL_S):
+            with suppress(ClusterError):
+                self.check_late()
+
+
+def check_shared_folder(client: Any, folder: str, workers: Sequence[str] | None = None) -> None:
     """Have every worker write a file into `folder`, and read them here.
 
     Parameters
     ----------
     client
-        A `distributed.Client`; workers that come later are not asked.
+        A `distributed.Client`.
     folder
         The folder of the destination, or the nearest one above it that is there.
+    workers
+        Addresses; None for all that are there.
 
     Raises
     ------
@@ -32,7 +103,7 @@ def check_shared_folder(client: Any, folder: str) -> None:
         folder = os.path.dirname(folder)
     token = uuid.uuid4().hex
     # A worker that dies meanwhile, or lacks this package, is told of by others.
-    left = client.run(_leave_probe, folder, token, on_error="ignore")
+    left = client.run(_leave_probe, folder, token, workers=workers, on_error="ignore")
     problems = []
     for address, (host, said) in left.items():
         where = f"worker {address} on {host}"
@@ -48,7 +119,7 @@ def check_shared_folder(client: Any, folder: str) -> None:
         if not is_seen:
             problems.append(f"{where} has another {folder} than this process on {_host()}")
     if problems:
-        client.run(_remove_probe, folder, token)
+        client.run(_remove_probe, folder, token, workers=workers, on_error="ignore")
         _, said = _leave_probe(folder, token)
         if not os.path.isabs(said):
             # No matter of sharing: nobody can write there, which the write itself will tell.

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
     from distributed import Client
 
+    from ctlab_dask_zarr.runtime.probe import SharedFolder
+
 __all__ = ["CLOSING_S", "Stop", "compute_until"]
 
 #: Seconds that shards under way get to be finished: SLURM kills 30 s after its SIGTERM.
@@ -134,7 +136,12 @@ class Stop:
 
 
 def compute_until(
-    graph: Delayed, client: Client, stop: Stop | None, *, reading: str | None = None
+    graph: Delayed,
+    client: Client,
+    stop: Stop | None,
+    *,
+    reading: str | None = None,
+    shared: SharedFolder | None = None,
 ) -> Any:
     """Compute `graph` on `client`, unless `stop` asks to end before.
 
@@ -149,13 +156,16 @@ def compute_until(
     reading
         For something that only reads: what it means that it is stopped, and what to do. Nothing
         has to be finished then.
+    shared
+        The folder that workers have to see, watched meanwhile.
 
     Raises
     ------
     WriteStoppedError
         `stop` asked; the shards under way are finished, or their grace is over.
     ClusterError
-        `stop` asked while something only read, for which the time is too short.
+        `stop` asked while something only read, for which the time is too short; or a worker came
+        that does not see the folder.
     """
     stop = stop or Stop()
     if stop.reason() is not None:
@@ -173,6 +183,10 @@ def compute_until(
                 _wait_for_running_tasks(client, stop.grace_s())
                 _wait_for_telling(stop)
             raise _stopped(stop, reading)
+        if shared is not None and shared.problem is not None:
+            future.cancel(reason=str(shared.problem))
+            _wait_for_running_tasks(client, stop.grace_s())
+            raise shared.problem
         done.wait(_POLL_S)
     return future.result()
 

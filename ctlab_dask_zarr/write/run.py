@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dask.delayed import delayed
+
 from ctlab_dask_zarr.errors import CTLabError, StorageError, WriteFailedError, WriteStoppedError
-from ctlab_dask_zarr.runtime.probe import check_shared_folder
+from ctlab_dask_zarr.runtime.probe import SharedFolder
 from ctlab_dask_zarr.runtime.resources import current_client
 from ctlab_dask_zarr.runtime.stopping import Stop, compute_until
 from ctlab_dask_zarr.write.commit import committed_result
@@ -14,6 +16,7 @@ from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.plan import WritePlan
 from ctlab_dask_zarr.write.remaining import Remaining
 from ctlab_dask_zarr.write.request import StageRequest
+from ctlab_dask_zarr.write.stage import is_committed
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -63,17 +66,46 @@ def run_write(
     WriteStoppedError
         `stop` was asked for.
     ClusterError
-        A worker does not see the folder of the destination; nothing was touched.
+        A worker does not see the folder of the destination; nothing was touched, or where it came
+        later, what others have written stays.
     WriteFailedError
         A task failed.
     """
     running = client or current_client()
-    if running is not None and write.request.destination.can_rename:
-        check_shared_folder(running, os.path.dirname(write.request.destination.staging))
+    if running is None or not write.request.destination.can_rename:
+        return _run_write(write, client, stop)
+    folder = os.path.dirname(write.request.destination.staging)
+    with SharedFolder(running, folder) as shared:
+        shared.check()
+        try:
+            result = _run_write(write, running, stop, shared)
+        except WriteStoppedError:
+            raise
+        except CTLabError:
+            # On such a worker tasks fail, for want of what others have written.
+            shared.check_late()
+            raise
+        if not is_committed(write.request):
+            # Of a part, or committed where it is not seen here.
+            shared.check_late()
+        return result
+
+
+def _run_write(
+    write: Write | Completion,
+    client: Client | None,
+    stop: Stop | None,
+    shared: SharedFolder | None = None,
+) -> Any:
     try:
         if client is None:
             return write.graph.compute()
-        return compute_until(write.graph, client, stop)
+        if shared is not None and not client.scheduler_info(n_workers=-1)["workers"]:
+            # Staged by a worker that does not see the folder, all of it would be there alone.
+            reading = "no worker was there, and nothing is begun; give the same command again"
+            compute_until(delayed(len)(()), client, stop, reading=reading)
+            shared.check()
+        return compute_until(write.graph, client, stop, shared=shared)
     except WriteStoppedError:
         # The commit itself may have been what was finished.
         if write.request.destination.committed().get("run_id") == write.request.run_id:
