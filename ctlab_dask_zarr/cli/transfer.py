@@ -78,7 +78,8 @@ def _copy(source: str, destination: str, quiet: bool, as_json: bool) -> None:
 def abort_command(destination: str) -> None:
     """Remove what an interrupted write to DESTINATION has left; a committed dataset stays.
 
-    A write is a conversion, a `push` or a `pull`; be sure that none is under way.
+    A write is a conversion, the levels of a `pyramid`, a `push` or a `pull`; be sure that none is
+    under way.
 
     On S3, uploads that were cut off, which cost as much as objects do and are not listed, are ended
     too, where botocore is installed.
@@ -87,15 +88,11 @@ def abort_command(destination: str) -> None:
         from ctlab_dask_zarr.runtime.objects import configured_options
         from ctlab_dask_zarr.runtime.uploads import abort_uploads
         from ctlab_dask_zarr.write.resolve import named_destination
-        from ctlab_dask_zarr.write.transfer import discard_incoming
+        from ctlab_dask_zarr.write.transfer import discard_write
 
         target = named_destination(destination)
-        staged = bool(target.staged_plan())
         ended = abort_uploads(target.path, configured_options())
-        if staged:
-            target.discard_staging()
-        target.sweep()
-        staged = discard_incoming(target) or staged
+        staged = discard_write(target)
     click.echo(f"{target.path}: {'removed what was staged' if staged else 'nothing was staged'}")
     if ended.n_uploads:
         click.echo(f"{ended.n_uploads} unfinished uploads ended")

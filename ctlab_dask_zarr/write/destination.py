@@ -21,6 +21,7 @@ their final keys at once, and the root document, which makes a dataset of them, 
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,10 +29,10 @@ from typing import Any
 
 from ctlab_dask_zarr.errors import StorageError
 from ctlab_dask_zarr.formats.receipts import own_receipt
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, read_json_object, strangers
+from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, read_json_object, read_ome, strangers
 from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files, remove_tree
 from ctlab_dask_zarr.runtime.objects import ObjectFiles
-from ctlab_dask_zarr.runtime.storage import LocalStore, files_at, store_at
+from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX, LocalStore, files_at, store_at
 from ctlab_dask_zarr.runtime.uploads import abort_uploads
 
 __all__ = ["STAGED_PLAN", "Destination"]
@@ -265,6 +266,51 @@ class Destination:
         # Never is the removal of a part durable without the rename.
         self.files.sync_folder(os.path.dirname(aside))
         remove_tree(self.files, aside)
+
+    def take_back_levels(self) -> None:
+        """Move levels that a commit has moved into the store, and not named, back where they were.
+
+        What it has left of a root document that would have named them is removed. Only for who
+        knows that this commit is dead: it could be about to name them. Killed at any moment it
+        leaves what the same write goes on with.
+        """
+        plan = self.staged_plan()
+        if not self.can_rename or not self.is_being_extended():
+            return
+        multiscales = read_ome(self.files, self.path).get("multiscales")
+        if not isinstance(multiscales, list):
+            return
+        named = {entry.get("path") for image in multiscales for entry in image.get("datasets", ())}
+        staged = self.staged_store(plan["staging_id"])
+        moved = [
+            level["path"]
+            for level in plan["levels"][1:]
+            if level["path"] not in named
+            and self.files.kind(staged.path(level["path"])) is None
+            and self.files.kind(self.store.path(level["path"])) == "folder"
+        ]
+        for path in moved:
+            self.files.rename(self.store.path(path), staged.path(path))
+        if moved:
+            # Never is the removal of the staging folder durable without this.
+            self.files.sync_folder(staged.root)
+            self.files.sync_folder(self.path)
+        for name, kind in self.files.entries(self.path):
+            is_root = name.startswith(f".{ROOT_DOCUMENT}.") and name.endswith(TEMPORARY_SUFFIX)
+            if kind == "file" and is_root:
+                self.files.remove_file(os.path.join(self.path, name))
+
+    def staged_labels(self) -> list[Destination]:
+        """Return the labels of the image here beside which staging folders are, or their rests."""
+        folder, name = os.path.split(self.path)
+        if not self.can_rename or self.files.kind(folder) != "folder":
+            return []
+        staging = re.compile(rf"\.{re.escape(name)}\.labels\.(.+?)\.staging(\.[0-9a-f]{{32}})?")
+        found = [staging.fullmatch(entry) for entry, _ in self.files.entries(folder)]
+        return [
+            Destination(os.path.join(self.path, "labels", label), self.files, self.path)
+            for label in sorted({match[1] for match in found if match is not None})
+        ]
 
     def beside_staging(self) -> str:
         """Return a new name for a staging folder that is not yet, or no longer, the one."""

@@ -96,7 +96,11 @@ def destination_problem(request: StageRequest) -> str | None:
     # Nobody removes what a commit has moved there: it may be about to name it in the root document.
     advice = "move it elsewhere"
     if is_being_extended:
-        advice = "go on with the write that it is of, by resume=True (--resume)"
+        image = destination.labels_of or destination.path
+        advice = (
+            "go on with the write that it is of, by resume=True (--resume), or undo it by "
+            f"`ctlab-zarr abort {image}`"
+        )
     for level in request.levels[request.n_existing :]:
         if destination.files.kind(os.path.join(destination.path, level.path)) is not None:
             return (

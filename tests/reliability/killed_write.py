@@ -24,6 +24,7 @@ from ctlab_dask_zarr.write.commit import commit
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.downsample import halve
 from ctlab_dask_zarr.write.stage import open_staged
+from ctlab_dask_zarr.write.transfer import discard_write
 
 # Compiled before a process is forked, or it would be killed before its first shard, every time.
 halve(np.zeros((2, 2, 2), "uint16"), (1, 2, 2), "mean", 65535)
@@ -114,3 +115,8 @@ class Deadly:
 def commit_and_die(destination: str, number: int) -> None:
     """Commit what is staged, and die before an effect of it; with too large a number live on."""
     commit(open_staged(Destination(destination, Deadly(LOCAL_FILES, number))))
+
+
+def abort_and_die(destination: str, number: int) -> None:
+    """Abort what is staged, and die before an effect of it; with too large a number live on."""
+    discard_write(Destination(destination, Deadly(LOCAL_FILES, number)))

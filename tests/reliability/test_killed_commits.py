@@ -14,6 +14,7 @@ from unittest.mock import patch
 import dask
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from ctlab_dask_zarr import (
     Dataset,
@@ -21,8 +22,10 @@ from ctlab_dask_zarr import (
     WriteFailedError,
     add_levels,
     dataset_to_zarr,
+    labels_to_zarr,
     verify,
 )
+from ctlab_dask_zarr.cli import main
 from tests.builders import make_dataset, random_voxels
 from tests.reliability import killed_write
 from tests.reliability.faults import replaced_of
@@ -78,6 +81,15 @@ def seen(path: Path) -> str:
     return "new" if len(dataset.levels) == 2 else "one level"
 
 
+def killed_before(act: Callable[[str, int], None], path: Path, number: int) -> bool:
+    """Do something in a process that dies before the effect with a number; whether it was done."""
+    process = _processes.Process(target=act, args=(str(path), number))
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode == 0
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     with dask.config.set(scheduler="sync"):
@@ -101,15 +113,10 @@ def test_killed_before_any_effect_of_its_commit_the_old_or_the_new_is_there_and_
     states = []
     while True:
         shutil.copytree(staged, path.parent)
-        process = _processes.Process(
-            target=killed_write.commit_and_die, args=(str(path), len(states))
-        )
-        process.start()
-        process.join(60)
+        is_done = killed_before(killed_write.commit_and_die, path, len(states))
         state = seen(path)
-        if process.exitcode == 0:
+        if is_done:
             break
-        assert process.exitcode == -signal.SIGKILL
         assert state in (*allowed, "new")
         if name == "levels" and (path / "1").exists() and state != "new":
             with pytest.raises(DestinationExistsError, match="--resume"):
@@ -126,3 +133,105 @@ def test_killed_before_any_effect_of_its_commit_the_old_or_the_new_is_there_and_
     assert state == "new"
     assert len(states) > 20
     assert set(states) == {*allowed, "new"}
+
+
+def abort(path: Path) -> None:
+    done = CliRunner().invoke(main, ["abort", str(path)])
+    assert done.exit_code == 0, done.output
+
+
+def test_aborted_after_a_kill_before_any_effect_of_its_commit_no_further_level_is_left(
+    tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    path = tmp_path / "data" / "scan.zarr"
+    path.parent.mkdir()
+    dataset_to_zarr(make_dataset(NEW, 8), path, **LAYOUT)
+    before = snapshot(path)
+    with (
+        patch("ctlab_dask_zarr.write.graph.commit", side_effect=OSError("not yet")),
+        pytest.raises(WriteFailedError, match="not yet"),
+    ):
+        add_levels(path, 3)
+    staged = path.parent.rename(tmp_path / "staged")
+    n_moved = set()
+    number = 0
+    while True:
+        shutil.copytree(staged, path.parent)
+        is_done = killed_before(killed_write.commit_and_die, path, number)
+        if seen_levels(path) == 3:
+            break
+        assert not is_done
+        n_moved.add(sum((path / level).exists() for level in "12"))
+        abort(path)
+        assert snapshot(path) == before
+        assert os.listdir(path.parent) == ["scan.zarr"]
+        number += 1
+        shutil.rmtree(path.parent)
+    assert n_moved == {0, 1, 2}
+    # What is named is not taken away again.
+    abort(path)
+    assert seen_levels(path) == 3
+    assert verify(path) == []
+    assert os.listdir(path.parent) == ["scan.zarr"]
+
+
+def seen_levels(path: Path) -> int:
+    dataset = Dataset.from_path(path)
+    np.testing.assert_array_equal(dataset.data.compute(), NEW)
+    return len(dataset.levels)
+
+
+@pytest.mark.parametrize("of_labels", [False, True])
+def test_an_abort_that_is_killed_before_any_effect_can_be_repeated_or_the_levels_gone_on_with(
+    of_labels: bool, tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    path = tmp_path / "data" / "scan.zarr"
+    path.parent.mkdir()
+    dataset_to_zarr(make_dataset(NEW, 8), path, **LAYOUT)
+    if of_labels:
+        labels_to_zarr((NEW > 0).astype("uint8"), path, "phases", **LAYOUT)
+    before = snapshot(path)
+    with (
+        # Both levels are in their places, and nothing names them yet.
+        patch("ctlab_dask_zarr.write.commit._settle_folder", side_effect=OSError("not yet")),
+        patch("ctlab_dask_zarr.write.commit._settle_folders"),
+        pytest.raises(WriteFailedError, match="not yet"),
+    ):
+        add_levels(path, 3)
+    image = path / "labels" / "phases" if of_labels else path
+    assert (image / "2").exists()
+    moved = path.parent.rename(tmp_path / "moved")
+    number = 0
+    while True:
+        shutil.copytree(moved, path.parent)
+        if killed_before(killed_write.abort_and_die, path, number):
+            break
+        assert seen_levels(path) == 1
+        half = shutil.copytree(path.parent, tmp_path / "half")
+        abort(path)
+        assert snapshot(path) == before
+        assert os.listdir(path.parent) == ["scan.zarr"]
+        shutil.rmtree(path.parent)
+        half.rename(path.parent)
+        add_levels(path, 3, resume=True)
+        assert seen_levels(path) == 3
+        assert verify(path) == []
+        shutil.rmtree(path.parent)
+        number += 1
+    assert snapshot(path) == before
+    assert number > 10
+
+
+def test_an_abort_leaves_what_is_not_of_the_write(tmp_path: Path) -> None:
+    path = tmp_path / "scan.zarr"
+    dataset_to_zarr(make_dataset(NEW, 8), path, **LAYOUT)
+    with (
+        patch("ctlab_dask_zarr.write.graph.commit", side_effect=OSError("not yet")),
+        pytest.raises(WriteFailedError, match="not yet"),
+    ):
+        add_levels(path, 2)
+    (path / "1").mkdir()
+    (path / "1" / "mine").write_text("mine")
+    abort(path)
+    assert os.listdir(tmp_path) == ["scan.zarr"]
+    assert (path / "1" / "mine").read_text() == "mine"
