@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, lru_cache
+from http.client import HTTPConnection, HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,9 +57,20 @@ _S3_CREDENTIALS = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+#: The same of the others, by how the names of variables begin and what is in them, and of options:
+#: whatever may be a credential, or say that none is needed, is left to obstore.
+_VARIABLES = {"gs": ("GOOGLE_", "SERVICE_ACCOUNT"), "az": ("AZURE_", "IDENTITY_", "MSI_")}
+_CREDENTIAL = re.compile(
+    "KEY|TOKEN|SECRET|SAS|CREDENTIAL|SERVICE_ACCOUNT|CLIENT|TENANT|AUTHORITY|IDENTITY|MSI|AZURE_CLI"
+    "|FABRIC|EMULATOR|SKIP_SIGNATURE"
+)
+#: Where Google's own tools leave them.
+_GOOGLE_FILE = "~/.config/gcloud/application_default_credentials.json"
 #: Of a machine in a cloud, where it learns its role.
 _METADATA_SERVICE = "http://169.254.169.254"
 _METADATA_TIMEOUT_S = 2.0
+#: Google's may not answer at once where a container has just been started.
+_N_METADATA_TRIES = 3
 _NO_CREDENTIALS = (
     "no credentials were found: they are looked for in the environment (AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_KEY), not in "
@@ -163,8 +177,8 @@ def _open(
     endpoint = endpoint_in_force(root.split(":")[0], config) or root
     if endpoint.startswith("http://"):
         client["allow_http"] = True
-    if root.startswith("s3:"):
-        _refuse_without_credentials(root, config)
+    if root.startswith(("s3:", "gs:", "az:")) and not _may_have_credentials(root, config):
+        raise StorageError(errno.EACCES, _NO_CREDENTIALS, root)
     if root.startswith("az:") and "AZURE_STORAGE_ACCOUNT_NAME" in os.environ:
         # obstore finds it there too, but a store that was not told of it cannot be printed, which
         # zarr does.
@@ -182,18 +196,53 @@ def _open(
         raise InvalidArgumentError(f"{root}: {_first_line(error)}") from error
 
 
-def _refuse_without_credentials(root: str, options: Mapping[str, str]) -> None:
-    """Raise where none can be had: the service that tells a role would be tried for minutes."""
-    is_unsigned = options.get("skip_signature") or os.environ.get("AWS_SKIP_SIGNATURE")
-    if is_unsigned or any(os.environ.get(name) for name in _S3_CREDENTIALS):
-        return
-    service = os.environ.get("AWS_METADATA_ENDPOINT", _METADATA_SERVICE)
-    service = options.get("metadata_endpoint", service)
+def _may_have_credentials(root: str, options: Mapping[str, str]) -> bool:
+    """Return False where there can be none: the service that tells a role is tried for minutes."""
+    scheme = root.split(":")[0]
+    if scheme == "s3":
+        is_unsigned = options.get("skip_signature") or os.environ.get("AWS_SKIP_SIGNATURE")
+        if is_unsigned or any(os.environ.get(name) for name in _S3_CREDENTIALS):
+            return True
+        service = os.environ.get("AWS_METADATA_ENDPOINT", _METADATA_SERVICE)
+        return _listens(options.get("metadata_endpoint", service))
+    given = [name.upper() for name in options]
+    given += [n for n, value in os.environ.items() if value and n.startswith(_VARIABLES[scheme])]
+    if any(_CREDENTIAL.search(name) for name in given):
+        return True
+    if scheme == "az":
+        return _listens(_METADATA_SERVICE)
+    return os.path.exists(os.path.expanduser(_GOOGLE_FILE)) or _is_at_google()
+
+
+def _listens(service: str) -> bool:
     parts = urlsplit(service)
     try:
         socket.create_connection((parts.hostname, parts.port or 80), _METADATA_TIMEOUT_S).close()
     except OSError:
-        raise StorageError(errno.EACCES, _NO_CREDENTIALS, root) from None
+        return False
+    return True
+
+
+def _is_at_google() -> bool:
+    """Return whether Google's service answers, as Google's own tools find out.
+
+    Other clouds have theirs at the same address, and some networks answer for it.
+    """
+    if os.environ.get("GCE_METADATA_HOST") or os.environ.get("GCE_METADATA_ROOT"):
+        return True
+    address = os.environ.get("GCE_METADATA_IP") or str(urlsplit(_METADATA_SERVICE).hostname)
+    for number in range(_N_METADATA_TRIES):
+        if number:
+            time.sleep(_FIRST_WAIT.total_seconds())
+        connection = HTTPConnection(address, timeout=_METADATA_TIMEOUT_S)
+        try:
+            connection.request("GET", "/", headers={"Metadata-Flavor": "Google"})
+            return connection.getresponse().headers.get("Metadata-Flavor") == "Google"
+        except (OSError, HTTPException):
+            continue
+        finally:
+            connection.close()
+    return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -518,6 +520,98 @@ def test_no_credentials_at_all_are_said_to_be_missing(monkeypatch: pytest.Monkey
     objects._open.cache_clear()
     with pytest.raises(StorageError, match=r"no credentials were found.*AWS_ACCESS_KEY_ID"):
         dataset_from_zarr("s3://no-credentials/scan.zarr")
+
+
+@contextmanager
+def metadata_service(headers: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """What a cloud, or a network, answers at the address of the role; yields what it was asked."""
+    asked = []
+
+    class Service(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An environment without credentials of Google or Microsoft."""
+    pytest.importorskip("obstore")
+    for name in [n for n in os.environ if n.startswith(("GOOGLE_", "GCE_", "AZURE_", "SERVICE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(objects, "_FIRST_WAIT", timedelta(seconds=0.1))
+    # Where nobody listens.
+    monkeypatch.setattr(objects, "_METADATA_SERVICE", "http://127.0.0.1:9")
+    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:9")
+    objects._open.cache_clear()
+
+
+@pytest.mark.usefixtures("nobody")
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_no_credentials_of_other_clouds_are_said_to_be_missing_too(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "somebody")
+    with pytest.raises(StorageError, match=r"no credentials were found.*GOOGLE_APPLICATION_CREDEN"):
+        dataset_from_zarr(f"{scheme}://no-credentials/scan.zarr")
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_service_that_is_not_googles_tells_no_role_of_google(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with metadata_service({"Server": "another cloud"}) as (address, asked):
+        monkeypatch.setenv("GCE_METADATA_IP", address)
+        with pytest.raises(StorageError, match="no credentials were found"):
+            dataset_from_zarr("gs://no-credentials/scan.zarr")
+    assert asked == ["/"]
+
+
+@pytest.mark.usefixtures("nobody")
+def test_whatever_may_be_a_credential_is_left_to_the_client(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    may_have = objects._may_have_credentials
+    for scheme, name in [
+        ("gs", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("gs", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+        ("gs", "SERVICE_ACCOUNT"),
+        ("gs", "GOOGLE_SKIP_SIGNATURE"),
+        ("gs", "GCE_METADATA_HOST"),
+        ("az", "AZURE_STORAGE_SAS_TOKEN"),
+        ("az", "AZURE_CLIENT_ID"),
+        ("az", "AZURE_FEDERATED_TOKEN_FILE"),
+        ("az", "AZURE_USE_AZURE_CLI"),
+        ("az", "IDENTITY_ENDPOINT"),
+    ]:
+        assert not may_have(f"{scheme}://bucket", {"region": "a"})
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "something")
+            assert may_have(f"{scheme}://bucket", {})
+    for scheme, name in [("gs", "service_account"), ("az", "use_emulator"), ("az", "client_id")]:
+        assert may_have(f"{scheme}://bucket", {name: "something"})
+        assert may_have(f"{scheme}://bucket", {"skip_signature": "true"})
+    # The role of a machine at Google.
+    with metadata_service({"Metadata-Flavor": "Google"}) as (address, _):
+        monkeypatch.setenv("GCE_METADATA_IP", address)
+        assert may_have("gs://bucket", {})
+    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:9")
+    file = tmp_path / ".config" / "gcloud" / "application_default_credentials.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert may_have("gs://bucket", {})
 
 
 def test_options_are_the_same_for_every_spelling() -> None:
