@@ -38,7 +38,7 @@ def _load(path: str, size: int, block_info: Any = None) -> np.ndarray:
 
 
 def raw_array(path: str, size: int, blocks: tuple[int, int, int], repeat: int = 1) -> da.Array:
-    """Return the raw file, so many times along each axis, as a dask array with the given blocks.
+    """Return the raw file, so many times along z, as a dask array with the given blocks.
 
     Blocks may not reach from one repetition into the next.
     """
@@ -46,7 +46,7 @@ def raw_array(path: str, size: int, blocks: tuple[int, int, int], repeat: int = 
         _load,
         path,
         size,
-        chunks=da.core.normalize_chunks(blocks, (size * repeat,) * 3),
+        chunks=da.core.normalize_chunks(blocks, (size * repeat, size, size)),
         dtype="u2",
         meta=np.empty((0, 0, 0), "u2"),
     )

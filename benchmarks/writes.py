@@ -7,7 +7,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Sequence
-from itertools import product
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from benchmarks import data
 from benchmarks.measure import Row, interleave, ratios, run_one
 
 PEERS = {"default": "anu_ctlab_io, zarr's default pipeline", "zarrs": "anu_ctlab_io, zarrs"}
+_NEEDS = {"default": ("anu_ctlab_io",), "zarrs": ("anu_ctlab_io", "zarrs")}
 #: (work, scheduler): what is asked of the ratio to each peer.
 ASKED = {
     ("aligned", "threads"): (5.0, 1.8),
@@ -28,14 +29,23 @@ ASKED = {
 }
 
 
+def _installed_peers() -> list[str]:
+    """Return which ways of the reference can be run here; on Python 3.11 there is none."""
+    found = [who for who in PEERS if all(map(find_spec, _NEEDS[who]))]
+    if len(found) < len(PEERS):
+        print(f"left out, since not installed: {sorted({*PEERS} - {*found})}", file=sys.stderr)
+    return found
+
+
 def write_rows(folder: str, size: int, n_pairs: int, work: str, scheduler: str) -> list[Row]:
     task = {"folder": folder, "size": size, "work": work, "scheduler": scheduler}
     if work == "netcdf":
         data.make_netcdf(folder, size)
     else:
         data.make_raw(folder, size)
-    results = interleave({who: {**task, "who": who} for who in ("ours", *PEERS)}, n_pairs)
-    for who in ("ours", *PEERS):
+    writers = ["ours", *_installed_peers()]
+    results = interleave({who: {**task, "who": who} for who in writers}, n_pairs)
+    for who in writers:
         run_one({**task, "who": who})
         check_equal(folder, size)
     return _rows(f"{work}, {scheduler}", results, ASKED[work, scheduler])
@@ -126,9 +136,10 @@ def read_part_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
     for work in ("open", "slice", "sub-volume"):
         task = {"folder": folder, "size": size, "work": work, "scheduler": "threads",
                 "store": store}  # fmt: skip
-        results = interleave({who: {**task, "who": who} for who in READERS}, n_pairs)
+        readers = [who for who in READERS if who != "anu_ctlab_io" or find_spec(who)]
+        results = interleave({who: {**task, "who": who} for who in readers}, n_pairs)
         ours = statistics.median(r["seconds"] for r in results["ours"])
-        for who in list(READERS)[1:]:
+        for who in readers[1:]:
             note = f"ours {ours * 1e3:.3g} ms"
             values = ratios(results, who)
             rows.append(Row(f"{work}: {who}", "above 1 x", values, note=note))
@@ -140,8 +151,8 @@ def level_rows(folder: str, size: int, n_pairs: int, work: str, scheduler: str) 
     """What a pyramid costs beside a write of one level: time and memory.
 
     In 8 shards, and in 64 of the same volume: the last shards of the coarser levels have no others
-    beside them, which counts for less the more there are. Aligned blocks on a cluster also in 64 of
-    the larger size, of a volume of eight times the voxels.
+    beside them, which counts for less the more there are. Aligned blocks on a cluster also in 32 of
+    the larger size, of a volume four times as high.
     """
     if work == "netcdf":
         data.make_netcdf(folder, size)
@@ -149,7 +160,7 @@ def level_rows(folder: str, size: int, n_pairs: int, work: str, scheduler: str) 
         data.make_raw(folder, size)
     layouts = [(size // 2, 1), (size // 4, 1)]
     if (work, scheduler) == ("aligned", "cluster") and size >= 1024:
-        layouts.append((size // 2, 2))
+        layouts.append((size // 2, 4))
     rows = []
     for edge, repeat in layouts:
         task = {"folder": folder, "size": size, "work": work, "scheduler": scheduler}
@@ -161,7 +172,7 @@ def level_rows(folder: str, size: int, n_pairs: int, work: str, scheduler: str) 
         memory = [b / a for a, b in zip(peaks["ours"], peaks["auto"], strict=True)]
         median = {who: statistics.median(mib) for who, mib in peaks.items()}
         seconds = [b / a for a, b in zip(*(_seconds(results[w]) for w in peaks), strict=True)]
-        n_shards = (size * repeat // edge) ** 3
+        n_shards = (size // edge) ** 3 * repeat
         name = (
             f"{several['levels']} levels against one, {n_shards} shards of {edge}^3, {work}, "
             f"{scheduler}"
@@ -193,13 +204,10 @@ def limit_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
 
 
 def scaling_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
-    """What a second worker gains, and what it gains where nothing but cores is shared.
-
-    64 shards of the usual size, of a volume of eight times the voxels.
-    """
+    """What a second worker gains, and what it gains where nothing but cores is shared."""
     data.make_raw(folder, size)
     task = {"folder": folder, "size": size, "work": "aligned", "scheduler": "cluster"}
-    task |= {"who": "ours", "edge": size // 2, "repeat": 2, "warm": True}
+    task |= {"who": "ours", "edge": size // 4, "warm": True}
     cores = {**task, "work": "compress"}
     results = interleave(
         {"ours": task, "one": {**task, "n_workers": 1}, "cores": cores,
@@ -207,7 +215,7 @@ def scaling_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
     )  # fmt: skip
     # The last of the rounds may have written nothing.
     run_one(task)
-    check_equal(folder, size, 2)
+    check_equal(folder, size)
     limit = {"ours": results["cores"], "one": results["one core"]}
     return [
         Row("1 worker against 2, 64 shards, aligned", "at least 1.8 x", ratios(results, "one"),
@@ -228,7 +236,8 @@ def read_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
     store = os.path.join(folder, "read.zarr")
     os.rename(os.path.join(folder, "out.zarr"), store)
     task = {**task, "work": "read", "store": store}
-    results = interleave({who: {**task, "who": who} for who in ("ours", *PEERS)}, n_pairs)
+    readers = ["ours", *_installed_peers()]
+    results = interleave({who: {**task, "who": who} for who in readers}, n_pairs)
     return _rows("read back, threads", results, ASKED["read", "threads"])
 
 
@@ -239,6 +248,8 @@ def _rows(
     mib = statistics.median(max(r["mib"]) for r in results["ours"])
     rows = []
     for (who, label), wanted in zip(PEERS.items(), asked, strict=True):
+        if who not in results:
+            continue
         theirs_mib = statistics.median(max(r["mib"]) for r in results[who])
         note = f"ours {ours:.2f} s; peak {mib:.0f} MiB against {theirs_mib:.0f}"
         rows.append(
@@ -262,9 +273,7 @@ def check_equal(folder: str, size: int, repeat: int = 1) -> None:
     store = tensorstore.open(
         {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
     ).result()
-    assert store.shape == (size * repeat,) * 3
-    for origin in product(range(0, size * repeat, size), repeat=3):
-        for z in range(0, size, 128):
-            where = tuple(slice(o, o + size) for o in origin[1:])
-            part = store[(slice(origin[0] + z, origin[0] + z + 128), *where)].read().result()
-            np.testing.assert_array_equal(part, raw[z : z + 128])
+    assert store.shape == (size * repeat, size, size)
+    for z in range(0, size * repeat, 128):
+        part = store[z : z + 128].read().result()
+        np.testing.assert_array_equal(part, raw[z % size : z % size + 128])
