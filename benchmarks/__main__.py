@@ -31,18 +31,29 @@ PACKAGES = (
     "icechunk",
 )
 
+#: What `--quick` runs: one row of each kind of work.
+_QUICK = (
+    "shard", "build", "schedule", "read", "aligned-threads", "netcdf-cluster",
+    "levels-aligned-cluster", "peers-uint16-blosc", "start",
+)  # fmt: skip
+#: What is run only where it is named: nothing is asked of it, and it is long.
+_BY_NAME = ("slabs-threads", "peers-slabs-threads")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--folder", default=None, help="where to write; a RAM disk by default")
-    parser.add_argument("--size", type=int, default=1024, help="edge of the volume, in voxels")
+    parser.add_argument("--size", type=int, default=768, help="edge of the volume, in voxels")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved rounds")
-    parser.add_argument("--rows", default=None, help="comma-separated; all by default")
-    parser.add_argument("--quick", action="store_true", help="a small volume, in 3 minutes")
+    parser.add_argument("--rows", default=None, help="comma-separated; nearly all by default")
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="one round of some rows, small, in 3 minutes: whether it works, and no figures",
+    )  # fmt: skip
     parser.add_argument("--json", default=None, help="write every measured value to this file")
     parser.add_argument("--report", default=None, help="write report.md and plots to this folder")
     options = parser.parse_args()
-    size, pairs = (256, 3) if options.quick else (options.size, options.pairs)
+    size, pairs = (256, 1) if options.quick else (options.size, options.pairs)
     parent = options.folder or ("/dev/shm" if os.path.isdir("/dev/shm") else None)
     folder = tempfile.mkdtemp(prefix="ctlab-zarr-bench-", dir=parent)
     jobs: dict[str, Callable[[], list[Row]]] = {
@@ -77,7 +88,12 @@ def main() -> None:
     jobs["read-parts"] = lambda: writes.read_part_rows(folder, size, pairs)
     jobs["wide"] = lambda: graphs.wide_rows(folder, pairs, quick=options.quick)
     jobs["start"] = lambda: start.start_rows(folder, pairs)
-    chosen = options.rows.split(",") if options.rows else list(jobs)
+    chosen = list(_QUICK) if options.quick else [name for name in jobs if name not in _BY_NAME]
+    if options.rows:
+        chosen = options.rows.split(",")
+        unknown = [name for name in chosen if name not in jobs]
+        if unknown:
+            parser.error(f"no such rows: {', '.join(unknown)}; there are {', '.join(jobs)}")
     title = (
         f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, Python "
         f"{platform.python_version()}, {', '.join(map(_version, PACKAGES))}; "
