@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ctlab_dask_zarr.errors import ClusterError, WriteStoppedError
@@ -204,11 +204,20 @@ def _stopped(stop: Stop, reading: str | None) -> ClusterError | WriteStoppedErro
 
 def _wait_for_running_tasks(client: Client, timeout_s: float) -> None:
     stop_s = time.monotonic() + timeout_s
-    while time.monotonic() < stop_s:
-        running = client.run(_n_running, on_error="ignore")
-        if not any(running.values()):
-            return
-        time.sleep(_POLL_S)
+    has_ended = threading.Event()
+
+    def ask() -> None:
+        # Where the cluster is lost, or closed since, nothing is left to wait for.
+        with suppress(Exception):
+            while time.monotonic() < stop_s:
+                if not any(client.run(_n_running, on_error="ignore").values()):
+                    break
+                time.sleep(_POLL_S)
+        has_ended.set()
+
+    # A worker that compiles does not answer until it has done that, which may be after the end.
+    threading.Thread(target=ask, name="running tasks", daemon=True).start()
+    has_ended.wait(timeout_s)
 
 
 def _wait_for_telling(stop: Stop) -> None:

@@ -18,11 +18,15 @@ Compiled by numba (docs/design/pyramids.md has the measurements against other wa
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from llvmlite import binding  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import overload
 
@@ -114,7 +118,7 @@ def halve_chunks(
     one, none = (1,) * (3 - ndim), (0,) * (3 - ndim)
     mask = np.nan if mask_value is None and dtype.kind == "f" else mask_value
     is_wide = dtype.kind != "f" and dtype.itemsize == 8
-    _halve_chunks(
+    arguments = (
         chunks.reshape(one + grid + one + edges),
         flags,
         one + extent,
@@ -125,6 +129,7 @@ def halve_chunks(
         out.reshape(one + out.shape),
         none + origin,
     )
+    _kernel(tuple(map(numba.typeof, arguments)))(*arguments)
 
 
 def _zero(dtype: np.dtype[Any]) -> Any:
@@ -136,7 +141,22 @@ def _zero(dtype: np.dtype[Any]) -> Any:
     return np.int64(0) if dtype.itemsize == 4 else np.int32(0)
 
 
-def _compiled(function: Any) -> Any:
+_compiled = numba.njit(nogil=True)
+
+
+@cache
+def _kernel(signature: tuple[types.Type, ...]) -> Any:
+    """Return what halves chunks, compiled for these types and kept in files of its own.
+
+    numba numbers the machine code of all types that a function was called with, as they come.
+    Processes that compile for different types at one moment take the same number, and afterwards
+    one type is given the code of the other: voxels would be wrong, without an error. So each set of
+    types has a function of its own name; each kind of processor too, since nodes share folders.
+    """
+    processor = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    digest = hashlib.sha256(f"{signature} {processor}".encode()).hexdigest()[:16]
+    function = FunctionType(_halve_chunks.__code__, globals(), f"_halve_chunks_{digest}")
+    function.__qualname__ = function.__name__
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
@@ -183,7 +203,6 @@ def _is_masked(value: Any, mask: Any) -> Any:
     return value == mask or value != value
 
 
-@_compiled
 def _halve_chunks(
     chunks: Any,
     flags: Any,

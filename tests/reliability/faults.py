@@ -28,7 +28,7 @@ from tests.builders import make_dataset, random_voxels
 ROOT = Path(__file__).parents[2]
 FAULTFS = ROOT.parent / "shared" / "realparts" / "faultfs.py"
 #: Longer than anything here takes, and short enough to tell a hang from a slow machine.
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 LAYOUT: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32), "levels": 2}
 LAYOUT_OPTIONS = ("--chunks", "16,16,16", "--shards", "32,32,32", "--levels", "2")
 #: Of both levels: z, with the longest voxels, is not halved.

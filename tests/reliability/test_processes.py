@@ -77,6 +77,7 @@ def planned(write: Any) -> Delayed:
     return write
 
 
+@pytest.mark.timeout(900)
 def test_ten_killed_workers_cost_nothing_but_time(tmp_path: Path) -> None:
     undisturbed, destination = tmp_path / "undisturbed.zarr", tmp_path / "scan.zarr"
     dataset_to_zarr(make_dataset(NEW_VOXELS, 16, dataset_id="x"), undisturbed, **LAYOUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import product
@@ -163,6 +164,25 @@ def test_where_machine_code_cannot_be_kept_it_is_compiled_anew(tmp_path: Path) -
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path
     )
     assert done.stdout.strip() == "7", done.stderr
+
+
+def test_machine_code_of_each_type_is_kept_in_files_of_its_own(tmp_path: Path) -> None:
+    """Under one name, processes that compile for different types would mix them up."""
+    script = (
+        "import numpy as np\n"
+        "from ctlab_dask_zarr.write.downsample import halve\n"
+        "for dtype in ('uint8', 'uint16'):\n"
+        "    for mask in (None, 255):\n"
+        "        halve(np.full((2, 2, 2), 7, dtype), (2, 2, 2), 'mean', mask)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script], timeout=240, check=True,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    indices = {path.stem for path in tmp_path.rglob("*.nbi")}
+    codes = [path.name for path in tmp_path.rglob("*.nbc")]
+    assert len(indices) == 4
+    assert sorted(codes) == sorted(f"{index}.1.nbc" for index in indices)
 
 
 def test_large_integers_do_not_overflow() -> None:
