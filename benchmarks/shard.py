@@ -45,7 +45,7 @@ def shard_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
                 if number:  # the first round warms up
                     values.append(ours / limit)
             rows.append(Row(f"one {edge}^3 shard, {name}, {n_threads} thread(s): compress and "
-                            "write only", "at most 1.3 x", values))  # fmt: skip
+                            "write only", "at most 1.15 x", values))  # fmt: skip
     return rows
 
 

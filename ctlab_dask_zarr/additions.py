@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from ctlab_dask_zarr.api import analysed_source, build_plan
+from ctlab_dask_zarr.api import analysed_source, build_plan, build_planned
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
@@ -29,13 +29,12 @@ from ctlab_dask_zarr.write.extend import (
     refuse_unfit_labels,
     stored_geometries,
 )
-from ctlab_dask_zarr.write.graph import build_completion, build_graph
+from ctlab_dask_zarr.write.graph import build_completion
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.write.remaining import resolve_request
-from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.resolve import WriteOptions, refuse_contradictions
-from ctlab_dask_zarr.write.run import Completion, Write, run_write
+from ctlab_dask_zarr.write.run import Completion, Write, run_or_return, run_write
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -178,11 +177,7 @@ def labels_to_zarr(
         write = build_labels(
             labels, image_path, name, options, colors=colors, resume=resume, restart=restart
         )
-    if compute:
-        run_write(write)
-        return None
-    graph: Delayed = write.graph
-    return graph
+    return run_or_return(write, compute=compute)
 
 
 def build_labels(
@@ -225,16 +220,7 @@ def build_labels(
     geometries = stored_geometries(image, path)
     image_plan = build_plan(dataset, placed, options, source, geometries=geometries)
     write_plan = plan_labels(image_plan, path, name, colors)
-    request = StageRequest.of(
-        write_plan,
-        uuid.uuid4().hex,
-        resume=resume,
-        restart=restart,
-        n_parts=None if part is None else part[1],
-    )
-    request, remaining = resolve_request(request, part)
-    graph = build_graph(write_plan, source, request, remaining, publish=part is None)
-    return Write(graph, write_plan, remaining, request)
+    return build_planned(write_plan, source, resume=resume, restart=restart, part=part)
 
 
 def _labels_dataset(labels: Any, image: Dataset) -> Any:

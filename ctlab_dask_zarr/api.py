@@ -43,7 +43,7 @@ from ctlab_dask_zarr.write.resolve import (
     plan_write,
     refuse_contradictions,
 )
-from ctlab_dask_zarr.write.run import Completion, Write, run_write
+from ctlab_dask_zarr.write.run import Completion, Write, run_or_return, run_write
 from ctlab_dask_zarr.write.stage import open_staged
 
 if TYPE_CHECKING:
@@ -186,11 +186,7 @@ def dataset_to_zarr(
     )
     with storage_options_in_force(storage_options):
         write = build_write(dataset, path, options, resume=resume, restart=restart)
-    if compute:
-        run_write(write)
-        return None
-    graph: Delayed = write.graph
-    return graph
+    return run_or_return(write, compute=compute)
 
 
 def plan(
@@ -289,13 +285,36 @@ def build_write(
     refuse_contradictions(resume, restart, part)
     source = analysed_source(dataset)
     write_plan = build_plan(dataset, path, options, source)
+    return build_planned(
+        write_plan,
+        source,
+        resume=resume,
+        restart=restart,
+        part=part,
+        dataset_id=options.dataset_id or getattr(dataset, "dataset_id", None),
+    )
+
+
+def build_planned(
+    write_plan: WritePlan,
+    source: SourceGraph,
+    *,
+    resume: bool,
+    restart: bool,
+    part: tuple[int, int] | None,
+    dataset_id: str | None = None,
+) -> Write:
+    """Build the graph of what is left of a planned write; nothing is touched.
+
+    `dataset_id` is the identifier that was given; None where it was made from the time.
+    """
     request = StageRequest.of(
         write_plan,
         uuid.uuid4().hex,
         resume=resume,
         restart=restart,
         n_parts=None if part is None else part[1],
-        dataset_id=options.dataset_id or getattr(dataset, "dataset_id", None),
+        dataset_id=dataset_id,
     )
     request, remaining = resolve_request(request, part)
     graph = build_graph(write_plan, source, request, remaining, publish=part is None)

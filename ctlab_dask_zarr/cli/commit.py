@@ -124,23 +124,21 @@ def compute_with_progress(
 
 def _futile(completion: Completion | Write, stop: Stop) -> str:
     """Return what to say where the time did not do for a single shard."""
+    from ctlab_dask_zarr.runtime.stopping import MORE_TIME
     from ctlab_dask_zarr.write.run import Write
 
     request, remaining = completion.request, completion.remaining
     n_shards = remaining.n_done + len(remaining.tasks)
     what = "no shard was finished"
-    advice = "more time (the walltime of the job, --deadline) or more workers"
+    advice = f"{MORE_TIME} or more workers"
     if not remaining.tasks:
         what = "all shards are there, but their commit was not finished"
-        advice = "more time (the walltime of the job, --deadline)"
+        advice = MORE_TIME
     elif isinstance(completion, Write):
         anew = "--restart"
         if request.n_parts is not None:
             anew = f"`ctlab-zarr abort {request.destination.path}` and all parts again"
-        advice = (
-            "more time (the walltime of the job, --deadline), more workers, or smaller --shards, "
-            f"which begin anew ({anew})"
-        )
+        advice = f"{MORE_TIME}, more workers, or smaller --shards, which begin anew ({anew})"
     return (
         f"stopped ({stop.reason()}): {what} in the {stop.time_spent()} that there were, "
         f"{remaining.n_done} of {n_shards} shards were there before, and the destination is as it "

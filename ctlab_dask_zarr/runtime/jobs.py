@@ -27,6 +27,7 @@ from distributed.deploy.utils import nprocesses_nthreads
 
 from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError, WriteStoppedError
 from ctlab_dask_zarr.runtime.interface import choose_interface, slurm_is_this_host
+from ctlab_dask_zarr.runtime.stopping import MORE_TIME
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -306,8 +307,8 @@ def _wait_for_worker(
         if reason is not None and stop.is_futile():
             raise ClusterError(
                 f"stopped ({reason}): no worker came in the {stop.time_spent()} that there were: "
-                f"{_said_by_queue(cluster, system)}. Nothing was written; give it more time (the "
-                "walltime of the job, --deadline), or ask for workers that the queue starts sooner"
+                f"{_said_by_queue(cluster, system)}. Nothing was written; give it {MORE_TIME}, or "
+                "ask for workers that the queue starts sooner"
             )
         if reason is not None:
             raise WriteStoppedError(

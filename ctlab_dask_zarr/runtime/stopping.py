@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ctlab_dask_zarr.runtime.probe import SharedFolder
 
-__all__ = ["CLOSING_S", "Stop", "compute_until"]
+__all__ = ["CLOSING_S", "MORE_TIME", "Stop", "compute_until"]
 
 #: Seconds that shards under way get to be finished: SLURM kills 30 s after its SIGTERM.
 _GRACE_S = 20.0
@@ -36,6 +36,8 @@ _POLL_S = 0.2
 _TELLING_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _TIME_IS_UP = "the time is nearly up"
+#: What to give a run whose time did not do.
+MORE_TIME = "more time (the walltime of the job, --deadline)"
 
 
 class Stop:
@@ -195,8 +197,7 @@ def _stopped(stop: Stop, reading: str | None) -> ClusterError | WriteStoppedErro
     if reading is not None and stop.is_futile():
         return ClusterError(
             f"stopped ({stop.reason()}): {reading}. It was not done in the {stop.time_spent()} "
-            "that there were, and begins anew each time: give it more time (the walltime of the "
-            "job, --deadline) or more workers"
+            f"that there were, and begins anew each time: give it {MORE_TIME} or more workers"
         )
     advice = "the destination is as it was; go on by resume=True (--resume)"
     return WriteStoppedError(f"stopped ({stop.reason()}): {reading or advice}")

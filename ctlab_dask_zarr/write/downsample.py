@@ -19,6 +19,7 @@ Compiled by numba (docs/design/pyramids.md has the measurements against other wa
 from __future__ import annotations
 
 import hashlib
+import threading
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -129,7 +130,9 @@ def halve_chunks(
         out.reshape(one + out.shape),
         none + origin,
     )
-    _kernel(tuple(map(numba.typeof, arguments)))(*arguments)
+    with _making_kernels:
+        kernel = _kernel(tuple(map(numba.typeof, arguments)))
+    kernel(*arguments)
 
 
 def _zero(dtype: np.dtype[Any]) -> Any:
@@ -142,6 +145,8 @@ def _zero(dtype: np.dtype[Any]) -> Any:
 
 
 _compiled = numba.njit(nogil=True)
+#: Threads that begin together would otherwise each make, and compile, a kernel of their own.
+_making_kernels = threading.Lock()
 
 
 @cache

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
     from distributed import Client
 
-__all__ = ["Completion", "Write", "run_write"]
+__all__ = ["Completion", "Write", "run_or_return", "run_write"]
 
 
 class Write(NamedTuple):
@@ -52,6 +52,15 @@ class Completion(NamedTuple):
     graph: Delayed
     request: StageRequest
     remaining: Remaining
+
+
+def run_or_return(write: Write, *, compute: bool) -> Delayed | None:
+    """Run a write at once, or return its graph, which does the same wherever it is computed."""
+    if compute:
+        run_write(write)
+        return None
+    graph: Delayed = write.graph
+    return graph
 
 
 def run_write(
