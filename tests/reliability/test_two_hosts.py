@@ -157,9 +157,9 @@ def test_a_link_that_is_cut_and_healed_costs_nothing_but_time(
             assert write.wait(TIMEOUT_S) == 0, log.read_text()
         assert is_on_both()
         assert_same_store(destination, reference)
-        # A worker that is asked to end waits for what it has under way: the late shard.
-        far_worker.terminate()
-        far_worker.wait(40)
+        # The scheduler has given the worker up: it ends by itself, after the late shard that it
+        # has under way. It gets no signal, from which dask does not recover in the midst of that.
+        far_worker.wait(TIMEOUT_S)
         assert (notes / "late").exists()
     assert_same_store(destination, reference)
     assert os.listdir(destination.parent) == ["scan.zarr"]
