@@ -56,15 +56,9 @@ class ValueRange:
             if flags[n] == UNIFORM and mask is not None and lows[n] == mask:
                 continue
             if rows.dtype.kind in "iu":
-                low, high = _valid_range(rows[n], lows[n], highs[n], mask)
-                self._extend(low, high)
+                self._extend(*_valid_range(rows[n], lows[n], highs[n], mask))
             else:
-                row = rows[n]
-                valid = np.isfinite(row)
-                if mask is not None:
-                    valid &= row != mask
-                values = row[valid]
-                self._extend(values, values)
+                self._extend(*_finite_range(rows[n], mask))
         return flags
 
     def _extend(self, lows: npt.NDArray[Any], highs: npt.NDArray[Any]) -> None:
@@ -77,11 +71,25 @@ class ValueRange:
 def _valid_range(row: npt.NDArray[Any], low: Any, high: Any, mask: Any) -> tuple[Any, Any]:
     """Return the range of integers of which `low` and `high` are the extremes, without the mask.
 
-    Only an extreme that is the mask itself has to be looked for: where that is not, in a copy with
-    the other extreme in its place, which is a fraction of what selecting the valid ones costs.
+    Only an extreme that is the mask itself has to be looked for. Counted from the mask, round the
+    type's end, the next one is the furthest: two passes, a fraction of what selecting the valid
+    ones costs.
     """
+    bits, origin = row.view(f"u{row.itemsize}"), mask.view(f"u{row.itemsize}")
     if low == mask:
-        low = np.where(row == mask, high, row).min()
+        low = row[(origin - bits).argmax()]
     elif high == mask:
-        high = np.where(row == mask, low, row).max()
+        high = row[(bits - origin).argmax()]
     return low, high
+
+
+def _finite_range(row: npt.NDArray[Any], mask: Any) -> tuple[Any, Any]:
+    """Return the range of the finite numbers that are not the mask; empty where there are none."""
+    low, high = np.fmin.reduce(row), np.fmax.reduce(row)
+    if np.isfinite(low) and np.isfinite(high) and (mask is None or not low <= mask <= high):
+        return low, high  # NaN was all that did not count
+    valid = np.isfinite(row)
+    if mask is not None:
+        valid &= row != mask
+    values = row[valid]
+    return values, values

@@ -23,6 +23,7 @@ def test_the_range_is_that_of_the_voxels_that_are_not_masked(dtype: str, where: 
         rows = rng.choice(chosen, (rng.integers(1, 4), rng.integers(1, 6))).astype(kind)
         if kind.kind == "f":
             rows[rng.random(rows.shape) < 0.2] = np.nan
+            rows[rng.random(rows.shape) < 0.05] = rng.choice([np.inf, -np.inf])
         found = ValueRange(mask)
         flags = found.add(rows)
         valid = [v for v in rows.ravel().tolist() if v != mask and math.isfinite(v)]
@@ -34,6 +35,19 @@ def test_the_range_is_that_of_the_voxels_that_are_not_masked(dtype: str, where: 
             has_invalid = bool(np.isnan(row).any() or (mask is not None and (row == mask).any()))
             assert flag != PLAIN or not has_invalid
             assert flag != MIXED or not is_uniform
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i8", "u8"])
+def test_a_mask_at_the_end_of_a_type_hides_no_extreme(dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    for mask, others in (
+        (limits.max, [limits.min, limits.max - 1]),
+        (limits.min, [limits.min + 1, limits.max]),
+    ):
+        rows = np.array([[mask, *others], [mask, mask, others[0]]], dtype)
+        found = ValueRange(mask)
+        assert found.add(rows).tolist() == [MIXED, MIXED]
+        assert (found.minimum, found.maximum) == (min(others), max(others))
 
 
 def test_a_range_grows_and_keeps_python_numbers() -> None:
