@@ -1,4 +1,7 @@
-"""``python -m benchmarks``: run the comparison and print it as Markdown."""
+"""``python -m benchmarks``: run the comparison and print it as Markdown.
+
+Ends with 1 where a writer of ours took more memory than it may, of which `--quick` tells nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from importlib.metadata import version
 
 from benchmarks import graphs, report, shard, start, writes
 from benchmarks.measure import Row
+from benchmarks.peers import LEVEL_WRITERS
 
 PACKAGES = (
     "dask",
@@ -76,6 +80,10 @@ def main() -> None:
         jobs[f"levels-{work}-{scheduler}"] = lambda w=work, s=scheduler: writes.level_rows(  # type: ignore[misc]
             folder, size, pairs, w, s
         )
+    jobs["levels-labels-cluster"] = lambda: writes.level_rows(
+        folder, size, pairs, "aligned", "cluster", dtype="uint8"
+    )
+    jobs["verify"] = lambda: writes.verify_rows(folder, size, pairs)
     for work, scheduler in (("aligned", "threads"), ("aligned", "cluster"), ("slabs", "threads")):
         jobs[f"peers-{work}-{scheduler}"] = lambda w=work, s=scheduler: writes.peer_rows(  # type: ignore[misc]
             folder, peer_size, pairs, w, s
@@ -86,6 +94,9 @@ def main() -> None:
             folder, peer_size, pairs, "aligned", "threads", dtype=d, codec=c,
             names=["dask.array.to_zarr", "xarray to_zarr", "tensorstore"],
         )  # fmt: skip
+    jobs["peers-levels"] = lambda: writes.peer_rows(
+        folder, peer_size, pairs, "aligned", "threads", levels=3, names=LEVEL_WRITERS
+    )
     jobs["limits"] = lambda: writes.limit_rows(folder, size, pairs)
     jobs["read-parts"] = lambda: writes.read_part_rows(folder, size, pairs)
     jobs["wide"] = lambda: graphs.wide_rows(folder, pairs, quick=options.quick)
@@ -119,6 +130,9 @@ def main() -> None:
                 [{"name": r.name, "asked": r.asked, "values": r.values, "unit": r.unit,
                   "median": statistics.median(r.values), **r.extra} for r in rows], file
             )  # fmt: skip
+    over = [row.name for row in rows if row.is_over()]
+    if over and not options.quick:
+        raise SystemExit(f"more memory than may be: {', '.join(over)}")
 
 
 def _version(package: str) -> str:

@@ -14,14 +14,21 @@ from typing import Any
 
 @dataclass
 class Row:
-    """One line of the report: a ratio, or a number, beside what is asked."""
+    """One line of the report: a ratio, or a number, beside what is asked.
+
+    `at_most` is what the median of memory may be: more of it fails the run. Times do not.
+    """
 
     name: str
     asked: str
     values: list[float]
     unit: str = "x"
     note: str = ""
+    at_most: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def is_over(self) -> bool:
+        return self.at_most is not None and statistics.median(self.values) > self.at_most
 
     def text(self) -> str:
         median = statistics.median(self.values)

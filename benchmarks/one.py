@@ -52,7 +52,8 @@ def write_peer(task: dict[str, Any], out: str) -> Callable[[], Any]:
     from benchmarks.peers import WRITERS
 
     array, edge = source(task), task.get("edge", task["size"] // 2)
-    return lambda: WRITERS[task["who"]](array, out, edge, task.get("codec", "zstd"))
+    options = {"levels": task["levels"]} if task.get("levels", 1) > 1 else {}
+    return lambda: WRITERS[task["who"]](array, out, edge, task.get("codec", "zstd"), **options)
 
 
 def write_ours(task: dict[str, Any], out: str) -> Callable[[], Any]:
@@ -97,12 +98,15 @@ def _compress(number: int) -> None:
         codec.compress(chunk)
 
 
-def warm_up() -> None:
-    """Load what writes and what makes levels: a process spends that once."""
+def warm_up(dtype: str) -> None:
+    """Load what writes and what makes levels of a dtype: a process spends that once."""
     importlib.import_module("ctlab_dask_zarr.write.graph")
+    from ctlab_dask_zarr import DataType
     from ctlab_dask_zarr.write.downsample import halve
 
-    halve(np.zeros((2, 2, 2), "u2"), (2, 2, 2), "mean", 65535)
+    kind = DataType(data.DATATYPES[dtype])
+    method = "mode" if kind.is_discrete else "mean"
+    halve(np.zeros((2, 2, 2), dtype), (2, 2, 2), method, kind.mask_value)
 
 
 def write_reference(task: dict[str, Any], out: str) -> Callable[[], Any]:
@@ -133,6 +137,16 @@ def read_ours(store: str) -> Callable[[], Any]:
     from ctlab_dask_zarr import dataset_from_zarr
 
     return lambda: _touch(dataset_from_zarr(store).data)
+
+
+def verify_ours(store: str) -> Callable[[], Any]:
+    from ctlab_dask_zarr import verify
+
+    def run() -> None:
+        problems = verify(store)
+        assert problems == [], problems
+
+    return run
 
 
 def read_reference(store: str) -> Callable[[], Any]:
@@ -232,6 +246,8 @@ def main() -> None:
     out = os.path.join(task["folder"], "out.zarr")
     if task["work"] == "read":
         run = (read_ours if task["who"] == "ours" else read_reference)(task["store"])
+    elif task["work"] == "verify":
+        run = verify_ours(task["store"])
     elif task["who"] == "limit":
         print(json.dumps({"seconds": netcdf_limit(task), "mib": [0]}))
         return
@@ -261,7 +277,8 @@ def main() -> None:
             if pipeline:
                 client.run(_use_pipeline, pipeline)
         if task.get("warm"):
-            client.run(warm_up) if client else warm_up()
+            dtype = task.get("dtype", "uint16")
+            client.run(warm_up, dtype) if client else warm_up(dtype)
         starts = client.run(reset_peak) if client else {"here": reset_peak()}
         start = time.perf_counter()
         place = run()

@@ -6,13 +6,14 @@ voxels; where a package offers several ways, the one that its documentation give
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-Writer = Callable[[Any, str, int, str], str]
+Writer = Callable[..., str]
 
 _AXES = ["z", "y", "x"]
 _SIZE = {"z": 2.5, "y": 2.5, "x": 2.5}
@@ -46,21 +47,25 @@ def xarray_to_zarr(array: Any, out: str, edge: int, codec: str) -> str:
     return f"{out}/voxels"
 
 
-def ngff_zarr(array: Any, out: str, edge: int, codec: str, *, use_tensorstore: bool = False) -> str:
-    from ngff_zarr import to_multiscales, to_ngff_image, to_ngff_zarr
+def ngff_zarr(
+    array: Any, out: str, edge: int, codec: str, *, levels: int = 1, use_tensorstore: bool = False
+) -> str:
+    from ngff_zarr import Methods, to_multiscales, to_ngff_image, to_ngff_zarr
 
     image = to_ngff_image(array, dims=_AXES, scale=_SIZE, axes_units=_UNITS)
-    # The name of its array is that of the image.
-    multiscales = to_multiscales(image, scale_factors=[], chunks=32)
+    # Its means of whole voxels, which is the least work of what it has.
+    multiscales = to_multiscales(
+        image, scale_factors=_factors(levels), chunks=32, method=Methods.DASK_BIN_SHRINK
+    )
     to_ngff_zarr(
         out, multiscales, version="0.5", chunks_per_shard=edge // 32,
         use_tensorstore=use_tensorstore,
     )  # fmt: skip
-    return _only_array(out)
+    return _finest_array(out)
 
 
-def ngff_zarr_tensorstore(array: Any, out: str, edge: int, codec: str) -> str:
-    return ngff_zarr(array, out, edge, codec, use_tensorstore=True)
+def ngff_zarr_tensorstore(array: Any, out: str, edge: int, codec: str, *, levels: int = 1) -> str:
+    return ngff_zarr(array, out, edge, codec, levels=levels, use_tensorstore=True)
 
 
 def tensorstore(array: Any, out: str, edge: int, codec: str) -> str:
@@ -103,18 +108,20 @@ def tensorstore(array: Any, out: str, edge: int, codec: str) -> str:
     return f"{out}/0"
 
 
-def ome_zarr(array: Any, out: str, edge: int, codec: str) -> str:
+def ome_zarr(array: Any, out: str, edge: int, codec: str, *, levels: int = 1) -> str:
     import zarr
     from ome_zarr.format import FormatV05
+    from ome_zarr.scale import Methods
     from ome_zarr.writer import write_image
 
     group = zarr.open_group(out, mode="w", zarr_format=3)
     options = _layout(edge, codec)
     write_image(
-        array, group, scale_factors=[], fmt=FormatV05(), axes=_AXES, scale=_SIZE,
-        axes_units=_UNITS, storage_options=options,
+        array, group, scale_factors=[dict.fromkeys(_AXES, n) for n in _factors(levels)],
+        method=Methods.LOCAL_MEAN, fmt=FormatV05(), axes=_AXES, scale=_SIZE, axes_units=_UNITS,
+        storage_options=options,
     )  # fmt: skip
-    return _only_array(out)
+    return _finest_array(out)
 
 
 def bioio_ome_zarr(array: Any, out: str, edge: int, codec: str) -> str:
@@ -125,7 +132,7 @@ def bioio_ome_zarr(array: Any, out: str, edge: int, codec: str) -> str:
         axes_names=_AXES, axes_types=["space"] * 3, zarr_format=3,
     )  # fmt: skip
     writer.write_full_volume(array)
-    return _only_array(out)
+    return _finest_array(out)
 
 
 def icechunk(array: Any, out: str, edge: int, codec: str) -> str:
@@ -154,20 +161,26 @@ WRITERS: dict[str, Writer] = {
 }
 
 
-def _only_array(out: str) -> str:
-    found = [
-        folder
-        for folder, _, names in os.walk(out)
-        if "zarr.json" in names and folder != out and _is_array(folder)
-    ]
-    if len(found) != 1:
-        raise RuntimeError(f"{out} holds the arrays {found}, where one is expected")
-    return found[0]
+#: Which of them make levels too.
+LEVEL_WRITERS = ("ngff-zarr", "ngff-zarr, tensorstore", "ome-zarr")
 
 
-def _is_array(folder: str) -> bool:
-    with open(os.path.join(folder, "zarr.json")) as file:
-        return '"node_type": "array"' in file.read().replace('":"', '": "')
+def _factors(levels: int) -> list[int]:
+    """Return by what the coarser levels are smaller than the first."""
+    return [2**n for n in range(1, levels)]
+
+
+def _finest_array(out: str) -> str:
+    found = {}
+    for folder, _, names in os.walk(out):
+        if "zarr.json" in names:
+            with open(os.path.join(folder, "zarr.json")) as file:
+                document = json.load(file)
+            if document["node_type"] == "array":
+                found[folder] = np.prod(document["shape"])
+    if not found:
+        raise RuntimeError(f"{out} holds no array")
+    return max(found, key=found.__getitem__)
 
 
 def read_back(place: str, out: str) -> Any:
