@@ -86,7 +86,7 @@ def add_labels_command(
             downsample=downsample,  # type: ignore[arg-type]
         )
         labels = Dataset.from_path(segmentation)
-        with client_for(**cluster) as client:
+        with client_for(**cluster, stop=stop) as client:
             write = build_labels(
                 labels, image, name, arguments,
                 colors=dict(colors), resume=resume, restart=restart, part=part,

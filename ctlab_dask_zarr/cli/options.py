@@ -224,9 +224,12 @@ def client_for(
     scheduler_file: str | None,
     cluster: str | None,
     jobs: int | None,
-    stop: Stop | None = None,
+    stop: Stop,
 ) -> AbstractContextManager[Any]:
-    """Return a client on a running scheduler, or on a cluster that ends with it."""
+    """Return a client on a running scheduler, or on a cluster that ends with it.
+
+    `stop` also ends the wait for workers that are still queued.
+    """
     from ctlab_dask_zarr.runtime.cluster import client_from_config, connect, local_client
 
     if cluster:

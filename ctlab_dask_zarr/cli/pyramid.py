@@ -71,7 +71,7 @@ def pyramid_command(
 
         completions = build_levels(path, levels, downsample, resume=resume, restart=restart)
         if completions:
-            with client_for(**cluster) as client:
+            with client_for(**cluster, stop=stop) as client:
                 for completion in completions:
                     compute_with_progress(completion, client, quiet, stop)
         image = dataset_from_zarr(path)
