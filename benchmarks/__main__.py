@@ -47,7 +47,7 @@ _BY_NAME = ("slabs-threads", "peers-slabs-threads")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--folder", default=None, help="where to write; a RAM disk by default")
-    parser.add_argument("--size", type=int, default=768, help="edge of the volume, in voxels")
+    parser.add_argument("--size", type=int, default=640, help="edge of the volume, in voxels")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved rounds")
     parser.add_argument("--rows", default=None, help="comma-separated; nearly all by default")
     parser.add_argument(
@@ -58,8 +58,6 @@ def main() -> None:
     parser.add_argument("--report", default=None, help="write report.md and plots to this folder")
     options = parser.parse_args()
     size, pairs = (256, 1) if options.quick else (options.size, options.pairs)
-    # Many writers, of which some take ten times as long.
-    peer_size = min(size, 640)
     parent = options.folder or ("/dev/shm" if os.path.isdir("/dev/shm") else None)
     folder = tempfile.mkdtemp(prefix="ctlab-zarr-bench-", dir=parent)
     jobs: dict[str, Callable[[], list[Row]]] = {
@@ -86,16 +84,16 @@ def main() -> None:
     jobs["verify"] = lambda: writes.verify_rows(folder, size, pairs)
     for work, scheduler in (("aligned", "threads"), ("aligned", "cluster"), ("slabs", "threads")):
         jobs[f"peers-{work}-{scheduler}"] = lambda w=work, s=scheduler: writes.peer_rows(  # type: ignore[misc]
-            folder, peer_size, pairs, w, s
+            folder, size, pairs, w, s
         )
     for dtype, codec in (("uint16", "blosc"), ("uint16", "none"), ("float32", "zstd"),
                          ("uint8", "zstd")):  # fmt: skip
         jobs[f"peers-{dtype}-{codec}"] = lambda d=dtype, c=codec: writes.peer_rows(  # type: ignore[misc]
-            folder, peer_size, pairs, "aligned", "threads", dtype=d, codec=c,
+            folder, size, pairs, "aligned", "threads", dtype=d, codec=c,
             names=["dask.array.to_zarr", "xarray to_zarr", "tensorstore"],
         )  # fmt: skip
     jobs["peers-levels"] = lambda: writes.peer_rows(
-        folder, peer_size, pairs, "aligned", "threads", levels=3, names=LEVEL_WRITERS
+        folder, size, pairs, "aligned", "threads", levels=3, names=LEVEL_WRITERS
     )
     jobs["limits"] = lambda: writes.limit_rows(folder, size, pairs)
     jobs["read-parts"] = lambda: writes.read_part_rows(folder, size, pairs)

@@ -56,14 +56,30 @@ def raw_array(path: str, size: int, blocks: tuple[int, int, int], repeat: int = 
 DATATYPES = {"uint16": "tomo", "float32": "tomo_float", "uint8": "segmented"}
 
 
+#: Edge of the grains of a segmented volume, in voxels; divides every edge of a block.
+_GRAIN = 8
+
+
 def as_dtype(array: Any, dtype: str) -> Any:
-    """Return the volume as another type: grey values as floats, or three classes and the mask."""
+    """Return the volume as another type: grey values as floats, or grains of two phases."""
     if dtype == "float32":
         return array.astype("f4")
     if dtype == "uint8":
-        classes = (array > 20000).astype("u1") + (array > 20300).astype("u1")
-        return classes + (array == MASK).astype("u1") * 253
+        if isinstance(array, np.ndarray):
+            return _segmented(array)
+        return array.map_blocks(_segmented, dtype="u1")
     return array
+
+
+def _segmented(block: np.ndarray) -> np.ndarray:
+    """Give each grain the phase that its first voxel tells; the rim stays masked."""
+    if not block.size:
+        return block.astype("u1")
+    phases = 1 + (block[(slice(None, None, _GRAIN),) * 3] > 20000).astype("u1")
+    for axis in range(3):
+        phases = phases.repeat(_GRAIN, axis)
+    phases[block == MASK] = 255
+    return phases
 
 
 def make_netcdf(folder: str, size: int) -> str:

@@ -36,7 +36,7 @@ def build_rows(n_pairs: int, *, quick: bool) -> list[Row]:
 
 def schedule_rows(folder: str, n_pairs: int, *, quick: bool) -> list[Row]:
     """Time to schedule and run a write of 1 KiB shards: files and renames are counted too."""
-    n = 10 if quick else 22
+    n = 10 if quick else 16
     data = da.zeros((8 * n,) * 3, chunks=8, dtype="u2")
     options: dict[str, Any] = {"chunks": (8, 8, 8), "shards": (8, 8, 8)}
     out = os.path.join(folder, "small.zarr")

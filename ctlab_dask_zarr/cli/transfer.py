@@ -87,8 +87,8 @@ def abort_command(destination: str) -> None:
     with exit_codes():
         from ctlab_dask_zarr.runtime.objects import configured_options
         from ctlab_dask_zarr.runtime.uploads import abort_uploads
+        from ctlab_dask_zarr.write.discard import discard_write
         from ctlab_dask_zarr.write.resolve import named_destination
-        from ctlab_dask_zarr.write.transfer import discard_write
 
         target = named_destination(destination)
         ended = abort_uploads(target.path, configured_options())

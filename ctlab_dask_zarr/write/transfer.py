@@ -34,7 +34,7 @@ from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX, LocalStore, store_
 from ctlab_dask_zarr.verification.documents import array_receipts
 from ctlab_dask_zarr.write.destination import STAGED_PLAN, Destination
 
-__all__ = ["CopyResult", "copy_dataset", "discard_incoming", "discard_write"]
+__all__ = ["CopyResult", "copy_dataset", "discard_incoming"]
 
 #: Read and written at once.
 _BLOCK_NBYTES = 8 << 20
@@ -224,26 +224,6 @@ class _Claim:
 def _incoming_prefix(destination: Destination) -> str:
     folder, name = os.path.split(destination.path)
     return os.path.join(folder, f".{name}.incoming")
-
-
-def discard_write(destination: Destination) -> bool:
-    """Remove what an interrupted write or copy has left; return whether there was any.
-
-    Further levels that a commit has moved into the store, and not named, are part of it, and so are
-    those of its labels.
-    """
-    is_found = bool(destination.staged_plan())
-    if is_found:
-        destination.take_back_levels()
-        destination.discard_staging()
-    destination.sweep()
-    for labels in destination.staged_labels():
-        if labels.is_being_extended():
-            is_found = True
-            labels.take_back_levels()
-            labels.discard_staging()
-        labels.sweep()
-    return discard_incoming(destination) or is_found
 
 
 def discard_incoming(destination: Destination) -> bool:

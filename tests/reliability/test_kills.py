@@ -144,7 +144,7 @@ def wait_until(condition: Callable[[], bool], is_alive: Callable[[], bool]) -> N
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A scan that takes some seconds with a slow codec."""
-    voxels = np.random.default_rng(1).integers(0, 4000, (384, 224, 224), dtype="uint16")
+    voxels = np.random.default_rng(1).integers(0, 4000, (192, 224, 224), dtype="uint16")
     path = tmp_path_factory.mktemp("large") / "tomoLarge_nc"
     write_mango_netcdf(path, voxels, slices_per_block=8)
     return path, voxels
@@ -190,9 +190,9 @@ def _seconds_to_start() -> float:
 def test_a_deadline_stops_before_it_and_a_loop_of_them_gets_through(
     large: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
-    # A third of the large scan: two rounds or three where nothing else runs.
+    # A part of the large scan: two rounds or three where nothing else runs.
     voxels = large[1][:128]
-    source = tmp_path / "tomoThird_nc"
+    source = tmp_path / "tomoPart_nc"
     write_mango_netcdf(source, voxels, slices_per_block=8)
     # Compiled now, and kept: on a busy machine a round is shorter than that takes.
     halve(np.zeros((2, 2, 2), "uint16"), (2, 2, 2), "mean", 65535)
