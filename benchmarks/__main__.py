@@ -38,7 +38,7 @@ PACKAGES = (
 #: What `--quick` runs: one row of each kind of work.
 _QUICK = (
     "shard", "build", "schedule", "read", "aligned-threads", "netcdf-cluster",
-    "levels-aligned-cluster", "peers-uint16-blosc", "start",
+    "levels-aligned-cluster", "verify", "peers-uint16-blosc", "start",
 )  # fmt: skip
 #: What is run only where it is named: nothing is asked of it, and it is long.
 _BY_NAME = ("slabs-threads", "peers-slabs-threads")

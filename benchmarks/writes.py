@@ -130,12 +130,7 @@ def read_part_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
     """Opening a store, one slice, one sub-volume of a fifth of the edge."""
     from benchmarks.readers import READERS
 
-    data.make_raw(folder, size)
-    run_one({"folder": folder, "size": size, "work": "aligned", "scheduler": "threads",
-             "who": "ours"})  # fmt: skip
-    check_equal(folder, size)
-    store = os.path.join(folder, "parts.zarr")
-    os.rename(os.path.join(folder, "out.zarr"), store)
+    store = _written_store(folder, size)
     rows = []
     for work in ("open", "slice", "sub-volume"):
         task = {"folder": folder, "size": size, "work": work, "scheduler": "threads",
@@ -235,26 +230,18 @@ def _seconds(results: list[dict[str, Any]]) -> list[float]:
 
 
 def read_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
-    task = {"folder": folder, "size": size, "work": "aligned", "scheduler": "threads"}
-    data.make_raw(folder, size)
-    run_one({**task, "who": "ours"})
-    check_equal(folder, size)
-    store = os.path.join(folder, "read.zarr")
-    os.rename(os.path.join(folder, "out.zarr"), store)
-    task = {**task, "work": "read", "store": store}
+    store = _written_store(folder, size)
+    task = {"folder": folder, "size": size, "work": "read", "scheduler": "threads", "store": store}
     readers = ["ours", *_installed_peers()]
     results = interleave({who: {**task, "who": who} for who in readers}, n_pairs)
+    shutil.rmtree(store, ignore_errors=True)
     return _rows("read back, threads", results, ASKED["read", "threads"])
 
 
 def verify_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
     """Checking a store, beside reading all of it, which checks less."""
-    data.make_raw(folder, size)
-    task = {"folder": folder, "size": size, "work": "aligned", "scheduler": "threads"}
-    run_one({**task, "who": "ours"})
-    store = os.path.join(folder, "verify.zarr")
-    os.rename(os.path.join(folder, "out.zarr"), store)
-    task = {**task, "store": store}
+    store = _written_store(folder, size)
+    task = {"folder": folder, "size": size, "scheduler": "threads", "store": store}
     results = interleave(
         {"ours": {**task, "who": "ours", "work": "verify"},
          "read": {**task, "who": "ours", "work": "read"},
@@ -289,6 +276,17 @@ def _rows(
             )
         )
     return rows
+
+
+def _written_store(folder: str, size: int) -> str:
+    """Write a store, compare it with its source, and return where it is kept for readers."""
+    data.make_raw(folder, size)
+    run_one({"folder": folder, "size": size, "work": "aligned", "scheduler": "threads",
+             "who": "ours"})  # fmt: skip
+    check_equal(folder, size)
+    store = os.path.join(folder, "store.zarr")
+    os.rename(os.path.join(folder, "out.zarr"), store)
+    return store
 
 
 def check_equal(folder: str, size: int, repeat: int = 1, dtype: str = "uint16") -> None:

@@ -143,22 +143,20 @@ def _zero(dtype: np.dtype[Any]) -> Any:
 
 
 _compiled = numba.njit(nogil=True)
+#: By the kinds of their arguments.
+_kernels: dict[tuple[object, ...], Any] = {}
 #: Threads that begin together would otherwise each make, and compile, a kernel of their own.
 _making_kernels = threading.Lock()
-
-
-_kernels: dict[tuple[object, ...], Any] = {}
 
 
 def _kernel_for(arguments: tuple[Any, ...]) -> Any:
     """Return what halves chunks, for arguments of these types.
 
-    They are told apart by what numba does for contiguous arrays, at a hundredth of the cost: a row
-    of small chunks is halved in less time than numba takes to name its types.
+    All that numba makes a difference of is in their kinds, which cost far less to find: a row of
+    small chunks is halved in less time than numba takes to name its types.
     """
     kind = tuple(
-        (a.dtype, a.flags.writeable, a.flags.aligned) if isinstance(a, np.ndarray) else type(a)
-        for a in arguments
+        (a.dtype, a.ndim, a.flags.num) if isinstance(a, np.ndarray) else type(a) for a in arguments
     )
     kernel = _kernels.get(kind)
     if kernel is None:
