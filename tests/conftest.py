@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,19 @@ def cluster() -> Iterator[Client]:
         Client(local, set_as_default=False) as client,
     ):
         yield client
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Leave no signal ignored by a command that ran in this process, which goes on.
+
+    What is started later, as the jobs of a batch system, would inherit that.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture

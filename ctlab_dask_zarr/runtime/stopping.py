@@ -117,8 +117,9 @@ class Stop:
     def on_signals(self) -> Iterator[None]:
         """Stop on SIGINT, SIGTERM and SIGUSR1; a second SIGINT interrupts at once.
 
-        After a stop the signals of batch systems are ignored to the end of the process: one that
-        comes while it ends would replace its exit code, which says that the write can be resumed.
+        For all that a command does. Afterwards the signals of batch systems are ignored to the end
+        of the process: one that comes while it ends would replace its exit code, which says that
+        the write is done, or that it can be resumed.
         """
 
         def ask(number: int, frame: Any) -> None:
@@ -132,9 +133,9 @@ class Stop:
         try:
             yield
         finally:
-            for number, handler in before.items():
-                is_ending = self._asked is not None and number != signal.SIGINT
-                signal.signal(number, signal.SIG_IGN if is_ending else handler)
+            for number in _SIGNALS:
+                is_ctrl_c = number == signal.SIGINT
+                signal.signal(number, before[number] if is_ctrl_c else signal.SIG_IGN)
 
 
 def compute_until(

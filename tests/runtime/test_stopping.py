@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -17,18 +18,24 @@ with stop.on_signals():
     if {stopped}:
         stop.ask("the time is nearly up")
 os.kill(os.getpid(), signal.{name})
-sys.exit(75)
+sys.exit({code})
 """
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
-def test_a_signal_while_a_stopped_process_ends_does_not_replace_its_exit_code(name: str) -> None:
-    """A job that ends with 75 goes into the queue again; one that a signal killed does not."""
-    code = _ENDING.format(stopped=True, name=name)
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 75
-    # Without a stop the signals mean what they always do.
-    code = _ENDING.format(stopped=False, name=name)
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode < 0
+@pytest.mark.parametrize(("stopped", "code"), [(True, 75), (False, 0)])
+def test_a_signal_while_a_process_ends_does_not_replace_its_exit_code(
+    name: str, stopped: bool, code: int
+) -> None:
+    """A job that ends with 75 goes into the queue again, and one that is done has not failed."""
+    ending = _ENDING.format(stopped=stopped, name=name, code=code)
+    assert subprocess.run([sys.executable, "-c", ending], timeout=60).returncode == code
+
+
+def test_ctrl_c_means_afterwards_what_it_always_does() -> None:
+    ending = _ENDING.format(stopped=False, name="SIGINT", code=0)
+    done = subprocess.run([sys.executable, "-c", ending], timeout=60, capture_output=True)
+    assert done.returncode == -signal.SIGINT
 
 
 _WAITING = """
