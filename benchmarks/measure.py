@@ -16,7 +16,7 @@ from typing import Any
 class Row:
     """One line of the report: a ratio, or a number, beside what is asked.
 
-    `at_most` is what the median of memory may be: more of it fails the run. Times do not.
+    `at_most` is what is asked of the median of memory: more of it fails the run. Times do not.
     """
 
     name: str
@@ -26,6 +26,10 @@ class Row:
     note: str = ""
     at_most: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.at_most is not None:
+            self.asked = f"at most {self.at_most:g} {self.unit}"
 
     def is_over(self) -> bool:
         return self.at_most is not None and statistics.median(self.values) > self.at_most
