@@ -30,7 +30,7 @@ PORT = 6817
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 180) -> Any:
     """Return what `condition` does as soon as it is true; fail after the time-out."""
     stop_s = time.monotonic() + timeout_s
     while True:
@@ -137,7 +137,7 @@ class Slurm:
         """Return what SLURM knows about a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", number)))
 
-    def wait(self, number: str, folder: Path, *others: str, timeout_s: float = 90) -> None:
+    def wait(self, number: str, folder: Path, *others: str, timeout_s: float = 240) -> None:
         """Wait for the success of a job; it, and the others, do not wait after a requeue."""
 
         def is_over() -> bool:

@@ -190,7 +190,7 @@ def test_a_job_whose_walltime_is_too_short_goes_on_until_it_is_done(
         *(source, "out.zarr", *SMALL_SHARDS),
         **slow_disk(0.25),
     )
-    slurm.wait(job, tmp_path, timeout_s=200)
+    slurm.wait(job, tmp_path, timeout_s=300)
     assert int(slurm.job(job)["Restarts"]) >= 1
     (log,) = tmp_path.glob("ctlab-zarr-*.log")
     assert "the time is nearly up" in log.read_text()
