@@ -37,7 +37,10 @@ def push_command(source: str, url: str, quiet: bool, as_json: bool) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pull_command(url: str, destination: str, quiet: bool, as_json: bool) -> None:
-    """Copy the committed store at URL to DESTINATION, as `push` does the other way."""
+    """Copy the committed store at URL to DESTINATION, as `push` does the other way.
+
+    At an https:// URL, which lists nothing, its own documents tell what objects it has.
+    """
     _copy(url, destination, quiet, as_json)
 
 

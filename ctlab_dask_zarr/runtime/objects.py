@@ -274,7 +274,8 @@ def _as_os_error(error: Exception, path: str) -> OSError:
         return FileNotFoundError(errno.ENOENT, _first_line(error), path)
     if "PROPFIND" in str(error):
         text = "this server does not list what it has, as plain HTTP does not: what is there can be"
-        text += " opened, but neither verified nor copied. Use the URL of the object store (s3://)"
+        text += " opened and pulled, but not verified. Verify a copy, or use the URL of the object "
+        text += "store (s3://)"
         return StorageError(errno.EOPNOTSUPP, text, path)
     if any(name in str(error) for name in ("169.254.169.254", "metadata.google.internal")):
         return StorageError(errno.EACCES, _NO_CREDENTIALS, path)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import google_crc32c
 
@@ -26,13 +25,12 @@ from ctlab_dask_zarr.errors import (
     StagingExistsError,
 )
 from ctlab_dask_zarr.formats.receipts import own_receipt
-from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
 from ctlab_dask_zarr.runtime.files import remove_tree
-from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX, LocalStore, store_at
-from ctlab_dask_zarr.verification.documents import array_receipts
+from ctlab_dask_zarr.runtime.storage import LocalStore, store_at
 from ctlab_dask_zarr.write.destination import STAGED_PLAN, Destination
+from ctlab_dask_zarr.write.inventory import take_inventory
 
 __all__ = ["CopyResult", "copy_dataset", "discard_incoming"]
 
@@ -65,7 +63,8 @@ def copy_dataset(
     Parameters
     ----------
     source
-        The store, local or not.
+        The store, local or not; of one behind plain HTTP, which lists nothing, all that its own
+        documents tell.
     destination
         Where to; nothing may be there but what an interrupted copy of the same store has left.
     on_copied
@@ -79,6 +78,8 @@ def copy_dataset(
         A conversion, or a copy of another dataset, is under way there or was interrupted.
     IncompleteDatasetError
         An object of the source is missing or damaged, or was not received as sent.
+    UnsupportedFormatError
+        The source is behind plain HTTP, and was written by another program.
     """
     metadata = read_store_metadata(source)
     root = metadata.store.get(ROOT_DOCUMENT)
@@ -86,16 +87,9 @@ def copy_dataset(
         return CopyResult(destination.path, 0, 0, 0)
     claim = _Claim.of(metadata, root, destination)
     claim.refuse_others()
+    inventory = take_inventory(metadata)
+    objects, expected = inventory.nbytes, inventory.crc32c
     incoming = claim.incoming()
-    expected = _checksums(metadata)
-    objects = {
-        key: nbytes
-        for key, (nbytes, _) in metadata.store.stats().items()
-        if key != ROOT_DOCUMENT and not key.endswith(TEMPORARY_SUFFIX)
-    }
-    missing = sorted(expected.keys() - objects.keys())
-    if missing:
-        raise IncompleteDatasetError(f"{source} lacks {missing[0]}: it is not copied")
     there = incoming.stats()
     strangers = sorted(there.keys() - objects.keys() - {ROOT_DOCUMENT})
     if strangers:
@@ -252,29 +246,6 @@ def _is_there(destination: Destination, root: bytes) -> bool:
             "first"
         )
     return True
-
-
-def _checksums(metadata: StoreMetadata) -> dict[str, int]:
-    """Return the CRC-32C of every shard for which the commit kept one, by key."""
-    found: dict[str, int] = {}
-    if own_receipt(metadata.attributes) is None:
-        return found
-    for path, text in metadata.arrays:
-        array = parse_array_document(text)
-        table, problems = array_receipts(metadata, path, array)
-        if problems:
-            raise IncompleteDatasetError(f"{metadata.path}: {problems[0].message}")
-        if table is not None:
-            for coords, checksum in _entries(table.crc32c):
-                found[f"{path}/{array.key(coords)}".lstrip("/")] = checksum
-    return found
-
-
-def _entries(table: Any) -> Iterator[tuple[tuple[int, ...], int]]:
-    import numpy as np
-
-    for coords in np.ndindex(table.shape):
-        yield coords, int(table[coords])
 
 
 def _copy_object(

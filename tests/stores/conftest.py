@@ -29,6 +29,31 @@ CEPH_PORT = 7480
 LAYOUT: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32), "levels": 2}
 
 
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """Serve the test's folder by plain HTTP; what is not there is forbidden below ``/secret``."""
+    pytest.importorskip("obstore")
+    server_module = pytest.importorskip("RangeHTTPServer")
+
+    class Handler(server_module.RangeRequestHandler):  # type: ignore[misc, name-defined]
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def send_error(self, code: int, *arguments: Any) -> None:
+            forbidden = code == 404 and self.path.startswith("/secret")
+            super().send_error(403 if forbidden else code, *arguments)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(10)
+
+
 @dataclass
 class Server:
     """An S3 server: where it listens, and for a fault, the process that answers."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
@@ -47,10 +51,7 @@ def test_there_and_back(
     pulled = cli("pull", url, tmp_path / "back", "-q")
     assert pulled.returncode == 0, pulled.stderr
     assert verify(tmp_path / "back.zarr", dataset) == []
-    for path in store.rglob("*"):
-        if path.is_file():
-            copy = tmp_path / "back.zarr" / path.relative_to(store)
-            assert copy.read_bytes() == path.read_bytes()
+    assert_same_files(store, tmp_path / "back.zarr")
     again = cli("push", store, url, "-q")
     assert again.returncode == 0
     assert "is there already" in again.stdout
@@ -58,6 +59,47 @@ def test_there_and_back(
         "back.zarr",
         "scan.zarr",
     ]
+
+
+def assert_same_files(expected: Path, found: Path) -> None:
+    contents = [
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (expected, found)
+    ]
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("with_labels", [True, False])
+@pytest.mark.parametrize("folder", ["public", "secret"])
+def test_plain_http_which_lists_nothing_is_copied_by_what_the_documents_tell(
+    web: str, store: Path, tmp_path: Path, with_labels: bool, folder: str
+) -> None:
+    if not with_labels:
+        shutil.rmtree(store / "labels")
+    (tmp_path / folder).mkdir()
+    store = store.rename(tmp_path / folder / "scan.zarr")
+    pulled = cli("pull", f"{web}/{folder}/scan.zarr", tmp_path / "copy", "-q")
+    assert pulled.returncode == 0, pulled.stderr
+    assert_same_files(store, tmp_path / "copy.zarr")
+    assert verify(tmp_path / "copy.zarr") == []
+
+
+def test_what_the_documents_do_not_tell_is_not_copied_by_plain_http(
+    web: str, store: Path, tmp_path: Path
+) -> None:
+    def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+        document = json.loads(path.read_text())
+        change(document["attributes"])
+        path.write_text(json.dumps(document))
+
+    url, copy = f"{web}/scan.zarr", tmp_path / "copy.zarr"
+    edit(store / "labels" / "zarr.json", lambda a: a["ome"].update(labels=["../../escaped"]))
+    with pytest.raises(CTLabError, match=r"'\.\./\.\./escaped' .* lead out of the store"):
+        copy_dataset(url, Destination.at(str(copy)))
+    edit(store / "zarr.json", lambda a: a.pop("ctlab_dask_zarr"))
+    with pytest.raises(CTLabError, match=r"was not written by this package.* `ctlab-zarr convert"):
+        copy_dataset(url, Destination.at(str(copy)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scan.zarr"]
 
 
 @pytest.fixture
