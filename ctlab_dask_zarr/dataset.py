@@ -290,6 +290,24 @@ class Dataset:
         return levels
 
     @property
+    def origin(self) -> tuple[float, ...]:
+        """Position of the first voxel's centre, in `voxel_unit`, in the order of `dimension_names`.
+
+        That of the stored level that this was opened from, as long as the voxels are its own; else
+        zero. Another voxel size moves it by as much as it moves everything.
+        """
+        path = getattr(self._source, "array_path", None)
+        for level in self.levels:
+            if level.path == path:
+                return tuple(
+                    start * (size / stored)
+                    for start, stored, size in zip(
+                        level.origin, level.voxel_size, self._voxel_size, strict=True
+                    )
+                )
+        return (0.0,) * len(self.shape)
+
+    @property
     def is_discrete(self) -> bool:
         """Whether voxels are names of classes, as in segmentations and labels, not grey values."""
         if self._datatype is not None and self._datatype.is_discrete:
@@ -412,13 +430,11 @@ class Dataset:
     def to_xarray(self) -> xr.DataArray:
         """Return the volume as a `xarray.DataArray` with physical coordinates, still lazy.
 
-        Positions are those of the stored level, where it was opened from one and is as it was.
+        They begin at the `origin`.
         """
         from ctlab_dask_zarr.xarray import to_xarray
 
-        path = getattr(self._source, "array_path", None)
-        origin = next((level.origin for level in self.levels if level.path == path), None)
-        return to_xarray(self, origin)
+        return to_xarray(self)
 
     @classmethod
     def from_xarray(cls, array: xr.DataArray, *, datatype: str | None = None) -> Dataset:

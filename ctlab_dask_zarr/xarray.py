@@ -40,16 +40,13 @@ _FOREIGN = "xarray"
 _NAME = "voxels"
 
 
-def to_xarray(dataset: Dataset, origin: Sequence[float] | None = None) -> xr.DataArray:
+def to_xarray(dataset: Dataset) -> xr.DataArray:
     """Return a dataset as a `xarray.DataArray`; the voxels stay lazy.
 
     Parameters
     ----------
     dataset
         What to convert.
-    origin
-        Position of the first voxel's centre along each axis, in the unit of the voxel size; by
-        default zero.
 
     Raises
     ------
@@ -69,7 +66,6 @@ def to_xarray(dataset: Dataset, origin: Sequence[float] | None = None) -> xr.Dat
     >>> from_xarray(array.sel(x=slice(0, 5)))
     <Dataset tomo (z: 4, y: 5, x: 3) uint16, voxel 2.5 um>
     """
-    starts = (0.0,) * len(dataset.shape) if origin is None else origin
     unit = str(dataset.voxel_unit)
     coords = {
         name: xr.Variable(
@@ -78,7 +74,7 @@ def to_xarray(dataset: Dataset, origin: Sequence[float] | None = None) -> xr.Dat
             {"units": unit} | ({_SPACING: size} if n == 1 else {}),
         )
         for name, n, size, start in zip(
-            dataset.dimension_names, dataset.shape, dataset.voxel_size, starts, strict=True
+            dataset.dimension_names, dataset.shape, dataset.voxel_size, dataset.origin, strict=True
         )
     }
     extra = plain_json(dataset.extra_attrs, "extra_attrs")
@@ -106,8 +102,8 @@ def from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
 
     The voxel size is the spacing of the coordinates, its unit their ``units``. Name and attributes
     are kept: those of others among ``extra_attrs``, from where `to_xarray` brings them back; an
-    array without a name gets that of its data type. Positions begin at zero again, since a dataset
-    keeps no origin, and coordinates of no axis are not kept.
+    array without a name gets that of its data type. Positions begin at zero again, and
+    coordinates of no axis are not kept.
 
     Parameters
     ----------

@@ -109,8 +109,7 @@ def _open(
     if level:
         options["level"] = level
     dataset = Dataset.from_path(path, **options)
-    origin = dataset.levels[level].origin if dataset.levels else None
-    array = to_xarray(dataset, origin)
+    array = to_xarray(dataset)
     # What ``chunks={}`` stands for: the blocks that are read at once, a shard each.
     array.encoding["preferred_chunks"] = {
         name: lengths[0] for name, lengths in zip(array.dims, dataset.data.chunks, strict=True)

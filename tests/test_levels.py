@@ -191,6 +191,19 @@ def test_levels_of_other_writers_are_read_with_their_places(tmp_path: Path) -> N
         assert dict(zip("zyx", level.origin, strict=True)) == pytest.approx(other.translation)
     second = dataset_from_zarr(tmp_path / "other.zarr", level=1)
     np.testing.assert_array_equal(second.data, multiscales.images[1].data)
+    # What is converted lies where it lay, in as many levels as it gets.
+    assert second.origin == levels[1].origin
+    dataset_to_zarr(second, tmp_path / "ours.zarr", datatype="tomo", levels=2)
+    converted = Dataset.from_path(tmp_path / "ours.zarr")
+    assert converted.origin == second.origin
+    finest, coarser = converted.levels
+    shift = np.subtract(coarser.voxel_size, finest.voxel_size) / 2
+    np.testing.assert_allclose(coarser.origin, finest.origin + shift)
+    # Voxels of another size lie elsewhere, other voxels nowhere in particular.
+    halves = [size / 2 for size in second.voxel_size]
+    moved = Dataset.from_modified(second, voxel_size=halves)
+    np.testing.assert_allclose(moved.origin, np.multiply(second.origin, 0.5))
+    assert Dataset.from_modified(second, data=second.data[4:]).origin == (0, 0, 0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -58,8 +58,8 @@ class LevelGeometry:
     factors
         1 or 2 along each axis: voxels of the next finer level along one of this one.
     scale, translation
-        Edge lengths of a voxel, and the position of the first one's centre from that of level 0,
-        in the unit of the voxel size.
+        Edge lengths of a voxel, and the position of the first one's centre, in the unit of the
+        voxel size.
     """
 
     shape: Shape
@@ -69,14 +69,17 @@ class LevelGeometry:
 
 
 def level_geometries(
-    shape: Shape, voxel_size: Sequence[float], levels: LevelSpec
+    shape: Shape,
+    voxel_size: Sequence[float],
+    levels: LevelSpec,
+    origin: Sequence[float] | None = None,
 ) -> tuple[LevelGeometry, ...]:
     """Return the geometry of each level, finest first.
 
     Parameters
     ----------
-    shape, voxel_size
-        Of level 0.
+    shape, voxel_size, origin
+        Of level 0; its origin is zero by default.
     levels
         How many, level 0 counted; ``'auto'``: until the longest axis has 256 voxels or fewer.
 
@@ -93,9 +96,8 @@ def level_geometries(
     (1, 2, 2)
     """
     n_levels = _validated_levels(levels)
-    found = [
-        LevelGeometry(shape, (1,) * len(shape), tuple(voxel_size), (0.0,) * len(shape)),
-    ]
+    start = (0.0,) * len(shape) if origin is None else tuple(origin)
+    found = [LevelGeometry(shape, (1,) * len(shape), tuple(voxel_size), start)]
     while n_levels is None or len(found) < n_levels:
         last = found[-1]
         if n_levels is None and max(last.shape) <= _VIEW_LENGTH:

@@ -176,9 +176,9 @@ def plan_write(
     is_discrete = kind.is_discrete if kind else bool(getattr(dataset, "is_discrete", False))
     downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=is_discrete)
     if geometries is None:
-        geometries = level_geometries(
-            layout.shape, voxel_size, 1 if options.levels is None else options.levels
-        )
+        n_levels = 1 if options.levels is None else options.levels
+        origin = getattr(dataset, "origin", None)
+        geometries = level_geometries(layout.shape, voxel_size, n_levels, origin)
     levels = [Level("0" if is_group else "", layout, document)]
     if len(geometries) > 1:
         _refuse_levels_of_an_array(is_group)
