@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import History
     from ctlab_dask_zarr.formats.ome import OMEZarrVersion
     from ctlab_dask_zarr.formats.units import VoxelUnit
+    from ctlab_dask_zarr.manage.edit import edit_metadata
     from ctlab_dask_zarr.read.zarr import dataset_from_zarr
     from ctlab_dask_zarr.runtime.cluster import cluster_from_config
     from ctlab_dask_zarr.verification.verify import verify
-    from ctlab_dask_zarr.write.edit import edit_metadata
     from ctlab_dask_zarr.write.plan import WritePlan
 
 __all__ = [
@@ -83,7 +83,7 @@ _HOMES = {
     "commit": "api",
     "dataset_from_zarr": "read.zarr",
     "dataset_to_zarr": "api",
-    "edit_metadata": "write.edit",
+    "edit_metadata": "manage.edit",
     "labels_to_zarr": "additions",
     "plan": "api",
     "verify": "verification.verify",

@@ -103,7 +103,7 @@ def _edit(path: str, dry_run: bool, yes: bool, **wanted: Any) -> None:
     """Show what would change, ask, and change it."""
     from datetime import datetime
 
-    from ctlab_dask_zarr.write.edit import build_edit
+    from ctlab_dask_zarr.manage.edit import build_edit
 
     with exit_codes():
         edit = build_edit(path, datetime.now(), **wanted)

@@ -15,7 +15,7 @@ from ctlab_dask_zarr.cli.options import with_storage_options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ctlab_dask_zarr.write.status import WriteStatus
+    from ctlab_dask_zarr.manage.status import WriteStatus
 
 __all__ = ["status_command"]
 
@@ -31,8 +31,8 @@ def status_command(destination: str, as_json: bool) -> None:
     Exit code 5 where no write is under way and no dataset is there.
     """
     with exit_codes():
+        from ctlab_dask_zarr.manage.status import write_status
         from ctlab_dask_zarr.write.resolve import named_destination
-        from ctlab_dask_zarr.write.status import write_status
 
         status = write_status(named_destination(destination))
     if as_json:

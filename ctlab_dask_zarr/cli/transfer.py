@@ -45,11 +45,11 @@ def pull_command(url: str, destination: str, quiet: bool, as_json: bool) -> None
 
 
 def _copy(source: str, destination: str, quiet: bool, as_json: bool) -> None:
+    from ctlab_dask_zarr.manage.transfer import copy_dataset
     from ctlab_dask_zarr.runtime.progress import Progress
     from ctlab_dask_zarr.write.destination import Destination
     from ctlab_dask_zarr.write.plan import nbytes_text
     from ctlab_dask_zarr.write.resolve import resolve_destination
-    from ctlab_dask_zarr.write.transfer import copy_dataset
 
     with exit_codes():
         target = Destination.at(resolve_destination(destination))
@@ -88,9 +88,9 @@ def abort_command(destination: str) -> None:
     too, where botocore is installed.
     """
     with exit_codes():
+        from ctlab_dask_zarr.manage.discard import discard_write
         from ctlab_dask_zarr.runtime.objects import configured_options
         from ctlab_dask_zarr.runtime.uploads import abort_uploads
-        from ctlab_dask_zarr.write.discard import discard_write
         from ctlab_dask_zarr.write.resolve import named_destination
 
         target = named_destination(destination)

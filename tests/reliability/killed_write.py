@@ -19,10 +19,10 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     labels_to_zarr,
 )
+from ctlab_dask_zarr.manage.discard import discard_write
 from ctlab_dask_zarr.runtime.files import LOCAL_FILES
 from ctlab_dask_zarr.write.commit import commit
 from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.discard import discard_write
 from ctlab_dask_zarr.write.downsample import halve
 from ctlab_dask_zarr.write.stage import open_staged
 

@@ -25,10 +25,10 @@ from ctlab_dask_zarr import (
 )
 from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.demo import write_mango_netcdf
+from ctlab_dask_zarr.manage.status import write_status
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.resolve import WriteOptions
 from ctlab_dask_zarr.write.run import run_write
-from ctlab_dask_zarr.write.status import write_status
 from tests.builders import make_dataset, random_voxels
 from tests.reliability.faults import everything, run_cli
 

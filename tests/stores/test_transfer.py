@@ -24,9 +24,9 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.errors import StagingExistsError
-from ctlab_dask_zarr.write import transfer
+from ctlab_dask_zarr.manage import transfer
+from ctlab_dask_zarr.manage.transfer import copy_dataset
 from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.transfer import copy_dataset
 from tests.stores.conftest import LAYOUT, Server
 from tests.stores.test_object_stores import cli, failing_after, with_event
 

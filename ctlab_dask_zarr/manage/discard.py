@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ctlab_dask_zarr.manage.transfer import discard_incoming
 from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.transfer import discard_incoming
 
 __all__ = ["discard_write"]
 

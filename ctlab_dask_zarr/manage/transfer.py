@@ -25,12 +25,12 @@ from ctlab_dask_zarr.errors import (
     StagingExistsError,
 )
 from ctlab_dask_zarr.formats.receipts import own_receipt
+from ctlab_dask_zarr.manage.inventory import take_inventory
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
 from ctlab_dask_zarr.runtime.files import remove_tree
 from ctlab_dask_zarr.runtime.storage import LocalStore, store_at
 from ctlab_dask_zarr.write.destination import STAGED_PLAN, Destination
-from ctlab_dask_zarr.write.inventory import take_inventory
 
 __all__ = ["CopyResult", "copy_dataset", "discard_incoming"]
 
