@@ -2,7 +2,8 @@
 
 A Zarr array of exactly one object, kept in a dict, is written to or read from through zarr's
 public API; what it stores under its only chunk key is the object. So every codec that zarr
-accepts works, in every release, at zarr's speed.
+accepts works, in every release, at zarr's speed. zarr is loaded when such an object comes: workers
+that write and read the others start without it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
 
 from ctlab_dask_zarr.errors import ShardDecodeError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
@@ -45,18 +43,27 @@ def decode_object(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
         raise ShardDecodeError(f"it has {len(data)} bytes, fewer than its index has alone")
     objects: dict[str, Any] = {}
     source, key = _open_single(array, objects)
-    objects[key] = default_buffer_prototype().buffer.from_bytes(data)
+    objects[key] = _buffer(data)
     try:
         return np.asarray(source[...])
     except Exception as error:  # zarr's codecs raise what they like
         raise ShardDecodeError(f"zarr cannot decode it: {error}") from error
 
 
+def _buffer(data: bytes) -> Any:
+    from zarr.core.buffer import default_buffer_prototype
+
+    return default_buffer_prototype().buffer.from_bytes(data)
+
+
 def _open_single(array: StoredArray, objects: dict[str, Any], **changes: Any) -> tuple[Any, str]:
+    import zarr
+    from zarr.storage import MemoryStore
+
     document = json.loads(array.document) | changes
     document["shape"] = list(array.object_shape)
     text = json.dumps(document).encode()
-    objects[_DOCUMENT_KEY] = default_buffer_prototype().buffer.from_bytes(text)
+    objects[_DOCUMENT_KEY] = _buffer(text)
     try:
         opened = zarr.open_array(
             MemoryStore(objects), mode="r+", zarr_format=3, config={"write_empty_chunks": True}

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
@@ -274,6 +273,9 @@ def dataset_of(
     metadata: StoreMetadata, level: int = 0, *, strict: bool | None = None, **kwargs: Any
 ) -> Dataset:
     """Return the dataset that the documents of a store describe: see `dataset_from_zarr`."""
+    # Not for workers, which read by a `ZarrVolume` alone.
+    import dask.array as da
+
     number = _validated_level(level, metadata)
     array_path, document = metadata.arrays[number]
     receipt = own_receipt(metadata.attributes)

@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import google_crc32c
-import zarr
 
 from ctlab_dask_zarr import __version__
 from ctlab_dask_zarr.errors import DestinationExistsError, IncompleteDatasetError
@@ -196,7 +196,7 @@ def _circumstances(staged: StagedWrite) -> dict[str, Any]:
     started_s = staged.request.destination.staged_plan().get("started_s")
     return {
         "version": __version__,
-        "zarr_version": zarr.__version__,
+        "zarr_version": version("zarr"),
         "committed": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_s": None if started_s is None else round(time.time() - started_s, 3),
     }

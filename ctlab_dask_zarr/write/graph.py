@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, product
 from operator import getitem
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask._task_spec import DataNode, Dict, GraphNode, List, Task, TaskRef, convert_legacy_graph
@@ -41,6 +40,9 @@ from ctlab_dask_zarr.write.remaining import Remaining
 from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.stage import stage
 from ctlab_dask_zarr.write.staged import StagedWrite
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 __all__ = ["SourceGraph", "add_block_tasks", "analyse_source", "build_completion", "build_graph"]
 
@@ -84,7 +86,8 @@ def analyse_source(data: da.Array) -> SourceGraph:
     """Optimise the array's graph and find what its blocks share. Computes nothing."""
     keys = [(data.name, *index) for index in product(*map(range, data.numblocks))]
     graph = data.__dask_graph__()
-    nodes = convert_legacy_graph(dict(data.__dask_optimize__(graph, keys)))
+    optimized = convert_legacy_graph(dict(data.__dask_optimize__(graph, keys)))
+    nodes = {key: _without_dask_array(node) for key, node in optimized.items()}
     held = _held_results(graph)
     owner: dict[Key, int] = {}
     shared = set(held)
@@ -105,6 +108,23 @@ def analyse_source(data: da.Array) -> SourceGraph:
     n_allowed = min(_MAX_SHARED, max(1, len(keys) // _BLOCKS_PER_SHARED))
     is_independent = shared.isdisjoint(keys) and len(inputs) <= n_allowed
     return SourceGraph(nodes, held, data.name, data.chunks, frozenset(shared), is_independent)
+
+
+def _without_dask_array(node: GraphNode) -> GraphNode:
+    """Return the same task; where it only indexes a source, one that needs no ``dask.array``.
+
+    For a worker loads that to take dask's own function from it, with xarray and pandas where they
+    are installed: most of a second, and many workers' files asked of one file system at once.
+    """
+    from dask.array.core import getter
+
+    if not isinstance(node, Task) or node.func is not getter or len(node.args) != 2:
+        return node
+    index = node.args[1].value if isinstance(node.args[1], DataNode) else None
+    is_plain = node.kwargs == {"asarray": False, "lock": False}
+    if not is_plain or not isinstance(index, tuple) or any(part is None for part in index):
+        return node
+    return Task(node.key, getitem, *node.args, _data_producer=node.data_producer)
 
 
 def _held_results(graph: Any) -> dict[Key, Any]:

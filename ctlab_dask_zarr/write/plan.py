@@ -16,8 +16,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.storage import MemoryStore
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
@@ -269,6 +267,10 @@ def array_document(
     InvalidArgumentError
         An argument that this package decides itself, or one that zarr refuses.
     """
+    # Here and not above, for workers, which need plans and no new documents.
+    import zarr
+    from zarr.storage import MemoryStore
+
     kwargs = dict(create_array_kwargs)
     own = sorted(_OWN_ARRAY_ARGUMENTS.intersection(kwargs))
     if own:
@@ -320,6 +322,9 @@ def document_of_shape(document: str, layout: Layout) -> str:
 
 def group_document(attributes: Mapping[str, Any]) -> str:
     """Let zarr make a group's ``zarr.json``."""
+    import zarr
+    from zarr.storage import MemoryStore
+
     objects: dict[str, Any] = {}
     zarr.create_group(MemoryStore(objects), zarr_format=3, attributes=dict(attributes))
     text: str = objects["zarr.json"].to_bytes().decode()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 from distributed import Client
 
-from ctlab_dask_zarr import dataset_from_zarr, dataset_to_zarr, plan
+from ctlab_dask_zarr import Dataset, dataset_from_zarr, dataset_to_zarr, plan
 from ctlab_dask_zarr.api import build_write
+from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.runtime.reporting import listen
 from ctlab_dask_zarr.write.graph import analyse_source
 from ctlab_dask_zarr.write.resolve import WriteOptions
@@ -149,6 +152,38 @@ def test_tasks_have_names_that_a_dashboard_can_show() -> None:
     write = dataset_to_zarr(make_dataset(data), "none.zarr", compute=False, **LAYOUT)
     names = {key_split(key) for key in dict(write.__dask_graph__())}
     assert {"stage", "write-shard", "record-receipts", "commit"} <= names
+
+
+_WORKER = """
+import sys
+import cloudpickle
+from dask.local import get_sync
+graph, key = cloudpickle.load(sys.stdin.buffer)
+get_sync(graph, key)
+print(*(name for name in ("dask.array", "pandas", "xarray", "zarr") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("kind", ["netcdf", "zarr"])
+def test_a_worker_does_not_load_what_takes_it_longer_than_a_small_write(
+    kind: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "tomoSmall_nc"
+    write_mango_netcdf(source, VOXELS, slices_per_block=16)
+    if kind == "zarr":
+        with dask.config.set(scheduler="threads"):
+            dataset_to_zarr(Dataset.from_path(source), tmp_path / "source.zarr", **LAYOUT)
+        source = tmp_path / "source.zarr"
+    out = tmp_path / "out.zarr"
+    write = dataset_to_zarr(Dataset.from_path(source), out, levels=2, compute=False, **LAYOUT)
+    done = subprocess.run(
+        [sys.executable, "-c", _WORKER],
+        input=cloudpickle.dumps((dict(write.__dask_graph__()), write.key)),
+        capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.split() == []
+    np.testing.assert_array_equal(dataset_from_zarr(out).data, VOXELS)
 
 
 def test_blocks_know_whether_they_can_be_made_alone() -> None:
