@@ -49,7 +49,7 @@ _BY_NAME = ("slabs-threads", "peers-slabs-threads")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--folder", default=None, help="where to write; a RAM disk by default")
-    parser.add_argument("--size", type=int, default=640, help="edge of the volume, in voxels")
+    parser.add_argument("--size", type=int, default=512, help="edge of the volume, in voxels")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved rounds")
     parser.add_argument("--rows", default=None, help="comma-separated; nearly all by default")
     parser.add_argument(

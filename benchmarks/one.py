@@ -243,6 +243,9 @@ def main() -> None:
     if pipeline:
         os.environ["ZARR_CODEC_PIPELINE__PATH"] = pipeline
         import zarrs  # noqa: F401
+    # A process spends that once, whoever writes; workers that are not warm still do.
+    for module in ("dask.array", "zarr"):
+        importlib.import_module(module)
     out = os.path.join(task["folder"], "out.zarr")
     if task["work"] == "read":
         run = (read_ours if task["who"] == "ours" else read_reference)(task["store"])
