@@ -243,8 +243,9 @@ def main() -> None:
     if pipeline:
         os.environ["ZARR_CODEC_PIPELINE__PATH"] = pipeline
         import zarrs  # noqa: F401
-    # A process spends that once, whoever writes; workers that are not warm still do.
-    for module in ("dask.array", "zarr"):
+    # A process spends that once, whoever writes; workers that are not warm still do. dask loads
+    # distributed when it first looks for a scheduler.
+    for module in ("dask.array", "distributed", "zarr"):
         importlib.import_module(module)
     out = os.path.join(task["folder"], "out.zarr")
     if task["work"] == "read":
