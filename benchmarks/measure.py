@@ -8,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,13 +57,20 @@ def run_one(task: dict[str, Any], timeout_s: float = 600) -> dict[str, Any]:
     return result
 
 
-def interleave(tasks: dict[str, dict[str, Any]], n_pairs: int) -> dict[str, list[dict[str, Any]]]:
-    """Run every task once a round; the order of a round alternates."""
+def interleave(
+    tasks: dict[str, dict[str, Any]], n_pairs: int, check: Callable[[], None] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Run every task once a round; the order of a round alternates.
+
+    What each has left behind in the last round is held against its source by `check`.
+    """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in tasks}
     for number in range(n_pairs):
         names = list(tasks) if number % 2 == 0 else list(tasks)[::-1]
         for name in names:
             results[name].append(run_one(tasks[name]))
+            if check is not None and number == n_pairs - 1:
+                check()
     return results
 
 

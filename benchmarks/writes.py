@@ -44,10 +44,8 @@ def write_rows(folder: str, size: int, n_pairs: int, work: str, scheduler: str) 
     else:
         data.make_raw(folder, size)
     writers = ["ours", *_installed_peers()]
-    results = interleave({who: {**task, "who": who} for who in writers}, n_pairs)
-    for who in writers:
-        run_one({**task, "who": who})
-        check_equal(folder, size)
+    tasks = {who: {**task, "who": who} for who in writers}
+    results = interleave(tasks, n_pairs, lambda: check_equal(folder, size))
     return _rows(f"{work}, {scheduler}", results, ASKED[work, scheduler])
 
 
@@ -167,8 +165,10 @@ def level_rows(
         task = {"folder": folder, "size": size, "work": work, "scheduler": scheduler}
         task |= {"who": "ours", "edge": edge, "repeat": repeat, "dtype": dtype, "warm": True}
         one, several = {**task, "levels": 1}, {**task, "levels": 3 if repeat == 1 else 4}
-        results = interleave({"ours": one, "auto": several}, n_pairs)
-        check_equal(folder, size, repeat, dtype)
+        results = interleave(
+            {"ours": one, "auto": several}, n_pairs,
+            lambda repeat=repeat: check_equal(folder, size, repeat, dtype),  # type: ignore[misc]
+        )  # fmt: skip
         peaks = {who: [max(r["mib"]) for r in rounds] for who, rounds in results.items()}
         memory = [b / a for a, b in zip(peaks["ours"], peaks["auto"], strict=True)]
         median = {who: statistics.median(mib) for who, mib in peaks.items()}
