@@ -66,7 +66,7 @@ def main() -> None:
         "shard": lambda: shard.shard_rows(folder, size, pairs),
         "build": lambda: graphs.build_rows(pairs, quick=options.quick),
         "schedule": lambda: graphs.schedule_rows(folder, pairs, quick=options.quick),
-        "memory": lambda: graphs.memory_rows(folder, size, pairs),
+        "memory": lambda: graphs.memory_rows(folder, pairs),
         "read": lambda: writes.read_rows(folder, size, pairs),
         "scaling": lambda: writes.scaling_rows(folder, size, pairs),
     }
