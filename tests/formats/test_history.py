@@ -167,8 +167,7 @@ def test_no_word_of_a_text_is_lost(pairs: list[tuple[str, str]]) -> None:
 def test_a_long_text_takes_time_in_proportion(text: str) -> None:
     start = time.perf_counter()
     parse_mango_history(text)
-    # Each takes a fraction of a second; what looks back at all of it for each line takes hours.
-    assert time.perf_counter() - start < 60
+    assert time.perf_counter() - start < 5
 
 
 def test_pairs_of_attributes_become_entries() -> None:
