@@ -7,6 +7,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -45,7 +46,7 @@ def write_rows(folder: str, size: int, n_pairs: int, work: str, scheduler: str) 
         data.make_raw(folder, size)
     writers = ["ours", *_installed_peers()]
     tasks = {who: {**task, "who": who} for who in writers}
-    results = interleave(tasks, n_pairs, lambda: check_equal(folder, size))
+    results = interleave(tasks, n_pairs, partial(check_equal, folder, size))
     return _rows(f"{work}, {scheduler}", results, ASKED[work, scheduler])
 
 
@@ -165,10 +166,8 @@ def level_rows(
         task = {"folder": folder, "size": size, "work": work, "scheduler": scheduler}
         task |= {"who": "ours", "edge": edge, "repeat": repeat, "dtype": dtype, "warm": True}
         one, several = {**task, "levels": 1}, {**task, "levels": 3 if repeat == 1 else 4}
-        results = interleave(
-            {"ours": one, "auto": several}, n_pairs,
-            lambda repeat=repeat: check_equal(folder, size, repeat, dtype),  # type: ignore[misc]
-        )  # fmt: skip
+        check = partial(check_equal, folder, size, repeat, dtype)
+        results = interleave({"ours": one, "auto": several}, n_pairs, check)
         peaks = {who: [max(r["mib"]) for r in rounds] for who, rounds in results.items()}
         memory = [b / a for a, b in zip(peaks["ours"], peaks["auto"], strict=True)]
         median = {who: statistics.median(mib) for who, mib in peaks.items()}

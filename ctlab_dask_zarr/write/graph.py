@@ -86,8 +86,7 @@ def analyse_source(data: da.Array) -> SourceGraph:
     """Optimise the array's graph and find what its blocks share. Computes nothing."""
     keys = [(data.name, *index) for index in product(*map(range, data.numblocks))]
     graph = data.__dask_graph__()
-    optimized = convert_legacy_graph(dict(data.__dask_optimize__(graph, keys)))
-    nodes = {key: _without_dask_array(node) for key, node in optimized.items()}
+    nodes = _without_dask_array(convert_legacy_graph(dict(data.__dask_optimize__(graph, keys))))
     held = _held_results(graph)
     owner: dict[Key, int] = {}
     shared = set(held)
@@ -110,21 +109,27 @@ def analyse_source(data: da.Array) -> SourceGraph:
     return SourceGraph(nodes, held, data.name, data.chunks, frozenset(shared), is_independent)
 
 
-def _without_dask_array(node: GraphNode) -> GraphNode:
-    """Return the same task; where it only indexes a source, one that needs no ``dask.array``.
+def _without_dask_array(nodes: Mapping[Key, GraphNode]) -> dict[Key, GraphNode]:
+    """Return the same tasks; those that only index a source need no ``dask.array``.
 
-    For a worker loads that to take dask's own function from it, with xarray and pandas where they
-    are installed: most of a second, and many workers' files asked of one file system at once.
+    A worker would load it for dask's own function alone, with xarray and pandas where they are
+    installed: most of a second, and many workers ask one file system for all of these files.
     """
     from dask.array.core import getter
 
-    if not isinstance(node, Task) or node.func is not getter or len(node.args) != 2:
-        return node
-    index = node.args[1].value if isinstance(node.args[1], DataNode) else None
-    is_plain = node.kwargs == {"asarray": False, "lock": False}
-    if not is_plain or not isinstance(index, tuple) or any(part is None for part in index):
-        return node
-    return Task(node.key, getitem, *node.args, _data_producer=node.data_producer)
+    def is_plain(node: Task) -> bool:
+        if node.func is not getter or len(node.args) != 2:
+            return False
+        index = node.args[1].value if isinstance(node.args[1], DataNode) else None
+        is_index = isinstance(index, tuple) and all(part is not None for part in index)
+        return is_index and node.kwargs == {"asarray": False, "lock": False}
+
+    return {
+        key: Task(key, getitem, *node.args, _data_producer=node.data_producer)
+        if isinstance(node, Task) and is_plain(node)
+        else node
+        for key, node in nodes.items()
+    }
 
 
 def _held_results(graph: Any) -> dict[Key, Any]:
