@@ -14,6 +14,7 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.mango import new_dataset_id
 from ctlab_dask_zarr.formats.units import VoxelUnit, size_text
+from ctlab_dask_zarr.text import shown
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -463,7 +464,7 @@ class Dataset:
         )
         voxel = size_text(self._voxel_size, self._voxel_unit)
         kind = "" if self._datatype is None else f"{self._datatype} "
-        return f"<Dataset {kind}({sizes}) {self.dtype}, voxel {voxel}>"
+        return shown(f"<Dataset {kind}({sizes}) {self.dtype}, voxel {voxel}>")
 
 
 def validated_axes(

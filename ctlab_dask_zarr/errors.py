@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from ctlab_dask_zarr.text import shown
+
 __all__ = [
     "CTLabError",
     "ClusterError",
@@ -32,6 +34,10 @@ class CTLabError(Exception):
     """Base of every error that this package raises on purpose."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        # Messages name paths, identifiers and URLs of others.
+        return shown(super().__str__())
 
 
 class InvalidArgumentError(CTLabError, ValueError):

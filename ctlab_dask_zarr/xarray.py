@@ -19,6 +19,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.json_values import plain_json
 from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.text import shown
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -186,7 +187,7 @@ def _foreign(array: xr.DataArray) -> dict[str, Any]:
             refused.append(str(key))
     if refused:
         warnings.warn(
-            f"left out the attributes {', '.join(refused)}, whose values JSON cannot hold",
+            shown(f"left out the attributes {', '.join(refused)}, whose values JSON cannot hold"),
             stacklevel=3,
         )
     found: dict[str, Any] = {"attributes": attributes} if attributes else {}

@@ -16,6 +16,7 @@ from ctlab_dask_zarr.cli.demo import demo_command
 from ctlab_dask_zarr.cli.edit import history_command, set_id_command, set_voxel_command
 from ctlab_dask_zarr.cli.info import info_command
 from ctlab_dask_zarr.cli.labels import add_labels_command
+from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.cli.plan import plan_command
 from ctlab_dask_zarr.cli.preview import preview_command
 from ctlab_dask_zarr.cli.pyramid import pyramid_command
@@ -31,7 +32,7 @@ def _print_version(context: click.Context, parameter: click.Parameter, is_asked:
     if is_asked:
         from ctlab_dask_zarr import __version__
 
-        click.echo(f"ctlab-zarr, version {__version__}")
+        say(f"ctlab-zarr, version {__version__}")
         context.exit()
 
 

@@ -9,6 +9,7 @@ import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import with_storage_options
+from ctlab_dask_zarr.cli.output import say
 
 __all__ = ["check_command"]
 
@@ -27,10 +28,10 @@ def check_command(path: str, as_json: bool) -> None:
 
         reports = check_readers(path)
     if as_json:
-        click.echo(json.dumps([asdict(report) for report in reports]))
+        say(json.dumps([asdict(report) for report in reports]))
         return
     width = max(len(report.reader) for report in reports)
     for report in reports:
-        click.echo(f"{report.reader:<{width}}  {report.verdict}")
+        say(f"{report.reader:<{width}}  {report.verdict}")
         for remark in report.remarks:
-            click.echo(f"{'':<{width}}  - {remark}")
+            say(f"{'':<{width}}  - {remark}")

@@ -14,6 +14,7 @@ from ctlab_dask_zarr.cli.options import (
     with_cluster_options,
     with_deadline_option,
 )
+from ctlab_dask_zarr.cli.output import say
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.runtime.stopping import Stop
@@ -59,9 +60,9 @@ def commit_command(
                     result, client, quiet, stop, again="the same command goes on"
                 )
     if as_json:
-        click.echo(json.dumps(result._asdict()))
+        say(json.dumps(result._asdict()))
     else:
-        click.echo(f"{result.destination}: {result.n_objects} objects committed")
+        say(f"{result.destination}: {result.n_objects} objects committed")
 
 
 def compute_with_progress(

@@ -7,6 +7,7 @@ import json
 import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
+from ctlab_dask_zarr.cli.output import say
 
 __all__ = ["config_command"]
 
@@ -29,13 +30,13 @@ def config_command(as_json: bool, example: bool) -> None:
         from ctlab_dask_zarr.runtime.settings import packaged_settings, settings_in_force
 
         if example:
-            click.echo(packaged_settings(), nl=False)
+            say(packaged_settings().rstrip("\n"))
             return
         found = settings_in_force()
     if as_json:
-        click.echo(json.dumps([setting._asdict() for setting in found]))
+        say(json.dumps([setting._asdict() for setting in found]))
         return
     width = max(len(setting.name) for setting in found)
     for name, value, origin in found:
         text = json.dumps(value) if isinstance(value, list | tuple | dict) else str(value)
-        click.echo(f"{name:<{width}}  {'not set' if value is None else text}  ({origin})")
+        say(f"{name:<{width}}  {'not set' if value is None else text}  ({origin})")

@@ -23,6 +23,7 @@ from ctlab_dask_zarr.cli.options import (
     with_write_options,
     write_arguments,
 )
+from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.cli.parameters import PART
 from ctlab_dask_zarr.cli.verify import verify_written
 
@@ -98,7 +99,7 @@ def convert_command(
         reported = _reported(report)
         with client_for(**cluster, stop=stop) as client, reported:
             if not quiet and not client.scheduler_info(n_workers=-1)["workers"]:
-                click.echo("the scheduler has no workers yet: waiting for them", err=True)
+                say("the scheduler has no workers yet: waiting for them", err=True)
             if check_source:
                 _check_source(dataset, client, stop)
             result = write_dataset(
@@ -113,7 +114,7 @@ def convert_command(
                 )
                 result["verified"] = True
     if as_json:
-        click.echo(json.dumps(result))
+        say(json.dumps(result))
         return
     resumed = ""
     if result["n_resumed"] or result["n_half_made"]:
@@ -123,12 +124,12 @@ def convert_command(
             f"and are made anew, {n_new} are new"
         )
     if part is not None:
-        click.echo(
+        say(
             f"part {part[0]} of {part[1]}: {result['n_shards']} shards{resumed}; when all parts "
             f"are there: ctlab-zarr commit {result['destination']}"
         )
         return
-    click.echo(
+    say(
         f"{result['destination']}: {result['n_shards']} shards{resumed}, "
         f"{result['stored_nbytes'] / max(result['nbytes'], 1):.0%} of {result['nbytes_text']}, "
         f"{result['seconds']:.1f} s" + (", verified" if verify_after else "")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
+from ctlab_dask_zarr.cli.output import say
 
 __all__ = ["demo_command"]
 
@@ -34,13 +35,13 @@ def demo_command(directory: str, size: int, quiet: bool) -> None:
         _compare(source, store)
         picture = os.path.join(directory, "tomoDemo.png")
         _picture(store, picture)
-    click.echo(f"scan       {source}")
-    click.echo(
+    say(f"scan       {source}")
+    say(
         f"converted  {store}: {result['nbytes_text']} to {result['n_objects']} shards in "
         f"{result['seconds']:.1f} s"
     )
-    click.echo("compared   every voxel is equal")
-    click.echo(f"picture    {picture}")
+    say("compared   every voxel is equal")
+    say(f"picture    {picture}")
 
 
 def _make_scan(directory: str, size: int, quiet: bool) -> str:
@@ -49,7 +50,7 @@ def _make_scan(directory: str, size: int, quiet: bool) -> str:
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, "tomoDemo_nc")
     if not quiet:
-        click.echo(f"making a scan of {size} x {size} x {size} voxels", err=True)
+        say(f"making a scan of {size} x {size} x {size} voxels", err=True)
     # An earlier demonstration of another size may have left more blocks than this one has.
     for block in glob(os.path.join(glob_escape(path), "block" + "[0-9]" * 8 + ".nc")):
         os.unlink(block)
@@ -63,7 +64,7 @@ def _make_scan(directory: str, size: int, quiet: bool) -> str:
         slices_per_block=max(size // 6, 1),
     )
     if not quiet:
-        click.echo(f"made in {time.monotonic() - start_s:.1f} s", err=True)
+        say(f"made in {time.monotonic() - start_s:.1f} s", err=True)
     return path
 
 

@@ -9,6 +9,7 @@ import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import Command, with_options, with_storage_options
+from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.cli.parameters import VOXEL_SIZE
 
 __all__ = ["history_command", "set_id_command", "set_voxel_command"]
@@ -91,12 +92,12 @@ def history_command(
     with exit_codes():
         history = Dataset.from_path(path).history
     if as_json:
-        click.echo(json.dumps(history))
+        say(json.dumps(history))
         return
     for key, value in history.items():
         text = value if isinstance(value, str) else json.dumps(value)
         first = " ".join(text.split())
-        click.echo(f"{key}  {first if len(first) <= 160 else first[:157] + '...'}")
+        say(f"{key}  {first if len(first) <= 160 else first[:157] + '...'}")
 
 
 def _edit(path: str, dry_run: bool, yes: bool, **wanted: Any) -> None:
@@ -108,10 +109,10 @@ def _edit(path: str, dry_run: bool, yes: bool, **wanted: Any) -> None:
     with exit_codes():
         edit = build_edit(path, datetime.now(), **wanted)
         for line in edit.changes or ("nothing to change: it is so already",):
-            click.echo(line)
+            say(line)
         if dry_run or not edit.changes:
             return
         if not yes:
             click.confirm(f"Change {edit.path}?", abort=True, err=True)
         edit.apply()
-        click.echo("changed")
+        say("changed")

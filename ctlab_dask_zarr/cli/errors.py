@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import click
 
 from ctlab_dask_zarr.errors import CTLabError
+from ctlab_dask_zarr.text import shown
 
 __all__ = ["exit_codes"]
 
@@ -24,11 +25,11 @@ def exit_codes() -> Iterator[None]:
     except (CTLabError, OSError) as error:
         if click.get_current_context().find_root().params.get("debug"):
             raise
-        print(f"ctlab-zarr: {error}", file=sys.stderr)
+        print(f"ctlab-zarr: {shown(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, CTLabError) else 1)
     except ValueError as error:
         # dask reads its files when it is imported.
         if not str(error).startswith("A dask config file"):
             raise
-        print(f"ctlab-zarr: {error}", file=sys.stderr)
+        print(f"ctlab-zarr: {shown(str(error))}", file=sys.stderr)
         sys.exit(1)

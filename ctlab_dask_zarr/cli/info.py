@@ -11,6 +11,7 @@ import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import with_storage_options
+from ctlab_dask_zarr.cli.output import say
 
 __all__ = ["info_command"]
 
@@ -24,13 +25,13 @@ def info_command(path: str, as_json: bool) -> None:
     with exit_codes():
         facts = _facts(path)
     if as_json:
-        click.echo(json.dumps(facts))
+        say(json.dumps(facts))
         return
     width = max(map(len, facts))
     for name, value in facts.items():
         for number, line in enumerate(_lines(name, value, facts["voxel_unit"])):
             title = "" if number else name.replace("_", " ")
-            click.echo(f"{title:<{width}}  {line}")
+            say(f"{title:<{width}}  {line}")
 
 
 def _lines(name: str, value: Any, voxel_unit: str) -> list[str]:
@@ -98,6 +99,6 @@ def _label_facts(dataset: Any) -> list[dict[str, Any]] | None:
         images = read_label_images(dataset)
     except (CTLabError, OSError) as error:
         # What the image is, is known all the same.
-        click.echo(f"the labels cannot be read: {error}", err=True)
+        say(f"the labels cannot be read: {error}", err=True)
         return None
     return [{"name": image.name, "n_levels": len(image.dataset.levels)} for image in images]

@@ -16,6 +16,7 @@ from ctlab_dask_zarr.cli.options import (
     with_deadline_option,
     with_resume_options,
 )
+from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.cli.parameters import CODEC, COLOR, PART, SHAPE, SHAPE_OR_NONE
 
 __all__ = ["add_labels_command"]
@@ -94,9 +95,9 @@ def add_labels_command(
             result = compute_with_progress(write, client, quiet, stop)
     if part is not None:
         n_shards = len(write.remaining.tasks) + write.remaining.n_done
-        click.echo(
+        say(
             f"part {part[0]} of {part[1]}: {n_shards} shards; when all parts are there: "
             f"ctlab-zarr commit {write.plan.destination}"
         )
         return
-    click.echo(f"{result.destination}: labels with {len(write.request.levels)} levels")
+    say(f"{result.destination}: labels with {len(write.request.levels)} levels")

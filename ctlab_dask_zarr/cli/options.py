@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.cli.parameters import (
     CODEC,
     DEADLINE,
@@ -234,7 +235,7 @@ def client_for(
 
     if cluster:
         return client_from_config(
-            cluster, jobs, stop=stop, on_wait=lambda text: click.echo(text, err=True)
+            cluster, jobs, stop=stop, on_wait=lambda text: say(text, err=True)
         )
     if scheduler or scheduler_file:
         return connect(scheduler, scheduler_file)

@@ -15,6 +15,7 @@ from ctlab_dask_zarr.cli.options import (
     with_write_options,
     write_arguments,
 )
+from ctlab_dask_zarr.cli.output import say
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.write.rechunk import Resources
@@ -43,12 +44,12 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
     n_fit = _total_nbytes(resources) // needed
     if as_json:
         workers = {"n_worker_threads": resources.n_threads, "n_worker_threads_that_fit": n_fit}
-        click.echo(json.dumps(write_plan.to_dict() | workers | {"destination_problem": problem}))
+        say(json.dumps(write_plan.to_dict() | workers | {"destination_problem": problem}))
         return
-    click.echo(write_plan.describe())
-    click.echo(_workers_line(resources, needed, n_fit))
+    say(write_plan.describe())
+    say(_workers_line(resources, needed, n_fit))
     if problem is not None:
-        click.echo(f"note: {problem}")
+        say(f"note: {problem}")
 
 
 def _resources(

@@ -6,6 +6,7 @@ import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import with_storage_options
+from ctlab_dask_zarr.cli.output import say
 
 __all__ = ["preview_command"]
 
@@ -50,4 +51,4 @@ def preview_command(
 
         names = () if no_labels else labels or None
         save_preview(path, output, size=size, labels=names)
-    click.echo(output)
+    say(output)

@@ -16,6 +16,7 @@ from ctlab_dask_zarr.cli.options import (
     with_deadline_option,
     with_resume_options,
 )
+from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.cli.parameters import LEVELS
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def pyramid_command(
         Destination.at(image.source.path).discard_committed_staging()
     shapes = [level.shape for level in image.levels]
     if as_json:
-        click.echo(json.dumps({"destination": image.source.path, "levels": shapes}))
+        say(json.dumps({"destination": image.source.path, "levels": shapes}))
         return
     names = ", ".join(" x ".join(map(str, shape)) for shape in shapes)
-    click.echo(f"{image.source.path}: {len(shapes)} levels, {names}")
+    say(f"{image.source.path}: {len(shapes)} levels, {names}")

@@ -11,6 +11,7 @@ import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import with_storage_options
+from ctlab_dask_zarr.cli.output import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,9 +37,9 @@ def status_command(destination: str, as_json: bool) -> None:
 
         status = write_status(named_destination(destination))
     if as_json:
-        click.echo(json.dumps({**asdict(status), "seconds_left": status.seconds_left}))
+        say(json.dumps({**asdict(status), "seconds_left": status.seconds_left}))
     else:
-        click.echo("\n".join(_lines(status)))
+        say("\n".join(_lines(status)))
 
 
 def _lines(status: WriteStatus) -> Iterator[str]:

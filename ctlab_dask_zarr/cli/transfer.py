@@ -10,6 +10,7 @@ import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import with_storage_options
+from ctlab_dask_zarr.cli.output import say
 
 __all__ = ["abort_command", "pull_command", "push_command"]
 
@@ -64,12 +65,12 @@ def _copy(source: str, destination: str, quiet: bool, as_json: bool) -> None:
 
             result = copy_dataset(source, target, on_copied)
     if as_json:
-        click.echo(json.dumps(asdict(result)))
+        say(json.dumps(asdict(result)))
     elif result.n_objects == 0:
-        click.echo(f"{result.destination}: the same dataset is there already")
+        say(f"{result.destination}: the same dataset is there already")
     else:
         skipped = f", {result.n_skipped} of them were there" if result.n_skipped else ""
-        click.echo(
+        say(
             f"{result.destination}: {result.n_objects} objects{skipped}, "
             f"{nbytes_text(result.nbytes)}"
         )
@@ -96,11 +97,11 @@ def abort_command(destination: str) -> None:
         target = named_destination(destination)
         ended = abort_uploads(target.path, configured_options())
         staged = discard_write(target)
-    click.echo(f"{target.path}: {'removed what was staged' if staged else 'nothing was staged'}")
+    say(f"{target.path}: {'removed what was staged' if staged else 'nothing was staged'}")
     if ended.n_uploads:
-        click.echo(f"{ended.n_uploads} unfinished uploads ended")
+        say(f"{ended.n_uploads} unfinished uploads ended")
     if ended.problem is not None:
-        click.echo(
+        say(
             f"unfinished uploads could not be looked for ({ended.problem}); a lifecycle rule of "
             "the bucket (AbortIncompleteMultipartUpload) ends them",
             err=True,

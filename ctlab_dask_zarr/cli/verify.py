@@ -17,6 +17,7 @@ from ctlab_dask_zarr.cli.options import (
     with_cluster_options,
     with_source_options,
 )
+from ctlab_dask_zarr.cli.output import say
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
@@ -63,14 +64,14 @@ def verify_command(
                 f"{path} was not verified to the end; give the same command again",
             )  # fmt: skip
         if as_json:
-            click.echo(json.dumps([asdict(problem) for problem in problems]))
+            say(json.dumps([asdict(problem) for problem in problems]))
         else:
             for problem in problems:
-                click.echo(str(problem))
+                say(str(problem))
         _raise_for(path, problems)
     if not as_json:
         against = "" if source is None else f" and equal to {source}"
-        click.echo(f"{path}: {'documents and index' if quick else 'every byte'} verified{against}")
+        say(f"{path}: {'documents and index' if quick else 'every byte'} verified{against}")
 
 
 def verify_written(
@@ -84,7 +85,7 @@ def verify_written(
         f"{path} is complete and in its place, but not verified to the end: verify it by {again}",
     )  # fmt: skip
     for problem in problems:
-        click.echo(str(problem), err=True)
+        say(str(problem), err=True)
     _raise_for(
         path,
         problems,

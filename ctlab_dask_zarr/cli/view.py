@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
+from ctlab_dask_zarr.cli.output import say
 
 __all__ = ["view_command"]
 
@@ -31,10 +32,10 @@ def view_command(path: str, port: int, no_browser: bool, neuroglancer: str | Non
             path,
             port=port,
             neuroglancer=neuroglancer,
-            on_left_out=lambda text: click.echo(text, err=True),
+            on_left_out=lambda text: say(text, err=True),
         )
     with server:
-        click.echo(server.url)
+        say(server.url)
         _say_how(server.port)
         if not no_browser:
             _open_browser(server.url)
@@ -44,7 +45,7 @@ def view_command(path: str, port: int, no_browser: bool, neuroglancer: str | Non
 def _say_how(port: int) -> None:
     import socket
 
-    click.echo(
+    say(
         "Whoever has this address can read the store. From another machine, first:\n"
         f"  ssh -N -L {port}:127.0.0.1:{port} {socket.gethostname()}\n"
         "Ctrl-C ends it.",
@@ -68,4 +69,4 @@ def _wait() -> None:
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
-        click.echo("ended", err=True)
+        say("ended", err=True)

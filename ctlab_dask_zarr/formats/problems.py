@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ctlab_dask_zarr.text import shown
+
 __all__ = ["Problem", "describe_problems"]
 
 
@@ -27,7 +29,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return self.message
+        return shown(self.message)
 
 
 def describe_problems(problems: Iterable[Problem], *, limit: int = 20) -> str:
@@ -39,7 +41,7 @@ def describe_problems(problems: Iterable[Problem], *, limit: int = 20) -> str:
     one
     ... and 1 more
     """
-    messages = [problem.message for problem in problems]
+    messages = [str(problem) for problem in problems]
     lines = messages[:limit]
     if len(messages) > limit:
         lines.append(f"... and {len(messages) - limit} more")

@@ -48,6 +48,7 @@ from ctlab_dask_zarr.read.netcdf_header import (
 from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
 from ctlab_dask_zarr.runtime.storage import local_path
+from ctlab_dask_zarr.text import shown
 
 __all__ = ["dataset_from_netcdf", "is_mango_netcdf"]
 
@@ -138,7 +139,10 @@ def dataset_from_netcdf(
     extra_attrs, refused = carried_attributes(first.attributes)
     if refused:
         warnings.warn(
-            f"{local}: left out the attributes {', '.join(refused)}, whose values JSON cannot hold",
+            shown(
+                f"{local}: left out the attributes {', '.join(refused)}, whose values JSON cannot "
+                "hold"
+            ),
             stacklevel=2,
         )
     size, unit = _resolve_voxel_size(local, first, voxel_size, voxel_unit)

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, MissingExtraError, StorageError
 from ctlab_dask_zarr.runtime.files import Kind
+from ctlab_dask_zarr.text import shown
 
 __all__ = [
     "OBJECT_SCHEMES",
@@ -116,10 +117,10 @@ def validated_options(options: Mapping[str, Any] | None) -> tuple[tuple[str, str
 
 
 def _refuse_credentials_in(url: str, name: str) -> None:
-    if "@" in url:
+    if "@" in url or "?" in url:
         raise InvalidArgumentError(
-            f"{name} is a URL with a user or a password, which would be seen in logs: leave them "
-            "out, and set credentials in the environment (AWS_ACCESS_KEY_ID, ...)"
+            f"{name} is a URL with a user, a password or a query, which would be seen in logs: "
+            "leave them out, and set credentials in the environment (AWS_ACCESS_KEY_ID, ...)"
         )
 
 
@@ -246,7 +247,7 @@ def _is_at_google() -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return shown(str(error).splitlines()[0]) if str(error) else type(error).__name__
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from html import escape
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.write.plan import nbytes_text
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def dataset_card(dataset: Dataset) -> str:
 def table(rows: Iterable[tuple[str, str]]) -> str:
     """Return rows of a name and a text as an HTML table."""
     cells = "".join(
-        f'<tr><th style="text-align:left">{escape(name)}</th>'
-        f'<td style="text-align:left">{escape(text)}</td></tr>'
+        f'<tr><th style="text-align:left">{escape(shown(name))}</th>'
+        f'<td style="text-align:left">{escape(shown(text))}</td></tr>'
         for name, text in rows
     )
     return f"<table>{cells}</table>"
@@ -89,7 +90,8 @@ def _history(dataset: Dataset) -> str:
     # In the order in which they came: keys of some programs begin with no time.
     newest = list(history)[-_N_HISTORY:][::-1]
     entries = "".join(
-        f"<details><summary>{escape(key)}</summary><pre>{escape(_shortened(history[key]))}</pre>"
+        f"<details><summary>{escape(shown(key))}</summary>"
+        f"<pre>{escape(shown(_shortened(history[key])))}</pre>"
         "</details>"
         for key in newest
     )

@@ -21,6 +21,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.write.layout import Layout, Shape
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod
 from ctlab_dask_zarr.write.rechunk import Rechunk
@@ -196,11 +197,11 @@ class WritePlan:
         rows = self._rows()
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {text}" for name, text in rows]
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+        return shown("\n".join(lines + [f"note: {note}" for note in self.notes]))
 
     def __repr__(self) -> str:
         levels = f"{len(self.levels)} levels, " if len(self.levels) > 1 else ""
-        return (
+        return shown(
             f"<WritePlan {self.destination}: {_by(self.shape)} {self.dtype}, {levels}"
             f"{self.n_shards:,} shards, {nbytes_text(self.nbytes)}>"
         )

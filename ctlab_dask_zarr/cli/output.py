@@ -1,0 +1,14 @@
+"""What the commands print: text of stores and URLs does nothing to a terminal."""
+
+from __future__ import annotations
+
+import click
+
+from ctlab_dask_zarr.text import shown
+
+__all__ = ["say"]
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line, a result to standard output or a message to standard error."""
+    click.echo(shown(text), err=err)
