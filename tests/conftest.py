@@ -3,15 +3,33 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from distributed import Client, LocalCluster
+from hypothesis import HealthCheck, settings
 
+# A busy machine takes a long time for any example.
+settings.register_profile(
+    "ctlab", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("ctlab")
+
+#: What tests with a fixture want, besides what they are marked with.
+_MARKERS = {"slurm": "cluster", "mpirun": "cluster", "s3": "server", "browser": "browser"}
 #: Set by the continuous integration, which installs what every test needs.
 _NOTHING_SKIPPED = "CTLAB_ZARR_NOTHING_SKIPPED"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test with what its fixtures want."""
+    for name in getattr(item, "fixturenames", ()):
+        if name in _MARKERS:
+            item.add_marker(_MARKERS[name])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -39,6 +57,16 @@ def cluster() -> Iterator[Client]:
         Client(local, set_as_default=False) as client,
     ):
         yield client
+
+
+@pytest.fixture(scope="session", autouse=True)
+def dashboard_of_somebody() -> Iterator[None]:
+    """Take the port of dask's dashboard, as somebody does on most machines."""
+    with socket.socket() as dashboard:
+        with suppress(OSError):
+            dashboard.bind(("", 8787))
+            dashboard.listen()
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -38,6 +38,7 @@ def test_blocks_run_on_slurm(
     assert list(folder.glob("*.zarr")) or list(folder.glob(".*.staging"))
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     "page", pages_that_need("mpi"), ids=lambda page: str(page.relative_to(ROOT))
 )

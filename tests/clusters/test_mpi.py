@@ -46,6 +46,7 @@ def test_ranks_write_a_dataset(
     assert_equal(tmp_path / "out.zarr")
 
 
+@pytest.mark.cluster
 def test_too_few_ranks_are_a_clear_error() -> None:
     pytest.importorskip("dask_mpi")
     try:

@@ -178,6 +178,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
         server.wait(30)
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(find_chromium() is None, reason="chromium is not installed")
 def test_the_card_and_the_plan_are_seen_in_jupyterlab(lab: str, tmp_path: Path) -> None:
     browser = Browser(str(find_chromium()), tmp_path / "profile", (1280, 960))

@@ -227,7 +227,7 @@ def faulty_folder(parent: Path, name: str = "faulty") -> Iterator[FaultyFolder]:
         )
         try:
             wait_until(
-                lambda: server.poll() is not None or os.path.ismount(folder.path), "the mount", 20
+                lambda: server.poll() is not None or os.path.ismount(folder.path), "the mount"
             )
             assert server.poll() is None, Path(log.name).read_text()
             yield folder

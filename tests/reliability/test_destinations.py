@@ -130,6 +130,7 @@ def test_the_command_line_refuses_with_the_exit_code_of_its_own(
     assert everything(tmp_path) == before
 
 
+@pytest.mark.root
 def test_a_read_only_file_system_is_refused_and_not_touched(
     reference: Path, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ except (CTLabError, OSError) as error:
 """
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("mode", [0o755, 0o000], ids=oct)
 def test_a_folder_of_somebody_else_is_refused_and_not_touched(mode: int) -> None:
     need_root()

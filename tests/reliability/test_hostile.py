@@ -209,7 +209,9 @@ def test_deep_json_is_no_metadata(store: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json", "0/c.0.0.0"])
-@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "not text"])
+@pytest.mark.parametrize(
+    "kind", ["fifo", "folder", pytest.param("device", marks=pytest.mark.root), "not text"]
+)
 def test_what_is_no_file_where_one_is_expected_never_hangs(
     kind: str, name: str, store: Path
 ) -> None:

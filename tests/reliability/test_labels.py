@@ -89,6 +89,7 @@ def test_labels_that_are_killed_again_and_again_are_gone_on_with(
     assert verify(image) == []
 
 
+@pytest.mark.root
 def test_a_disk_that_fills_up_leaves_the_image_and_the_labels_go_on_when_there_is_room(
     voxels: np.ndarray, tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def memory_cgroup(nbytes: int) -> Iterator[Path]:
         group.rmdir()
 
 
+@pytest.mark.root
 def test_a_worker_that_the_kernel_kills_for_its_memory_is_replaced(
     reference: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,8 @@ from tests.reliability.faults import (
     tmpfs,
 )
 
+pytestmark = pytest.mark.root
+
 #: What fills up a disk with the old dataset on it while the third to sixth shard is written, and
 #: what lifts that.
 FULL = {

@@ -23,6 +23,8 @@ from tests.reliability.faults import (
     wait_until,
 )
 
+pytestmark = pytest.mark.root
+
 #: A scheduler gives a silent worker up within seconds.
 IMPATIENT = {
     "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s",

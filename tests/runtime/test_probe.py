@@ -87,6 +87,7 @@ def dataset(on_block: Callable[[np.ndarray], np.ndarray] = lambda block: block) 
     )
 
 
+@pytest.mark.root
 def test_a_folder_that_is_another_one_for_a_worker_is_found_before_the_work(shared: Path) -> None:
     with worker_with_mount(shared, f"mount -t tmpfs tmpfs {shared}") as client:
         with pytest.raises(ClusterError, match=r"has another .*shared than this process on"):
@@ -96,6 +97,7 @@ def test_a_folder_that_is_another_one_for_a_worker_is_found_before_the_work(shar
     assert list(shared.iterdir()) == []
 
 
+@pytest.mark.root
 def test_a_folder_into_which_a_worker_may_not_write_is_found_too(shared: Path) -> None:
     mount = f"mount --bind {shared} {shared} && mount -o remount,bind,ro {shared}"
     with (
@@ -142,6 +144,7 @@ def write_while(folder: Path, bring: Callable[[], None], **flags: bool) -> None:
         write.result()
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("mount", ["mount -t tmpfs tmpfs {0}", "true"])
 @pytest.mark.parametrize("interval_s", [0.1, 60])
 def test_a_worker_that_comes_late_is_named_where_it_sees_another_folder(
@@ -175,6 +178,7 @@ def test_a_worker_that_comes_late_is_named_where_it_sees_another_folder(
     assert verify(shared / "scan.zarr") == []
 
 
+@pytest.mark.root
 def test_the_first_worker_that_comes_stages_nothing_where_nobody_else_sees_it(
     shared: Path,
 ) -> None:

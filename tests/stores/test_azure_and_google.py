@@ -49,6 +49,8 @@ from tests.reliability.faults import free_port, listens, wait_until
 from tests.stores.conftest import LAYOUT, Network, Server, start_moto
 from tests.stores.test_object_stores import cli, failing_after, leave_interrupted, race_of_two
 
+pytestmark = pytest.mark.server
+
 ACCOUNT = "devstoreaccount1"
 # The emulator's documented account: no secret.
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="

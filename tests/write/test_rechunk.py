@@ -135,7 +135,7 @@ def test_the_plan_counts_the_tasks_that_the_graph_has(name: str, tmp_path: Path)
 def test_a_cluster_inside_this_process_writes_the_same(layout: str, tmp_path: Path) -> None:
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
         ) as local,
         Client(local, set_as_default=False) as client,
         client.as_current(),
