@@ -6,8 +6,10 @@ its place that dies after any effect, and loses what was not yet made durable.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +23,11 @@ Buffer = Any
 Kind = Literal["file", "folder", "link", "other"]
 #: Compressed chunks are some ten kilobytes: gathered, so that a shard is a few hundred writes.
 _BUFFER_NBYTES = 1 << 20
+
+#: What a file system answers that has no such operation, as some network and shared folders.
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+#: File systems of which this process has told that they cannot sync, by number.
+_told_not_to_sync: set[int] = set()
 
 
 class NewFile(Protocol):
@@ -123,9 +130,8 @@ class _LocalFile:
             self._file.flush()
 
     def sync(self) -> None:
-        with _Named(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self.flush()
+        _sync(self._file.fileno(), self._path)
 
     def close(self) -> None:
         try:
@@ -223,13 +229,30 @@ class LocalFiles:
         """Make the names in a folder durable."""
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            _sync(descriptor, path)
         finally:
             os.close(descriptor)
 
 
 #: The one that everything uses but tests.
 LOCAL_FILES: Files = LocalFiles()
+
+
+def _sync(descriptor: int, path: str) -> None:
+    """Make what a descriptor names durable, as far as its file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise OSError(error.errno, error.strerror, path) from error
+        device = os.fstat(descriptor).st_dev
+        if device not in _told_not_to_sync:
+            _told_not_to_sync.add(device)
+            warnings.warn(
+                f"the file system of {path} cannot sync what is written ({error.strerror}): a "
+                "power failure may lose what was said to be written",
+                stacklevel=2,
+            )
 
 
 def _open_file(path: str) -> int:

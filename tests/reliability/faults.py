@@ -214,6 +214,12 @@ def faulty_folder(parent: Path, name: str = "faulty") -> Iterator[FaultyFolder]:
     check = [sys.executable, "-c", "import mfusepy; mfusepy.FUSE"]
     if subprocess.run(check, capture_output=True, timeout=30).returncode:
         pytest.skip("mfusepy, or the libfuse that it loads, is not installed")
+    # Syncing a folder fails on request, too.
+    server_code = (
+        FAULTFS.read_text()
+        .replace("    def fsync(", "    def fsyncdir(self, p, ds, fh): return 0\n    def fsync(")
+        .replace('"getattr readdir', '"fsyncdir getattr readdir')
+    )
     folder = FaultyFolder(parent / name, parent / f"{name}-backing", parent / f"{name}.json")
     folder.path.mkdir()
     folder.backing.mkdir()
@@ -221,7 +227,7 @@ def faulty_folder(parent: Path, name: str = "faulty") -> Iterator[FaultyFolder]:
     with ExitStack() as stack:
         log = stack.enter_context((parent / f"{name}.log").open("wb"))
         server = subprocess.Popen(
-            [sys.executable, FAULTFS, folder.backing, folder.path, folder.control],
+            [sys.executable, "-c", server_code, folder.backing, folder.path, folder.control],
             stdout=log,
             stderr=log,
         )

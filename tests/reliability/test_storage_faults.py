@@ -213,6 +213,36 @@ def _write_through(
     return error is None, problems
 
 
+@pytest.mark.parametrize("operation", ["fsyncdir", "fsync"])
+@pytest.mark.parametrize("errno", ["EINVAL", "ENOTSUP"])
+def test_a_file_system_that_cannot_sync_is_told_once_and_written_to(
+    operation: str,
+    errno: str,
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The number of a file system may be that of one that was mounted before.
+    monkeypatch.setattr("ctlab_dask_zarr.runtime.files._told_not_to_sync", set())
+    with faulty_folder(tmp_path) as faulty, dask.config.set(scheduler="sync"):
+        destination = faulty.path / "scan.zarr"
+        faulty.fail(**{operation: {"errno": errno}})
+        with pytest.warns(UserWarning, match="cannot sync") as told:
+            dataset_to_zarr(new_dataset(), destination, **LAYOUT)
+        assert len(told) == 1
+        assert str(faulty.path) in str(told[0].message)
+        assert_same_store(destination, reference)
+
+
+def test_a_folder_that_fails_to_sync_is_named(tmp_path: Path) -> None:
+    with faulty_folder(tmp_path) as faulty, dask.config.set(scheduler="sync"):
+        destination = faulty.path / "scan.zarr"
+        faulty.fail(fsyncdir={"errno": "EIO"})
+        with pytest.raises(WriteFailedError, match=f"Input/output error: '{faulty.path}"):
+            dataset_to_zarr(new_dataset(), destination, **LAYOUT)
+        assert not destination.exists()
+
+
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_one_without_other_files(
     tmp_path: Path,
 ) -> None:
