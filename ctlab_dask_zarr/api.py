@@ -24,14 +24,10 @@ from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.runtime.resources import scheduler_resources
 from ctlab_dask_zarr.runtime.settings import setting
 from ctlab_dask_zarr.runtime.storage import storage_options_in_force
+from ctlab_dask_zarr.write.blocks import SourceGraph, analyse_source
 from ctlab_dask_zarr.write.commit import CommitResult, committed_result, refuse_missing
 from ctlab_dask_zarr.write.commit import commit as commit_staged
-from ctlab_dask_zarr.write.graph import (
-    SourceGraph,
-    analyse_source,
-    build_completion,
-    build_graph,
-)
+from ctlab_dask_zarr.write.graph import build_completion, build_graph
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.write.plan import WritePlan
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelGeometry, LevelSpec

@@ -50,7 +50,7 @@ from ctlab_dask_zarr.verification.images import (
     read_images,
 )
 from ctlab_dask_zarr.verification.objects import Expected, object_problems
-from ctlab_dask_zarr.write.graph import add_block_tasks, analyse_source
+from ctlab_dask_zarr.write.blocks import add_block_tasks, analyse_source
 
 __all__ = ["Verification", "build_source_check", "build_verification", "verify"]
 

@@ -14,8 +14,7 @@ put whole under its final key, staging and committing know their own run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, product
 from operator import getitem
@@ -23,12 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from dask._task_spec import DataNode, Dict, GraphNode, List, Task, TaskRef, convert_legacy_graph
+from dask._task_spec import DataNode, Dict, GraphNode, List, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.runtime.trees import FAN_IN, add_tree
+from ctlab_dask_zarr.write.blocks import (
+    BlockRecipe,
+    SourceGraph,
+    add_closure,
+    private_tasks,
+)
 from ctlab_dask_zarr.write.coarser import write_coarser
 from ctlab_dask_zarr.write.commit import CommitResult, commit
 from ctlab_dask_zarr.write.layout import Layout, Shape
@@ -42,146 +47,13 @@ from ctlab_dask_zarr.write.stage import stage
 from ctlab_dask_zarr.write.staged import StagedWrite
 
 if TYPE_CHECKING:
-    import dask.array as da
+    pass
 
-__all__ = ["SourceGraph", "add_block_tasks", "analyse_source", "build_completion", "build_graph"]
+__all__ = ["build_completion", "build_graph"]
 
 Key = Any
-#: Tasks that blocks may share and still count as independent: the opened source, a constant, a
-#: calibration. Their results are held while blocks are made, so that there may be a few, and far
-#: fewer than blocks: blocks that overlap share whole blocks.
-_MAX_SHARED = 8
-_BLOCKS_PER_SHARED = 8
 #: Pieces that one shard's task may gather.
 _MAX_FAN_IN = 256
-
-
-@dataclass(frozen=True)
-class SourceGraph:
-    """The optimised graph of a dask array, and which tasks belong to one block alone.
-
-    Attributes
-    ----------
-    nodes
-        Every task, by key.
-    name, chunks
-        As of the dask array; block keys are ``(name, i, j, k)``.
-    held
-        Results that a cluster holds already (persisted blocks), by key.
-    shared
-        Tasks and held results that more than one block needs.
-    is_independent
-        Whether every block can be made from its own tasks and a few shared ones.
-    """
-
-    nodes: Mapping[Key, GraphNode]
-    held: Mapping[Key, Any]
-    name: str
-    chunks: tuple[tuple[int, ...], ...]
-    shared: frozenset[Key]
-    is_independent: bool
-
-
-def analyse_source(data: da.Array) -> SourceGraph:
-    """Optimise the array's graph and find what its blocks share. Computes nothing."""
-    keys = [(data.name, *index) for index in product(*map(range, data.numblocks))]
-    graph = data.__dask_graph__()
-    nodes = _without_dask_array(convert_legacy_graph(dict(data.__dask_optimize__(graph, keys))))
-    held = _held_results(graph)
-    owner: dict[Key, int] = {}
-    shared = set(held)
-    for block, key in enumerate(keys):
-        todo = [key]
-        while todo:
-            node = todo.pop()
-            if node in shared:
-                continue
-            if owner.setdefault(node, block) != block:
-                shared.add(node)
-            else:
-                todo += [d for d in nodes[node].dependencies if owner.get(d) != block]
-    inputs: set[Key] = set()
-    for key in keys:
-        if key not in shared and nodes[key].dependencies:
-            inputs.update(_private(nodes, key, shared)[1])
-    n_allowed = min(_MAX_SHARED, max(1, len(keys) // _BLOCKS_PER_SHARED))
-    is_independent = shared.isdisjoint(keys) and len(inputs) <= n_allowed
-    return SourceGraph(nodes, held, data.name, data.chunks, frozenset(shared), is_independent)
-
-
-def _without_dask_array(nodes: Mapping[Key, GraphNode]) -> dict[Key, GraphNode]:
-    """Return the same tasks; those that only index a source need no ``dask.array``.
-
-    A worker would load it for dask's own function alone, with xarray and pandas where they are
-    installed: most of a second, and many workers ask one file system for all of these files.
-    """
-    from dask.array.core import getter
-
-    def is_plain(node: Task) -> bool:
-        if node.func is not getter or len(node.args) != 2:
-            return False
-        index = node.args[1].value if isinstance(node.args[1], DataNode) else None
-        is_index = isinstance(index, tuple) and all(part is not None for part in index)
-        return is_index and node.kwargs == {"asarray": False, "lock": False}
-
-    return {
-        key: Task(key, getitem, *node.args, _data_producer=node.data_producer)
-        if isinstance(node, Task) and is_plain(node)
-        else node
-        for key, node in nodes.items()
-    }
-
-
-def _held_results(graph: Any) -> dict[Key, Any]:
-    """Return the futures that stand in a graph for blocks which a cluster has computed.
-
-    dask drops them when it optimises, since the scheduler knows their keys; the graph that is
-    submitted has to hold them all the same, or they could be forgotten meanwhile.
-    """
-    if not isinstance(graph, HighLevelGraph):
-        return {}
-    return {
-        key: value
-        for layer in graph.layers.values()
-        if isinstance(layer, MaterializedLayer)
-        for key, value in layer.items()
-        if isinstance(value, TaskRef)
-    }
-
-
-def _private(nodes: Mapping[Key, GraphNode], key: Key, shared: set[Key] | frozenset[Key]) -> Any:
-    """Return (the tasks of `key` alone, dependencies first; the shared tasks they need)."""
-    order: dict[Key, GraphNode] = {}
-    inputs: dict[Key, None] = {}
-    todo = [key]
-    while todo:
-        node = todo[-1]
-        waiting = [d for d in nodes[node].dependencies if d not in shared and d not in order]
-        if waiting:
-            todo += waiting
-            continue
-        todo.pop()
-        if node not in order:
-            order[node] = nodes[node]
-            inputs.update(dict.fromkeys(d for d in nodes[node].dependencies if d in shared))
-    return tuple(order.values()), tuple(inputs)
-
-
-@dataclass(frozen=True)
-class _BlockRecipe:
-    """One block: where it lies, and the tasks that make it inside the task that writes it."""
-
-    start: Shape
-    shape: Shape
-    nodes: tuple[GraphNode, ...]
-
-    def make(self, shared: Mapping[Key, Any]) -> npt.NDArray[Any]:
-        """Run the tasks and return the block's voxels."""
-        values = dict(shared)
-        for node in self.nodes:
-            values[node.key] = node({d: values[d] for d in node.dependencies})
-        block: npt.NDArray[Any] = values[self.nodes[-1].key]
-        return block
 
 
 def build_graph(
@@ -301,8 +173,8 @@ def _add_making(
         recipes = []
         inputs: dict[Key, TaskRef] = {}
         for index, start, shape in blocks.overlapping(group):
-            nodes, needed = _private(source.nodes, (source.name, *index), source.shared)
-            recipes.append(_BlockRecipe(start, shape, nodes))
+            nodes, needed = private_tasks(source.nodes, (source.name, *index), source.shared)
+            recipes.append(BlockRecipe(start, shape, nodes))
             inputs.update((key, TaskRef(key)) for key in needed)
         used.update(inputs)
         key = (f"write-shard-{token}", *group[0])
@@ -313,7 +185,7 @@ def _add_making(
             key, _write_making, staged, tuple(group), tuple(recipes), shared, _data_producer=True
         )
         keys.append(key)
-    _add_closure(graph, source, used)
+    add_closure(graph, source, used)
     return keys
 
 
@@ -350,7 +222,7 @@ def _add_gathering(
         gathered = List(*(TaskRef(piece) for _, piece in pieces))
         graph[key] = Task(key, _write_gathering, staged, (coords,), starts, gathered)
         keys.append(key)
-    _add_closure(graph, source, used)
+    add_closure(graph, source, used)
     return keys
 
 
@@ -379,18 +251,6 @@ def _add_joining(
     return joined
 
 
-def _add_closure(graph: dict[Key, GraphNode], source: SourceGraph, keys: Iterable[Key]) -> None:
-    """Add `keys` of the source, and all they depend on, to the graph."""
-    todo = list(keys)
-    while todo:
-        key = todo.pop()
-        if key in source.held:
-            graph[key] = source.held[key]
-        elif key not in graph:
-            graph[key] = source.nodes[key]
-            todo += source.nodes[key].dependencies
-
-
 def _add_recording(
     graph: dict[Key, GraphNode],
     keys: list[Key],
@@ -414,45 +274,6 @@ def _add_recording(
         graph[key] = Task(key, _record, staged, [list(found)])
         parents.append(key)
     return add_tree(graph, parents, sum, f"count-receipts-{token}")
-
-
-def add_block_tasks(
-    graph: dict[Key, GraphNode],
-    source: SourceGraph,
-    function: Callable[[Shape, npt.NDArray[Any]], Any],
-    name: str,
-) -> list[Key]:
-    """Add a task for each block of the source that calls ``function(start, block)``.
-
-    Blocks that can be are made inside the task. Returns the keys of the tasks.
-    """
-    keys: list[Key] = []
-    used: set[Key] = set()
-    for index in product(*(range(len(lengths)) for lengths in source.chunks)):
-        start = tuple(sum(c[:i]) for c, i in zip(source.chunks, index, strict=True))
-        block: Key = (source.name, *index)
-        key: Key = (name, *index)
-        if source.is_independent:
-            shape = tuple(c[i] for c, i in zip(source.chunks, index, strict=True))
-            nodes, needed = _private(source.nodes, block, source.shared)
-            shared = Dict({k: TaskRef(k) for k in needed}) if needed else {}
-            recipe = _BlockRecipe(start, shape, nodes)
-            graph[key] = Task(key, _call_with_made, function, recipe, shared, _data_producer=True)
-            used.update(needed)
-        else:
-            graph[key] = Task(key, function, start, TaskRef(block))
-            used.add(block)
-        keys.append(key)
-    _add_closure(graph, source, used)
-    return keys
-
-
-def _call_with_made(
-    function: Callable[[Shape, npt.NDArray[Any]], Any],
-    recipe: _BlockRecipe,
-    shared: Mapping[Key, Any],
-) -> Any:
-    return function(recipe.start, recipe.make(shared))
 
 
 class _Blocks:
@@ -480,7 +301,7 @@ class _Blocks:
 def _write_making(
     staged: StagedWrite,
     group: Sequence[Shape],
-    recipes: Sequence[_BlockRecipe],
+    recipes: Sequence[BlockRecipe],
     shared: Mapping[Key, Any],
 ) -> list[ShardReceipt]:
     pieces = [Piece(r.start, r.shape, partial(r.make, shared)) for r in recipes]
