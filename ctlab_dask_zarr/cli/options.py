@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -110,25 +111,34 @@ Command = Callable[..., Any]
 
 def with_storage_options(command: Command) -> Command:
     """Let a command reach object stores with options."""
+
+    @wraps(command)
+    def with_options_in_force(
+        *arguments: Any, storage_options: dict[str, str] | None, **more: Any
+    ) -> Any:
+        if storage_options is None:
+            return command(*arguments, **more)
+        from ctlab_dask_zarr.runtime.storage import storage_options_in_force
+
+        with storage_options_in_force(storage_options):
+            return command(*arguments, **more)
+
     return click.option(
         "--storage-option",
         "storage_options",
         metavar="KEY=VALUE",
         multiple=True,
-        expose_value=False,
-        callback=_use_storage_options,
+        callback=_storage_options,
         help="Of an object store, as endpoint=http://host:9000 or region=ap-southeast-2; "
         "credentials come from the environment.",
-    )(command)
+    )(with_options_in_force)
 
 
-def _use_storage_options(
+def _storage_options(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> None:
+) -> dict[str, str] | None:
     if not values:
-        return
-    import dask
-
+        return None
     from ctlab_dask_zarr.errors import InvalidArgumentError
     from ctlab_dask_zarr.runtime.objects import validated_options
 
@@ -140,8 +150,7 @@ def _use_storage_options(
         validated_options(options)
     except InvalidArgumentError as error:
         raise click.BadParameter(str(error)) from error
-    # For the whole of this process, which is this command.
-    dask.config.set({"ctlab-zarr.storage-options": options})
+    return options
 
 
 def with_write_options(command: Command) -> Command:

@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, lru_cache
@@ -33,6 +34,7 @@ __all__ = [
     "ObjectFiles",
     "configured_options",
     "endpoint_in_force",
+    "options_of_call",
     "validated_options",
 ]
 
@@ -61,6 +63,9 @@ _S3_CREDENTIALS = (
 #: The same of the others, by how the names of variables begin and what is in them, and of options:
 #: whatever may be a credential, or say that none is needed, is left to obstore.
 _VARIABLES = {"gs": ("GOOGLE_", "SERVICE_ACCOUNT"), "az": ("AZURE_", "IDENTITY_", "MSI_")}
+#: How the names begin of all that a store is opened by: proxies are for all.
+_READ_VARIABLES = ("AWS_", "GCE_", *_VARIABLES["gs"], *_VARIABLES["az"])
+_READ_VARIABLES += ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _CREDENTIAL = re.compile(
     "KEY|TOKEN|SECRET|SAS|CREDENTIAL|SERVICE_ACCOUNT|CLIENT|TENANT|AUTHORITY|IDENTITY|MSI|AZURE_CLI"
     "|FABRIC|EMULATOR|SKIP_SIGNATURE"
@@ -86,6 +91,11 @@ _ENDPOINTS = {
 }
 #: Options of the HTTP client, and not of a store.
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "proxy_url", "user_agent")
+#: The storage options that were given to the call under way; other threads and tasks of asyncio
+#: have their own. What is put into a graph carries its options with it.
+options_of_call: ContextVar[tuple[tuple[str, str], ...] | None] = ContextVar(
+    "options_of_call", default=None
+)
 
 
 def validated_options(options: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
@@ -125,10 +135,11 @@ def _refuse_credentials_in(url: str, name: str) -> None:
 
 
 def configured_options() -> tuple[tuple[str, str], ...]:
-    """Return the storage options in force: dask's setting ``ctlab-zarr.storage-options``."""
+    """Return the storage options in force: the call's, or else those of dask's settings."""
     from ctlab_dask_zarr.runtime.settings import setting
 
-    return validated_options(setting("storage-options"))
+    given = options_of_call.get()
+    return validated_options(setting("storage-options")) if given is None else given
 
 
 def endpoint_in_force(scheme: str, options: Mapping[str, str]) -> str | None:
@@ -155,11 +166,23 @@ def _this_process() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
 
 
+def _variables() -> tuple[tuple[str, str], ...]:
+    """Return what of the environment decides which server is asked, by whom and how."""
+    return tuple(item for item in os.environ.items() if item[0].upper().startswith(_READ_VARIABLES))
+
+
 @lru_cache(maxsize=64)
 def _open(
-    root: str, options: tuple[tuple[str, str], ...], retry_timeout: timedelta | None = None
+    root: str,
+    options: tuple[tuple[str, str], ...],
+    variables: tuple[tuple[str, str], ...],
+    retry_timeout: timedelta | None = None,
 ) -> Any:
-    """Return the store of a bucket, one for all threads of this process."""
+    """Return the store of a bucket, one for all threads of this process.
+
+    `variables` are those of the environment that obstore reads when it opens a store: where they
+    have changed, it is another store.
+    """
     try:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
@@ -318,7 +341,7 @@ class ObjectFiles:
                 f"{path} is in the memory of another process, and would be lost with this one: "
                 "write it to a place that all workers see, or without a cluster of processes"
             )
-        return _open(root, self.options), key
+        return _open(root, self.options, _variables()), key
 
     def _at_to_list(self, path: str) -> tuple[Any, str]:
         """Return the store of a URL and the prefix in it, of which to ask what there is."""
@@ -326,7 +349,7 @@ class ObjectFiles:
             return self._at(path)
         # What plain HTTP answers to this sounds like a failure of the server, and is its last word.
         root, key = _root_and_key(path)
-        return _open(root, self.options, timedelta(0)), key
+        return _open(root, self.options, _variables(), timedelta(0)), key
 
     def zarr_location(self, path: str) -> tuple[Any, str]:
         """Return the store of a URL for zarr, read-only, and the path in it."""

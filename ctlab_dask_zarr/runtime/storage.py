@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-import dask
-
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
 from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files, NewFile, walk
 from ctlab_dask_zarr.runtime.objects import (
     OBJECT_SCHEMES,
     ObjectFiles,
     configured_options,
+    options_of_call,
     validated_options,
 )
 
@@ -282,10 +281,12 @@ def store_at(root: str, files: Files | None = None) -> LocalStore:
 
 @contextmanager
 def storage_options_in_force(options: Mapping[str, Any] | None) -> Iterator[None]:
-    """Have `files_at` use these options of object stores; None leaves those of dask's settings."""
+    """Have `files_at` use these options of object stores; None leaves those in force."""
     if options is None:
         yield
         return
-    validated_options(options)
-    with dask.config.set({"ctlab-zarr.storage-options": dict(options)}):
+    before = options_of_call.set(validated_options(options))
+    try:
         yield
+    finally:
+        options_of_call.reset(before)

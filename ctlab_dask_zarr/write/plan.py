@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,9 @@ from ctlab_dask_zarr.write.rechunk import Rechunk
 
 __all__ = ["Document", "Level", "WritePlan", "array_document", "group_document", "plan_fingerprint"]
 
+#: Filters of warnings are the process's: of two threads, the one that ends last would put back what
+#: the other had set.
+_one_at_a_time = threading.Lock()
 #: Arguments of zarr.create_array that this package decides itself.
 _OWN_ARRAY_ARGUMENTS = {"store", "name", "path", "shape", "dtype", "data", "chunks", "shards"} | {
     *("overwrite", "order", "zarr_format", "attributes"),
@@ -285,7 +289,7 @@ def array_document(
         kwargs["chunk_key_encoding"] = {"name": "default", "separator": separator}
     objects: dict[str, Any] = {}
     try:
-        with warnings.catch_warnings():
+        with _one_at_a_time, warnings.catch_warnings():
             # A codec or dtype without a v3 specification is the user's choice, made elsewhere.
             warnings.simplefilter("ignore")
             zarr.create_array(
