@@ -240,4 +240,6 @@ def _labels_dataset(labels: Any, image: Dataset) -> Any:
         dimension_names=image.dimension_names,
         voxel_unit=image.voxel_unit,
         voxel_size=image.voxel_size,
+        origin=image.origin,
+        is_discrete=True,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -13,7 +12,12 @@ from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.mango import new_dataset_id
-from ctlab_dask_zarr.formats.units import VoxelUnit, size_text
+from ctlab_dask_zarr.formats.units import (
+    VoxelUnit,
+    size_text,
+    validated_axes,
+    validated_origin,
+)
 from ctlab_dask_zarr.text import shown
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.masked import MaskedMethod
     from ctlab_dask_zarr.read.zarr import StoredLevel
 
-__all__ = ["FACTS_OF_THE_VOXELS", "Dataset", "validated_axes"]
+__all__ = ["FACTS_OF_THE_VOXELS", "Dataset"]
 
 #: Fields of the mango block that other voxels would make untrue.
 FACTS_OF_THE_VOXELS = frozenset({"data_min_max"})
@@ -54,6 +58,11 @@ class Dataset:
         Further fields of the mango block, carried through to what is written.
     source
         What the data was opened from, with an ``identity()``; None for an array from memory.
+    origin
+        Position of the first voxel's centre, in `voxel_unit`, in the order of `dimension_names`;
+        by default zero.
+    is_discrete
+        Whether voxels are names of classes, and not grey values; by default what `datatype` says.
 
     Examples
     --------
@@ -78,6 +87,8 @@ class Dataset:
         dataset_id: str | None = None,
         extra_attrs: Mapping[str, Any] | None = None,
         source: Any = None,
+        origin: Sequence[float] | None = None,
+        is_discrete: bool | None = None,
     ) -> None:
         self._data = data
         self._dimension_names, self._voxel_size = validated_axes(
@@ -94,6 +105,14 @@ class Dataset:
         self._dataset_id = dataset_id
         self._extra_attrs = _copied("extra_attrs", extra_attrs)
         self._source = source
+        self._origin = validated_origin(origin, data.ndim)
+        if not isinstance(is_discrete, bool | None):
+            raise InvalidArgumentError(f"is_discrete={is_discrete!r} is neither True nor False")
+        self._is_discrete = (
+            self._datatype is not None and self._datatype.is_discrete
+            if is_discrete is None
+            else is_discrete
+        )
 
     @classmethod
     def from_path(
@@ -191,6 +210,9 @@ class Dataset:
         history_entry: HistoryValue | None = None,
         history_key: str | None = None,
         dataset_id_suffix: str | None = None,
+        dataset_id: str | None = None,
+        origin: Sequence[float] | None = None,
+        is_discrete: bool | None = None,
     ) -> Dataset:
         """Return a new dataset with some things changed; `source` stays as it is.
 
@@ -198,6 +220,14 @@ class Dataset:
         ----------
         source
             Gives everything that is not given here.
+        data
+            Other voxels. Those of another shape are a part of which nobody knows where it begins:
+            their origin is zero where `origin` is not given.
+        voxel_size, voxel_unit
+            The numbers of the voxel size, and their unit: one of them alone leaves the other as it
+            is. The origin stays at the same number of voxels from zero.
+        datatype
+            Another one decides `is_discrete` too, where that is not given.
         history_entry, history_key
             An entry to add, and its key (``YYYYMMDD_HHMMSS_modification`` by default).
         dataset_id_suffix
@@ -207,10 +237,12 @@ class Dataset:
         if history_entry is not None:
             default = f"{datetime.now():%Y%m%d_%H%M%S}_modification"
             history[history_key or unused_key(default, history)] = history_entry
-        dataset_id = source._dataset_id
+        dataset_id = source._dataset_id if dataset_id is None else dataset_id
         if dataset_id is not None and dataset_id_suffix is not None:
             dataset_id = f"{dataset_id}_{dataset_id_suffix}"
-        return cls(
+        if is_discrete is None and (datatype is None or datatype == source._datatype):
+            is_discrete = source._is_discrete
+        modified = cls(
             source._data if data is None else data,
             dimension_names=dimension_names or source._dimension_names,
             voxel_unit=source._voxel_unit if voxel_unit is None else voxel_unit,
@@ -224,7 +256,13 @@ class Dataset:
                 if data is None or key not in FACTS_OF_THE_VOXELS
             },
             source=source._source if data is None else None,
+            origin=origin,
+            is_discrete=is_discrete,
         )
+        if origin is None and modified.shape == source.shape:
+            edges = zip(source._origin, source._voxel_size, modified._voxel_size, strict=True)
+            modified._origin = tuple(start * (new / old) for start, old, new in edges)
+        return modified
 
     @property
     def data(self) -> da.Array:
@@ -292,28 +330,13 @@ class Dataset:
 
     @property
     def origin(self) -> tuple[float, ...]:
-        """Position of the first voxel's centre, in `voxel_unit`, in the order of `dimension_names`.
-
-        That of the stored level that this was opened from, as long as the voxels are its own; else
-        zero. Another voxel size moves it by as much as it moves everything.
-        """
-        path = getattr(self._source, "array_path", None)
-        for level in self.levels:
-            if level.path == path:
-                return tuple(
-                    start * (size / stored)
-                    for start, stored, size in zip(
-                        level.origin, level.voxel_size, self._voxel_size, strict=True
-                    )
-                )
-        return (0.0,) * len(self.shape)
+        """Position of the first voxel's centre, in `voxel_unit`, one number an axis."""
+        return self._origin
 
     @property
     def is_discrete(self) -> bool:
         """Whether voxels are names of classes, as in segmentations and labels, not grey values."""
-        if self._datatype is not None and self._datatype.is_discrete:
-            return True
-        return bool(getattr(self._source, "is_labels", False))
+        return self._is_discrete
 
     @property
     def mask_value(self) -> Any:
@@ -465,41 +488,6 @@ class Dataset:
         voxel = size_text(self._voxel_size, self._voxel_unit)
         kind = "" if self._datatype is None else f"{self._datatype} "
         return shown(f"<Dataset {kind}({sizes}) {self.dtype}, voxel {voxel}>")
-
-
-def validated_axes(
-    dimension_names: Sequence[str], voxel_size: Sequence[float], ndim: int
-) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Return names and voxel size if they fit `ndim` axes and are possible.
-
-    Raises
-    ------
-    InvalidArgumentError
-        A wrong number of either, a name that stands twice, a size that is no length.
-    """
-    is_list_of_names = isinstance(dimension_names, Sequence) and all(
-        isinstance(name, str) and name for name in dimension_names
-    )
-    if not is_list_of_names:
-        raise InvalidArgumentError(
-            f"dimension_names={dimension_names!r} is not one name an axis, as in ('z', 'y', 'x')"
-        )
-    names = tuple(dimension_names)
-    try:
-        size = tuple(float(v) for v in voxel_size)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidArgumentError(
-            f"voxel_size={voxel_size!r} is not one length an axis, as in (2.5, 2.5, 2.5)"
-        ) from error
-    if len(names) != ndim or len(set(names)) != ndim:
-        raise InvalidArgumentError(
-            f"dimension_names {names} do not name the {ndim} axes of the data, once each"
-        )
-    if len(size) != ndim:
-        raise InvalidArgumentError(f"voxel_size {size} has {len(size)} values for {ndim} axes")
-    if not all(math.isfinite(v) and v > 0 for v in size):
-        raise InvalidArgumentError(f"voxel_size {size} holds a value that is no length")
-    return names, size
 
 
 def _copied(name: str, mapping: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -28,6 +28,8 @@ __all__ = ["CTLabAccessor", "from_xarray", "to_xarray"]
 
 #: Attributes of the array. Nested ones are JSON text, which netCDF can keep too.
 _DATATYPE, _ID, _HISTORY, _EXTRA = "datatype", "dataset_id", "ctlab_history", "ctlab_attributes"
+#: Where it is not what the data type says: 1 or 0, as netCDF has no truth values.
+_DISCRETE = "is_discrete"
 #: Attribute of a coordinate with one position, which does not tell the voxel's edge. Longer ones
 #: must not have it: it would outlast `coarsen`, and be that of the voxels before.
 _SPACING = "spacing"
@@ -89,6 +91,8 @@ def to_xarray(dataset: Dataset) -> xr.DataArray:
         attributes[_HISTORY] = json.dumps(plain_json(dataset.history, "history"))
     if extra:
         attributes[_EXTRA] = json.dumps(extra)
+    if dataset.is_discrete != (dataset.datatype is not None and dataset.datatype.is_discrete):
+        attributes[_DISCRETE] = int(dataset.is_discrete)
     return xr.DataArray(
         dataset.data,
         coords,
@@ -103,8 +107,8 @@ def from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
 
     The voxel size is the spacing of the coordinates, its unit their ``units``. Name and attributes
     are kept: those of others among ``extra_attrs``, from where `to_xarray` brings them back; an
-    array without a name gets that of its data type. Positions begin at zero again, and
-    coordinates of no axis are not kept.
+    array without a name gets that of its data type. The origin is the first position along each
+    axis; coordinates of no axis are not kept.
 
     Parameters
     ----------
@@ -145,7 +149,9 @@ def from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
             f"the array has nothing along {empty!r}: look at what was selected; positions are "
             "those of the centres of voxels"
         )
-    size, unit = _spacing(array, names)
+    size, unit, origin = _spacing(array, names)
+    # Another data type than that of the attribute decides.
+    said = array.attrs.get(_DISCRETE) if datatype in (None, array.attrs.get(_DATATYPE)) else None
     data = array.data
     if not hasattr(data, "dask"):
         data = da.from_array(data)
@@ -159,6 +165,8 @@ def from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
             history=_mapping(array, _HISTORY),
             dataset_id=array.attrs.get(_ID),
             extra_attrs={**_mapping(array, _EXTRA), **_foreign(array)},
+            origin=origin,
+            is_discrete=None if said is None else bool(said),
         )
     except ValueError as error:
         raise InvalidArgumentError(str(error)) from error
@@ -179,7 +187,7 @@ def _foreign(array: xr.DataArray) -> dict[str, Any]:
     """Return what of an array has no other place in a dataset; nothing where there is nothing."""
     attributes, refused = {}, []
     for key, value in array.attrs.items():
-        if key in (_DATATYPE, _ID, _HISTORY, _EXTRA):
+        if key in (_DATATYPE, _ID, _HISTORY, _EXTRA, _DISCRETE):
             continue
         try:
             attributes[str(key)] = plain_json(value, str(key))
@@ -203,11 +211,13 @@ def _is_foreign(value: Any) -> bool:
     return isinstance(value.get("attributes", {}), dict) and isinstance(value.get("name", ""), str)
 
 
-def _spacing(array: xr.DataArray, names: Sequence[str]) -> tuple[tuple[float, ...], VoxelUnit]:
-    """Return the voxel size, and its unit, that the coordinates tell."""
+def _spacing(
+    array: xr.DataArray, names: Sequence[str]
+) -> tuple[tuple[float, ...], VoxelUnit, tuple[float, ...]]:
+    """Return the voxel size, its unit, and the origin that the coordinates tell."""
     with_coords = [name for name in names if name in array.coords]
     if not with_coords:
-        return (1.0,) * len(names), VoxelUnit.VOXEL
+        return (1.0,) * len(names), VoxelUnit.VOXEL, (0.0,) * len(names)
     if len(with_coords) < len(names):
         missing = next(name for name in names if name not in with_coords)
         raise InvalidArgumentError(f"the axis {missing!r} has no coordinates, and others have")
@@ -215,15 +225,17 @@ def _spacing(array: xr.DataArray, names: Sequence[str]) -> tuple[tuple[float, ..
     units = {name: _unit(array.coords[name], name) for name in names}
     first = units[names[0]]
     try:
-        return (
-            tuple(
-                size if unit == first else size * unit.conversion_factor(first)
-                for size, unit in zip(sizes, units.values(), strict=True)
-            ),
-            first,
-        )
+        factors = [
+            1.0 if unit == first else unit.conversion_factor(first) for unit in units.values()
+        ]
     except ValueError as error:
         raise InvalidArgumentError(f"the units of the axes do not go together: {error}") from error
+    starts = (float(array.coords[name].values[0]) for name in names)
+    return (
+        tuple(size * factor for size, factor in zip(sizes, factors, strict=True)),
+        first,
+        tuple(start * factor for start, factor in zip(starts, factors, strict=True)),
+    )
 
 
 def _spacing_along(coordinate: xr.DataArray, name: str) -> float:

@@ -5,8 +5,20 @@ from pathlib import Path
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 
-from ctlab_dask_zarr import Dataset, DataType, InvalidArgumentError, UnsupportedFormatError
+from ctlab_dask_zarr import (
+    CTLabError,
+    Dataset,
+    DataType,
+    InvalidArgumentError,
+    OMEZarrVersion,
+    UnsupportedFormatError,
+    dataset_from_zarr,
+    dataset_to_zarr,
+    edit_metadata,
+    verify,
+)
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((4, 5, 6))
@@ -64,6 +76,65 @@ def test_a_modified_dataset_leaves_its_source_alone() -> None:
     assert new.extra_attrs == {"k": 1}, "other voxels have another minimum and maximum"
     assert (source.history, source.dataset_id, source.shape) == ({"a": 1}, "id", (4, 5, 6))
     assert Dataset.from_modified(source, history_entry=1, history_key="k").history["k"] == 1
+
+
+def test_classes_and_the_origin_are_facts_of_a_dataset() -> None:
+    ds = make_dataset(VOXELS, datatype=None, origin=[30, 20, 15], is_discrete=True)
+    assert (ds.origin, ds.is_discrete) == ((30.0, 20.0, 15.0), True)
+    assert make_dataset(VOXELS).origin == (0.0, 0.0, 0.0)
+    kinds = ("labels", "segmented", "tomo", None)
+    found = [make_dataset(VOXELS, datatype=kind).is_discrete for kind in kinds]
+    assert found == [True, True, False, False]
+    for wrong in ((1, 2), (1, 2, float("nan")), "abc", 3):
+        with pytest.raises(InvalidArgumentError, match="origin"):
+            make_dataset(VOXELS, origin=wrong)
+    with pytest.raises(InvalidArgumentError, match="is_discrete"):
+        make_dataset(VOXELS, is_discrete="yes")
+
+
+def test_a_modified_dataset_keeps_classes_and_position() -> None:
+    ds = make_dataset(VOXELS, datatype=None, origin=(30.0, 20.0, 15.0), is_discrete=True)
+    filtered = Dataset.from_modified(ds, data=ds.data + 1)
+    assert (filtered.origin, filtered.is_discrete) == (ds.origin, True)
+    # The origin is as many voxels from zero, in whatever unit and size.
+    mm = ds.voxel_size_with_unit("mm")
+    converted = Dataset.from_modified(ds, voxel_size=mm, voxel_unit="mm")
+    assert converted.origin == pytest.approx((0.03, 0.02, 0.015))
+    assert Dataset.from_modified(ds, voxel_size=(6, 2, 1.5)).origin == (60.0, 20.0, 15.0)
+    # What is given is taken; of a part that says nothing nobody knows where it lies.
+    assert Dataset.from_modified(ds, data=ds.data[1:]).origin == (0.0, 0.0, 0.0)
+    moved = Dataset.from_modified(ds, data=ds.data[1:], origin=(33, 20, 15), is_discrete=False)
+    assert (moved.origin, moved.is_discrete) == ((33.0, 20.0, 15.0), False)
+    assert not Dataset.from_modified(ds, datatype="tomo").is_discrete
+    assert Dataset.from_modified(ds, dataset_id="other").dataset_id == "other"
+    pointwise = ds.map_masked(np.negative, method="pointwise")
+    assert (pointwise.origin, pointwise.is_discrete) == (ds.origin, True)
+
+
+@pytest.mark.parametrize("layout", ["group", "array"])
+def test_a_copy_says_that_it_is_of_classes_and_where_it_lies(tmp_path: Path, layout: str) -> None:
+    version = OMEZarrVersion.v05 if layout == "group" else None
+    ds = make_dataset(
+        VOXELS.astype("uint8"), datatype=None, origin=(30.0, -20.0, 15.0), is_discrete=True
+    )
+    dataset_to_zarr(ds, tmp_path / "a.zarr", ome_zarr_version=version)
+    again = dataset_from_zarr(tmp_path / "a.zarr")
+    dataset_to_zarr(again, tmp_path / "b.zarr", ome_zarr_version=version)
+    for name in ("a.zarr", "b.zarr"):
+        found = dataset_from_zarr(tmp_path / name)
+        assert (found.origin, found.is_discrete) == (ds.origin, True)
+        assert verify(tmp_path / name, ds) == []
+        attributes = zarr.open(tmp_path / name, mode="r").attrs
+        assert "omero" not in attributes.get("ome", {}), "classes have no grey levels"
+    # A corrected voxel size moves it too, and a lost fact is found.
+    edit_metadata(tmp_path / "b.zarr", voxel_size=(6.0, 2.0, 1.5))
+    assert dataset_from_zarr(tmp_path / "b.zarr").origin == (60.0, -20.0, 15.0)
+    other = Dataset.from_modified(ds, origin=(30.0, -20.0, 16.0), is_discrete=False)
+    messages = [problem.message for problem in verify(tmp_path / "a.zarr", other)]
+    assert [m.split(" is ")[0] for m in messages] == ["origin", "is_discrete"]
+    # The same voxels said to be something else are another write.
+    with pytest.raises(CTLabError, match="is_discrete was True and is now nothing"):
+        dataset_to_zarr(other, tmp_path / "a.zarr", ome_zarr_version=version, resume=True)
 
 
 def test_units_are_converted() -> None:

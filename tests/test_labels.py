@@ -299,5 +299,21 @@ def test_labels_opened_by_themselves_are_known_as_classes(image: Path, tmp_path:
     opened = Dataset.from_path(image / "labels" / "phases")
     assert opened.datatype is None
     assert opened.is_discrete
-    dataset_to_zarr(opened, tmp_path / "again.zarr", levels=2, **LAYOUT)
+    dataset_to_zarr(opened, tmp_path / "again.zarr", **LAYOUT)
+    copy = Dataset.from_path(tmp_path / "again.zarr")
+    assert (copy.datatype, copy.is_discrete) == (None, True)
+    assert "omero" not in zarr.open(tmp_path / "again.zarr", mode="r").attrs["ome"]
+    add_levels(tmp_path / "again.zarr", 2)
     assert_levels(tmp_path / "again.zarr", _modes(2))
+
+
+def test_labels_lie_where_their_image_does(image: Path, tmp_path: Path) -> None:
+    moved = Dataset.from_modified(Dataset.from_path(image), origin=(10.0, 20.0, 30.0))
+    dataset_to_zarr(moved, tmp_path / "moved.zarr", **LAYOUT)
+    labels_to_zarr(phases(), tmp_path / "moved.zarr", "phases", **LAYOUT)
+    labels = Dataset.from_path(tmp_path / "moved.zarr" / "labels" / "phases")
+    assert labels.origin == (10.0, 20.0, 30.0)
+    # Those that say that they lie elsewhere are not moved there without a word.
+    with pytest.raises(InvalidArgumentError, match=r"origin=\(0.0, 0.0, 0.0\)"):
+        labels_to_zarr(labels, image, "others")
+    labels_to_zarr(Dataset.from_modified(labels, origin=(0, 0, 0)), image, "others", **LAYOUT)

@@ -274,16 +274,8 @@ def open_source(source: str, options: dict[str, Any]) -> Dataset:
     else:
         dataset = Dataset.from_path(source, filetype=filetype)
         size = size * len(dataset.shape) if size is not None and len(size) == 1 else size
-    return Dataset(
-        dataset.data,
-        dimension_names=dataset.dimension_names,
-        voxel_unit=unit or dataset.voxel_unit,
-        voxel_size=size or dataset.voxel_size,
-        datatype=datatype or dataset.datatype,
-        history=dataset.history,
-        dataset_id=dataset_id or dataset.dataset_id,
-        extra_attrs=dataset.extra_attrs,
-        source=dataset.source,
+    return Dataset.from_modified(
+        dataset, voxel_size=size, voxel_unit=unit, datatype=datatype, dataset_id=dataset_id
     )
 
 

@@ -23,7 +23,8 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.errors import MetadataError
+from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
+from ctlab_dask_zarr.formats.units import validated_origin
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 
 __all__ = [
@@ -38,10 +39,16 @@ __all__ = [
     "own_receipt",
     "parse_receipts",
     "seal",
+    "stored_discreteness",
+    "stored_facts",
+    "stored_origin",
 ]
 
 #: Attribute of the root document in which this package says what it wrote.
 RECEIPT_ATTRIBUTE = "ctlab_dask_zarr"
+#: Fields of it: whether voxels name classes, where the data type does not say so, and the origin of
+#: a plain array. In voxels, so that another voxel size moves it as it moves that of an image.
+_IS_DISCRETE, _ORIGIN = "is_discrete", "origin_voxels"
 #: Object below an array that holds its receipts.
 RECEIPTS_OBJECT = "receipts.json"
 #: Field of the root's attribute that holds the checksum of the root document itself.
@@ -83,6 +90,39 @@ def own_receipt(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what this package says in a root's attributes about its write; None where nothing."""
     receipt = attributes.get(RECEIPT_ATTRIBUTE)
     return receipt if isinstance(receipt, dict) else None
+
+
+def stored_facts(
+    is_discrete: bool | None, origin: Sequence[float], voxel_size: Sequence[float]
+) -> dict[str, Any]:
+    """Return as fields what has no other place in a store; None and zeros are left out."""
+    facts: dict[str, Any] = {} if is_discrete is None else {_IS_DISCRETE: is_discrete}
+    if any(origin):
+        facts[_ORIGIN] = [o / v for o, v in zip(origin, voxel_size, strict=True)]
+    return facts
+
+
+def stored_discreteness(receipt: Mapping[str, Any] | None) -> bool | None:
+    """Return whether a store says that its voxels name classes; None where it does not say."""
+    said = (receipt or {}).get(_IS_DISCRETE)
+    return said if isinstance(said, bool) else None
+
+
+def stored_origin(
+    receipt: Mapping[str, Any] | None, voxel_size: Sequence[float]
+) -> tuple[float, ...]:
+    """Return where a plain array's first voxel lies, in the unit of its voxel size.
+
+    Raises
+    ------
+    MetadataError
+        It is not one position an axis.
+    """
+    try:
+        voxels = validated_origin((receipt or {}).get(_ORIGIN), len(voxel_size))
+    except InvalidArgumentError as error:
+        raise MetadataError(f"{RECEIPT_ATTRIBUTE}: {_ORIGIN}: {error}") from error
+    return tuple(n * size for n, size in zip(voxels, voxel_size, strict=True))
 
 
 def object_key(path: str, array: StoredArray, coords: tuple[int, ...]) -> str:

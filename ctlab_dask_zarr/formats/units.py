@@ -1,14 +1,24 @@
-"""Units of a voxel's edge length."""
+"""The axes of a volume: names, edge lengths of a voxel and their unit, the origin."""
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from enum import StrEnum
 
 import numpy as np
 
-__all__ = ["VoxelUnit", "are_same_sizes", "size_text"]
+from ctlab_dask_zarr.errors import InvalidArgumentError
+
+__all__ = [
+    "VoxelUnit",
+    "are_same_positions",
+    "are_same_sizes",
+    "size_text",
+    "validated_axes",
+    "validated_origin",
+]
 
 
 #: Relative difference up to which two voxel sizes are the same: some are kept as float32.
@@ -94,6 +104,15 @@ def are_same_sizes(found: Sequence[float], wanted: Sequence[float]) -> bool:
     return bool(np.allclose(found, wanted, rtol=_TOLERANCE, atol=0))
 
 
+def are_same_positions(
+    found: Sequence[float], wanted: Sequence[float], voxel_size: Sequence[float]
+) -> bool:
+    """Whether two positions, in the unit of a voxel size, are within a thousandth of a voxel."""
+    return all(
+        abs(f - w) <= 1e-3 * size for f, w, size in zip(found, wanted, voxel_size, strict=True)
+    )
+
+
 def size_text(size: Sequence[float], unit: VoxelUnit) -> str:
     """Return a voxel size for people.
 
@@ -104,6 +123,60 @@ def size_text(size: Sequence[float], unit: VoxelUnit) -> str:
     """
     sizes = size[:1] if len(set(size)) == 1 else size
     return f"{' x '.join(f'{v:.6g}' for v in sizes)} {unit}"
+
+
+def validated_axes(
+    dimension_names: Sequence[str], voxel_size: Sequence[float], ndim: int
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Return names and voxel size if they fit `ndim` axes and are possible.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A wrong number of either, a name that stands twice, a size that is no length.
+    """
+    is_list_of_names = isinstance(dimension_names, Sequence) and all(
+        isinstance(name, str) and name for name in dimension_names
+    )
+    if not is_list_of_names:
+        raise InvalidArgumentError(
+            f"dimension_names={dimension_names!r} is not one name an axis, as in ('z', 'y', 'x')"
+        )
+    names = tuple(dimension_names)
+    try:
+        size = tuple(float(v) for v in voxel_size)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgumentError(
+            f"voxel_size={voxel_size!r} is not one length an axis, as in (2.5, 2.5, 2.5)"
+        ) from error
+    if len(names) != ndim or len(set(names)) != ndim:
+        raise InvalidArgumentError(
+            f"dimension_names {names} do not name the {ndim} axes of the data, once each"
+        )
+    if len(size) != ndim:
+        raise InvalidArgumentError(f"voxel_size {size} has {len(size)} values for {ndim} axes")
+    if not all(math.isfinite(v) and v > 0 for v in size):
+        raise InvalidArgumentError(f"voxel_size {size} holds a value that is no length")
+    return names, size
+
+
+def validated_origin(origin: Sequence[float] | None, ndim: int) -> tuple[float, ...]:
+    """Return an origin if it is one position an axis; zero where none is given.
+
+    Raises
+    ------
+    InvalidArgumentError
+        It is not.
+    """
+    try:
+        found = (0.0,) * ndim if origin is None else tuple(float(v) for v in origin)
+    except (TypeError, ValueError, OverflowError):
+        found = ()
+    if len(found) != ndim or not all(map(math.isfinite, found)):
+        raise InvalidArgumentError(
+            f"origin={origin!r} is not one position an axis, as in {(0.0,) * ndim}"
+        )
+    return found
 
 
 def _fold(text: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ctlab_dask_zarr.dataset import Dataset, validated_axes
+from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import (
     CTLabError,
     InvalidArgumentError,
@@ -28,7 +28,7 @@ from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.mango import build_mango_block, edit_mango_block
 from ctlab_dask_zarr.formats.ome import OMELevel, parse_ome_attributes, rename_ome, rescale_ome
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE, own_receipt, seal
-from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text
+from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text, validated_axes
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names, read_ome
 from ctlab_dask_zarr.read.zarr import StoreMetadata, dataset_of, read_store_metadata
 from ctlab_dask_zarr.runtime.storage import is_url, storage_options_in_force

@@ -25,7 +25,7 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.formats.mango import MangoBlock, parse_mango_block
 from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes
-from ctlab_dask_zarr.formats.receipts import own_receipt
+from ctlab_dask_zarr.formats.receipts import own_receipt, stored_discreteness, stored_origin
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.volume import split_index
@@ -97,8 +97,6 @@ class ZarrVolume:
         Every level of the image that the array belongs to, finest first.
     files
         Through what the store is reached.
-    is_labels
-        Whether the image says that it is labels of another.
     space
         Which axes of the array are of space, all by default; the others have one element each and
         are left out.
@@ -111,7 +109,6 @@ class ZarrVolume:
     strict: bool
     levels: tuple[StoredLevel, ...] = ()
     files: Files = LOCAL_FILES
-    is_labels: bool = False
     space: tuple[int, ...] | None = None
 
     @property
@@ -286,7 +283,6 @@ def dataset_of(
         metadata.root_hash,
         strict=_is_ours(receipt, array_path) if strict is None else strict,
         files=metadata.files,
-        is_labels=metadata.is_labels,
         space=_space(metadata, document),
     )
     stored = volume.stored
@@ -319,6 +315,8 @@ def dataset_of(
         dataset_id=mango.dataset_id,
         extra_attrs=mango.extra_attrs,
         source=volume,
+        origin=levels[number].origin,
+        is_discrete=metadata.is_labels or stored_discreteness(receipt),
     )
 
 
@@ -496,7 +494,8 @@ def _levels(
     if metadata.ome is None:
         size = mango.voxel_size or (1.0,) * ndim
         ((path, document),) = metadata.arrays
-        level = StoredLevel(path, parse_array_document(document).shape, size, (0.0,) * ndim)
+        origin = stored_origin(own_receipt(metadata.attributes), size)
+        level = StoredLevel(path, parse_array_document(document).shape, size, origin)
         return (level,), mango.voxel_unit or VoxelUnit.VOXEL
     levels = []
     for said, (path, document) in zip(metadata.ome.levels, metadata.arrays, strict=True):

@@ -12,7 +12,7 @@ from ctlab_dask_zarr.dataset import FACTS_OF_THE_VOXELS, Dataset
 from ctlab_dask_zarr.errors import CTLabError
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.units import are_same_sizes
+from ctlab_dask_zarr.formats.units import are_same_positions, are_same_sizes
 from ctlab_dask_zarr.read.zarr import ZarrVolume
 
 __all__ = ["block_problems", "metadata_differences"]
@@ -20,11 +20,18 @@ __all__ = ["block_problems", "metadata_differences"]
 
 def metadata_differences(found: Dataset, source: Dataset) -> Iterator[Problem]:
     """Yield what of the source's metadata did not carry over."""
-    for name in ("shape", "dtype", "dimension_names", "voxel_unit", "history"):
+    for name in ("shape", "dtype", "dimension_names", "voxel_unit"):
         yield from _difference(name, getattr(found, name), getattr(source, name))
     if not are_same_sizes(found.voxel_size, source.voxel_size):
         yield from _difference("voxel_size", found.voxel_size, source.voxel_size)
+    origin = getattr(source, "origin", ())
+    if any(origin) and not are_same_positions(found.origin, origin, found.voxel_size):
+        yield from _difference("origin", found.origin, origin)
     # A write may add what the source does not know.
+    for key, entry in source.history.items():
+        yield from _difference(f"history[{key!r}]", found.history.get(key), entry)
+    if getattr(source, "datatype", None) == found.datatype and hasattr(source, "is_discrete"):
+        yield from _difference("is_discrete", found.is_discrete, source.is_discrete)
     for name in ("datatype", "dataset_id"):
         wanted = getattr(source, name, None)
         if wanted is not None:

@@ -19,7 +19,7 @@ import numpy as np
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.ome import add_ome_levels, build_image_label
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
-from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes
+from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_positions, are_same_sizes
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names
 from ctlab_dask_zarr.read.zarr import (
@@ -194,6 +194,13 @@ def refuse_unfit_labels(labels: Dataset, image: Dataset, path: str) -> None:
         raise InvalidArgumentError(
             f"the labels' voxels are {labels.voxel_size} {labels.voxel_unit}, those of the image "
             f"{path} {image.voxel_size} {image.voxel_unit}: they have to be the same"
+        )
+    # Those that do not say where they begin, as in mango's files, begin where the image does.
+    if any(labels.origin) and not are_same_positions(labels.origin, image.origin, image.voxel_size):
+        raise InvalidArgumentError(
+            f"the labels begin at {labels.origin} {labels.voxel_unit}, the image {path} at "
+            f"{image.origin}: where they belong to the same voxels all the same, pass "
+            f"Dataset.from_modified(labels, origin={image.origin})"
         )
 
 

@@ -148,13 +148,19 @@ class WritePlan:
         """
         (root,) = [document for document in self.documents if document.key == "zarr.json"]
         attributes = json.loads(root.text)["attributes"]
-        block = attributes.get("mango") or attributes[RECEIPT_ATTRIBUTE]["dataset"]
+        receipt = attributes[RECEIPT_ATTRIBUTE]
+        block = attributes.get("mango") or receipt["dataset"]
         requested = {key: block[key] for key in block if key not in _NOT_REQUESTED}
+        facts = ("is_discrete", "origin_voxels")
+        requested |= {key: receipt[key] for key in facts if key in receipt}
         if "ome" in attributes:
             ome = attributes["ome"]
             is_common = "coordinateTransformations" in ome["multiscales"][0]
             requested["scale_placement"] = "multiscales" if is_common else "dataset"
             requested["image-label"] = ome.get("image-label")
+            finest = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+            translations = (t["translation"] for t in finest if t["type"] == "translation")
+            requested["translation"] = next(translations, None)
         return requested
 
     def _level_rows(self) -> list[tuple[str, str]]:

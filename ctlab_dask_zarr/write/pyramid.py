@@ -285,7 +285,8 @@ def resolve_downsample(
         There is no such method, or it means nothing for such data.
     """
     if method is None:
-        return "mode" if is_discrete else "mean"
+        # Classes in floats, as others write them: hardly two need be equal for the mode.
+        return "mean" if not is_discrete else "nearest" if dtype_kind == "f" else "mode"
     if method not in ("mean", "mode", "nearest", "max"):
         raise InvalidArgumentError(
             f"downsample={method!r} is none of 'mean', 'mode', 'nearest', 'max'"

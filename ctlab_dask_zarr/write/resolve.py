@@ -16,7 +16,6 @@ import numpy as np
 
 from ctlab_dask_zarr import __version__
 from ctlab_dask_zarr.codec.shard import row_axis_of
-from ctlab_dask_zarr.dataset import validated_axes
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS, build_mango_block, new_dataset_id
@@ -26,8 +25,8 @@ from ctlab_dask_zarr.formats.ome import (
     ScalePlacement,
     build_ome_attributes,
 )
-from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
-from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE, stored_facts
+from ctlab_dask_zarr.formats.units import VoxelUnit, validated_axes, validated_origin
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.runtime.storage import is_url, storage_path
 from ctlab_dask_zarr.write.destination import Destination
@@ -153,7 +152,16 @@ def plan_write(
         dimension_names=names,
         extra_attrs={**getattr(dataset, "extra_attrs", {}), **options.extra_attrs},
     )
-    receipt: dict[str, Any] = {"version": __version__}
+    own_kind = getattr(dataset, "datatype", None)
+    is_discrete = kind is not None and kind.is_discrete
+    # Another data type that was asked for decides; else what the dataset says of itself.
+    said = getattr(dataset, "is_discrete", is_discrete) if kind == own_kind else is_discrete
+    origin = validated_origin(getattr(dataset, "origin", None), len(names))
+    is_group = _is_group(options.ome_zarr_version)
+    facts = stored_facts(
+        None if said == is_discrete else said, () if is_group else origin, voxel_size
+    )
+    receipt: dict[str, Any] = {"version": __version__, **facts}
     # The reference reader requires a basename in every mango block. What a dataset without data
     # type carries is kept beside it, so that others still open the store and nothing is lost.
     attributes: dict[str, Any] = {RECEIPT_ATTRIBUTE: receipt}
@@ -162,7 +170,6 @@ def plan_write(
     else:
         attributes["mango"] = mango
     mask_value = None if kind is None else kind.mask_value
-    is_group = _is_group(options.ome_zarr_version)
     array_attributes = {} if is_group else attributes
     document = array_document(
         layout,
@@ -173,11 +180,9 @@ def plan_write(
         separator_threshold=_validated_threshold(options.dimension_separator_threshold),
         create_array_kwargs=options.create_array_kwargs or {},
     )
-    is_discrete = kind.is_discrete if kind else bool(getattr(dataset, "is_discrete", False))
-    downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=is_discrete)
+    downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=said)
     if geometries is None:
         n_levels = 1 if options.levels is None else options.levels
-        origin = getattr(dataset, "origin", None)
         geometries = level_geometries(layout.shape, voxel_size, n_levels, origin)
     levels = [Level("0" if is_group else "", layout, document)]
     if len(geometries) > 1:
@@ -219,7 +224,7 @@ def plan_write(
         identity=plan_identity(tuple(levels), kind, _source_identity(dataset), downsample),
         notes=plan_notes(tuple(levels), rechunk),
         downsample=downsample,
-        is_discrete=is_discrete,
+        is_discrete=said,
     )
 
 

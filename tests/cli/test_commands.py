@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
-from ctlab_dask_zarr import Dataset, dataset_to_zarr, verify
+from ctlab_dask_zarr import Dataset, dataset_to_zarr, labels_to_zarr, verify
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.runtime.files import LocalFiles
+from tests.builders import make_dataset, random_voxels
 
 SHAPE = (40, 70, 90)
 
@@ -87,6 +88,23 @@ def test_convert_on_a_running_scheduler(source: Path, tmp_path: Path) -> None:
         file.write_text(json.dumps({"type": "Scheduler", "address": address}))
         done = run("convert", source, tmp_path / "b.zarr", "--scheduler-file", file)
         assert done.returncode == 0, done.stderr
+
+
+def test_converted_labels_are_known_as_classes_and_lie_where_they_lay(
+    cluster: Client, tmp_path: Path
+) -> None:
+    image = make_dataset(random_voxels((8, 8, 8)), origin=(6.0, 4.0, 3.0))
+    dataset_to_zarr(image, tmp_path / "scan.zarr")
+    labels_to_zarr(random_voxels((8, 8, 8), "uint8"), tmp_path / "scan.zarr", "phases")
+    arguments = [tmp_path / "scan.zarr" / "labels" / "phases", tmp_path / "copy.zarr"]
+    options = ["--scheduler", cluster.scheduler.address, "--levels", 2, "--verify", "--quiet"]
+    done = CliRunner().invoke(main, ["convert", *map(str, [*arguments, *options])])
+    assert done.exit_code == 0, done.output
+    copy = Dataset.from_path(tmp_path / "copy.zarr")
+    assert (copy.is_discrete, copy.origin) == (True, (6.0, 4.0, 3.0))
+    ome = zarr.open(tmp_path / "copy.zarr", mode="r").attrs["ome"]
+    assert ome["multiscales"][0]["type"] == "mode"
+    assert "omero" not in ome
 
 
 def test_an_existing_output_is_exit_4_and_untouched(source: Path, tmp_path: Path) -> None:

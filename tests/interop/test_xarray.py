@@ -55,7 +55,7 @@ def store(dataset: Dataset, tmp_path: Path) -> Path:
 def assert_same(found: Dataset, expected: Dataset) -> None:
     for name in (
         *("shape", "dtype", "dimension_names", "voxel_size", "voxel_unit", "datatype"),
-        *("history", "dataset_id", "extra_attrs"),
+        *("history", "dataset_id", "extra_attrs", "origin", "is_discrete"),
     ):
         assert getattr(found, name) == getattr(expected, name), name
     np.testing.assert_array_equal(found.data.compute(), expected.data.compute())
@@ -353,3 +353,31 @@ def test_the_dask_command_has_this_one() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "convert tomoHiRes_nc scan.zarr" in done.stdout
+
+
+def test_classes_and_positions_go_there_and_back(tmp_path: Path) -> None:
+    voxels = random_voxels((4, 5, 6), "uint8")
+    ds = make_dataset(voxels, origin=(10.0, -4.0, 0.25), is_discrete=True)
+    array = ds.to_xarray()
+    assert array.z.values.tolist() == [10.0, 13.0, 16.0, 19.0]
+    assert_same(Dataset.from_xarray(array), ds)
+    # A part lies where it lay; netCDF of others keeps both; a data type that is asked for decides.
+    assert Dataset.from_xarray(array.isel(z=slice(2, 4))).origin == (16.0, -4.0, 0.25)
+    array.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    with xr.open_dataarray(tmp_path / "a.nc", engine="h5netcdf") as opened:
+        assert_same(Dataset.from_xarray(opened), ds)
+    assert not Dataset.from_xarray(array, datatype="float16").is_discrete
+    # Positions of axes in other units than the first one's are converted.
+    array = array.assign_coords(x=("x", array.x.values / 1000, {"units": "mm"}))
+    assert Dataset.from_xarray(array).origin == pytest.approx(ds.origin)
+
+
+def test_the_engine_and_the_accessor_keep_classes_and_positions(tmp_path: Path) -> None:
+    ds = make_dataset(random_voxels((6, 8, 8), "uint8"), origin=(1.0, 2.0, 3.0), is_discrete=True)
+    dataset_to_zarr(ds, tmp_path / "a.zarr", levels=2)
+    opened = xr.open_dataset(tmp_path / "a.zarr", engine="ctlab", level=1)["voxels"]
+    coarser = dataset_from_zarr(tmp_path / "a.zarr", level=1)
+    assert coarser.origin == (1.0, 3.0, 3.75)
+    assert_same(opened.ctlab.to_dataset(), coarser)
+    opened.ctlab.to_zarr(tmp_path / "b.zarr")
+    assert_same(dataset_from_zarr(tmp_path / "b.zarr"), coarser)

@@ -96,6 +96,7 @@ def test_parents_and_children_are_each_others() -> None:
 @pytest.mark.parametrize(
     ("method", "is_discrete", "kind", "expected"),
     [
+        (None, True, "f", "nearest"),
         (None, False, "u", "mean"),
         (None, True, "u", "mode"),
         (None, False, "f", "mean"),
