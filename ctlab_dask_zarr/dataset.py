@@ -57,12 +57,17 @@ class Dataset:
     extra_attrs
         Further fields of the mango block, carried through to what is written.
     source
-        What the data was opened from, with an ``identity()``; None for an array from memory.
+        What the data was opened from, with an ``identity()``; None for an array from memory. It
+        stands for this dask array only, and no longer once that was changed in place.
     origin
         Position of the first voxel's centre, in `voxel_unit`, in the order of `dimension_names`;
         by default zero.
     is_discrete
         Whether voxels are names of classes, and not grey values; by default what `datatype` says.
+    identity
+        A text by which an interrupted write knows the voxels again; by default what `source` says,
+        else the name that dask gives them. You vouch that the same text stands for the same voxels
+        (docs/reliability.md).
 
     Examples
     --------
@@ -89,6 +94,7 @@ class Dataset:
         source: Any = None,
         origin: Sequence[float] | None = None,
         is_discrete: bool | None = None,
+        identity: str | None = None,
     ) -> None:
         self._data = data
         self._dimension_names, self._voxel_size = validated_axes(
@@ -104,6 +110,8 @@ class Dataset:
             raise InvalidArgumentError(f"dataset_id={dataset_id!r} is no text")
         self._dataset_id = dataset_id
         self._extra_attrs = _copied("extra_attrs", extra_attrs)
+        if identity is not None and not (isinstance(identity, str) and identity):
+            raise InvalidArgumentError(f"identity={identity!r} is no text")
         self._source = source
         self._origin = validated_origin(origin, data.ndim)
         if not isinstance(is_discrete, bool | None):
@@ -113,6 +121,9 @@ class Dataset:
             if is_discrete is None
             else is_discrete
         )
+        self._identity = identity
+        # dask's assignment in place, as data[0] = 0, gives the array another name.
+        self._opened_as = getattr(data, "name", None)
 
     @classmethod
     def from_path(
@@ -213,6 +224,7 @@ class Dataset:
         dataset_id: str | None = None,
         origin: Sequence[float] | None = None,
         is_discrete: bool | None = None,
+        identity: str | None = None,
     ) -> Dataset:
         """Return a new dataset with some things changed; `source` stays as it is.
 
@@ -232,6 +244,8 @@ class Dataset:
             An entry to add, and its key (``YYYYMMDD_HHMMSS_modification`` by default).
         dataset_id_suffix
             Makes the identifier ``<id>_<suffix>``; ignored where the source has none.
+        identity
+            Of the voxels, as of `Dataset`; by default that of `source`, where they are the same.
         """
         history = copy.deepcopy(source._history)
         if history_entry is not None:
@@ -252,12 +266,13 @@ class Dataset:
             dataset_id=dataset_id,
             extra_attrs={
                 key: value
-                for key, value in source._extra_attrs.items()
+                for key, value in source.extra_attrs.items()
                 if data is None or key not in FACTS_OF_THE_VOXELS
             },
-            source=source._source if data is None else None,
+            source=source.source if data is None else None,
             origin=origin,
             is_discrete=is_discrete,
+            identity=source.identity if identity is None and data is None else identity,
         )
         if origin is None and modified.shape == source.shape:
             edges = zip(source._origin, source._voxel_size, modified._voxel_size, strict=True)
@@ -312,12 +327,22 @@ class Dataset:
     @property
     def extra_attrs(self) -> dict[str, Any]:
         """A copy of the further fields of the mango block, carried through to what is written."""
-        return copy.deepcopy(self._extra_attrs)
+        lost = frozenset() if self._is_as_opened else FACTS_OF_THE_VOXELS
+        return copy.deepcopy({k: v for k, v in self._extra_attrs.items() if k not in lost})
 
     @property
     def source(self) -> Any:
-        """What the data was opened from; None for an array from memory."""
-        return self._source
+        """What the data was opened from; None for an array from memory, or changed in place."""
+        return self._source if self._is_as_opened else None
+
+    @property
+    def identity(self) -> str | None:
+        """The text that was given for the voxels; None where none was, or they were changed."""
+        return self._identity if self._is_as_opened else None
+
+    @property
+    def _is_as_opened(self) -> bool:
+        return getattr(self._data, "name", None) == self._opened_as
 
     @property
     def levels(self) -> tuple[StoredLevel, ...]:
@@ -325,7 +350,7 @@ class Dataset:
 
         `dataset_from_zarr` opens one of them.
         """
-        levels: tuple[StoredLevel, ...] = getattr(self._source, "levels", ())
+        levels: tuple[StoredLevel, ...] = getattr(self.source, "levels", ())
         return levels
 
     @property

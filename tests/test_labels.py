@@ -136,18 +136,14 @@ def test_labels_are_replaced_only_if_asked_and_protect_their_image(image: Path) 
         dataset_to_zarr(make_dataset(masked_voxels(), **ISOTROPIC), image, overwrite=True)
 
 
-def test_interrupted_labels_leave_the_image_as_it_was_and_are_resumed(
-    image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ctlab_dask_zarr.write.resolve as resolve
-
-    monkeypatch.setattr(resolve, "_source_identity", lambda dataset: "the same")
-    broken = make_dataset(failing_after(6, phases()), datatype="segmented", **ISOTROPIC)
+def test_interrupted_labels_leave_the_image_as_it_was_and_are_resumed(image: Path) -> None:
+    known = {"datatype": "segmented", "identity": "the phases", **ISOTROPIC}
+    broken = make_dataset(failing_after(6, phases()), **known)
     with dask.config.set(scheduler="sync"), pytest.raises(CTLabError):
         labels_to_zarr(broken, image, "phases", **LAYOUT)
     assert sorted(os.listdir(image)) == ["0", "1", "2", "zarr.json"]
     assert sorted(os.listdir(image.parent)) == [".scan.zarr.labels.phases.staging", "scan.zarr"]
-    whole = make_dataset(phases(), 32, datatype="segmented", **ISOTROPIC)
+    whole = make_dataset(phases(), 32, **known)
     with pytest.raises(CTLabError, match="resume=True"):
         labels_to_zarr(whole, image, "phases", **LAYOUT)
     labels_to_zarr(whole, image, "phases", resume=True, **LAYOUT)

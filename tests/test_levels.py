@@ -261,14 +261,10 @@ def failing_after(n_blocks: int, voxels: np.ndarray) -> da.Array:
 
 
 @pytest.mark.parametrize("lose_pieces", [False, True])
-def test_a_resumed_write_makes_the_same_levels(
-    tmp_path: Path, lose_pieces: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ctlab_dask_zarr.write.resolve as resolve
-
-    monkeypatch.setattr(resolve, "_source_identity", lambda dataset: "the same")
+def test_a_resumed_write_makes_the_same_levels(tmp_path: Path, lose_pieces: bool) -> None:
     voxels = masked_voxels()
-    broken = make_dataset(failing_after(6, voxels), **ISOTROPIC)
+    known = {"identity": "the scan", **ISOTROPIC}
+    broken = make_dataset(failing_after(6, voxels), **known)
     with dask.config.set(scheduler="sync"), pytest.raises(CTLabError):
         dataset_to_zarr(broken, tmp_path / "a.zarr", levels=3, **LAYOUT)
     (staging,) = tmp_path.iterdir()
@@ -282,7 +278,7 @@ def test_a_resumed_write_makes_the_same_levels(
             data[len(data) // 3] ^= 1
             piece.write_bytes(data)
     options = WriteOptions(levels=3, **LAYOUT)
-    dataset = make_dataset(voxels, 32, **ISOTROPIC)
+    dataset = make_dataset(voxels, 32, **known)
     write = build_write(dataset, tmp_path / "a.zarr", options, resume=True)
     assert write.remaining.n_done > 0
     run_write(write)

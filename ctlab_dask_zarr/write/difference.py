@@ -31,7 +31,11 @@ def identity_difference(found: Any, wanted: str) -> str:
         for identity in (json.loads(found), json.loads(wanted))
     )
     place, *values = _first_difference(before, now, "")
-    return _change(place, *values)
+    change = _change(place, *values)
+    if place.startswith("source") and before["source"]["kind"] == "dask":
+        name = before["source"]["name"]
+        change += f": if the voxels are the same, say so by Dataset(..., identity={name!r})"
+    return change
 
 
 def _first_difference(before: Any, now: Any, place: str) -> tuple[str, Any, Any]:

@@ -100,6 +100,8 @@ class WritePlan:
         Whether voxels are names of classes, and not grey values.
     labels_of
         The image whose labels these are; None for an image.
+    random_name
+        dask's name of a source that no other process can recognise; None where one can.
     """
 
     destination: str
@@ -114,6 +116,7 @@ class WritePlan:
     downsample: DownsampleMethod = "mean"
     is_discrete: bool = False
     labels_of: str | None = None
+    random_name: str | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -30,6 +30,7 @@ from ctlab_dask_zarr.formats.units import VoxelUnit, validated_axes, validated_o
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.runtime.storage import is_url, storage_path
 from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.identity import source_identity
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec, resolve_layout
 from ctlab_dask_zarr.write.plan import (
     Document,
@@ -205,6 +206,7 @@ def plan_write(
             downsample=None if len(levels) == 1 else downsample,
         )
         documents.append(Document("zarr.json", group_document(attributes)))
+    source = source_identity(dataset)
     rechunk = choose_rechunk(
         layout,
         block_lengths,
@@ -221,8 +223,9 @@ def plan_write(
         datatype=kind,
         dataset_id=dataset_id,
         overwrite=options.overwrite,
-        identity=plan_identity(tuple(levels), kind, _source_identity(dataset), downsample),
-        notes=plan_notes(tuple(levels), rechunk),
+        identity=plan_identity(tuple(levels), kind, source.fields, downsample),
+        notes=plan_notes(tuple(levels), rechunk) + source.notes,
+        random_name=source.random_name,
         downsample=downsample,
         is_discrete=said,
     )
@@ -386,11 +389,3 @@ def _validated_placement(placement: str) -> ScalePlacement:
             f"scale_placement={placement!r} is neither 'dataset' nor 'multiscales'"
         )
     return placement  # type: ignore[return-value]
-
-
-def _source_identity(dataset: Dataset) -> Any:
-    """Return what tells the source from another; an array from memory goes by its dask name."""
-    source = getattr(dataset, "source", None)
-    if source is not None:
-        return source.identity()
-    return {"kind": "dask", "name": dataset.data.name}

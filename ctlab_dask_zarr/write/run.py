@@ -12,7 +12,6 @@ from ctlab_dask_zarr.runtime.probe import SharedFolder
 from ctlab_dask_zarr.runtime.resources import current_client
 from ctlab_dask_zarr.runtime.stopping import Stop, compute_until
 from ctlab_dask_zarr.write.commit import committed_result
-from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.plan import WritePlan
 from ctlab_dask_zarr.write.remaining import Remaining
 from ctlab_dask_zarr.write.request import StageRequest
@@ -126,17 +125,18 @@ def _run_write(
         destination = write.request.destination
         message = (
             f"writing {destination.path} failed: {type(error).__name__}: {error}. "
-            f"{_state_after_failure(destination, write.request.run_id)}"
+            f"{_state_after_failure(write)}"
         )
         raise WriteFailedError(message) from error
 
 
-def _state_after_failure(destination: Destination, run_id: str) -> str:
+def _state_after_failure(write: Write | Completion) -> str:
     """Say what is at the destination after a write that failed, and how to go on."""
+    destination = write.request.destination
     try:
         aside = destination.all_replaced()
         is_there = destination.files.kind(destination.path) is not None
-        if destination.committed().get("run_id") == run_id:
+        if destination.committed().get("run_id") == write.request.run_id:
             return "The new dataset is at the destination, but may not outlast a power failure yet"
         if aside and not is_there:
             return (
@@ -148,7 +148,14 @@ def _state_after_failure(destination: Destination, run_id: str) -> str:
         return f"What is at the destination cannot be looked at: {error}"
     if not is_staged:
         return "The destination is as it was"
+    name = write.plan.random_name if isinstance(write, Write) else None
+    where = (
+        ""
+        if name is None
+        else " in this process; in another one, where dask names the source anew, say that it is "
+        f"the same by Dataset(..., identity={name!r}) too"
+    )
     return (
         f"The destination is as it was; the shards written so far are in {destination.staging}. Go "
-        "on by resume=True (--resume), or start anew by restart=True (--restart)"
+        f"on by resume=True (--resume){where}, or start anew by restart=True (--restart)"
     )
