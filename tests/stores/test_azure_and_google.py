@@ -190,9 +190,7 @@ def test_a_shard_goes_up_in_several_parts(root: str) -> None:
     np.testing.assert_array_equal(dataset_from_zarr(url).data.compute(), noise)
 
 
-def test_a_failed_write_shows_nothing_and_is_gone_on_with(
-    root: str, voxels: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_shows_nothing_and_is_gone_on_with(root: str, voxels: np.ndarray) -> None:
     url = f"{root}/scan.zarr"
     leave_interrupted(url, voxels)
     with pytest.raises(StagingExistsError, match="resume=True"):

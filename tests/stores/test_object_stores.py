@@ -170,7 +170,7 @@ def test_labels_and_further_levels(
 
 
 def test_a_failed_write_shows_nothing_and_is_gone_on_with(
-    s3: Server, bucket: str, voxels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    s3: Server, bucket: str, voxels: np.ndarray
 ) -> None:
     url = f"s3://{bucket}/scan.zarr"
     leave_interrupted(url, voxels)
