@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -35,7 +35,6 @@ def read_region(
     region: Region,
     *,
     strict: bool,
-    on_missing: Callable[[], None] | None = None,
 ) -> npt.NDArray[Any]:
     """Read ``region`` of an array.
 
@@ -47,8 +46,6 @@ def read_region(
         One slice an axis, step 1, inside the array.
     strict
         Whether a missing object is an error; otherwise it reads as fill values, as Zarr says.
-    on_missing
-        Called where an object is missing; may raise an error that knows more.
 
     Raises
     ------
@@ -68,8 +65,6 @@ def read_region(
         try:
             _read_object(store, key, array, wanted, target)
         except FileNotFoundError:
-            if on_missing is not None:
-                on_missing()
             if strict:
                 raise IncompleteDatasetError(
                     f"{key} is missing: the dataset is incomplete. Restore or write it again; to "

@@ -35,6 +35,7 @@ __all__ = [
     "build_receipts",
     "data_range",
     "document_checksum",
+    "level_entry",
     "object_key",
     "own_receipt",
     "parse_receipts",
@@ -123,6 +124,15 @@ def stored_origin(
     except InvalidArgumentError as error:
         raise MetadataError(f"{RECEIPT_ATTRIBUTE}: {_ORIGIN}: {error}") from error
     return tuple(n * size for n, size in zip(voxels, voxel_size, strict=True))
+
+
+def level_entry(attributes: Any, array_path: str) -> dict[str, Any] | None:
+    """Return what this package says in a root's attributes about one array; None where nothing."""
+    receipt = own_receipt(attributes) if isinstance(attributes, dict) else None
+    entries = (receipt or {}).get("levels")
+    if not isinstance(entries, list):
+        return None
+    return next((e for e in entries if isinstance(e, dict) and e.get("path") == array_path), None)
 
 
 def object_key(path: str, array: StoredArray, coords: tuple[int, ...]) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "Contiguous",
     "Storage",
     "StoredBlock",
+    "check_file",
     "list_chunks",
     "open_hdf5",
     "read_block",
@@ -148,20 +149,22 @@ def read_block(
     storage = block.storage
     try:
         with open(path, "rb", buffering=0) as file:
-            _check_unchanged(file, path, block)
+            _refuse_other(os.fstat(file.fileno()), path, block)
             if isinstance(storage, Contiguous):
                 voxels = _read_contiguous(file, storage, shape, region, dtype)
             elif isinstance(storage, Chunked):
                 voxels = _read_chunked(file, path, variable, block, shape, region, dtype)
             else:
                 voxels = _read_by_hdf5(path, variable, region, dtype)
+        # Again, by its name: it may have been written to meanwhile, and h5py opens it by its name.
+        check_file(path, block)
     except FileNotFoundError as error:
-        raise IncompleteSourceError(
-            f"{path} is gone since the volume was opened: put it back and open the volume again"
-        ) from error
+        raise _gone(path) from error
     except (ValueError, EOFError) as error:
         if isinstance(error, IncompleteSourceError):
             raise
+        # What is written to while it is read looks damaged.
+        check_file(path, block)
         raise IncompleteSourceError(
             f"{path} cannot be read (z {block.z_start}-{block.z_stop - 1}): {error}: copy the "
             "file again from where the volume was made"
@@ -169,8 +172,23 @@ def read_block(
     return voxels.byteswap(inplace=True) if block.is_swapped else voxels
 
 
-def _check_unchanged(file: io.FileIO, path: str, block: StoredBlock) -> None:
-    status = os.fstat(file.fileno())
+def check_file(path: str, block: StoredBlock) -> None:
+    """Raise `IncompleteSourceError` unless a file is the one that was opened."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        raise _gone(path) from error
+    _refuse_other(status, path, block)
+
+
+def _gone(path: str) -> IncompleteSourceError:
+    return IncompleteSourceError(
+        f"{path} is gone since the volume was opened: put it back and open the volume again"
+    )
+
+
+def _refuse_other(status: os.stat_result, path: str, block: StoredBlock) -> None:
+    # No inode: some network file systems give a file another one each time, or on each machine.
     if (status.st_size, status.st_mtime_ns) != (block.nbytes, block.mtime_ns):
         raise IncompleteSourceError(
             f"{path} changed since the volume was opened ({block.nbytes} bytes then, "

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock, read_block
+from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock, check_file, read_block
 from ctlab_dask_zarr.read.volume import split_index
 
 __all__ = ["NetCDFVolume"]
@@ -115,6 +115,11 @@ class NetCDFVolume:
             "dataset_id": self.dataset_id,
             "files": [[block.name, block.nbytes, block.mtime_ns] for block in self.blocks],
         }
+
+    def check_unchanged(self) -> None:
+        """Raise `IncompleteSourceError` unless every file is the one that was opened."""
+        for block in self.blocks:
+            check_file(os.path.join(self.folder, block.name), block)
 
     def verify_md5(self, blocks: slice = slice(None)) -> list[Problem]:
         """Compare the voxels of each block with the MD5 that mango stored beside them.

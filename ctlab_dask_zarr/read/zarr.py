@@ -6,15 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ctlab_dask_zarr.codec.odd import odd_dtype
-from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import (
     DatasetNotFoundError,
@@ -25,10 +22,22 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.formats.mango import MangoBlock, parse_mango_block
 from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes
-from ctlab_dask_zarr.formats.receipts import own_receipt, stored_discreteness, stored_origin
+from ctlab_dask_zarr.formats.receipts import (
+    level_entry,
+    own_receipt,
+    stored_discreteness,
+    stored_origin,
+)
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.read.volume import split_index
+from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
+from ctlab_dask_zarr.read.zarr_volume import (
+    StoredLevel,
+    Version,
+    ZarrVolume,
+    read_version,
+    seal_of,
+)
 from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files
 from ctlab_dask_zarr.runtime.storage import (
     LocalStore,
@@ -48,135 +57,11 @@ __all__ = [
     "dataset_from_zarr",
     "dataset_of",
     "read_store_metadata",
+    "volume_of",
 ]
 
-_DOCUMENT = "zarr.json"
 #: A petabyte in shards of 512**3 has 4 million.
 _MAX_BLOCKS = 10_000_000
-
-
-@dataclass(frozen=True)
-class StoredLevel:
-    """One level of a stored image.
-
-    Attributes
-    ----------
-    path
-        The array below the root of the store; '' where the root is the array.
-    shape
-        Number of voxels along each axis.
-    voxel_size
-        Edge lengths of a voxel, in the unit of the dataset's voxel size.
-    origin
-        Position of the first voxel's centre, in that unit.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    voxel_size: tuple[float, ...]
-    origin: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ZarrVolume:
-    """A stored array that reads regions; small to pickle, holds nothing open.
-
-    Parameters
-    ----------
-    path
-        The root of the store, a local folder.
-    array_path
-        The array below it; '' where the root is the array.
-    document
-        The array's ``zarr.json``.
-    root_hash
-        Of the root document, so that a store written anew is known as another source.
-    strict
-        Whether a missing object is an error.
-    levels
-        Every level of the image that the array belongs to, finest first.
-    files
-        Through what the store is reached.
-    space
-        Which axes of the array are of space, all by default; the others have one element each and
-        are left out.
-    """
-
-    path: str
-    array_path: str
-    document: str
-    root_hash: str
-    strict: bool
-    levels: tuple[StoredLevel, ...] = ()
-    files: Files = LOCAL_FILES
-    space: tuple[int, ...] | None = None
-
-    @property
-    def stored(self) -> StoredArray:
-        """The array's metadata."""
-        return parse_array_document(self.document)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array along its axes of space."""
-        return self.along_space(self.stored.shape)
-
-    def along_space(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return what a shape, of the stored array's axes, is along those of space."""
-        return shape if self.space is None else tuple(shape[axis] for axis in self.space)
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """NumPy dtype of the voxels."""
-        stored = self.stored
-        return stored.dtype if stored.is_direct else odd_dtype(stored)
-
-    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
-        region, rest = split_index(index, self.shape)
-        shape = tuple(part.stop - part.start for part in region)
-        if self.space is not None:
-            others = [slice(0, 1)] * len(self.stored.shape)
-            for axis, part in zip(self.space, region, strict=True):
-                others[axis] = part
-            region = tuple(others)
-        stored = replace(self.stored, dtype=self.dtype)
-        store = store_at(self.path, self.files)
-        block = read_region(
-            store,
-            self.array_path,
-            stored,
-            region,
-            strict=self.strict,
-            on_missing=self._refuse_moved,
-        )
-        selected: npt.NDArray[Any] = block.reshape(shape)[rest]
-        return selected
-
-    def _refuse_moved(self) -> None:
-        """Tell a store that is gone from one that lacks a shard."""
-        store = store_at(self.path, self.files)
-        try:
-            store.nbytes(f"{self.array_path}/{_DOCUMENT}".lstrip("/"))
-        except FileNotFoundError:
-            raise DatasetNotFoundError(
-                f"{self.path} is not there any more: it was renamed or removed since it was "
-                "opened. Open it where it is now"
-            ) from None
-
-    def identity(self) -> dict[str, Any]:
-        """Return what tells this source from another, plain JSON."""
-        return {
-            "kind": "zarr",
-            "path": self.path,
-            "array": self.array_path,
-            "document": hashlib.sha256(self.document.encode()).hexdigest(),
-            "root": self.root_hash,
-        }
 
 
 @dataclass(frozen=True)
@@ -197,6 +82,8 @@ class StoreMetadata:
         Of the root document.
     files
         Through what the store is reached.
+    versions
+        Of the documents as they were read, by the path of their node; '' is the root.
     """
 
     path: str
@@ -205,6 +92,7 @@ class StoreMetadata:
     ome: OMEImage | None
     root_hash: str
     files: Files = LOCAL_FILES
+    versions: Mapping[str, Version] = field(default_factory=dict)
 
     @property
     def store(self) -> LocalStore:
@@ -274,19 +162,9 @@ def dataset_of(
     import dask.array as da
 
     number = _validated_level(level, metadata)
-    array_path, document = metadata.arrays[number]
+    volume = volume_of(metadata, number, strict=strict)
+    names = _dimension_names(metadata.ome, volume.stored)
     receipt = own_receipt(metadata.attributes)
-    volume = ZarrVolume(
-        metadata.path,
-        array_path,
-        document,
-        metadata.root_hash,
-        strict=_is_ours(receipt, array_path) if strict is None else strict,
-        files=metadata.files,
-        space=_space(metadata, document),
-    )
-    stored = volume.stored
-    names = _dimension_names(metadata.ome, stored)
     carried = None if receipt is None else receipt.get("dataset")
     mango = parse_mango_block(metadata.attributes.get("mango", carried or {}), names)
     levels, voxel_unit = _levels(metadata, mango, len(names))
@@ -320,6 +198,23 @@ def dataset_of(
     )
 
 
+def volume_of(metadata: StoreMetadata, number: int, *, strict: bool | None = None) -> ZarrVolume:
+    """Return the volume of a level; `strict` as of `dataset_from_zarr`."""
+    array_path, document = metadata.arrays[number]
+    seal = seal_of(metadata.attributes, array_path)
+    return ZarrVolume(
+        metadata.path,
+        array_path,
+        document,
+        metadata.root_hash,
+        strict=_is_ours(metadata.attributes, array_path) if strict is None else strict,
+        files=metadata.files,
+        space=_space(metadata, document),
+        seal=seal,
+        version=metadata.versions.get(array_path if seal is None else ""),
+    )
+
+
 def read_store_metadata(path: str | os.PathLike[str], files: Files | None = None) -> StoreMetadata:
     """Read the documents of a store, and nothing else of it.
 
@@ -328,8 +223,9 @@ def read_store_metadata(path: str | os.PathLike[str], files: Files | None = None
     root = storage_path(path)
     files = files_at(root) if files is None else files
     store = store_at(root, files)
-    text = _read_root(store)
-    document = _parse_json(text, os.path.join(root, _DOCUMENT))
+    versions: dict[str, Version] = {}
+    text = _read_root(store, versions)
+    document = _parse_json(text, os.path.join(root, ROOT_DOCUMENT))
     attributes = document.get("attributes") or {}
     if not isinstance(attributes, dict):
         raise MetadataError(f"the attributes of {root} are no object")
@@ -339,23 +235,33 @@ def read_store_metadata(path: str | os.PathLike[str], files: Files | None = None
             f"{root} is of Zarr format {document.get('zarr_format')!r}; only 3 is read here"
         )
     if document.get("node_type") == "array":
-        return StoreMetadata(root, attributes, (("", text),), None, root_hash, files)
+        return StoreMetadata(root, attributes, (("", text),), None, root_hash, files, versions)
     if "ome" not in attributes:
         raise UnsupportedFormatError(
             f"{root} is a Zarr group without OME metadata: give the path of an array or an image "
             "inside it"
         )
     ome = parse_ome_attributes(attributes["ome"])
-    arrays = tuple((level.path, _read_array_document(store, level.path)) for level in ome.levels)
-    return StoreMetadata(root, attributes, arrays, ome, root_hash, files)
+    paths = [level.path for level in ome.levels]
+    arrays = tuple((path, _read_array_document(store, path, versions)) for path in paths)
+    return StoreMetadata(root, attributes, arrays, ome, root_hash, files, versions)
 
 
-def _read_root(store: LocalStore) -> str:
+def _read(store: LocalStore, node: str, versions: dict[str, Version]) -> str:
+    """Return the document of a node; its version is noted first, so that it is never too new."""
+    key = f"{node}/{ROOT_DOCUMENT}".lstrip("/")
+    version = read_version(store.files, store.path(key))
+    if version is not None:
+        versions[node] = version
+    return store.get(key).decode()
+
+
+def _read_root(store: LocalStore, versions: dict[str, Version]) -> str:
     root, files = store.root, store.files
     try:
-        return store.get(_DOCUMENT).decode()
+        return _read(store, "", versions)
     except UnicodeDecodeError as error:
-        raise MetadataError(f"{root}/{_DOCUMENT} is not text: {error}") from error
+        raise MetadataError(f"{root}/{ROOT_DOCUMENT} is not text: {error}") from error
     except NotADirectoryError:
         raise UnsupportedFormatError(f"{root} is a file; a Zarr store is a folder") from None
     except FileNotFoundError:
@@ -369,7 +275,8 @@ def _read_root(store: LocalStore) -> str:
     is_staged = files.kind(destination.staging) == "folder"
     if files.kind(root) == "folder" and not (is_url(root) and is_staged):
         raise IncompleteDatasetError(
-            f"{root} has no {_DOCUMENT}: it is no Zarr store, or one whose writing was not finished"
+            f"{root} has no {ROOT_DOCUMENT}: it is no Zarr store, or one whose writing was not "
+            "finished"
         )
     aside = destination.all_replaced()
     if aside:
@@ -386,23 +293,22 @@ def _read_root(store: LocalStore) -> str:
     raise DatasetNotFoundError(f"{root} does not exist")
 
 
-def _read_array_document(store: LocalStore, array_path: str) -> str:
+def _read_array_document(store: LocalStore, array_path: str, versions: dict[str, Version]) -> str:
     root = store.root
     parts = array_path.split("/")
     if not array_path or any(part in ("", ".", "..") for part in parts) or "\\" in array_path:
         raise MetadataError(f"the dataset path {array_path!r} in {root} leads out of the store")
     try:
-        text = store.get(f"{array_path}/{_DOCUMENT}").decode()
+        return _read(store, array_path, versions)
     except ValueError as error:  # no UTF-8 inside, or a NUL or half a character in the path
         raise MetadataError(
             f"the array {array_path!r} in {root} cannot be read: {error}"
         ) from error
     except (FileNotFoundError, NotADirectoryError):
         raise IncompleteDatasetError(
-            f"{root} lists the array {array_path!r}, but {array_path}/{_DOCUMENT} is missing: the "
-            "dataset is incomplete"
+            f"{root} lists the array {array_path!r}, but {array_path}/{ROOT_DOCUMENT} is missing: "
+            "the dataset is incomplete"
         ) from None
-    return text
 
 
 def _parse_json(text: str, where: str) -> dict[str, Any]:
@@ -476,14 +382,13 @@ def _validated_level(level: Any, metadata: StoreMetadata) -> int:
     return level
 
 
-def _is_ours(receipt: dict[str, Any] | None, array_path: str) -> bool:
+def _is_ours(attributes: dict[str, Any], array_path: str) -> bool:
     """Whether this package has written every object of an array."""
+    receipt = own_receipt(attributes)
     if receipt is None:
         return False
-    entries = receipt.get("levels")
-    if not isinstance(entries, list):
-        return True
-    return any(isinstance(e, dict) and e.get("path") == array_path for e in entries)
+    is_listed = isinstance(receipt.get("levels"), list)
+    return not is_listed or level_entry(attributes, array_path) is not None
 
 
 def _levels(

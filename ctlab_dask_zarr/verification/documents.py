@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -17,6 +16,7 @@ from ctlab_dask_zarr.formats.receipts import (
     RECEIPTS_OBJECT,
     ReceiptTable,
     document_checksum,
+    level_entry,
     own_receipt,
     parse_receipts,
 )
@@ -117,25 +117,17 @@ def _array_problems(metadata: StoreMetadata, path: str, array: StoredArray) -> I
             f"{key}: its dimensions {array.dimension_names} are not the image's axes "
             f"{metadata.ome.array_axes}",
         )
-    entry = _entry(metadata, path)
+    entry = level_entry(metadata.attributes, path)
     committed = None if entry is None else entry.get("document_crc32c")
     if committed is not None and committed != google_crc32c.value(array.document.encode()):
         yield Problem(key, "checksum", f"{key} is not as it was committed: it is damaged")
-
-
-def _entry(metadata: StoreMetadata, path: str) -> dict[str, Any] | None:
-    """Return what the root's receipt says about one array."""
-    entries = (own_receipt(metadata.attributes) or {}).get("levels")
-    if not isinstance(entries, list):
-        return None
-    return next((e for e in entries if isinstance(e, dict) and e.get("path") == path), None)
 
 
 def array_receipts(
     metadata: StoreMetadata, path: str, array: StoredArray
 ) -> tuple[ReceiptTable | None, list[Problem]]:
     """Return the receipts of an array, if it has any, and what is wrong with them."""
-    entry = _entry(metadata, path)
+    entry = level_entry(metadata.attributes, path)
     if entry is None:
         return None, []
     key = f"{path}/{RECEIPTS_OBJECT}".lstrip("/")

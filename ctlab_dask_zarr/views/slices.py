@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.dataset import Dataset
-from ctlab_dask_zarr.read.zarr import ZarrVolume, read_store_metadata
+from ctlab_dask_zarr.read.zarr import ZarrVolume, read_store_metadata, volume_of
 
 __all__ = ["Level", "Slice", "dataset_levels", "read_mid_slices", "valid_voxels"]
 
@@ -62,6 +62,7 @@ def dataset_levels(dataset: Dataset) -> tuple[Level, ...]:
     source = dataset.source
     if not isinstance(source, ZarrVolume):
         return (Level(dataset.data, dataset.voxel_size),)
+    source.check_unchanged()
     metadata = read_store_metadata(source.path, source.files)
     paths = [path for path, _ in metadata.arrays]
     if metadata.ome is None or source.array_path not in paths:
@@ -71,14 +72,12 @@ def dataset_levels(dataset: Dataset) -> tuple[Level, ...]:
     finest = metadata.ome.levels[first].scale
     return tuple(
         Level(
-            replace(source, array_path=path, document=document),
+            volume_of(metadata, number, strict=source.strict),
             tuple(
                 v * s / f for v, s, f in zip(dataset.voxel_size, level.scale, finest, strict=True)
             ),
         )
-        for (path, document), level in zip(
-            metadata.arrays[first:], metadata.ome.levels[first:], strict=True
-        )
+        for number, level in enumerate(metadata.ome.levels[first:], first)
     )
 
 
