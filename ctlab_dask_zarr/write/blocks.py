@@ -59,6 +59,17 @@ class SourceGraph:
     shared: frozenset[Key]
     is_independent: bool
 
+    @property
+    def volumes(self) -> tuple[Any, ...]:
+        """Stored volumes that blocks are read from, which know whether they have changed."""
+        found: dict[int, Any] = {}
+        for node in self.nodes.values():
+            for part in node.args if isinstance(node, Task) else (node,):
+                value = part.value if isinstance(part, DataNode) else part
+                if hasattr(type(value), "check_unchanged"):
+                    found[id(value)] = value
+        return tuple(found.values())
+
 
 def analyse_source(data: da.Array) -> SourceGraph:
     """Optimise the array's graph and find what its blocks share. Computes nothing."""

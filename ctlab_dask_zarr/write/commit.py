@@ -53,13 +53,17 @@ class CommitResult(NamedTuple):
     nbytes: int
 
 
-def commit(staged: StagedWrite) -> CommitResult:
+def commit(staged: StagedWrite, volumes: Iterable[Any] = ()) -> CommitResult:
     """Publish the dataset: documents from leaf to root, then the rename onto the destination.
+
+    `volumes` are what it was read from; they have to be still what was opened.
 
     Raises
     ------
     IncompleteDatasetError
         A shard of the plan has no receipt.
+    IncompleteSourceError, DatasetNotFoundError
+        A source is another one now, or not there any more.
     DestinationExistsError
         Something came to be at the destination meanwhile.
     """
@@ -69,6 +73,8 @@ def commit(staged: StagedWrite) -> CommitResult:
         register_labels(destination)
         destination.discard_committed_staging()
         return committed_result(destination)
+    for volume in volumes:
+        volume.check_unchanged()
     receipts = staged.recorded(staged.sizes())
     refuse_missing(staged, receipts, staged.planned_keys())
     if request.extends is None:

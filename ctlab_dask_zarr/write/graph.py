@@ -92,7 +92,8 @@ def build_graph(
     writers = {coords: key for key, group in zip(keys, groups, strict=True) for coords in group}
     keys += _add_coarser(graph, plan.levels, remaining, writers, staged, token)
     last = _add_recording(graph, keys, remaining.found, staged, token)
-    return _ending(graph, last, staged, token, publish=publish)
+    volumes = source.volumes if publish else ()
+    return _ending(graph, last, staged, token, publish=publish, volumes=volumes)
 
 
 def build_completion(first: StagedWrite | StageRequest, remaining: Remaining) -> Delayed:
@@ -112,11 +113,17 @@ def build_completion(first: StagedWrite | StageRequest, remaining: Remaining) ->
 
 
 def _ending(
-    graph: dict[Key, GraphNode], last: Key, staged: TaskRef, token: str, *, publish: bool
+    graph: dict[Key, GraphNode],
+    last: Key,
+    staged: TaskRef,
+    token: str,
+    *,
+    publish: bool,
+    volumes: tuple[Any, ...] = (),
 ) -> Delayed:
     if publish:
         end = f"commit-{token}"
-        graph[end] = Task(end, _commit, staged, TaskRef(last))
+        graph[end] = Task(end, _commit, staged, TaskRef(last), DataNode(f"{end}-sources", volumes))
     else:
         end = f"part-{token}"
         graph[end] = Task(end, int, TaskRef(last))
@@ -330,6 +337,6 @@ def _record(staged: StagedWrite, parts: Sequence[Sequence[ShardReceipt]]) -> int
     return staged.record([receipt for part in parts for receipt in part])
 
 
-def _commit(staged: StagedWrite, n_recorded: int) -> CommitResult:
+def _commit(staged: StagedWrite, n_recorded: int, volumes: Sequence[Any]) -> CommitResult:
     """Commit after everything is recorded; the receipts themselves are in the staging folder."""
-    return commit(staged)
+    return commit(staged, volumes)
