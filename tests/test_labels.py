@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -313,3 +314,38 @@ def test_labels_lie_where_their_image_does(image: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=r"origin=\(0.0, 0.0, 0.0\)"):
         labels_to_zarr(labels, image, "others")
     labels_to_zarr(Dataset.from_modified(labels, origin=(0, 0, 0)), image, "others", **LAYOUT)
+
+
+def test_labels_that_others_have_listed_stay_listed(image: Path) -> None:
+    folder = image / "labels"
+    group = zarr.create_group(folder, zarr_format=3, attributes={"mine": 7})
+    listed = ["orphaned/0", "bare", "gone"]
+    group.attrs["ome"] = {"version": "0.5", "labels": listed, "theirs": 8}
+    labels_to_zarr(phases(), image, "first", **LAYOUT)
+    shutil.copytree(folder / "first", folder / "orphaned" / "0")
+    shutil.copytree(folder / "first", folder / "found")
+    labels_to_zarr(phases(), image, "second", **LAYOUT)
+    assert labels_of(image) == [*listed, "first", "found", "second"]
+    assert attributes(folder)["mine"] == 7
+    assert attributes(folder)["ome"]["theirs"] == 8
+
+
+def test_levels_and_labels_are_seen_where_zarr_had_consolidated_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "scan.zarr"
+    dataset_to_zarr(make_dataset(masked_voxels(), 32, **ISOTROPIC), path, **LAYOUT)
+    zarr.create_group(path / "labels", zarr_format=3)
+    for number in range(3):
+        with pytest.warns(zarr.errors.ZarrUserWarning, match="Consolidated"):
+            zarr.consolidate_metadata(path)
+        assert "consolidated_metadata" in (path / "zarr.json").read_text()
+        if number == 0:
+            add_levels(path, levels=2)
+        elif number == 1:
+            labels_to_zarr(phases(), path, "phases", **LAYOUT)
+        else:
+            labels_to_zarr(phases() // 2, path, "phases", overwrite=True, **LAYOUT)
+        group = zarr.open_group(path, mode="r")
+        assert group["1"].shape == (35, 33, 49)
+        if number:
+            assert group["labels/phases/1"].shape == (35, 33, 49)
+    assert verify(path) == []

@@ -5,7 +5,6 @@ Specification: https://ngff.openmicroscopy.org/0.5/ , section "multiscales" meta
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -29,8 +28,6 @@ __all__ = [
     "build_ome_attributes",
     "build_omero",
     "parse_ome_attributes",
-    "rename_ome",
-    "rescale_ome",
 ]
 
 _DESCRIPTIONS = {
@@ -172,77 +169,6 @@ def add_ome_levels(
         datasets.append({"path": path, "coordinateTransformations": transforms})
     changed = {**multiscale, "datasets": datasets, **_described(downsample)}
     return {**ome, "multiscales": [changed, *others]}
-
-
-def rescale_ome(
-    ome: Mapping[str, Any],
-    before: Sequence[float],
-    after: Sequence[float],
-    voxel_unit: VoxelUnit,
-) -> dict[str, Any]:
-    """Return the ``ome`` attribute of an image whose voxels are of another size.
-
-    Every position and every level changes by the same factor along an axis; whatever else it says
-    is kept, its placement of the scale too.
-
-    Parameters
-    ----------
-    ome
-        As it is.
-    before, after
-        Voxel size of the finest level, in the order of the axes.
-    voxel_unit
-        Unit of `after`.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        There are several multiscales, of which only the first is read here.
-    """
-    if len(ome["multiscales"]) != 1:
-        raise UnsupportedFormatError(
-            f"the image has {len(ome['multiscales'])} multiscales; only one can be changed here"
-        )
-    multiscale = dict(ome["multiscales"][0])
-
-    def rescaled(transform: Mapping[str, Any]) -> dict[str, Any]:
-        kind = transform["type"]
-        if kind == "identity":
-            return dict(transform)
-        # Divided first, so that factors of two between levels stay exact.
-        values = [v / b * a for v, b, a in zip(transform[kind], before, after, strict=True)]
-        return {**transform, kind: values}
-
-    outer = multiscale.get("coordinateTransformations") or []
-    if outer:
-        multiscale["coordinateTransformations"] = [rescaled(transform) for transform in outer]
-    # To an outer scale the levels are relative.
-    if not any(transform["type"] == "scale" for transform in outer):
-        multiscale["datasets"] = [
-            {
-                **dataset,
-                "coordinateTransformations": [
-                    rescaled(transform) for transform in dataset["coordinateTransformations"]
-                ],
-            }
-            for dataset in multiscale["datasets"]
-        ]
-    multiscale["axes"] = [
-        {**axis, "unit": voxel_unit.to_full_name()} for axis in multiscale["axes"]
-    ]
-    return {**ome, "multiscales": [multiscale]}
-
-
-def rename_ome(ome: Mapping[str, Any], before: str, after: str) -> dict[str, Any]:
-    """Return the ``ome`` attribute with another name where it bears the name `before`."""
-    changed = copy.deepcopy(dict(ome))
-    for multiscale in changed["multiscales"]:
-        if multiscale.get("name") == before:
-            multiscale["name"] = after
-    for channel in (changed.get("omero") or {}).get("channels") or []:
-        if channel.get("label") == before:
-            channel["label"] = after
-    return changed
 
 
 def build_image_label(

@@ -183,12 +183,14 @@ def data_range(receipts: Sequence[ShardReceipt]) -> tuple[Number, Number] | None
 def document_checksum(document: Mapping[str, Any]) -> int:
     """Return the CRC-32C of a root document, as canonical JSON without its own checksum.
 
-    Another program may write the document anew with the same content.
+    Another program may write the document anew with the same content, and zarr keeps copies of
+    other documents in it (``consolidated_metadata``).
     """
     attributes = dict(document.get("attributes") or {})
     receipt = dict(attributes.get(RECEIPT_ATTRIBUTE) or {})
     receipt.pop(_SEAL, None)
     content = {**document, "attributes": {**attributes, RECEIPT_ATTRIBUTE: receipt}}
+    content.pop("consolidated_metadata", None)
     return int(google_crc32c.value(json.dumps(content, sort_keys=True).encode()))
 
 

@@ -24,14 +24,21 @@ from ctlab_dask_zarr.errors import (
     UnsupportedFormatError,
     WriteFailedError,
 )
+from ctlab_dask_zarr.formats.edit import edit_attributes
 from ctlab_dask_zarr.formats.history import unused_key
-from ctlab_dask_zarr.formats.mango import build_mango_block, edit_mango_block
-from ctlab_dask_zarr.formats.ome import OMELevel, parse_ome_attributes, rename_ome, rescale_ome
-from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE, own_receipt, seal
+from ctlab_dask_zarr.formats.ome import OMELevel, parse_ome_attributes
+from ctlab_dask_zarr.formats.receipts import own_receipt, seal
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text, validated_axes
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names, read_ome
 from ctlab_dask_zarr.read.zarr import StoreMetadata, dataset_of, read_store_metadata
-from ctlab_dask_zarr.runtime.storage import is_url, storage_options_in_force
+from ctlab_dask_zarr.runtime.documents import CONSOLIDATED, swap_document, until_done
+from ctlab_dask_zarr.runtime.storage import (
+    LocalStore,
+    is_url,
+    storage_options_in_force,
+    storage_path,
+    store_at,
+)
 from ctlab_dask_zarr.write.destination import Destination
 
 if TYPE_CHECKING:
@@ -44,17 +51,18 @@ _Size = tuple[tuple[float, ...], VoxelUnit]
 
 @dataclass(frozen=True)
 class _NewDocument:
-    metadata: StoreMetadata
+    """The root document of a store as it will be, and the hash of what it takes the place of."""
+
+    store: LocalStore
+    before: str
     text: str
 
-    def refuse_changed(self) -> None:
-        store = self.metadata.store
-        found = hashlib.sha256(store.get(ROOT_DOCUMENT)).hexdigest()
-        if found != self.metadata.root_hash:
-            raise WriteFailedError(
-                f"{store.root}/{ROOT_DOCUMENT} was changed by something else at the same time: "
-                "look at it, and do this again if it is still wanted"
-            )
+    @property
+    def is_as_before(self) -> bool:
+        return hashlib.sha256(self.store.get(ROOT_DOCUMENT)).hexdigest() == self.before
+
+    def put(self) -> bool:
+        return swap_document(self.store, self.before, self.text.encode())
 
 
 @dataclass(frozen=True)
@@ -79,14 +87,22 @@ class MetadataEdit:
         Raises
         ------
         WriteFailedError
-            Something else has changed the store since the change was built; nothing was touched.
+            Something else has changed the store since the change was built.
         """
-        for new in self._documents:
-            new.refuse_changed()
-        for new in self._documents:
-            store = new.metadata.store
-            store.put(ROOT_DOCUMENT, new.text.encode())
-            store.files.sync_folder(store.root)
+        changed = [new for new in self._documents if not new.is_as_before]
+        changed = changed or list(self._documents[self.put() :])
+        if changed:
+            raise WriteFailedError(
+                f"{changed[0].store.path(ROOT_DOCUMENT)} was changed by something else at the same "
+                "time: look at it, and do this again if it is still wanted"
+            )
+
+    def put(self) -> int:
+        """Replace document after document, up to one that is another by now; return how many."""
+        for number, new in enumerate(self._documents):
+            if not new.put():
+                return number
+        return len(self._documents)
 
 
 def edit_metadata(
@@ -148,17 +164,29 @@ def edit_metadata(
     (4.74, 4.74, 4.74)
     >>> folder.cleanup()
     """
+    wanted: dict[str, Any] = {
+        "voxel_size": voxel_size,
+        "voxel_unit": voxel_unit,
+        "dataset_id": dataset_id,
+        "history": history,
+    }
+    changes: dict[str, None] = {}
+
+    def step() -> bool:
+        edit = build_edit(path, datetime.now(), **wanted)
+        n_put = edit.put()
+        is_done = n_put == len(edit._documents)
+        if n_put or is_done:
+            changes.update(dict.fromkeys(edit.changes))
+        if any(new.store.root == edit.path for new in edit._documents[:n_put]):
+            # The labels follow what the image says by now: somebody may have changed it again.
+            wanted.clear()
+            wanted["labels_follow"] = True
+        return is_done
+
     with storage_options_in_force(storage_options):
-        edit = build_edit(
-            path,
-            datetime.now(),
-            voxel_size=voxel_size,
-            voxel_unit=voxel_unit,
-            dataset_id=dataset_id,
-            history=history,
-        )
-        edit.apply()
-    return edit.changes
+        until_done(store_at(storage_path(path)), step)
+    return tuple(changes)
 
 
 def build_edit(
@@ -169,6 +197,7 @@ def build_edit(
     voxel_unit: VoxelUnit | str | None = None,
     dataset_id: str | None = None,
     history: Mapping[str, Any] | None = None,
+    labels_follow: bool = False,
 ) -> MetadataEdit:
     """Find out what a change of metadata is; nothing is touched.
 
@@ -180,6 +209,8 @@ def build_edit(
         When the change is made, for the key of its entry in the history; local time.
     voxel_size, voxel_unit, dataset_id, history
         As of `edit_metadata`.
+    labels_follow
+        Give the labels the voxel size that the image has.
     """
     metadata = read_store_metadata(path)
     _refuse_level(metadata)
@@ -189,8 +220,8 @@ def build_edit(
     _refuse_wrong_entries(entries, dataset)
     changes = [f"history: {key!r} is added" for key in entries]
     stamp = f"{now:%Y%m%d_%H%M%S}"
-    wanted = _wanted_size(dataset, voxel_size, voxel_unit)
     before = dataset.voxel_size, dataset.voxel_unit
+    wanted = before if labels_follow else _wanted_size(dataset, voxel_size, voxel_unit)
     new_size = None if wanted is None or _is_same(wanted, before) else wanted
     if new_size is not None:
         levels = f" on {len(metadata.arrays)} levels" if len(metadata.arrays) > 1 else ""
@@ -208,8 +239,7 @@ def build_edit(
         }
     documents = []
     if changes:
-        text = _changed_root(metadata, dataset, new_size, new_id, entries)
-        documents.append(_NewDocument(metadata, text))
+        documents.append(_changed_root(metadata, dataset, new_size, new_id, entries))
     if wanted is not None:
         for change, document in _changes_of_labels(metadata, dataset, wanted, stamp):
             if document is not None:
@@ -339,7 +369,7 @@ def _changes_of_labels(
         after = tuple(v / b * a for v, b, a in factors), wanted[1]
         if not _is_same(after, before):
             entry = _size_entry(stamp, before, after, labels.history)
-            document = _NewDocument(found, _changed_root(found, labels, after, None, entry))
+            document = _changed_root(found, labels, after, None, entry)
             change = f"voxel size of labels {name!r}: {size_text(*before)} -> {size_text(*after)}"
             yield change, document
 
@@ -350,38 +380,20 @@ def _changed_root(
     size: _Size | None,
     dataset_id: str | None,
     history: Mapping[str, Any],
-) -> str:
-    """Return the text of the root document with what is given changed."""
-    document = json.loads(metadata.store.get(ROOT_DOCUMENT))
-    attributes = document.setdefault("attributes", {})
-    names = dataset.dimension_names
-    if "ome" in attributes and size is not None:
-        attributes["ome"] = rescale_ome(attributes["ome"], dataset.voxel_size, *size)
-    if "ome" in attributes and dataset_id is not None and dataset.dataset_id is not None:
-        attributes["ome"] = rename_ome(attributes["ome"], dataset.dataset_id, dataset_id)
-    # A dataset without data type has its block beside those of this package's receipt; a store of
-    # another writer, which has neither, is given one there.
-    home = (
-        attributes
-        if "mango" in attributes
-        else attributes.setdefault(RECEIPT_ATTRIBUTE, {"levels": []})
+) -> _NewDocument:
+    """Return the root document with what is given changed."""
+    before = metadata.store.get(ROOT_DOCUMENT)
+    document = json.loads(before)
+    document.pop(CONSOLIDATED, None)
+    document["attributes"] = edit_attributes(
+        document.get("attributes") or {},
+        (dataset.voxel_size, dataset.voxel_unit, dataset.dimension_names),
+        dataset.dataset_id,
+        size,
+        dataset_id,
+        history,
     )
-    key = "mango" if "mango" in attributes else "dataset"
-    block = home.get(key) or build_mango_block(
-        datatype=None,
-        dataset_id=None,
-        history={},
-        voxel_size=dataset.voxel_size,
-        voxel_unit=dataset.voxel_unit,
-        dimension_names=names,
-        extra_attrs={},
-    )
-    home[key] = edit_mango_block(
-        block,
-        dataset_id=dataset_id,
-        history=history,
-        voxel_size=None if size is None else (*size, names),
-    )
-    if own_receipt(attributes) is not None:
+    if own_receipt(document["attributes"]) is not None:
         document = seal(document)
-    return json.dumps(document, indent=2, allow_nan=False)
+    text = json.dumps(document, indent=2, allow_nan=False)
+    return _NewDocument(metadata.store, hashlib.sha256(before).hexdigest(), text)

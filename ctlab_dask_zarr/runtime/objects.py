@@ -15,7 +15,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -459,6 +459,25 @@ class ObjectFiles:
         store, key = self._at(path)
         with _as_os_errors(path):
             obstore.put(store, key, data, mode="create")
+
+    def replace(self, path: str, is_same: Callable[[bytes], bool], data: bytes) -> bool:
+        """Replace an object if it `is_same` as before, in one step; return whether it was."""
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        store, key = self._at(path)
+        with _as_os_errors(path):
+            found = obstore.get(store, key)
+            tags = {name: found.meta.get(name) for name in ("e_tag", "version")}
+            mode: Any = {name: tag for name, tag in tags.items() if tag is not None}
+            if not is_same(bytes(found.bytes())):
+                return False
+            try:
+                obstore.put(store, key, data, mode=mode)
+            except PreconditionError:
+                # An answer that was lost is asked for again, and what is there is our own then.
+                return bytes(obstore.get(store, key).bytes()) == data
+        return True
 
     def remove_file(self, path: str) -> None:
         """Remove an object."""

@@ -33,6 +33,7 @@ from ctlab_dask_zarr.formats.receipts import (
 )
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.sample import contrast_of, sample_voxels
+from ctlab_dask_zarr.runtime.documents import discard_announced, drop_consolidated, swap_document
 from ctlab_dask_zarr.runtime.files import Files, remove_tree, walk
 from ctlab_dask_zarr.runtime.objects import ObjectFiles
 from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX
@@ -256,6 +257,7 @@ def _publish(staged: StagedWrite) -> None:
         with suppress(FileExistsError):
             files.make_folder(folder)
         files.sync_folder(destination.labels_of)
+    drop_consolidated(files, destination.labels_of or folder)
     if staged.request.overwrite and files.kind(destination.path) is not None:
         files.nbytes(staged.store.path(ROOT_DOCUMENT))  # still there: nobody took it over
         files.rename(destination.path, aside)
@@ -290,6 +292,7 @@ def _publish_objects(staged: StagedWrite, documents: dict[str, str], objects: Ob
     root = documents.pop(ROOT_DOCUMENT)
     for key, text in documents.items():
         staged.store.put(key, text.encode())
+    drop_consolidated(objects, destination.labels_of or os.path.dirname(destination.path))
     try:
         objects.create(staged.store.path(ROOT_DOCUMENT), root.encode())
     except FileExistsError as error:
@@ -327,10 +330,15 @@ def _publish_levels(staged: StagedWrite, documents: dict[str, str]) -> None:
                 f"{destination.path} gets no further levels: {folder} was removed by another write"
             )
     if destination.can_rename:
+        discard_announced(store)
         names = [name for name, kind in files.entries(destination.path) if kind == "file"]
         _settle_folder(files, destination.path, names)
-    store.put(ROOT_DOCUMENT, root.encode())
-    files.sync_folder(destination.path)
+    is_ours = swap_document(store, staged.request.extends, root.encode())
+    if not is_ours and destination.committed().get("staging_id") != staged.staging_id:
+        raise DestinationExistsError(
+            destination_problem(staged.request)
+            or f"{destination.path} was changed at the same moment: commit again"
+        )
     with suppress(OSError):
         destination.discard_committed_staging()
 

@@ -30,9 +30,10 @@ from typing import Any
 from ctlab_dask_zarr.errors import StorageError
 from ctlab_dask_zarr.formats.receipts import own_receipt
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, read_json_object, read_ome, strangers
+from ctlab_dask_zarr.runtime.documents import discard_announced
 from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files, remove_tree
 from ctlab_dask_zarr.runtime.objects import ObjectFiles
-from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX, LocalStore, files_at, store_at
+from ctlab_dask_zarr.runtime.storage import LocalStore, files_at, store_at
 from ctlab_dask_zarr.runtime.uploads import abort_uploads
 
 __all__ = ["STAGED_PLAN", "Destination"]
@@ -289,16 +290,14 @@ class Destination:
             and self.files.kind(staged.path(level["path"])) is None
             and self.files.kind(self.store.path(level["path"])) == "folder"
         ]
+        # First what would name them: whoever changes the document next would make that change.
+        discard_announced(self.store)
         for path in moved:
             self.files.rename(self.store.path(path), staged.path(path))
         if moved:
             # Never is the removal of the staging folder durable without this.
             self.files.sync_folder(staged.root)
             self.files.sync_folder(self.path)
-        for name, kind in self.files.entries(self.path):
-            is_root = name.startswith(f".{ROOT_DOCUMENT}.") and name.endswith(TEMPORARY_SUFFIX)
-            if kind == "file" and is_root:
-                self.files.remove_file(os.path.join(self.path, name))
 
     def staged_labels(self) -> list[Destination]:
         """Return the labels of the image here beside which staging folders are, or their rests."""

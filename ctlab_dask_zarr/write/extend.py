@@ -28,6 +28,7 @@ from ctlab_dask_zarr.read.zarr import (
     dataset_of,
     read_store_metadata,
 )
+from ctlab_dask_zarr.runtime.documents import CONSOLIDATED
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.layout import Layout, resolve_layout
 from ctlab_dask_zarr.write.plan import Document, Level, WritePlan, plan_fingerprint, plan_identity
@@ -142,6 +143,7 @@ def level_request(
     destination = Destination(metadata.path, metadata.files, labels_of)
     method = resolve_downsample(downsample, stored.dtype.kind, is_discrete=dataset.is_discrete)
     root = json.loads(metadata.store.get(ROOT_DOCUMENT))
+    root.pop(CONSOLIDATED, None)
     attributes = root["attributes"]
     added = [(level.path, level.factors) for level in every[1:]]
     attributes["ome"] = add_ome_levels(attributes["ome"], added, method)

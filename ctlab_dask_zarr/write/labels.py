@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names, read_json_object
+from ctlab_dask_zarr.read.hierarchy import label_names
+from ctlab_dask_zarr.runtime.documents import CONSOLIDATED, change_document
 from ctlab_dask_zarr.runtime.storage import store_at
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.plan import group_document
@@ -17,22 +19,21 @@ __all__ = ["register_labels"]
 def register_labels(destination: Destination) -> None:
     """Name every labels image of the folder that a destination is in; nothing for an image.
 
-    Done until nothing changes: two writers of different labels may end at the same moment.
+    Names are added to those that are there, of which nobody but their writers knows the meaning:
+    ``cells/0`` lies in a folder, and some labels do not say that they are.
     """
     if destination.labels_of is None:
         return
-    files = destination.files
     folder = os.path.dirname(destination.path)
-    while True:
-        document = read_json_object(files, os.path.join(folder, ROOT_DOCUMENT))
-        if not document:
-            document = json.loads(group_document({"ome": {"version": OMEZarrVersion.v05.value}}))
-        ome = document["attributes"].setdefault("ome", {"version": OMEZarrVersion.v05.value})
-        found = list(label_names(files, folder))
-        known = [name for name in ome.get("labels") or [] if name in found]
-        names = known + [name for name in found if name not in known]
-        if ome.get("labels") == names:
-            return
-        ome["labels"] = names
-        store_at(folder, files).put(ROOT_DOCUMENT, json.dumps(document, indent=2).encode())
-        files.sync_folder(folder)
+    found = list(label_names(destination.files, folder))
+
+    def listing_all(document: dict[str, Any] | None) -> dict[str, Any]:
+        changed = document or json.loads(group_document({}))
+        attributes = dict(changed.get("attributes") or {})
+        ome = {"version": OMEZarrVersion.v05.value} | (attributes.get("ome") or {})
+        known = list(ome.get("labels") or [])
+        ome["labels"] = known + [name for name in found if name not in known]
+        changed = {name: value for name, value in changed.items() if name != CONSOLIDATED}
+        return {**changed, "attributes": {**attributes, "ome": ome}}
+
+    change_document(store_at(folder, destination.files), listing_all)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,9 +106,10 @@ def test_a_change_that_is_cut_off_is_done_or_undone_by_asking_again(
     rename = LocalFiles.rename
 
     def dying(self: LocalFiles, source: str, target: str) -> None:
-        if len(replaced) == n_documents:
-            raise KeyboardInterrupt
-        replaced.append(os.path.dirname(target))
+        if os.path.basename(target) == "zarr.json":
+            if len(replaced) == n_documents:
+                raise KeyboardInterrupt
+            replaced.append(os.path.dirname(target))
         rename(self, source, target)
 
     with monkeypatch.context() as patch:
@@ -269,6 +273,89 @@ def test_a_change_by_another_at_the_same_time_is_not_lost(tmp_path: Path) -> Non
         mine.apply()
     dataset = dataset_from_zarr(path)
     assert (dataset.dataset_id, dataset.voxel_size) == ("theirs", (3.0, 2.0, 1.5))
+
+
+def test_of_entries_that_four_processes_add_at_once_all_are_there(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    program = (
+        "import sys; from ctlab_dask_zarr import edit_metadata\n"
+        "for n in range(12): edit_metadata(sys.argv[1], history={f'{sys.argv[2]}-{n}': 'x'})"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(path), str(who)]) for who in range(4)
+    ]
+    assert [process.wait(120) for process in processes] == [0] * 4
+    wanted = {f"{who}-{number}" for who in range(4) for number in range(12)}
+    assert set(dataset_from_zarr(path).history) == wanted
+    assert verify(path) == []
+    assert sorted(os.listdir(path)) == ["0", "1", "zarr.json"]
+
+
+def test_labels_follow_the_last_of_two_sizes_that_are_given_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path)
+    labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases")
+    rename = LocalFiles.rename
+    n_documents = 0
+
+    def interrupted(self: LocalFiles, source: str, target: str) -> None:
+        nonlocal n_documents
+        rename(self, source, target)
+        if os.path.basename(target) == "zarr.json":
+            n_documents += 1
+            if n_documents == 1:
+                # The image is done, its labels are not.
+                edit_metadata(path, voxel_size=6, history={"theirs": "x"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "rename", interrupted)
+        edit_metadata(path, voxel_size=5, history={"mine": "x"})
+    assert {"mine", "theirs"} < set(dataset_from_zarr(path).history)
+    sizes = [dataset_from_zarr(store).voxel_size for store in (path, path / "labels" / "phases")]
+    assert sizes == [(6, 6, 6), (6, 6, 6)]
+
+
+def test_an_entry_of_the_same_name_that_came_at_the_same_moment_is_not_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path)
+    mine = build_edit(path, NOW, history={"note": "mine"})
+    edit_metadata(path, history={"note": "theirs"})
+    with pytest.raises(WriteFailedError, match="at the same time"):
+        mine.apply()
+    assert dataset_from_zarr(path).history == {"note": "theirs"}
+
+
+def consolidate(path: Path) -> None:
+    with pytest.warns(zarr.errors.ZarrUserWarning, match="Consolidated"):
+        zarr.consolidate_metadata(path)
+
+
+def scale_of(group: zarr.Group) -> list[float]:
+    ome: Any = group.attrs["ome"]
+    scale: list[float] = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"][0][
+        "scale"
+    ]
+    return scale
+
+
+def test_what_zarr_has_consolidated_does_not_hide_a_change(tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "all.zarr", zarr_format=3)
+    path = make_store(tmp_path)
+    labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases")
+    path = path.rename(tmp_path / "all.zarr" / "scan")
+    for folder in (path / "labels", path, tmp_path / "all.zarr"):
+        consolidate(folder)
+    assert verify(path) == []
+    edit_metadata(path, voxel_size=5)
+    for root, below in (("all.zarr", "scan"), ("all.zarr/scan", "."), ("all.zarr", "scan/labels")):
+        group = zarr.open_group(tmp_path / root, mode="r")
+        group = group if below == "." else group[below]
+        if below.endswith("labels"):
+            group = group["phases"]
+        assert scale_of(group) == [5, 5, 5]
+    assert verify(path) == []
 
 
 def test_labels_that_another_changed_meanwhile_leave_the_image_as_it_was(tmp_path: Path) -> None:
