@@ -1,13 +1,16 @@
-"""Datasets for tests."""
+"""Datasets for tests, and the command line within them."""
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import dask.array as da
 import numpy as np
+from click.testing import CliRunner
 
 from ctlab_dask_zarr import Dataset
+from ctlab_dask_zarr.cli import main
 
 
 def make_dataset(voxels: np.ndarray, blocks: Any = -1, **options: Any) -> Dataset:
@@ -26,3 +29,10 @@ def make_dataset(voxels: np.ndarray, blocks: Any = -1, **options: Any) -> Datase
 
 def random_voxels(shape: tuple[int, ...], dtype: str = "uint16") -> np.ndarray:
     return np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
+
+
+def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `ctlab-zarr` within this process: to start one takes longer than most commands."""
+    words = ["ctlab-zarr", *map(str, arguments)]
+    done = CliRunner().invoke(main, words[1:], catch_exceptions=False)
+    return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)

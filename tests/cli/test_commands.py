@@ -1,4 +1,4 @@
-"""The command line as people and job scripts use it: real processes, real exit codes."""
+"""The command line as people and job scripts use it: what it prints, and its exit codes."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import zarr
-from click.testing import CliRunner
 from distributed import Client, LocalCluster
 
 from ctlab_dask_zarr import Dataset, dataset_to_zarr, labels_to_zarr, verify
-from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.runtime.files import LocalFiles
 from tests.builders import make_dataset, random_voxels
+from tests.builders import run_here as run
+from tests.reliability.faults import run_cli
 
 SHAPE = (40, 70, 90)
 
 
-def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ctlab_dask_zarr.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+@pytest.fixture(autouse=True)
+def on_the_cluster(cluster: Client) -> Iterator[None]:
+    """Let commands that are not told where to run do so on the cluster of the tests."""
+    with dask.config.set({"ctlab-zarr.cluster": cluster.scheduler.address}):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, voxels: np.ndarray) -> Path
 def test_convert_writes_what_it_read_and_prints_only_the_result(
     source: Path, voxels: np.ndarray, tmp_path: Path
 ) -> None:
-    done = run("convert", source, tmp_path / "out", "--workers", "1", "--json")
+    done = run_cli("convert", source, tmp_path / "out", "--workers", "1", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["destination"] == str(tmp_path / "out.zarr")
@@ -57,7 +61,7 @@ def test_convert_writes_what_it_read_and_prints_only_the_result(
 
 
 def test_convert_takes_layout_codec_voxel_size_and_type(source: Path, tmp_path: Path) -> None:
-    done = run(
+    done = run_cli(
         *("convert", source, tmp_path / "out.zarr", "--workers", "1", "-q"),
         *("--chunks", "16,16,16", "--shards", "32,32,64", "--codec", "blosc:zstd:3:shuffle"),
         *("--voxel-size", "3,2,1nm", "--layout", "plain", "--datatype", "proju16"),
@@ -90,16 +94,13 @@ def test_convert_on_a_running_scheduler(source: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_converted_labels_are_known_as_classes_and_lie_where_they_lay(
-    cluster: Client, tmp_path: Path
-) -> None:
+def test_converted_labels_are_known_as_classes_and_lie_where_they_lay(tmp_path: Path) -> None:
     image = make_dataset(random_voxels((8, 8, 8)), origin=(6.0, 4.0, 3.0))
     dataset_to_zarr(image, tmp_path / "scan.zarr")
     labels_to_zarr(random_voxels((8, 8, 8), "uint8"), tmp_path / "scan.zarr", "phases")
     arguments = [tmp_path / "scan.zarr" / "labels" / "phases", tmp_path / "copy.zarr"]
-    options = ["--scheduler", cluster.scheduler.address, "--levels", 2, "--verify", "--quiet"]
-    done = CliRunner().invoke(main, ["convert", *map(str, [*arguments, *options])])
-    assert done.exit_code == 0, done.output
+    done = run("convert", *arguments, "--levels", 2, "--verify", "--quiet")
+    assert done.returncode == 0, done.stderr
     copy = Dataset.from_path(tmp_path / "copy.zarr")
     assert (copy.is_discrete, copy.origin) == (True, (6.0, 4.0, 3.0))
     ome = zarr.open(tmp_path / "copy.zarr", mode="r").attrs["ome"]
@@ -120,9 +121,9 @@ def test_an_existing_output_is_exit_4_and_untouched(source: Path, tmp_path: Path
 
 def test_overwrite_replaces_a_store(source: Path, voxels: np.ndarray, tmp_path: Path) -> None:
     store = tmp_path / "out.zarr"
-    assert run("convert", source, store, "--workers", "1").returncode == 0
-    assert run("convert", source, store, "--workers", "1").returncode == 4
-    again = run("convert", store, store, "--workers", "1", "--overwrite", "--codec", "none")
+    assert run("convert", source, store).returncode == 0
+    assert run("convert", source, store).returncode == 4
+    again = run("convert", store, store, "--overwrite", "--codec", "none")
     assert again.returncode == 0, again.stderr
     np.testing.assert_array_equal(Dataset.from_path(store).data.compute(), voxels)
 
@@ -137,6 +138,7 @@ def test_a_missing_block_is_exit_5_and_named(voxels: np.ndarray, tmp_path: Path)
     assert not (tmp_path / "out.zarr").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_exit_1_and_leaves_no_dataset(
     source: Path, tmp_path: Path
 ) -> None:
@@ -144,15 +146,15 @@ def test_a_disk_that_takes_no_more_is_exit_1_and_leaves_no_dataset(
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
 
     arguments = ["convert", source, tmp_path / "out.zarr", "--workers", "1"]
-    done = run(*arguments, preexec_fn=limit_file_size)
+    done = run_cli(*arguments, preexec_fn=limit_file_size)
     assert done.returncode == 1, done.stderr
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out.zarr").exists()
-    again = run(*arguments)
+    again = run_cli(*arguments)
     assert again.returncode == 4
     assert "--restart" in again.stderr
-    assert run(*arguments, "--resume").returncode == 0
+    assert run_cli(*arguments, "--resume").returncode == 0
 
 
 def test_a_damaged_block_is_exit_5_and_leaves_no_dataset(
@@ -166,7 +168,7 @@ def test_a_damaged_block_is_exit_5_and_leaves_no_dataset(
     middle = len(data) // 2
     data[middle : middle + 64] = b"\x00" * 64
     block.write_bytes(data)
-    done = run("convert", folder, tmp_path / "out.zarr", "--workers", "1")
+    done = run("convert", folder, tmp_path / "out.zarr")
     assert done.returncode == 5, done.stderr
     assert not (tmp_path / "out.zarr").exists()
     assert "block00000003" in done.stderr
@@ -191,15 +193,18 @@ def test_a_damaged_block_is_exit_5_and_leaves_no_dataset(
         ["nonsense"],
     ],
 )
-def test_wrong_usage_is_exit_2(source: Path, tmp_path: Path, arguments: list[str]) -> None:
-    done = run(*(source if a == "SOURCE" else a for a in arguments), cwd=tmp_path)
+def test_wrong_usage_is_exit_2(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*(source if a == "SOURCE" else a for a in arguments))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_source_that_is_not_there_is_exit_1(tmp_path: Path) -> None:
-    done = run("convert", tmp_path / "none_nc", tmp_path / "out.zarr")
+    done = run_cli("convert", tmp_path / "none_nc", tmp_path / "out.zarr")
     assert done.returncode == 1
     assert "does not exist" in done.stderr
 
@@ -249,13 +254,13 @@ def test_what_cannot_fit_into_a_worker_is_refused_before_anything_is_written(
 
 
 def test_debug_shows_where_an_expected_error_was_raised(tmp_path: Path) -> None:
-    done = run("--debug", "info", tmp_path / "none.zarr")
+    done = run_cli("--debug", "info", tmp_path / "none.zarr")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
 
 def test_info_tells_sources_and_stores_apart(source: Path, tmp_path: Path) -> None:
-    assert run("convert", source, tmp_path / "out.zarr", "--workers", "1").returncode == 0
+    assert run("convert", source, tmp_path / "out.zarr").returncode == 0
     store = json.loads(run("info", tmp_path / "out.zarr", "--json").stdout)
     blocks = json.loads(run("info", source, "--json").stdout)
     assert store["shape"] == blocks["shape"] == list(SHAPE)
@@ -269,10 +274,11 @@ def test_info_tells_sources_and_stores_apart(source: Path, tmp_path: Path) -> No
     assert "\nlabels         none\n" in text
 
 
+@pytest.mark.slow
 def test_demo_converts_compares_and_draws(tmp_path: Path) -> None:
     # Again in the same folder: with more blocks before than after.
     for size in (65, 36):
-        done = run("demo", tmp_path / "demo", "--size", size, "-q")
+        done = run_cli("demo", tmp_path / "demo", "--size", size, "-q")
         assert (done.returncode, done.stderr) == (0, "")
         assert "every voxel is equal" in done.stdout
     assert (tmp_path / "demo" / "tomoDemo.png").read_bytes().startswith(b"\x89PNG")
@@ -280,23 +286,23 @@ def test_demo_converts_compares_and_draws(tmp_path: Path) -> None:
 
 def test_info_lists_no_shards(source: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """A store of 10^5 shards answers as fast as one of ten."""
-    run("convert", str(source), str(tmp_path / "a.zarr"), "-q", "--workers", "1")
+    run("convert", source, tmp_path / "a.zarr", "-q")
 
     def refuse(self: Any, folder: str) -> Any:
         raise AssertionError(f"{folder} was listed")
 
     monkeypatch.setattr(LocalFiles, "entries", refuse)
-    result = CliRunner().invoke(main, ["info", str(tmp_path / "a.zarr"), "--json"])
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.output)["shards"]
-    assert json.loads(result.output)["labels"] == []
+    done = run("info", tmp_path / "a.zarr", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["shards"]
+    assert json.loads(done.stdout)["labels"] == []
 
 
 def test_info_says_what_an_image_is_whose_labels_cannot_be_read(
     source: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "a.zarr"
-    assert run("convert", source, store, "--workers", "1", "-q").returncode == 0
+    assert run("convert", source, store, "-q").returncode == 0
     (store / "labels").mkdir()
     (store / "labels" / "zarr.json").write_text("{")
     done = run("info", store, "--json")
@@ -307,7 +313,7 @@ def test_info_says_what_an_image_is_whose_labels_cannot_be_read(
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
-    done = run("--help")
+    done = run_cli("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("convert", "plan", "info", "demo"))
     check = (
@@ -325,7 +331,7 @@ def test_levels_labels_preview_and_check_from_the_shell(
     source: Path, voxels: np.ndarray, tmp_path: Path
 ) -> None:
     store, picture = tmp_path / "a.zarr", tmp_path / "a.png"
-    quiet = ("--workers", "1", "-q")
+    quiet = ("-q",)
     layout = ("--chunks", "16,16,16", "--shards", "32,32,32")
     assert run("convert", source, store, *layout, *quiet).returncode == 0
     done = run("pyramid", store, "--levels", "3", *quiet, "--json")
@@ -366,7 +372,7 @@ def test_status_tells_from_the_staging_folder_how_far_each_part_is(
     out = tmp_path / "out.zarr"
     absent = run("status", out)
     assert (absent.returncode, absent.stdout) == (5, "")
-    layout = ("--chunks", "10,10,10", "--shards", "20,20,30", "--levels", "2", "--workers", "1")
+    layout = ("--chunks", "10,10,10", "--shards", "20,20,30", "--levels", "2")
     assert run("convert", source, out, "--part", "1/2", *layout, "-q").returncode == 0
     told = run("status", out)
     assert told.returncode == 0, told.stderr
@@ -399,7 +405,7 @@ def test_labels_are_shared_by_jobs_as_a_conversion_is(
     for part in (1, 2):
         done = run(
             *("add-labels", store, segmented, "--name", "phases", "--part", f"{part}/2"),
-            *("--chunks", "10,10,10", "--shards", "20,20,30", "--workers", "1", "-q"),
+            *("--chunks", "10,10,10", "--shards", "20,20,30", "-q"),
         )
         assert done.returncode == 0, done.stderr
         assert f"12 shards; when all parts are there: ctlab-zarr commit {labels}" in done.stdout
@@ -417,7 +423,7 @@ def test_a_performance_report_is_written_where_it_is_asked_for(
 ) -> None:
     pytest.importorskip("bokeh")
     report = tmp_path / "report.html"
-    done = run("convert", source, tmp_path / "out", "--workers", "1", "--report", report)
+    done = run_cli("convert", source, tmp_path / "out", "--workers", "1", "--report", report)
     assert done.returncode == 0, done.stderr
     assert "write-shard" in report.read_text()
     assert ", 1 workers" in done.stderr

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dask
+
 from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
+from tests.builders import run_here
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -70,6 +77,14 @@ def pages_that_need(what: str | None) -> list[Path]:
 
 def make_sources(folder: Path) -> None:
     """Make the scan and the segmentation that the pages speak of."""
+    shutil.copytree(_sources().name, folder, dirs_exist_ok=True)
+
+
+@cache
+def _sources() -> tempfile.TemporaryDirectory[str]:
+    """Make them once for all pages; the folder goes with the process."""
+    made = tempfile.TemporaryDirectory(prefix="sources-", ignore_cleanup_errors=True)
+    folder = Path(made.name)
     # Long enough to have a second level.
     shape = (72, 80, 288)
     scan = synthetic_volume(shape)
@@ -86,6 +101,7 @@ def make_sources(folder: Path) -> None:
         slices_per_block=40,
         voxel_size=(2.5,) * 3,
     )
+    return made
 
 
 def run_page(
@@ -93,8 +109,13 @@ def run_page(
     needs: str | None,
     replaced: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
+    cluster: str | None = None,
 ) -> int:
-    """Run the blocks of a page that need this, in the current folder; return how many."""
+    """Run the blocks of a page that need this, in the current folder; return how many.
+
+    With the address of a cluster, `ctlab-zarr` runs on it and in this process where no shell is
+    needed: most of the time of a page would go into starting processes.
+    """
     namespace: dict[str, Any] = {"__name__": "documentation"}
     n_run = 0
     for block in blocks_of(page):
@@ -108,25 +129,44 @@ def run_page(
             code = compile("\n" * (block.line - 1) + text, str(page), "exec")
             exec(code, namespace)
         else:
-            _run_commands(text, f"{page.name}, line {block.line}", environment)
+            _run_commands(text, f"{page.name}, line {block.line}", environment, cluster)
         n_run += 1
     return n_run
 
 
-def _run_commands(text: str, where: str, environment: Mapping[str, str] | None) -> None:
+def _run_commands(
+    text: str, where: str, environment: Mapping[str, str] | None, cluster: str | None
+) -> None:
     """Run what stands behind the prompts; a server among it until it says where it listens."""
     script: list[str] = []
     for command in _commands(text):
-        if command.startswith("ctlab-zarr view"):
-            _run_script(script, where, environment)
-            _serve_for_a_moment(command, where, environment)
-            script = []
-        else:
+        is_served = command.startswith("ctlab-zarr view")
+        is_run_here = (
+            cluster and command.startswith("ctlab-zarr") and not set("|&;<>$") & set(command)
+        )
+        if not (is_served or is_run_here):
             script.append(command)
+            continue
+        # In their order; what a shell keeps for later, as a variable, stands in one with its use.
+        _run_script(script, where, environment)
+        script = []
+        if is_served:
+            _serve_for_a_moment(command, where, environment)
+        else:
+            _run_here(command, where, cluster)
     _run_script(script, where, environment)
 
 
+def _run_here(command: str, where: str, cluster: str | None) -> None:
+    words = shlex.split(command.replace("\\\n", " "), comments=True)
+    with dask.config.set({"ctlab-zarr.cluster": cluster}):
+        done = run_here(*words[1:])
+    assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{command}\n{done.stderr}"
+
+
 def _run_script(commands: list[str], where: str, environment: Mapping[str, str] | None) -> None:
+    if not commands:
+        return
     script = "\n".join(["set -euo pipefail", *commands])
     done = subprocess.run(
         ["bash", "-c", script],

@@ -51,4 +51,4 @@ def test_the_blocks_of_a_page_run(
     monkeypatch.chdir(folder)
     replaced = {"tcp://scheduler:8786": cluster.scheduler.address}
     environment = with_commands(tmp_path / "commands")
-    assert run_page(page, None, replaced, environment) > 0
+    assert run_page(page, None, replaced, environment, cluster.scheduler.address) > 0
