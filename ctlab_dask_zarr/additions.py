@@ -15,6 +15,7 @@ import dask.array as da
 import numpy as np
 
 from ctlab_dask_zarr.api import analysed_source, build_plan, build_planned
+from ctlab_dask_zarr.arguments import explains_keywords
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["add_levels", "build_labels", "build_levels", "labels_to_zarr"]
 
 
+@explains_keywords
 def add_levels(
     path: str | os.PathLike[str],
     levels: LevelSpec = "auto",
@@ -111,6 +113,7 @@ def build_levels(
     return completions
 
 
+@explains_keywords
 def labels_to_zarr(
     labels: Dataset | da.Array | npt.NDArray[Any],
     image_path: str | os.PathLike[str],

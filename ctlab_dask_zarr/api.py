@@ -6,17 +6,20 @@ free of side effects. What is added to an image that is there stands in `additio
 
 from __future__ import annotations
 
+import inspect
 import os
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 from dask.base import is_dask_collection
 
+from ctlab_dask_zarr.arguments import explains_keywords, refuse_other_meanings
 from ctlab_dask_zarr.codec.named import array_kwargs
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
@@ -58,6 +61,10 @@ __all__ = [
     "dataset_to_zarr",
     "plan",
 ]
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def dataset_to_zarr(
@@ -105,7 +112,7 @@ def dataset_to_zarr(
     max_shard_size_mb, chunk_size_mb
         Deprecated and ignored.
     history
-        Replaces the dataset's history.
+        Entries to add to the dataset's own; one that has the key of another replaces it.
     chunks
         Inner chunk: a shape in elements (0 spans the shard, or without sharding the array), a
         target number of elements, or ``'auto'``: 32**3, for two-dimensional data 256**2.
@@ -139,7 +146,7 @@ def dataset_to_zarr(
         For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names; never
         credentials, which come from the environment (docs/object-stores.md).
     **extra_attrs
-        Further fields of the mango block.
+        Further fields of the mango block. Names that are parameters elsewhere are refused.
 
     Raises
     ------
@@ -164,47 +171,36 @@ def dataset_to_zarr(
     <Dataset tomo (z: 40, y: 65, x: 97) uint16, voxel 2.5 um>
     >>> folder.cleanup()
     """
-    _warn_of_ignored_sizes(chunk_size_mb, max_shard_size_mb)
-    options = WriteOptions(
-        datatype=datatype,
-        dataset_id=dataset_id,
-        ome_zarr_version=ome_zarr_version,
-        history=history,
-        chunks=chunks,
-        shards=shards,
-        create_array_kwargs=create_array_kwargs,
-        dimension_separator_threshold=dimension_separator_threshold,
-        overwrite=overwrite,
-        scale_placement=scale_placement,
-        levels=levels,
-        downsample=downsample,
-        extra_attrs=extra_attrs,
-    )
+    options = _bound(locals())
     with storage_options_in_force(storage_options):
         write = build_write(dataset, path, options, resume=resume, restart=restart)
     return run_or_return(write, compute=compute)
 
 
-def plan(
-    dataset: Dataset,
-    path: str | os.PathLike[str],
-    datatype: DataType | str | None = None,
-    dataset_id: str | None = None,
-    ome_zarr_version: OMEZarrVersion | None = OMEZarrVersion.v05,
-    max_shard_size_mb: float | None = None,
-    history: History | None = None,
-    chunk_size_mb: float | None = None,
-    chunks: ChunkSpec = "auto",
-    shards: ShardSpec = "auto",
-    create_array_kwargs: Mapping[str, Any] | None = None,
-    dimension_separator_threshold: int | None = 64,
-    *,
-    overwrite: bool = False,
-    scale_placement: ScalePlacement | None = None,
-    levels: LevelSpec | None = None,
-    downsample: DownsampleMethod | None = None,
-    **extra_attrs: Any,
-) -> WritePlan:
+def _with_arguments_of(
+    model: Callable[P, Any],
+) -> Callable[[Callable[[Mapping[str, Any]], R]], Callable[P, R]]:
+    """Give a function the signature of another; it gets every argument by its name."""
+    signature = inspect.signature(model)
+
+    def decorate(function: Callable[[Mapping[str, Any]], R]) -> Callable[P, R]:
+        def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            return function(given.arguments)
+
+        update_wrapper(
+            bound, function, assigned=("__module__", "__name__", "__qualname__", "__doc__")
+        )
+        returned = inspect.signature(function).return_annotation
+        bound.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+        return bound
+
+    return decorate
+
+
+@_with_arguments_of(dataset_to_zarr)
+def plan(given: Mapping[str, Any]) -> WritePlan:
     """Return what `dataset_to_zarr` would do with the same arguments; nothing is done.
 
     Examples
@@ -218,23 +214,18 @@ def plan(
     >>> plan(ds, "scan.zarr").n_shards
     512
     """
-    _warn_of_ignored_sizes(chunk_size_mb, max_shard_size_mb)
-    options = WriteOptions(
-        datatype=datatype,
-        dataset_id=dataset_id,
-        ome_zarr_version=ome_zarr_version,
-        history=history,
-        chunks=chunks,
-        shards=shards,
-        create_array_kwargs=create_array_kwargs,
-        dimension_separator_threshold=dimension_separator_threshold,
-        overwrite=overwrite,
-        scale_placement=scale_placement,
-        levels=levels,
-        downsample=downsample,
-        extra_attrs=extra_attrs,
-    )
-    return build_plan(dataset, path, options)
+    options = _bound(given, stacklevel=5)
+    refuse_contradictions(given["resume"], given["restart"])
+    with storage_options_in_force(given["storage_options"]):
+        return build_plan(given["dataset"], given["path"], options)
+
+
+def _bound(given: Mapping[str, Any], stacklevel: int = 4) -> WriteOptions:
+    """Return those of the arguments of `dataset_to_zarr` that shape what is written."""
+    _warn_of_ignored_sizes(given["chunk_size_mb"], given["max_shard_size_mb"], stacklevel)
+    known = given.keys() - {"dataset", "path", "extra_attrs"}
+    refuse_other_meanings(given["extra_attrs"], known)
+    return WriteOptions(**{field.name: given[field.name] for field in fields(WriteOptions)})
 
 
 def build_plan(
@@ -335,6 +326,7 @@ def _with_settings(options: WriteOptions) -> WriteOptions:
     return replace(options, **found)
 
 
+@explains_keywords
 def commit(
     path: str | os.PathLike[str],
     *,
@@ -407,7 +399,9 @@ def analysed_source(dataset: Dataset) -> SourceGraph:
     return analyse_source(data)
 
 
-def _warn_of_ignored_sizes(chunk_size_mb: float | None, max_shard_size_mb: float | None) -> None:
+def _warn_of_ignored_sizes(
+    chunk_size_mb: float | None, max_shard_size_mb: float | None, stacklevel: int
+) -> None:
     given = {"chunk_size_mb": chunk_size_mb, "max_shard_size_mb": max_shard_size_mb}
     ignored = [name for name, value in given.items() if value is not None]
     if ignored:
@@ -415,5 +409,5 @@ def _warn_of_ignored_sizes(chunk_size_mb: float | None, max_shard_size_mb: float
             f"{', '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} ignored when writing "
             "Zarr. Use chunks/shards or 'auto' instead.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )

@@ -225,6 +225,7 @@ class Dataset:
         origin: Sequence[float] | None = None,
         is_discrete: bool | None = None,
         identity: str | None = None,
+        extra_attrs: Mapping[str, Any] | None = None,
     ) -> Dataset:
         """Return a new dataset with some things changed; `source` stays as it is.
 
@@ -246,6 +247,8 @@ class Dataset:
             Makes the identifier ``<id>_<suffix>``; ignored where the source has none.
         identity
             Of the voxels, as of `Dataset`; by default that of `source`, where they are the same.
+        extra_attrs
+            Fields to add to the mango block.
         """
         history = copy.deepcopy(source._history)
         if history_entry is not None:
@@ -268,7 +271,8 @@ class Dataset:
                 key: value
                 for key, value in source.extra_attrs.items()
                 if data is None or key not in FACTS_OF_THE_VOXELS
-            },
+            }
+            | _copied("extra_attrs", extra_attrs),
             source=source.source if data is None else None,
             origin=origin,
             is_discrete=is_discrete,

@@ -14,6 +14,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
+from ctlab_dask_zarr.arguments import refuse_unknown
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import (
     DatasetNotFoundError,
@@ -123,6 +124,7 @@ def dataset_from_netcdf(
         raise InvalidArgumentError(
             f"{local} is netCDF: {of_stores[0]}= is for Zarr stores; leave it out"
         )
+    refuse_unknown(dataset_from_netcdf, kwargs)
     wanted = None if datatype is None else _parse_datatype(datatype)
     opened = _open_files(local, _list_files(local), wanted)
     headers = [header for header, _ in opened]

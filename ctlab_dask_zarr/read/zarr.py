@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ctlab_dask_zarr.arguments import explains_keywords
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import (
     DatasetNotFoundError,
@@ -105,6 +106,7 @@ class StoreMetadata:
         return self.ome is not None and "image-label" in self.attributes["ome"]
 
 
+@explains_keywords
 def dataset_from_zarr(
     path: str | os.PathLike[str],
     *,

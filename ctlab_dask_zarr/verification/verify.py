@@ -19,6 +19,7 @@ from dask._task_spec import GraphNode, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
+from ctlab_dask_zarr.arguments import explains_keywords
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
 from ctlab_dask_zarr.formats.problems import Problem
@@ -83,6 +84,7 @@ class Verification(NamedTuple):
     n_tasks: int
 
 
+@explains_keywords
 def verify(
     path: str | os.PathLike[str],
     source: Dataset | str | os.PathLike[str] | None = None,

@@ -27,13 +27,21 @@ from ctlab_dask_zarr.write.layout import Layout, Shape
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod
 from ctlab_dask_zarr.write.rechunk import Rechunk
 
-__all__ = ["Document", "Level", "WritePlan", "array_document", "group_document", "plan_fingerprint"]
+__all__ = [
+    "OWN_ARRAY_ARGUMENTS",
+    "Document",
+    "Level",
+    "WritePlan",
+    "array_document",
+    "group_document",
+    "plan_fingerprint",
+]
 
 #: Filters of warnings are the process's: of two threads, the one that ends last would put back what
 #: the other had set.
 _one_at_a_time = threading.Lock()
 #: Arguments of zarr.create_array that this package decides itself.
-_OWN_ARRAY_ARGUMENTS = {"store", "name", "path", "shape", "dtype", "data", "chunks", "shards"} | {
+OWN_ARRAY_ARGUMENTS = {"store", "name", "path", "shape", "dtype", "data", "chunks", "shards"} | {
     *("overwrite", "order", "zarr_format", "attributes"),
     *("dimension_names", "storage_options", "write_data"),
 }
@@ -286,7 +294,7 @@ def array_document(
     from zarr.storage import MemoryStore
 
     kwargs = dict(create_array_kwargs)
-    own = sorted(_OWN_ARRAY_ARGUMENTS.intersection(kwargs))
+    own = sorted(OWN_ARRAY_ARGUMENTS.intersection(kwargs))
     if own:
         raise InvalidArgumentError(
             f"create_array_kwargs holds {own[0]!r}, which follows from the dataset and the other "

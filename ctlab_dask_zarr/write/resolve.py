@@ -5,10 +5,9 @@ Free of side effects: the clock and the scheduler's resources are given.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from ctlab_dask_zarr import __version__
 from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
-from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS, build_mango_block, new_dataset_id
+from ctlab_dask_zarr.formats.mango import build_mango_block, new_dataset_id
 from ctlab_dask_zarr.formats.ome import (
     OMELevel,
     OMEZarrVersion,
@@ -67,8 +66,6 @@ __all__ = [
 
 #: dtypes of volumes; bool and complex have no place in the formats.
 _DTYPE_KINDS = "iuf"
-#: Parameters of zarr.create_array that users have passed directly.
-_ARRAY_PARAMETERS = ("compressors", "compressor", "codecs", "filters", "fill_value")
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,6 @@ class WriteOptions:
     levels: LevelSpec | None = None
     downsample: DownsampleMethod | None = None
     extra_attrs: Mapping[str, Any] = field(default_factory=dict)
-
-
-#: Parameters that another keyword may be a misspelling of.
-_PARAMETERS = [
-    *(field.name for field in fields(WriteOptions) if field.name != "extra_attrs"),
-    *("max_shard_size_mb", "chunk_size_mb", "compute", "resume", "restart"),
-    "storage_options",
-]
 
 
 def plan_write(
@@ -133,7 +122,6 @@ def plan_write(
     """
     destination = resolve_destination(path)
     _refuse_wrong_types(options)
-    _refuse_misspelt(options.extra_attrs)
     kind = _resolve_datatype(dataset, options.datatype)
     dtype = _validated_dtype(dataset, kind)
     layout = resolve_layout(dataset.data.shape, options.chunks, options.shards)
@@ -147,7 +135,7 @@ def plan_write(
     mango = build_mango_block(
         datatype=kind,
         dataset_id=dataset_id,
-        history=dataset.history if options.history is None else options.history,
+        history={**dataset.history, **(options.history or {})},
         voxel_size=voxel_size,
         voxel_unit=voxel_unit,
         dimension_names=names,
@@ -348,23 +336,6 @@ def _refuse_wrong_types(options: WriteOptions) -> None:
         value = getattr(options, name)
         if not isinstance(value, kind | None):
             raise InvalidArgumentError(f"{name}={value!r} is not {description}")
-
-
-def _refuse_misspelt(extra_attrs: Mapping[str, Any]) -> None:
-    for key in extra_attrs:
-        if key in CARRIED_DEFAULTS:
-            continue
-        near = difflib.get_close_matches(key, [*_PARAMETERS, *_ARRAY_PARAMETERS], 1, cutoff=0.8)
-        if near:
-            hint = (
-                f"create_array_kwargs={{{near[0]!r}: ...}}"
-                if near[0] in _ARRAY_PARAMETERS
-                else near[0]
-            )
-            raise InvalidArgumentError(
-                f"{key!r} is no parameter: did you mean {hint}? (other keywords become fields of "
-                "the mango block)"
-            )
 
 
 def _is_group(version: OMEZarrVersion | None) -> bool:
