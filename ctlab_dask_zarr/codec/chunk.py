@@ -57,8 +57,8 @@ class ChunkCodec:
             data = encode(data)
         return data
 
-    def decode(self, data: Buffer, nbytes: int) -> Buffer:
-        """Decode to exactly `nbytes` bytes, or raise `ShardDecodeError`."""
+    def decode_within(self, data: Buffer, nbytes: int) -> Buffer:
+        """Decode to at most `nbytes` bytes, or raise `ShardDecodeError`."""
         try:
             for decode, depth in zip(self._decoders, self._n_wrapped, strict=True):
                 data = decode(data, nbytes + depth * (1024 + nbytes // 64))
@@ -66,6 +66,11 @@ class ChunkCodec:
             raise
         except Exception as error:  # the codecs' own errors have no common base
             raise ShardDecodeError(f"the codec rejects it: {error}") from error
+        return data
+
+    def decode(self, data: Buffer, nbytes: int) -> Buffer:
+        """Decode to exactly `nbytes` bytes, or raise `ShardDecodeError`."""
+        data = self.decode_within(data, nbytes)
         if memoryview(data).nbytes != nbytes:
             raise ShardDecodeError(
                 f"it decodes to {memoryview(data).nbytes} bytes instead of {nbytes}"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec
-from ctlab_dask_zarr.codec.odd import decode_object
+from ctlab_dask_zarr.codec.odd import read_object
 from ctlab_dask_zarr.codec.shard import ABSENT, ChunkRow, copy_runs, parse_index, row_axis_of
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
@@ -108,9 +108,9 @@ def _read_object(
     store: Store, key: str, array: StoredArray, wanted: Region, target: npt.NDArray[Any]
 ) -> None:
     if not array.is_direct:
-        target[...] = decode_object(array, store.get(key))[wanted]
+        target[...] = read_object(store, key, array)[wanted]
     elif not array.is_sharded:
-        _decode_chunk(array, store.get(key), wanted, target)
+        _decode_chunk(array, store.get(key, array.object_limit), wanted, target)
     else:
         _read_shard(store, key, array, wanted, target)
 

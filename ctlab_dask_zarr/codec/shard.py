@@ -263,7 +263,8 @@ def parse_index(data: Buffer, array: StoredArray, object_nbytes: int) -> npt.NDA
     Raises
     ------
     ShardDecodeError
-        The checksum does not match, or an entry points outside the shard.
+        The checksum does not match, or an entry points outside the shard, or to more than a chunk
+        can have.
     """
     view = memoryview(data)
     if view.nbytes != array.index_nbytes:
@@ -278,8 +279,10 @@ def parse_index(data: Buffer, array: StoredArray, object_nbytes: int) -> npt.NDA
     limit = object_nbytes - array.index_nbytes
     offset, nbytes = index[:, 0], index[:, 1]
     stored = ~((offset == ABSENT) & (nbytes == ABSENT))
-    inside = (offset <= limit) & (nbytes <= limit)
+    inside = (offset <= limit) & (nbytes <= min(limit, array.encoded_chunk_limit))
     inside &= offset + nbytes * inside <= limit
     if not inside[stored].all():
-        raise ShardDecodeError("an entry of the shard's index points outside the shard")
+        raise ShardDecodeError(
+            "an entry of the shard's index points outside the shard, or to more than a chunk"
+        )
     return index

@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -39,6 +40,7 @@ __all__ = [
     "object_key",
     "own_receipt",
     "parse_receipts",
+    "receipts_limit",
     "seal",
     "stored_discreteness",
     "stored_facts",
@@ -55,6 +57,12 @@ RECEIPTS_OBJECT = "receipts.json"
 #: Field of the root's attribute that holds the checksum of the root document itself.
 _SEAL = "document_crc32c"
 _FORMAT = "ctlab_dask_zarr receipts 1"
+
+#: Of what stands before the entries, of one entry's size and checksum, and of all: a petabyte in
+#: shards of 512**3 has 4 million.
+_HEAD_NBYTES = 1024
+_ENTRY_NBYTES = 32
+_LARGEST_NBYTES = 1 << 30
 
 Number = int | float
 
@@ -171,6 +179,11 @@ def parse_receipts(text: bytes, array: StoredArray) -> ReceiptTable:
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise MetadataError(f"{RECEIPTS_OBJECT} cannot be understood: {error!r}") from error
+
+
+def receipts_limit(array: StoredArray) -> int:
+    """Return the size in bytes that the receipts of an array have at most."""
+    return min(_HEAD_NBYTES + prod(array.grid_shape) * _ENTRY_NBYTES, _LARGEST_NBYTES)
 
 
 def data_range(receipts: Sequence[ShardReceipt]) -> tuple[Number, Number] | None:

@@ -95,6 +95,16 @@ class StoredArray:
         return prod(self.inner_chunk_shape) * self.dtype.itemsize
 
     @property
+    def encoded_chunk_limit(self) -> int:
+        """Size in bytes that no encoded inner chunk has, whatever its codecs add to it."""
+        return 2 * self.inner_chunk_nbytes + (1 << 16)
+
+    @property
+    def object_limit(self) -> int:
+        """Size in bytes that no stored object has."""
+        return prod(self.chunks_per_object) * self.encoded_chunk_limit + self.index_nbytes
+
+    @property
     def index_nbytes(self) -> int:
         """Size of the index at the end of a shard, in bytes."""
         n_chunks = prod(self.chunks_per_object)

@@ -21,7 +21,8 @@ except ImportError:
     DeflateError = zlib.error  # type: ignore[misc,assignment]
 
     def zlib_decompress(data: Buffer, originalsize: int) -> bytearray:
-        return bytearray(zlib.decompress(data, bufsize=originalsize))
+        # Not more, whatever the stream would become.
+        return bytearray(zlib.decompressobj().decompress(data, originalsize + 1))
 
 
 def inflate(compressed: bytes | memoryview, nbytes: int) -> bytearray:

@@ -17,10 +17,22 @@ from typing import Any, Literal, Protocol
 
 from ctlab_dask_zarr.errors import UnsupportedFormatError
 
-__all__ = ["LOCAL_FILES", "Files", "Kind", "LocalFiles", "NewFile", "remove_tree", "walk"]
+__all__ = [
+    "DOCUMENT_NBYTES",
+    "LOCAL_FILES",
+    "Files",
+    "Kind",
+    "LocalFiles",
+    "NewFile",
+    "refuse_larger",
+    "remove_tree",
+    "walk",
+]
 
 Buffer = Any
 Kind = Literal["file", "folder", "link", "other"]
+#: More than any document about a dataset has: one that is larger is damaged, or hostile.
+DOCUMENT_NBYTES = 64 << 20
 #: Compressed chunks are some ten kilobytes: gathered, so that a shard is a few hundred writes.
 _BUFFER_NBYTES = 1 << 20
 
@@ -65,8 +77,8 @@ class Files(Protocol):
         """Return name and kind of all that a folder holds."""
         ...
 
-    def read(self, path: str) -> bytes:
-        """Return the content of a file."""
+    def read(self, path: str, limit: int = DOCUMENT_NBYTES) -> bytes:
+        """Return the content of a file; one that is larger than `limit` is not read."""
         ...
 
     def read_range(self, path: str, start: int, nbytes: int) -> bytes:
@@ -183,9 +195,10 @@ class LocalFiles:
         with os.scandir(folder) as found:
             return [(entry.name, _entry_kind(entry)) for entry in found]
 
-    def read(self, path: str) -> bytes:
-        """Return the content of a file."""
+    def read(self, path: str, limit: int = DOCUMENT_NBYTES) -> bytes:
+        """Return the content of a file; one that is larger than `limit` is not read."""
         with open(_open_file(path), "rb") as file:
+            refuse_larger(path, os.fstat(file.fileno()).st_size, limit)
             return file.read()
 
     def read_range(self, path: str, start: int, nbytes: int) -> bytes:
@@ -236,6 +249,15 @@ class LocalFiles:
 
 #: The one that everything uses but tests.
 LOCAL_FILES: Files = LocalFiles()
+
+
+def refuse_larger(path: str, nbytes: int, limit: int) -> None:
+    """Raise `UnsupportedFormatError` for an object of `nbytes` bytes that may have `limit`."""
+    if nbytes > limit:
+        raise UnsupportedFormatError(
+            f"{path} has {nbytes:,} bytes, and may have {limit:,}: it is damaged, or made to fill "
+            "the memory, and is not read"
+        )
 
 
 def _sync(descriptor: int, path: str) -> None:

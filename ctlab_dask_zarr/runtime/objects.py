@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, MissingExtraError, StorageError
-from ctlab_dask_zarr.runtime.files import Kind
+from ctlab_dask_zarr.runtime.files import DOCUMENT_NBYTES, Kind, refuse_larger
 from ctlab_dask_zarr.text import shown
 
 __all__ = [
@@ -407,13 +407,15 @@ class ObjectFiles:
                 for entry in batch
             }
 
-    def read(self, path: str) -> bytes:
-        """Return an object."""
+    def read(self, path: str, limit: int = DOCUMENT_NBYTES) -> bytes:
+        """Return an object; one that is larger than `limit` is not read."""
         import obstore
 
         store, key = self._at(path)
         with _as_os_errors(path):
-            return bytes(obstore.get(store, key).bytes())
+            found = obstore.get(store, key)
+            refuse_larger(path, found.meta["size"], limit)
+            return bytes(found.bytes())
 
     def read_range(self, path: str, start: int, nbytes: int) -> bytes:
         """Return a part of an object."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
-from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files, NewFile, walk
+from ctlab_dask_zarr.runtime.files import DOCUMENT_NBYTES, LOCAL_FILES, Files, NewFile, walk
 from ctlab_dask_zarr.runtime.objects import (
     OBJECT_SCHEMES,
     ObjectFiles,
@@ -124,8 +124,8 @@ class Store(Protocol):
         """Write one object; it appears whole and durable, or not at all."""
         ...
 
-    def get(self, key: str) -> bytes:
-        """Return an object, or raise FileNotFoundError."""
+    def get(self, key: str, limit: int = DOCUMENT_NBYTES) -> bytes:
+        """Return an object of at most `limit` bytes, or raise FileNotFoundError."""
         ...
 
     def get_range(self, key: str, start: int, nbytes: int) -> bytes:
@@ -172,9 +172,9 @@ class LocalStore:
         with self.create(key) as writer:
             writer.write(data)
 
-    def get(self, key: str) -> bytes:
-        """Return an object."""
-        return self.files.read(self._path_inside(key))
+    def get(self, key: str, limit: int = DOCUMENT_NBYTES) -> bytes:
+        """Return an object; one that is larger than `limit` is not read."""
+        return self.files.read(self._path_inside(key), limit)
 
     def get_range(self, key: str, start: int, nbytes: int) -> bytes:
         """Return a part of an object."""

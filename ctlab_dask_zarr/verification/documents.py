@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice, product
+from math import prod
 
 import google_crc32c
 import numpy as np
@@ -19,15 +21,24 @@ from ctlab_dask_zarr.formats.receipts import (
     level_entry,
     own_receipt,
     parse_receipts,
+    receipts_limit,
 )
 from ctlab_dask_zarr.formats.units import are_same_sizes
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, strangers
 from ctlab_dask_zarr.read.zarr import StoreMetadata
-from ctlab_dask_zarr.runtime.files import LocalFiles
+from ctlab_dask_zarr.runtime.files import DOCUMENT_NBYTES, LocalFiles
 from ctlab_dask_zarr.verification.images import Documents, Image, document_key
 
-__all__ = ["array_receipts", "document_problems", "outside_problems", "stray_problems"]
+#: Objects that are missing, by name; how many more there are is told in one line.
+_MAX_MISSING = 1000
+
+__all__ = [
+    "array_receipts",
+    "document_problems",
+    "objects_to_check",
+    "stray_problems",
+]
 
 
 def document_problems(documents: Documents, image: Image) -> Iterator[Problem]:
@@ -132,7 +143,7 @@ def array_receipts(
         return None, []
     key = f"{path}/{RECEIPTS_OBJECT}".lstrip("/")
     try:
-        text = metadata.store.get(key)
+        text = metadata.store.get(key, receipts_limit(array))
     except FileNotFoundError:
         message = f"{key} is missing: damaged voxels may go unnoticed"
         return None, [Problem(key, "missing", message)]
@@ -152,11 +163,11 @@ def array_receipts(
 class _UnlinkedFiles(LocalFiles):
     """Files that are read where they are, and not through a link."""
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int = DOCUMENT_NBYTES) -> bytes:
         """Return the content of a file."""
         if self.kind(path) == "link":
             raise UnsupportedFormatError(f"{path} is a link")
-        return super().read(path)
+        return super().read(path, limit)
 
 
 def stray_problems(documents: Documents, images: Sequence[Image]) -> Iterator[Problem]:
@@ -188,16 +199,35 @@ def _document_of(name: str, keys: Set[str]) -> str | None:
     return None
 
 
-def outside_problems(metadata: StoreMetadata, path: str, array: StoredArray) -> Iterator[Problem]:
-    """Yield objects with the name of a chunk that lies outside the array's grid."""
+def objects_to_check(
+    metadata: StoreMetadata, path: str, array: StoredArray
+) -> tuple[list[tuple[int, ...]], list[Problem]]:
+    """Return which objects of an array to look at, and what listing has shown to be wrong.
+
+    They are all that are there, and the first of those that are not: how many more are missing is
+    one problem, so that a claim of millions does not fill the memory.
+    """
     store = metadata.store
     prefix = f"{path}/" if path else ""
+    there: set[tuple[int, ...]] = set()
+    problems = []
     for key in store.list(path):
         parts = key.removeprefix(prefix).replace(array.separator, "/").split("/")
         numbers = parts[1:] if array.key_encoding == "default" else parts
         if len(numbers) != len(array.shape) or not all(n.isdecimal() for n in numbers):
             continue
         coords = tuple(map(int, numbers))
-        inside = all(c < n for c, n in zip(coords, array.grid_shape, strict=True))
-        if not inside and array.key(coords) == key.removeprefix(prefix):
-            yield Problem(key, "stray", f"{key} lies outside the array: remove it")
+        if array.key(coords) != key.removeprefix(prefix):
+            continue
+        if all(c < n for c, n in zip(coords, array.grid_shape, strict=True)):
+            there.add(coords)
+        else:
+            problems.append(Problem(key, "stray", f"{key} lies outside the array: remove it"))
+    n_missing = prod(array.grid_shape) - len(there)
+    every = product(*map(range, array.grid_shape))
+    named = islice((c for c in every if c not in there), min(n_missing, _MAX_MISSING))
+    if n_missing > _MAX_MISSING:
+        place = path or ROOT_DOCUMENT
+        text = f"{place}: and {n_missing - _MAX_MISSING:,} more objects are missing"
+        problems.append(Problem(place, "missing", text))
+    return sorted([*there, *named]), problems

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ctlab_dask_zarr.codec.chunk import chunk_codec
-from ctlab_dask_zarr.codec.odd import decode_object
+from ctlab_dask_zarr.codec.odd import read_object
 from ctlab_dask_zarr.codec.region import object_crc32c
 from ctlab_dask_zarr.codec.shard import ABSENT, parse_index
 from ctlab_dask_zarr.errors import CTLabError, ShardDecodeError
@@ -72,12 +72,12 @@ def _problems(
         yield "checksum", "is not the bytes that were committed: its CRC-32C differs"
     if not array.is_direct:
         if read:
-            yield from _decode_errors(lambda: decode_object(array, store.get(key)))
+            yield from _decode_errors(lambda: read_object(store, key, array))
     elif not array.is_sharded:
         if read:
             codec = chunk_codec(array.codecs)
             yield from _decode_errors(
-                lambda: codec.decode(store.get(key), array.inner_chunk_nbytes)
+                lambda: codec.decode(store.get(key, array.object_limit), array.inner_chunk_nbytes)
             )
     else:
         yield from _shard_problems(store, key, array, nbytes, read=read)
@@ -93,9 +93,9 @@ def _decode_errors(decode: Callable[[], Any]) -> Iterator[tuple[str, str]]:
 def _shard_problems(
     store: Store, key: str, array: StoredArray, nbytes: int, *, read: bool
 ) -> Iterator[tuple[str, str]]:
+    n_index = min(array.index_nbytes, nbytes)
     try:
-        start = max(nbytes - array.index_nbytes, 0)
-        index = parse_index(store.get_range(key, start, array.index_nbytes), array, nbytes)
+        index = parse_index(store.get_range(key, nbytes - n_index, n_index), array, nbytes)
     except ShardDecodeError as error:
         yield "index", f"has no whole index: {error}"
         return

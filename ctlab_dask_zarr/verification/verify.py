@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
@@ -41,7 +40,7 @@ from ctlab_dask_zarr.verification.comparison import block_problems, metadata_dif
 from ctlab_dask_zarr.verification.documents import (
     array_receipts,
     document_problems,
-    outside_problems,
+    objects_to_check,
     stray_problems,
 )
 from ctlab_dask_zarr.verification.images import (
@@ -61,6 +60,7 @@ _TASK_NBYTES = 256 << 20
 _MAX_OBJECTS = 100_000_000
 
 Key = Any
+Shape = tuple[int, ...]
 
 
 class Verification(NamedTuple):
@@ -174,10 +174,11 @@ def build_verification(
                 text = f"{document} claims {n_objects:,} objects, an array of {array.shape}"
                 found.append(Problem(document, "shape", text))
                 continue
-            found += outside_problems(image.metadata, array_path, array)
+            objects, of_listing = objects_to_check(image.metadata, array_path, array)
+            found += of_listing
             table, of_receipts = array_receipts(image.metadata, array_path, array)
             found += of_receipts
-            for n, group in enumerate(_groups(array, table)):
+            for n, group in enumerate(_groups(array, objects, table)):
                 below = f"{image.prefix}{array_path}"
                 key = (f"verify-shard-{token}", below, n)
                 graph[key] = Task(
@@ -226,12 +227,14 @@ def _nbytes(array: StoredArray) -> int:
     return prod(array.shape) * array.dtype.itemsize
 
 
-def _groups(array: StoredArray, table: ReceiptTable | None) -> Iterator[tuple[Expected, ...]]:
+def _groups(
+    array: StoredArray, objects: Iterable[Shape], table: ReceiptTable | None
+) -> Iterator[tuple[Expected, ...]]:
     """Yield the objects of each task: one shard, or as many chunks as make one."""
     object_nbytes = prod(array.object_shape) * array.dtype.itemsize
     n_objects = max(1, _TASK_NBYTES // max(object_nbytes, 1))
     group: list[Expected] = []
-    for coords in product(*map(range, array.grid_shape)):
+    for coords in objects:
         if table is None:
             group.append(Expected(coords))
         else:

@@ -27,7 +27,7 @@ from zarr.codecs import (
 )
 
 from ctlab_dask_zarr.codec.chunk import ChunkCodec, chunk_codec
-from ctlab_dask_zarr.codec.odd import decode_object
+from ctlab_dask_zarr.codec.odd import read_object
 from ctlab_dask_zarr.codec.shard import ABSENT, parse_index
 from ctlab_dask_zarr.errors import ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
@@ -299,9 +299,11 @@ def test_an_index_is_inside_its_shard_or_refused(entries: list[tuple[int, int]])
 
 def test_an_odd_object_of_nonsense_is_a_clear_error(tmp_path: Path) -> None:
     array, _, _ = one_shard(tmp_path / "a", "big-endian")
+    store = LocalStore(str(tmp_path))
     for data in (b"", b"\0", bytes(500)):
-        with pytest.raises(ShardDecodeError, match=r"zarr cannot decode|fewer than"):
-            decode_object(array, data)
+        (tmp_path / "object").write_bytes(data)
+        with pytest.raises(ShardDecodeError, match=r"codec rejects|zarr cannot decode|fewer than"):
+            read_object(store, "object", array)
 
 
 def test_big_endian_blocks_as_old_netcdf_has_them_are_stored_little_endian(tmp_path: Path) -> None:

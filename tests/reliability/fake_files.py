@@ -103,7 +103,7 @@ class FakeFiles:
             raise NotADirectoryError(errno.ENOTDIR, "no folder", folder)
         return [(name, "folder" if n.is_folder else "file") for name, n in node.names.items()]
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int = 0) -> bytes:
         return self._get(path).data
 
     def read_range(self, path: str, start: int, nbytes: int) -> bytes:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import resource
 import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +200,114 @@ def test_a_chunk_that_inflates_past_its_shape(codec: Any, chunk: bytes, tmp_path
     refused(tmp_path / "a.zarr")
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert after - before < len(BOMB) / 2 / 1024
+
+
+@contextmanager
+def little_memory(nbytes: int) -> Iterator[None]:
+    """Let this process have only so much more memory than it has."""
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def inflates_to(nbytes: int, codec: str) -> bytes:
+    """Return zeros, encoded."""
+    part = bytes(2**22)
+    if codec == "bz2":
+        # Streams that follow one another are one content.
+        return bz2.compress(part, 1) * (nbytes // len(part))
+    if codec == "gzip":
+        return gzip.compress(part, 9) * (nbytes // len(part))
+    compressor: Any = zlib.compressobj(9) if codec == "zlib" else lzma.LZMACompressor(preset=0)
+    parts = [compressor.compress(part) for _ in range(nbytes // len(part))]
+    return b"".join([*parts, compressor.flush()])
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "in a checksum"])
+@pytest.mark.parametrize("sharded", [True, False], ids=["sharded", "plain"])
+@pytest.mark.parametrize("codec", ["bz2", "zlib", "lzma", "gzip"])
+def test_a_chunk_of_a_rarer_codec_that_inflates_past_its_shape(
+    codec: str, sharded: bool, wrapped: bool, tmp_path: Path
+) -> None:
+    name = {"bz2": "BZ2", "zlib": "Zlib", "lzma": "LZMA", "gzip": "GZip"}[codec]
+    codecs = [getattr(zarr.codecs.numcodecs, name)()]
+    if wrapped:
+        codecs.append(zarr.codecs.numcodecs.Adler32())
+    voxels = random_voxels((64, 64, 64))
+    layout = {"chunks": (64, 64, 64), "shards": (64, 64, 64) if sharded else None}
+    with dask.config.set(scheduler="sync"):
+        dataset_to_zarr(
+            make_dataset(voxels, 64), tmp_path / "a",
+            create_array_kwargs={"compressors": codecs}, **layout,
+        )  # fmt: skip
+        store = tmp_path / "a.zarr"
+        np.testing.assert_array_equal(dataset_from_zarr(store).data.compute(), voxels)
+        assert verify(store) == []
+        chunk = inflates_to(2**30, codec)
+        if wrapped:
+            chunk = zlib.adler32(chunk).to_bytes(4, "little") + chunk
+        index = struct.pack("<QQ", 0, len(chunk))
+        end = index + crc32c(index) if sharded else b""
+        (store / "0" / "c.0.0.0").write_bytes(chunk + end)
+        with little_memory(2**28):
+            assert "would become more" in refused(store)
+
+
+@pytest.mark.parametrize(
+    "name", ["zarr.json", "0/zarr.json", "0/receipts.json", "labels/zarr.json"]
+)
+def test_documents_of_gigabytes_are_not_read(name: str, labelled: Path) -> None:
+    os.truncate(labelled / name, 2**33)
+    with little_memory(2**28), dask.config.set(scheduler="sync"):
+        problems = verify(labelled)
+        if name in ("zarr.json", "0/zarr.json"):
+            with pytest.raises(CTLabError, match="8,589,934,592 bytes"):
+                dataset_from_zarr(labelled)
+    assert any(p.location == name and "8,589,934,592 bytes" in str(p) for p in problems)
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "big-endian"])
+def test_chunks_of_gigabytes_are_not_read(codec: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "none": {"compressors": None},
+        "gzip": {"compressors": zarr.codecs.GzipCodec()},
+        "big-endian": {"compressors": None, "serializer": zarr.codecs.BytesCodec(endian="big")},
+    }[codec]
+    with dask.config.set(scheduler="sync"):
+        dataset_to_zarr(
+            make_dataset(VOXELS, 16), tmp_path / "a", chunks=(16, 16, 16), shards=None,
+            create_array_kwargs=options,
+        )  # fmt: skip
+    os.truncate(tmp_path / "a.zarr" / "0" / "c.0.0.0", 2**33)
+    with little_memory(2**28):
+        assert "8,589,934,592 bytes" in refused(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("sharded", [True, False], ids=["sharded", "plain"])
+def test_a_claim_of_a_hundred_million_objects_that_are_not_there_is_told_in_short(
+    sharded: bool, tmp_path: Path
+) -> None:
+    shards = (16, 16, 16) if sharded else None
+    with dask.config.set(scheduler="sync"):
+        dataset_to_zarr(make_dataset(VOXELS, 16), tmp_path / "a", chunks=(8, 8, 8), shards=shards)
+        store = tmp_path / "a.zarr"
+        n = 16 * 464 if sharded else 8 * 464
+        edit(store / "0" / "zarr.json", lambda d: d.update(shape=[n, n, n]))
+        edit(store / "zarr.json", lambda d: d["attributes"].pop("ctlab_dask_zarr"))
+        os.remove(store / "0" / "receipts.json")
+        with little_memory(2**28):
+            problems = verify(store)
+    missing = [p for p in problems if p.kind == "missing"]
+    assert len(missing) < 2000
+    n_named = sum(p.location.startswith("0/c") for p in missing)
+    n_more = 464**3 - (1 if sharded else 8) - n_named
+    assert f"0: and {n_more:,} more objects are missing" in map(str, missing)
 
 
 def test_absurd_shapes_are_refused_before_a_graph_is_built(store: Path) -> None:
