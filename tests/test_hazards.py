@@ -76,17 +76,17 @@ def test_a_killed_job_leaves_no_store_that_reads_as_zeros_and_can_go_on(tmp_path
     store = tmp_path / "a.zarr"
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(store)]
     job = subprocess.Popen(command)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     # os.walk takes folders in its stride that are renamed while it looks.
     while sum(n.startswith("c.") for _, _, names in os.walk(tmp_path) for n in names) < 5:
         assert job.poll() is None
         assert time.monotonic() < end
         time.sleep(0.005)
     job.send_signal(signal.SIGKILL)
-    job.wait(timeout=30)
+    job.wait(timeout=240)
     assert os.listdir(tmp_path) == [".a.zarr.staging"]
     whole = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("c.*")}
-    subprocess.run([*command, "resume"], check=True, timeout=120)
+    subprocess.run([*command, "resume"], check=True, timeout=240)
     np.testing.assert_array_equal(dataset_from_zarr(store).data, VOXELS)
     for path, modified in whole.items():
         assert (store / "0" / path.name).stat().st_mtime_ns == modified

@@ -97,7 +97,7 @@ def slurm(
     with open(folder / "start.log", "w") as log:
         started = subprocess.run(
             ["bash", SLURM / "start.sh", folder], env=cluster.variables, stdout=log, stderr=log,
-            timeout=120,
+            timeout=240,
         )  # fmt: skip
     pids = [int(file.read_text()) for file in folder.glob("*.pid") if file.read_text().strip()]
     try:
@@ -107,7 +107,7 @@ def slurm(
         cluster.run("scancel", "--user=root")
         wait_until(lambda: not cluster.run("squeue", "-h"), "the end of all jobs")
     finally:
-        subprocess.run(["bash", SLURM / "stop.sh", folder], timeout=60, check=True)
+        subprocess.run(["bash", SLURM / "stop.sh", folder], timeout=240, check=True)
         wait_until(lambda: not any(Path(f"/proc/{n}").exists() for n in pids), "SLURM's end")
 
 
@@ -119,7 +119,7 @@ class Slurm:
 
     def run(self, *command: object) -> str:
         done = subprocess.run(
-            list(map(str, command)), env=self.variables, capture_output=True, text=True, timeout=60
+            list(map(str, command)), env=self.variables, capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
@@ -128,7 +128,7 @@ class Slurm:
         """Submit in `folder`; return the number of the job."""
         done = subprocess.run(
             ["sbatch", "--parsable", *map(str, arguments)], env=self.variables | variables,
-            cwd=folder, capture_output=True, text=True, timeout=60,
+            cwd=folder, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

@@ -183,7 +183,7 @@ def test_without_dask_jobqueue_the_error_says_what_to_install(tmp_path: Path) ->
             f"cluster_from_config({name!r}).__enter__()\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=240
         )
         assert f"pip install 'ctlab-dask-zarr[{extra}]'" in done.stderr
 
@@ -236,7 +236,7 @@ def worker_of_other_zarr(address: str, folder: Path) -> Iterator[subprocess.Pope
         yield worker
     finally:
         worker.kill()
-        worker.wait(10)
+        worker.wait(240)
 
 
 def local_cluster(n_workers: int) -> LocalCluster:
@@ -253,7 +253,7 @@ def test_a_worker_that_joins_late_with_other_versions_leaves_and_the_others_go_o
 ) -> None:
     with local_cluster(1) as local, Client(local) as client, same_versions(client):
         with worker_of_other_zarr(local.scheduler_address, tmp_path) as late:
-            late.wait(60)
+            late.wait(240)
             wait_until(lambda: "has zarr 3.0.0 and not" in caplog.text, "the message")
         wait_until(lambda: len(client.scheduler_info()["workers"]) == 1, "one worker")
         assert client.submit(sum, [1, 2]).result() == 3

@@ -37,7 +37,7 @@ def test_ranks_write_a_dataset(
         [*mpirun, "-np", "4", "ctlab-zarr", "convert", source, "out.zarr", "--cluster", "mpi",
          "--chunks", "16,16,16", "--shards", "32,32,32"],
         env={**environment, "DASK_CONFIG": str(CONFIGS / "mpi.yaml")},
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "out.zarr: 24 shards" in done.stdout, "one rank tells, and no other"

@@ -103,7 +103,7 @@ def pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_job_of_pbs_submits_itself_again_with_the_same_options(
     pbs: list[str], tmp_path: Path
 ) -> None:
-    subprocess.run(pbs, timeout=30)
+    subprocess.run(pbs, timeout=240)
     first, second = (tmp_path / "arguments").read_text().splitlines()
     assert first == second
     assert first.startswith("<convert><my tomo_nc><a.zarr><--shards><32,32,32><--levels><2><--clu")
@@ -118,7 +118,7 @@ def test_a_job_of_pbs_that_is_deleted_stays_away(
     job = subprocess.Popen(["bash", pbs[-1]], env=os.environ | variables)
     wait_until(lambda: (tmp_path / "waits").exists(), "the command")
     job.terminate()
-    assert job.wait(30) == 75
+    assert job.wait(240) == 75
     assert not (tmp_path / "submitted").exists()
 
 
@@ -147,7 +147,7 @@ def test_jobs_of_pbs_write_a_dataset(on_slurm: Any, tmp_path: Path, voxels: np.n
         datatype="tomo",
     )
     with cluster_from_config(config, jobs=2) as cluster, Client(cluster) as client:
-        client.wait_for_workers(2, 60)
+        client.wait_for_workers(2, 240)
         assert len(on_slurm.run("squeue", "-h").splitlines()) == 2
         dataset_to_zarr(dataset, tmp_path / "out", chunks=(16, 32, 32), shards=(16, 32, 32))
     written = Dataset.from_path(tmp_path / "out.zarr").data.compute(scheduler="sync")

@@ -90,7 +90,7 @@ def test_a_cancelled_job_is_replaced(
         on_slurm.run("scancel", job)
         wait_until(lambda: not client.scheduler_info()["workers"], "its loss")
         gate.open()
-        future.result(timeout=60)
+        future.result(timeout=240)
         gate.assert_written(job)
     wait_until(lambda: not on_slurm.run("squeue", "-h"), "the end of the worker jobs")
 
@@ -108,7 +108,7 @@ def test_a_node_that_goes_down_is_made_up_for_by_another(
         try:
             wait_until(lambda: not client.scheduler_info()["workers"], "the loss of the worker")
             gate.open()
-            future.result(timeout=60)
+            future.result(timeout=240)
             gate.assert_written(job)
         finally:
             # It may have come back by itself: its daemon still runs, and says so.
@@ -132,7 +132,7 @@ def test_a_job_over_its_memory_is_killed_and_replaced(
         job = gate.begun_by(wait_until)
         wait_until(lambda: on_slurm.job(job)["JobState"] not in ("RUNNING", "COMPLETING"), "a kill")
         gate.open()
-        future.result(timeout=60)
+        future.result(timeout=240)
         gate.assert_written(job)
     logs = "".join(path.read_text() for path in (tmp_path / "dask-worker-logs").iterdir())
     assert "exceeded memory limit" in logs
@@ -208,7 +208,7 @@ def test_a_replacement_that_the_queue_refuses_is_submitted_again_later(
         wait_until(lambda: len(limit.read_text()) > 1, "two refusals")
         limit.unlink()
         gate.open()
-        future.result(timeout=60)
+        future.result(timeout=240)
         gate.assert_written(job)
 
 

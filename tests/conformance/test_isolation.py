@@ -53,5 +53,5 @@ print("equal")
 
 def test_writing_and_reading_need_no_viewer_no_gdal_and_no_network(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(PROGRAM), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "equal"), done.stderr

@@ -202,7 +202,7 @@ def _serve_for_a_moment(command: str, where: str, environment: Mapping[str, str]
         assert server.stdout is not None
         url = server.stdout.readline()
         server.send_signal(signal.SIGINT)
-        _, errors = server.communicate(timeout=60)
+        _, errors = server.communicate(timeout=240)
     assert url.startswith("http://127.0.0.1:"), f"{where}: {url}{errors}"
 
 

@@ -33,6 +33,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     result = subprocess.run(
@@ -71,6 +72,7 @@ def kernel(tmp_path: Path) -> Iterator[Any]:
         manager.shutdown_kernel(now=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_leaves_its_shards_and_resume_makes_only_the_others(
     kernel: Any, tmp_path: Path
 ) -> None:
@@ -107,14 +109,14 @@ dataset_to_zarr(dataset, "scan.zarr", chunks=(16, 16, 16), shards=(32, 32, 32), 
     wait_until(shards, "the first shards")
     manager.interrupt_kernel()
     # Replies to what was asked when it started may come before.
-    replies = iter(lambda: client.get_shell_msg(timeout=60), None)
+    replies = iter(lambda: client.get_shell_msg(timeout=240), None)
     reply = next(r["content"] for r in replies if r["parent_header"]["msg_id"] == asked)
     assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt"), reply
     assert not (tmp_path / "scan.zarr").exists()
     staged = shards()
     assert 1 <= len(staged) <= 4
     (tmp_path / "interrupted").touch()
-    reply = client.execute_interactive(cell.replace("{resume}", "True"), timeout=120)["content"]
+    reply = client.execute_interactive(cell.replace("{resume}", "True"), timeout=240)["content"]
     assert reply["status"] == "ok", reply
     times = Counter(path.name.split(".")[0] for path in tmp_path.glob("*.made"))
     assert len(times) == 32
@@ -171,11 +173,11 @@ def lab(tmp_path: Path) -> Iterator[str]:
             env=with_commands(tmp_path / "commands") | {"HOME": str(tmp_path)},
         )  # fmt: skip
     try:
-        wait_until(lambda: listens(port), "the start of JupyterLab", 120)
+        wait_until(lambda: listens(port), "the start of JupyterLab")
         yield f"http://127.0.0.1:{port}/lab/tree/scan.ipynb?token={TOKEN}"
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(240)
 
 
 @pytest.mark.browser
@@ -185,17 +187,17 @@ def test_the_card_and_the_plan_are_seen_in_jupyterlab(lab: str, tmp_path: Path) 
     try:
         browser.open(lab)
         is_ready = "!!(window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell'))"
-        wait_until(lambda: browser.evaluate(is_ready), "the notebook in the browser", 120)
+        wait_until(lambda: browser.evaluate(is_ready), "the notebook in the browser")
         browser.evaluate("jupyterapp.shell.collapseLeft(); jupyterapp.shell.collapseRight()")
         idle = "jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.status"
-        wait_until(lambda: browser.evaluate(idle) == "idle", "the kernel", 120)
+        wait_until(lambda: browser.evaluate(idle) == "idle", "the kernel")
         browser.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
         text = "[...document.querySelectorAll('.jp-OutputArea')].map(o => o.innerText).join(' ')"
-        wait_until(lambda: "field of view" in browser.evaluate(text), "the card", 120)
+        wait_until(lambda: "field of view" in browser.evaluate(text), "the card")
         shown = browser.evaluate(text)
         browser.evaluate("document.querySelectorAll('.Toastify').forEach(e => e.remove())")
         drawn = "!!document.querySelector('.jp-OutputArea img')?.naturalWidth"
-        wait_until(lambda: browser.evaluate(drawn), "the picture of the card", 60)
+        wait_until(lambda: browser.evaluate(drawn), "the picture of the card")
         box = browser.evaluate(
             "(() => { const b = document.querySelector('.jp-OutputArea img')"
             ".getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom] })()"

@@ -13,6 +13,7 @@ from ctlab_dask_zarr.cli import main
 from tests.documentation.blocks import ROOT, with_commands
 
 
+@pytest.mark.slow
 def test_the_documentation_builds(tmp_path: Path) -> None:
     pytest.importorskip("myst_nb")
     result = subprocess.run(

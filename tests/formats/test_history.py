@@ -165,9 +165,10 @@ def test_no_word_of_a_text_is_lost(pairs: list[tuple[str, str]]) -> None:
     ],
 )
 def test_a_long_text_takes_time_in_proportion(text: str) -> None:
-    start = time.perf_counter()
+    # Of this process, however busy the machine is.
+    start = time.process_time()
     parse_mango_history(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_pairs_of_attributes_become_entries() -> None:

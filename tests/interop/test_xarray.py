@@ -349,7 +349,7 @@ def test_a_store_that_is_renamed_while_it_is_open_is_told_so(store: Path, strict
 def test_the_dask_command_has_this_one() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dask", "ctlab-zarr", "--help"],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "convert tomoHiRes_nc scan.zarr" in done.stdout

@@ -97,7 +97,7 @@ def kill_group(process: Any) -> None:
     # It may have ended by itself a moment ago: its exit code tells.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.join(60)
+    process.join(240)
 
 
 def everything(folder: Path) -> dict[str, tuple[str, int, bytes | str]]:
@@ -170,7 +170,7 @@ def tmpfs(folder: Path, **options: object) -> Iterator[Callable[..., None]]:
         text = ",".join([*flags, *(f"{name}={value}" for name, value in settings.items())])
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", text, "tmpfs", folder],
-            *(), check=True, capture_output=True, timeout=30,
+            *(), check=True, capture_output=True, timeout=240,
         )  # fmt: skip
 
     folder.mkdir(parents=True)
@@ -181,7 +181,7 @@ def tmpfs(folder: Path, **options: object) -> Iterator[Callable[..., None]]:
     try:
         yield lambda *flags, **settings: mount("remount", *flags, **settings)
     finally:
-        subprocess.run(["umount", "-l", folder], check=True, timeout=30)
+        subprocess.run(["umount", "-l", folder], check=True, timeout=240)
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def faulty_folder(parent: Path, name: str = "faulty") -> Iterator[FaultyFolder]:
         pytest.skip("this machine has no FUSE")
     # Loads libfuse when it is imported, so that it may fail in more than one way.
     check = [sys.executable, "-c", "import mfusepy; mfusepy.FUSE"]
-    if subprocess.run(check, capture_output=True, timeout=30).returncode:
+    if subprocess.run(check, capture_output=True, timeout=240).returncode:
         pytest.skip("mfusepy, or the libfuse that it loads, is not installed")
     # Syncing a folder fails on request, too.
     server_code = (
@@ -238,6 +238,6 @@ def faulty_folder(parent: Path, name: str = "faulty") -> Iterator[FaultyFolder]:
             assert server.poll() is None, Path(log.name).read_text()
             yield folder
         finally:
-            subprocess.run(["fusermount", "-u", "-z", folder.path], check=False, timeout=30)
+            subprocess.run(["fusermount", "-u", "-z", folder.path], check=False, timeout=240)
             server.terminate()
-            server.wait(30)
+            server.wait(240)

@@ -85,7 +85,7 @@ def killed_before(act: Callable[[str, int], None], path: Path, number: int) -> b
     """Do something in a process that dies before the effect with a number; whether it was done."""
     process = _processes.Process(target=act, args=(str(path), number))
     process.start()
-    process.join(60)
+    process.join(240)
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode == 0
 

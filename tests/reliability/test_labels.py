@@ -47,7 +47,7 @@ def start(image: Path, name: str, modulus: int, *, resume: bool = False) -> tupl
     process = _processes.Process(target=killed_write.write_labels, args=arguments)
     process.start()
     theirs.close()
-    assert ours.poll(60)
+    assert ours.poll(240)
     assert ours.recv() == "ready"
     return process, ours
 
@@ -116,9 +116,9 @@ def meet(image: Path, first: tuple[str, int], second: tuple[str, int]) -> list[s
         end.send("go")
     outcomes = []
     for process, end in started:
-        assert end.poll(60), "a writer hangs"
+        assert end.poll(240), "a writer hangs"
         outcomes.append(end.recv())
-        process.join(60)
+        process.join(240)
     return outcomes
 
 

@@ -31,6 +31,8 @@ from tests.reliability.faults import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 LAYOUT: dict[str, Any] = {"chunks": (8, 8, 8), "shards": (16, 16, 16)}
 N_SHARDS = 64
 N_KILLS = 10

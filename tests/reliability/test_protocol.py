@@ -437,7 +437,7 @@ class Interleaved:
             if self.n in self.switches and self.alive[1 - me]:
                 self.turn = 1 - me
                 self.changed.notify_all()
-            assert self.changed.wait_for(lambda: self.turn == me, timeout=30)
+            assert self.changed.wait_for(lambda: self.turn == me, timeout=240)
 
     def run(self, actions: tuple[Any, Any]) -> list[BaseException | None]:
         threads = [
@@ -447,14 +447,14 @@ class Interleaved:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(timeout=240)
             assert not thread.is_alive()
         self.files.before_effect = lambda number: None
         return self.errors
 
     def _act(self, me: int, action: Any) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: self.turn == me, timeout=30)
+            assert self.changed.wait_for(lambda: self.turn == me, timeout=240)
         try:
             action(self.files)
         except (CTLabError, OSError) as error:

@@ -53,7 +53,7 @@ class Hosts:
 
 
 def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=30)
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def started(host: str, log: Path, *module: str, **variables: str) -> Iterator[su
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
+        process.wait(240)
 
 
 @contextmanager
@@ -146,14 +146,12 @@ def test_a_link_that_is_cut_and_healed_costs_nothing_but_time(
     with cluster_on(hosts, tmp_path) as (scheduler, far_worker):
         arguments = (scheduler, str(destination), str(notes))
         with started(hosts.near, log, "tests.reliability.write_slowly", *arguments) as write:
-            wait_until(
-                lambda: any("far" in on for on in attempts(notes).values()), "work far away", 40
-            )
+            wait_until(lambda: any("far" in on for on in attempts(notes).values()), "work far away")
             hosts.cut()
             if healed == "before the commit":
-                wait_until(is_on_both, "a block that is made on both sides of the cut", 40)
+                wait_until(is_on_both, "a block that is made on both sides of the cut")
             else:
-                wait_until(lambda: write.poll() is not None, "the end of the write", 60)
+                wait_until(lambda: write.poll() is not None, "the end of the write")
             hosts.heal()
             (notes / "healed").touch()
             assert write.wait(TIMEOUT_S) == 0, log.read_text()

@@ -46,7 +46,7 @@ def race() -> Iterator[Race]:
             for end, job, delay_s in zip(ends, (first, second), delays_s, strict=True):
                 end.send((job, destination, delay_s))
             for end in ends:
-                assert end.poll(60), "a writer hangs"
+                assert end.poll(240), "a writer hangs"
             return tuple(end.recv() for end in ends)
 
         yield run
@@ -210,7 +210,7 @@ class GatedArray(SlowArray):
     def __getitem__(self, region: Any) -> np.ndarray:
         if self._n_left == 0:
             self.is_waiting.set()
-            assert self.may_go_on.wait(60)
+            assert self.may_go_on.wait(240)
         self._n_left -= 1
         return super().__getitem__(region)
 
@@ -242,7 +242,7 @@ def test_a_writer_whose_work_another_one_takes_over_commits_nothing_incomplete(
         writers.append((thread, voxels))
     for thread, voxels in writers:
         voxels.may_go_on.set()
-        thread.join(60)
+        thread.join(240)
     assert len(errors) < 2, errors
     assert [error for error in errors if not isinstance(error, CTLabError)] == []
     assert sorted(contents(destination)) == sorted(undisturbed(Job("a")))

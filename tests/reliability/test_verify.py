@@ -330,7 +330,7 @@ def _open(path: Path) -> Any:
 
 def _cli(*arguments: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ctlab_dask_zarr.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def test_the_command_line_tells_every_problem_and_ends_with_3(tmp_path: Path) -> None:

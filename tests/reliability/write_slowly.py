@@ -29,7 +29,7 @@ def noted(block: np.ndarray, notes: str, block_info: dict | None = None) -> np.n
     note = Path(notes) / f"{place}.{host}.{uuid4().hex}"
     note.touch()
     if host == "far":
-        wait_until((Path(notes) / "healed").exists, "the link", 60)
+        wait_until((Path(notes) / "healed").exists, "the link")
         (Path(notes) / "late").touch()
     else:
         # So that the far host gets some of the work.
@@ -44,7 +44,7 @@ def main(scheduler: str, destination: str, notes: str) -> None:
     )
     dataset = make_dataset(data, dataset_id="20200202_000000_tomo")
     with Client(scheduler) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=240)
         dataset_to_zarr(dataset, destination, **LAYOUT)
 
 

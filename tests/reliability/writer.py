@@ -67,7 +67,7 @@ def serve(jobs: Connection, barrier: Any) -> None:
     """Do the jobs that come, each at the same moment as the other process, until None comes."""
     while (job := jobs.recv()) is not None:
         write, destination, delay_s = job
-        barrier.wait(60)
+        barrier.wait(240)
         try:
             write.write(destination, SlowArray(write.voxels, delay_s))
         except CTLabError as error:

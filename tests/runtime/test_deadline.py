@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
 from ctlab_dask_zarr import InvalidArgumentError
 from ctlab_dask_zarr.runtime.deadline import seconds_left
+from tests.builders import run_here
 
 SLURM = {"SLURM_JOB_ID": "12"}
 ARRAY = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"}
@@ -74,3 +76,18 @@ def test_where_nobody_tells_a_time_has_to_be_given(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=f"{message}.*give a time, as 1h50m"):
         seconds_left(environment, lambda command: answer)
+
+
+@pytest.mark.parametrize("command", ["convert", "commit", "pyramid", "add-labels"])
+@pytest.mark.parametrize("deadline", ["5s", "10s", "0:00:07", "0s"])
+def test_a_deadline_that_leaves_no_time_for_work_is_a_usage_error(
+    deadline: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job script would go into the queue again for ever."""
+    monkeypatch.chdir(tmp_path)
+    places = {"convert": ["source_nc", "a.zarr"], "add-labels": ["a.zarr", "source_nc"]}
+    words = [command, *places.get(command, ["a.zarr"]), "--deadline", deadline]
+    done = run_here(*words)
+    assert done.returncode == 2, done.stderr
+    assert "leaves no time for any work" in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())

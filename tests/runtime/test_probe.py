@@ -54,7 +54,7 @@ def start_worker(client: Client, folder: Path, mount: str) -> subprocess.Popen[b
 
 def end(worker: subprocess.Popen[bytes]) -> None:
     worker.terminate()
-    worker.wait(30)
+    worker.wait(240)
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def worker_with_mount(folder: Path, mount: str) -> Iterator[Client]:
     with scheduler() as client:
         worker = start_worker(client, folder, mount)
         try:
-            client.wait_for_workers(1, 60)
+            client.wait_for_workers(1, 240)
             yield client
         finally:
             end(worker)
@@ -125,7 +125,7 @@ def write_while(folder: Path, bring: Callable[[], None], **flags: bool) -> None:
 
     def wait(block: np.ndarray) -> np.ndarray:
         (signs / "running").touch()
-        end_s = time.monotonic() + 60
+        end_s = time.monotonic() + 240
         while not release.exists() and time.monotonic() < end_s:
             time.sleep(0.1)
         return block
@@ -158,7 +158,7 @@ def test_a_worker_that_comes_late_is_named_where_it_sees_another_folder(
 
         def bring() -> None:
             workers.append(start_worker(client, shared, mount.format(shared)))
-            client.wait_for_workers(2, 60)
+            client.wait_for_workers(2, 240)
             time.sleep(3)
 
         said = r"worker tcp://\S+ on \S+ has another .*shared than.* came while the write was"

@@ -28,7 +28,7 @@ def finished(*arguments: object, **environment: str) -> subprocess.CompletedProc
     command = [sys.executable, "-m", "ctlab_dask_zarr.cli", *map(str, arguments)]
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DASK_")}
     return subprocess.run(
-        command, capture_output=True, text=True, env=kept | environment, timeout=120
+        command, capture_output=True, text=True, env=kept | environment, timeout=240
     )
 
 

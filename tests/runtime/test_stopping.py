@@ -29,12 +29,12 @@ def test_a_signal_while_a_process_ends_does_not_replace_its_exit_code(
 ) -> None:
     """A job that ends with 75 goes into the queue again, and one that is done has not failed."""
     ending = _ENDING.format(stopped=stopped, name=name, code=code)
-    assert subprocess.run([sys.executable, "-c", ending], timeout=60).returncode == code
+    assert subprocess.run([sys.executable, "-c", ending], timeout=240).returncode == code
 
 
 def test_ctrl_c_means_afterwards_what_it_always_does() -> None:
     ending = _ENDING.format(stopped=False, name="SIGINT", code=0)
-    done = subprocess.run([sys.executable, "-c", ending], timeout=60, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", ending], timeout=240, capture_output=True)
     assert done.returncode == -signal.SIGINT
 
 
@@ -57,7 +57,7 @@ for _ in range(40):
 def test_a_signal_in_the_middle_of_a_wait_does_not_hang(name: str) -> None:
     """The handler runs in the main thread, which holds the lock of what it waits for."""
     code = _WAITING.format(name=name)
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=240).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def web(tmp_path: Path) -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-        thread.join(10)
+        thread.join(240)
 
 
 @dataclass
@@ -109,7 +109,7 @@ def start_moto(folder: Path) -> tuple[Server, subprocess.Popen[bytes]]:
             [command, "-H", "127.0.0.1", "-p", str(server.port)], stdout=log, stderr=log
         )
     server.pid = process.pid
-    wait_until(lambda: listens(server.port), "the start of moto", 60)
+    wait_until(lambda: listens(server.port), "the start of moto")
     return server, process
 
 
@@ -126,8 +126,8 @@ def _start_ceph(folder: Path) -> Server:
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest"}
     server = Server("ceph", CEPH_PORT, keys)
     try:
-        wait_until(lambda: listens(CEPH_PORT), (folder / "start.log").read_text(), 60)
-        wait_until(lambda: _lists(server), "Ceph's first answer", 60)
+        wait_until(lambda: listens(CEPH_PORT), (folder / "start.log").read_text())
+        wait_until(lambda: _lists(server), "Ceph's first answer")
     except BaseException:
         _stop_ceph(folder)
         raise
@@ -171,7 +171,7 @@ def s3(
     server, process = start_moto(folder)
     yield server
     process.kill()
-    process.wait(10)
+    process.wait(240)
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ class Network:
                     content = f"<Error><Code>{code}</Code></Error>".encode()
                     self._answer(status, {"Content-Type": "application/xml"}, content)
                     return
-                with closing(HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
+                with closing(HTTPConnection("127.0.0.1", server.port, timeout=240)) as connection:
                     headers = network.forwarded(dict(self.headers))
                     connection.request(self.command, self.path, body, headers)
                     reply = connection.getresponse()

@@ -74,7 +74,7 @@ class Azurite:
         digest = hmac.new(base64.b64decode(KEY), text.encode(), hashlib.sha256).digest()
         headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(digest).decode()}"
         headers["Content-Length"] = "0"
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=240)
         connection.request("PUT", f"/{ACCOUNT}/{name}?restype=container", headers=headers)
         reply = connection.getresponse()
         assert reply.status == 201, reply.read()
@@ -93,11 +93,11 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     with open(tmp_path_factory.mktemp("azurite") / "log", "w") as log:
         process = subprocess.Popen([command, *options], stdout=log, stderr=log)
     try:
-        wait_until(lambda: listens(port), "the start of Azurite", 60)
+        wait_until(lambda: listens(port), "the start of Azurite")
         yield Azurite(port)
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(240)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     moto, process = start_moto(tmp_path_factory.mktemp("google"))
     yield moto
     process.kill()
-    process.wait(10)
+    process.wait(240)
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_a_killed_conversion_is_gone_on_with_and_checked(
         wait_until(lambda: n_shards() > 8, "the first shards", 90)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
+        process.wait(240)
     with pytest.raises(CTLabError):
         dataset_from_zarr(url)
     n_before = n_shards()

@@ -55,7 +55,7 @@ def public(s3: Server, bucket: str) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-    thread.join(10)
+    thread.join(240)
 
 
 # On moto: what the pages do is tested on every server beside this.

@@ -82,7 +82,7 @@ def race_of_two(url: str, dataset: Dataset) -> None:
     errors: list[Exception] = []
 
     def write() -> None:
-        barrier.wait(30)
+        barrier.wait(240)
         try:
             with dask.config.set(scheduler="sync"):
                 dataset_to_zarr(dataset, url, **LAYOUT)
@@ -256,10 +256,10 @@ def test_a_killed_conversion_leaves_nothing_readable_and_resumes(
         return {key: v for key, v in s3.keys(bucket).items() if key.startswith(prefixes)}
 
     try:
-        wait_until(lambda: len(shards(0)) > 8, "the first shards", 60)
+        wait_until(lambda: len(shards(0)) > 8, "the first shards")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
+        process.wait(240)
     with pytest.raises(CTLabError):
         dataset_from_zarr(url)
     assert 8 < len(shards(0)) < 96
@@ -311,7 +311,7 @@ def test_of_many_puts_of_one_key_one_wins(s3: Server, bucket: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(240)
     assert len(won) == 1
     assert files.read(f"s3://{bucket}/key") == b"%d" % won[0]
 

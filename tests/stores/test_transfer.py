@@ -188,7 +188,7 @@ def test_of_two_pushes_of_different_datasets_one_wins_whole(
         lost: list[Exception] = []
 
         def push(source: Path, url: str = url, lost: list[Exception] = lost) -> None:
-            barrier.wait(30)  # noqa: B023
+            barrier.wait(240)  # noqa: B023
             try:
                 copy_dataset(str(source), Destination.at(url))
             except CTLabError as error:

@@ -503,7 +503,7 @@ def test_the_command_writes_the_picture_and_prints_where(labelled: Path, tmp_pat
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "ctlab_dask_zarr.cli", "preview", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
     done = run(labelled, "-o", output, "--size", "48", "--labels", "grains")
     assert (done.returncode, done.stdout) == (0, f"{output}\n"), done.stderr

@@ -59,7 +59,7 @@ def ask(
 def ask_port(
     port: int, path: str, method: str = "GET", headers: dict[str, str] | None = None
 ) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=240)
     try:
         connection.request(method, path, headers=headers or {})
         return Answer(connection.getresponse())
@@ -262,7 +262,7 @@ def test_other_machines_cannot_connect(server: FolderServer) -> None:
 
 def test_a_connection_is_kept_for_further_ranges(server: FolderServer) -> None:
     token = server.url.split("/")[3]
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=240)
     try:
         connection.connect()
         first_socket = connection.sock
@@ -284,7 +284,7 @@ def test_redirects_and_event_streams_are_below_the_token_too(server: FolderServe
     assert (answer.status, answer.headers["Location"]) == (302, "http://viewer.example/#!{}")
     assert ask_port(server.port, "/").status == 404
     token = server.url.split("/")[3]
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=240)
     try:
         connection.request("GET", f"/{token}/events/page?c=1")
         response = connection.getresponse()

@@ -255,10 +255,10 @@ def test_the_command_prints_an_address_that_serves_until_it_is_ended(tmp_path: P
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{30,}/", url)
-        with urllib.request.urlopen(f"{url}a.zarr/zarr.json", timeout=10) as response:
+        with urllib.request.urlopen(f"{url}a.zarr/zarr.json", timeout=240) as response:
             assert response.status == 200
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
         assert "ssh -N -L" in errors
         assert "'grains' is left out" in errors

@@ -162,11 +162,12 @@ def test_where_machine_code_cannot_be_kept_it_is_compiled_anew(tmp_path: Path) -
         "print(halve(np.full((2, 2, 2), 7, 'uint8'), (2, 2, 2), 'mean', None).item())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240, cwd=tmp_path
     )
     assert done.stdout.strip() == "7", done.stderr
 
 
+@pytest.mark.slow
 def test_machine_code_of_each_type_is_kept_in_files_of_its_own(tmp_path: Path) -> None:
     """Under one name, processes that compile for different types would mix them up."""
     script = (
