@@ -20,7 +20,7 @@ from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.zarr import dataset_from_zarr, read_store_metadata
-from ctlab_dask_zarr.runtime.storage import storage_options_in_force, storage_path
+from ctlab_dask_zarr.runtime.storage import files_at, storage_options_in_force, storage_path
 from ctlab_dask_zarr.write.commit import CommitResult, committed_result
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.extend import (
@@ -31,6 +31,7 @@ from ctlab_dask_zarr.write.extend import (
     stored_geometries,
 )
 from ctlab_dask_zarr.write.graph import build_completion
+from ctlab_dask_zarr.write.labels import image_identity
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.write.remaining import resolve_request
@@ -199,8 +200,10 @@ def build_labels(
     `part` as of `build_write`.
     """
     refuse_contradictions(resume, restart, part)
-    image = dataset_from_zarr(image_path)
-    path = image.source.path
+    path = storage_path(image_path)
+    # First, so that an image which takes the place of this one meanwhile is seen.
+    identity = image_identity(files_at(path), path)
+    image = dataset_from_zarr(path)
     if not image.source.array_path:
         raise UnsupportedFormatError(
             f"{path} is a plain array: labels belong to an OME-Zarr image, convert it to one first"
@@ -222,7 +225,7 @@ def build_labels(
     placed = os.path.join(os.path.dirname(path), f"{name}.zarr")
     geometries = stored_geometries(image, path)
     image_plan = build_plan(dataset, placed, options, source, geometries=geometries)
-    write_plan = plan_labels(image_plan, path, name, colors)
+    write_plan = plan_labels(image_plan, path, name, colors, identity)
     return build_planned(write_plan, source, resume=resume, restart=restart, part=part)
 
 

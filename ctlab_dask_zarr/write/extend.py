@@ -30,6 +30,7 @@ from ctlab_dask_zarr.read.zarr import (
 )
 from ctlab_dask_zarr.runtime.documents import CONSOLIDATED
 from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.labels import ImageIdentity
 from ctlab_dask_zarr.write.layout import Layout, resolve_layout
 from ctlab_dask_zarr.write.plan import Document, Level, WritePlan, plan_fingerprint, plan_identity
 from ctlab_dask_zarr.write.pyramid import (
@@ -216,8 +217,11 @@ def plan_labels(
     image_path: str,
     name: str,
     colors: Mapping[int, Sequence[int]] | None,
+    image: ImageIdentity | None = None,
 ) -> WritePlan:
     """Return the plan of an image as that of labels of the image at `image_path`.
+
+    `image` tells that image from another one that takes its place before the labels are there.
 
     Raises
     ------
@@ -237,4 +241,5 @@ def plan_labels(
         documents=(*documents, Document(ROOT_DOCUMENT, json.dumps(content))),
         is_discrete=True,
         labels_of=image_path,
+        image=image,
     )

@@ -1,19 +1,76 @@
-"""The group ``labels`` of an image, which tells readers what labels it has."""
+"""What labels have to do with their image: which one they fit, and how readers find them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import Any
 
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion
-from ctlab_dask_zarr.read.hierarchy import label_names
+from ctlab_dask_zarr.read.hierarchy import (
+    ROOT_DOCUMENT,
+    label_names,
+    read_json_object,
+    read_ome,
+)
+from ctlab_dask_zarr.read.zarr_volume import read_version, seal_of
 from ctlab_dask_zarr.runtime.documents import CONSOLIDATED, change_document
+from ctlab_dask_zarr.runtime.files import Files
 from ctlab_dask_zarr.runtime.storage import store_at
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.plan import group_document
 
-__all__ = ["register_labels"]
+__all__ = ["ImageIdentity", "image_identity", "image_problem", "register_labels"]
+
+#: Hashes of an image's voxels, and of where and how large they are.
+ImageIdentity = tuple[str, str]
+_GEOMETRY = ("axes", "datasets", "coordinateTransformations")
+
+
+def image_identity(files: Files, path: str) -> ImageIdentity:
+    """Return what tells an image from every other one, as far as its labels are concerned.
+
+    Voxels are known by the checksums of their commit; those of another writer by the documents of
+    the arrays, and when these were written. A name, a history or an identifier makes no other
+    image.
+    """
+    attributes = read_json_object(files, os.path.join(path, ROOT_DOCUMENT)).get("attributes")
+    multiscales = read_ome(files, path).get("multiscales") or [{}]
+    paths = [str(dataset.get("path")) for dataset in multiscales[0].get("datasets") or ()]
+    voxels: list[Any] = []
+    for array_path in paths:
+        seal = seal_of(attributes, array_path)
+        document = os.path.join(path, array_path, ROOT_DOCUMENT)
+        if seal is None and files.kind(document) is not None:
+            text = json.dumps(read_json_object(files, document))
+            voxels.append((array_path, text, read_version(files, document)))
+        else:
+            voxels.append((array_path, seal))
+    geometry = [multiscales[0].get(key) for key in _GEOMETRY]
+    return _hash(voxels), _hash(geometry)
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def image_problem(destination: Destination, wanted: ImageIdentity | None) -> str | None:
+    """Return why labels do not fit the image that is there as they fit their own, or None."""
+    if destination.labels_of is None or wanted is None:
+        return None
+    voxels, geometry = image_identity(destination.files, destination.labels_of)
+    if voxels != wanted[0]:
+        return (
+            f"{destination.labels_of} is another image than the one for which these labels were "
+            "planned. Make labels of the new one, by restart=True (--restart) where some were begun"
+        )
+    if geometry != wanted[1]:
+        return (
+            f"the voxel size or position of {destination.labels_of} was changed since its labels "
+            "were planned. Plan them again; resume=True (--resume) goes on with what was written"
+        )
+    return None
 
 
 def register_labels(destination: Destination) -> None:

@@ -108,6 +108,8 @@ class WritePlan:
         Whether voxels are names of classes, and not grey values.
     labels_of
         The image whose labels these are; None for an image.
+    image
+        What tells that image from another one, by `write.labels.image_identity`.
     random_name
         dask's name of a source that no other process can recognise; None where one can.
     """
@@ -124,6 +126,7 @@ class WritePlan:
     downsample: DownsampleMethod = "mean"
     is_discrete: bool = False
     labels_of: str | None = None
+    image: tuple[str, str] | None = None
     random_name: str | None = None
 
     @property

@@ -15,6 +15,7 @@ from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.labels import ImageIdentity
 from ctlab_dask_zarr.write.layout import Layout
 from ctlab_dask_zarr.write.plan import Document, Level, WritePlan
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod
@@ -54,6 +55,8 @@ class StageRequest:
         none.
     extends
         Hash of the root document of the store that gets further levels; None for a new store.
+    image
+        Of labels, what tells their image from another one.
     """
 
     destination: Destination
@@ -72,6 +75,7 @@ class StageRequest:
     n_parts: int | None = None
     resumes: str | None = None
     extends: str | None = None
+    image: ImageIdentity | None = None
 
     @property
     def n_existing(self) -> int:
@@ -108,6 +112,7 @@ class StageRequest:
             downsample=plan.downsample,
             is_grey=not plan.is_discrete,
             n_parts=n_parts,
+            image=plan.image,
         )
 
     def to_json(self, staging_id: str) -> str:
@@ -124,6 +129,7 @@ class StageRequest:
             "is_grey": self.is_grey,
             "n_parts": self.n_parts,
             "extends": self.extends,
+            "image": self.image,
             "started_s": time.time(),
             "version": __version__,
             "levels": [asdict(level) for level in self.levels],
@@ -161,6 +167,7 @@ class StageRequest:
                 n_parts=plan["n_parts"],
                 resumes=plan["staging_id"],
                 extends=plan["extends"],
+                image=plan.get("image") and tuple(plan["image"]),
             )
         except (KeyError, TypeError) as error:
             raise MetadataError(

@@ -24,6 +24,7 @@ from ctlab_dask_zarr.runtime.files import remove_tree
 from ctlab_dask_zarr.runtime.storage import store_at
 from ctlab_dask_zarr.write.destination import STAGED_PLAN, Destination
 from ctlab_dask_zarr.write.difference import identity_difference, requested_difference
+from ctlab_dask_zarr.write.labels import image_problem
 from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.staged import StagedWrite
 
@@ -78,7 +79,11 @@ def destination_problem(request: StageRequest) -> str | None:
     """Return why nothing may be committed to the destination, or None."""
     destination = request.destination
     if request.extends is None:
-        return _other_request(request) or destination.problem(overwrite=request.overwrite)
+        return (
+            image_problem(destination, request.image)
+            or _other_request(request)
+            or destination.problem(overwrite=request.overwrite)
+        )
     try:
         root = destination.files.read(os.path.join(destination.path, ROOT_DOCUMENT))
     except OSError:
@@ -173,8 +178,13 @@ def staging_problem(request: StageRequest) -> str | None:
     by = "restart=True (--restart)"
     if request.n_parts is not None:
         by = f"`ctlab-zarr abort {destination.path}`"
-        if found.get("n_parts") is not None:
-            return _part_problem(request, found, by)
+    if request.image is not None and (found.get("image") or request.image)[0] != request.image[0]:
+        return (
+            f"{destination.staging} holds labels of the image that was {destination.labels_of} "
+            f"before: remove them by {by}"
+        )
+    if request.n_parts is not None and found.get("n_parts") is not None:
+        return _part_problem(request, found, by)
     if not request.resume:
         return (
             f"{destination.staging} is there: another write to {destination.path} is under way, or "

@@ -17,7 +17,6 @@ import zarr
 from click.testing import CliRunner
 
 from ctlab_dask_zarr import (
-    Dataset,
     InvalidArgumentError,
     WriteFailedError,
     dataset_from_zarr,
@@ -417,19 +416,6 @@ def test_an_image_whose_labels_are_being_written_is_left_alone(
     labels_to_zarr(np.ones(SHAPE, "uint8"), path, name, resume=True)
     edit_metadata(path, voxel_size=6)
     assert dataset_from_zarr(path / "labels" / name).voxel_size == (6, 6, 6)
-
-
-def test_labels_planned_before_a_change_and_written_after_are_corrected_by_asking_again(
-    tmp_path: Path,
-) -> None:
-    path = make_store(tmp_path)
-    graph = labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases", compute=False)
-    edit_metadata(path, voxel_size=5)
-    graph.compute()
-    assert Dataset.from_path(path / "labels" / "phases").voxel_size == (3.0, 2.0, 1.5)
-    assert edit_metadata(path, voxel_size=5) == (
-        "voxel size of labels 'phases': 3 x 2 x 1.5 um -> 5 um",
-    )
 
 
 def run(*arguments: str, answer: str | None = None) -> tuple[int, str]:
