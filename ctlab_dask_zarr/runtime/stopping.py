@@ -177,21 +177,42 @@ def compute_until(
     done = threading.Event()
     future = client.compute(graph)
     future.add_done_callback(lambda _: done.set())
-    while not future.done():
-        reason = stop.reason()
-        if reason is not None:
-            # The scheduler forgets what is not running; what is running ends by itself.
-            future.cancel(reason=reason)
-            if reading is None:
+    with _thread_given_back():
+        while not future.done():
+            reason = stop.reason()
+            if reason is not None:
+                # The scheduler forgets what is not running; what is running ends by itself.
+                future.cancel(reason=reason)
+                if reading is None:
+                    _wait_for_running_tasks(client, stop.grace_s())
+                    _wait_for_telling(stop)
+                raise _stopped(stop, reading)
+            if shared is not None and shared.problem is not None:
+                future.cancel(reason=str(shared.problem))
                 _wait_for_running_tasks(client, stop.grace_s())
-                _wait_for_telling(stop)
-            raise _stopped(stop, reading)
-        if shared is not None and shared.problem is not None:
-            future.cancel(reason=str(shared.problem))
-            _wait_for_running_tasks(client, stop.grace_s())
-            raise shared.problem
-        done.wait(_POLL_S)
-    return future.result()
+                raise shared.problem
+            done.wait(_POLL_S)
+        return future.result()
+
+
+@contextmanager
+def _thread_given_back() -> Iterator[None]:
+    """Let a worker use this thread for other tasks meanwhile, where it is one of a worker's.
+
+    What is waited for may need it; dask's own ``compute()`` within a task does the same.
+    """
+    from distributed import rejoin, secede
+
+    try:
+        secede()
+    except Exception:
+        # It is no worker's, or was given back before, as by `distributed.worker_client`.
+        yield
+        return
+    try:
+        yield
+    finally:
+        rejoin()
 
 
 def _stopped(stop: Stop, reading: str | None) -> ClusterError | WriteStoppedError:

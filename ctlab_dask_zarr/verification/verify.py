@@ -28,6 +28,7 @@ from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
 from ctlab_dask_zarr.read.zarr import dataset_of, read_store_metadata
 from ctlab_dask_zarr.runtime.reporting import Reporter, topic_of
+from ctlab_dask_zarr.runtime.resources import current_client, waiting_for
 from ctlab_dask_zarr.runtime.storage import (
     LocalStore,
     files_at,
@@ -139,7 +140,8 @@ def verify(
         if isinstance(source, str | os.PathLike):
             source = Dataset.from_path(source)
         verification = build_verification(path, source, checksums=checksums)
-    return verification.problems + list(verification.graph.compute())
+    with waiting_for(verification.graph, current_client()):
+        return verification.problems + list(verification.graph.compute())
 
 
 def build_verification(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 from dask._task_spec import DataNode, Dict, GraphNode, Task, TaskRef, convert_legacy_graph
-from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.highlevelgraph import MaterializedLayer
 
+from ctlab_dask_zarr.runtime.resources import future_of
 from ctlab_dask_zarr.write.layout import Shape
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class SourceGraph:
     name, chunks
         As of the dask array; block keys are ``(name, i, j, k)``.
     held
-        Results that a cluster holds already (persisted blocks), by key.
+        Results that a cluster holds already (persisted blocks, Futures among the arguments of
+        blocks), by key.
     shared
         Tasks and held results that more than one block needs.
     is_independent
@@ -76,16 +78,19 @@ def analyse_source(data: da.Array) -> SourceGraph:
     keys = [(data.name, *index) for index in product(*map(range, data.numblocks))]
     graph = data.__dask_graph__()
     nodes = _without_dask_array(convert_legacy_graph(dict(data.__dask_optimize__(graph, keys))))
-    held = _held_results(graph)
     owner: dict[Key, int] = {}
-    shared = set(held)
+    held: set[Key] = set()
+    shared: set[Key] = set()
     for block, key in enumerate(keys):
         todo = [key]
         while todo:
             node = todo.pop()
             if node in shared:
                 continue
-            if owner.setdefault(node, block) != block:
+            if node not in nodes:
+                held.add(node)
+                shared.add(node)
+            elif owner.setdefault(node, block) != block:
                 shared.add(node)
             else:
                 todo += [d for d in nodes[node].dependencies if owner.get(d) != block]
@@ -95,7 +100,8 @@ def analyse_source(data: da.Array) -> SourceGraph:
             inputs.update(private_tasks(nodes, key, shared)[1])
     n_allowed = min(_MAX_SHARED, max(1, len(keys) // _BLOCKS_PER_SHARED))
     is_independent = shared.isdisjoint(keys) and len(inputs) <= n_allowed
-    return SourceGraph(nodes, held, data.name, data.chunks, frozenset(shared), is_independent)
+    futures = _futures(graph, held) if held else {}
+    return SourceGraph(nodes, futures, data.name, data.chunks, frozenset(shared), is_independent)
 
 
 def _without_dask_array(nodes: Mapping[Key, GraphNode]) -> dict[Key, GraphNode]:
@@ -121,21 +127,21 @@ def _without_dask_array(nodes: Mapping[Key, GraphNode]) -> dict[Key, GraphNode]:
     }
 
 
-def _held_results(graph: Any) -> dict[Key, Any]:
-    """Return the futures that stand in a graph for blocks which a cluster has computed.
+def _futures(graph: Any, keys: set[Key]) -> dict[Key, TaskRef]:
+    """Return the futures of what a graph needs and does not have, which a cluster holds.
 
     dask drops them when it optimises, since the scheduler knows their keys; the graph that is
     submitted has to hold them all the same, or they could be forgotten meanwhile.
     """
-    if not isinstance(graph, HighLevelGraph):
-        return {}
-    return {
+    found = {
         key: value
-        for layer in graph.layers.values()
+        for layer in getattr(graph, "layers", {}).values()
         if isinstance(layer, MaterializedLayer)
         for key, value in layer.items()
-        if isinstance(value, TaskRef)
+        if key in keys and isinstance(value, TaskRef)
     }
+    # Of one that is an argument of blocks, only its key is left.
+    return {key: future_of(key) for key in keys - found.keys()} | found
 
 
 def private_tasks(

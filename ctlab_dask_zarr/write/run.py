@@ -9,7 +9,7 @@ from dask.delayed import delayed
 
 from ctlab_dask_zarr.errors import CTLabError, StorageError, WriteFailedError, WriteStoppedError
 from ctlab_dask_zarr.runtime.probe import SharedFolder
-from ctlab_dask_zarr.runtime.resources import current_client
+from ctlab_dask_zarr.runtime.resources import current_client, waiting_for
 from ctlab_dask_zarr.runtime.stopping import Stop, compute_until
 from ctlab_dask_zarr.write.commit import committed_result
 from ctlab_dask_zarr.write.plan import WritePlan
@@ -73,17 +73,21 @@ def run_write(
     ------
     WriteStoppedError
         `stop` was asked for.
+    InvalidArgumentError
+        The client is asynchronous; nothing was touched.
     ClusterError
-        A worker does not see the folder of the destination; nothing was touched, or where it came
-        later, what others have written stays.
+        A worker does not see the folder of the destination, or the source is held by a cluster
+        where it cannot be had; nothing was touched, or where the worker came later, what others
+        have written stays.
     WriteFailedError
         A task failed.
     """
     running = client or current_client()
     if running is None or not write.request.destination.can_rename:
-        return _run_write(write, client, stop)
+        with waiting_for(write.graph, running):
+            return _run_write(write, client, stop)
     folder = os.path.dirname(write.request.destination.staging)
-    with SharedFolder(running, folder) as shared:
+    with waiting_for(write.graph, running), SharedFolder(running, folder) as shared:
         shared.check()
         try:
             result = _run_write(write, running, stop, shared)
