@@ -15,7 +15,7 @@ import dask.array as da
 import numpy as np
 
 from ctlab_dask_zarr.api import analysed_source, build_plan, build_planned
-from ctlab_dask_zarr.arguments import explains_keywords
+from ctlab_dask_zarr.arguments import explains_keywords, no_dataset
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
@@ -241,6 +241,8 @@ def _labels_dataset(labels: Any, image: Dataset) -> Any:
         return labels
     if isinstance(labels, np.ndarray):
         labels = da.from_array(labels)
+    if not hasattr(labels, "dask"):
+        raise no_dataset(labels, "labels")
     return Dataset(
         labels,
         dimension_names=image.dimension_names,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 from dask.base import is_dask_collection
 
-from ctlab_dask_zarr.arguments import explains_keywords, refuse_other_meanings
+from ctlab_dask_zarr.arguments import explains_keywords, no_dataset, refuse_other_meanings
 from ctlab_dask_zarr.codec.named import array_kwargs
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
@@ -384,6 +384,8 @@ def build_commit(path: str | os.PathLike[str], *, overwrite: bool) -> CommitResu
 
 def analysed_source(dataset: Dataset) -> SourceGraph:
     """Return the graph of a dataset's voxels, or say why none can be written from it."""
+    if not hasattr(dataset, "dimension_names"):
+        raise no_dataset(dataset, "dataset")
     data: Any = getattr(dataset, "data", None)
     if not is_dask_collection(data) or not hasattr(data, "chunks"):
         raise InvalidArgumentError(

@@ -16,7 +16,7 @@ import ctlab_dask_zarr
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 
-__all__ = ["explains_keywords", "refuse_other_meanings", "refuse_unknown"]
+__all__ = ["explains_keywords", "no_dataset", "refuse_other_meanings", "refuse_unknown"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -84,6 +84,34 @@ _ARRAY_PARAMETERS = ("compressors", "compressor", "codecs", "filters", "fill_val
 _FIELDS = frozenset({*CARRIED_DEFAULTS, "filter", "computer"})
 #: Parameters that do nothing any more, and those that stand in for them.
 _DEPRECATED = {"max_shard_size_mb": "shards", "chunk_size_mb": "chunks"}
+
+
+def no_dataset(value: Any, argument: str, wanted: str = "Dataset") -> InvalidArgumentError:
+    """Return the error for what stands in place of a dataset: it shows the line to write."""
+    kind = type(value)
+    home = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]} "
+    return InvalidArgumentError(
+        f"{argument} is a {home}{kind.__name__}, where a {wanted} is needed: write {_line(value)}"
+    )
+
+
+def _line(value: Any) -> str:
+    """Return what makes a dataset of a value."""
+    kind = type(value)
+    if kind.__module__.startswith("xarray."):
+        if kind.__name__ == "DataArray":
+            return "Dataset.from_xarray(array)"
+        name = next(iter(getattr(value, "data_vars", ())), "tomo")
+        return f"Dataset.from_xarray(ds[{name!r}]), for one of its variables"
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return "Dataset.from_path(path), for what is stored at a path"
+    n_axes = 2 if len(value.shape) == 2 else 3
+    data = "data" if hasattr(value, "dask") else "da.from_array(data)"
+    imports = "" if hasattr(value, "dask") else ", after `import dask.array as da`"
+    return (
+        f"Dataset({data}, dimension_names={('z', 'y', 'x')[-n_axes:]}, voxel_unit='um', "
+        f"voxel_size={(2.5,) * n_axes}), with the size of its voxels{imports}"
+    )
 
 
 def explains_keywords(function: Callable[P, R]) -> Callable[P, R]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from ctlab_dask_zarr.arguments import no_dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.history import unused_key
@@ -96,6 +97,8 @@ class Dataset:
         is_discrete: bool | None = None,
         identity: str | None = None,
     ) -> None:
+        if not hasattr(data, "dask"):
+            raise no_dataset(data, "data", "dask array")
         self._data = data
         self._dimension_names, self._voxel_size = validated_axes(
             dimension_names, voxel_size, data.ndim
@@ -250,6 +253,8 @@ class Dataset:
         extra_attrs
             Fields to add to the mango block.
         """
+        if not isinstance(source, Dataset):
+            raise no_dataset(source, "source")
         history = copy.deepcopy(source._history)
         if history_entry is not None:
             default = f"{datetime.now():%Y%m%d_%H%M%S}_modification"

@@ -10,6 +10,7 @@ from typing import Any
 
 import dask.array as da
 import distributed
+import h5py
 import pytest
 import xarray as xr
 import zarr
@@ -218,3 +219,43 @@ def test_neighbours_say_what_was_meant(tmp_path: Path) -> None:
     write_mango_netcdf(tmp_path / "tomo_nc", VOXELS, slices_per_block=2)
     with pytest.raises(InvalidArgumentError, match="did you mean voxel_size"):
         Dataset.from_path(tmp_path / "tomo_nc", voxel_sizes=(1, 1, 1))
+
+
+def test_an_array_in_place_of_a_dataset_is_told_the_line_to_write(tmp_path: Path) -> None:
+    lazy = da.ones((4, 4, 4), dtype="u2")
+    dataset_to_zarr(make_dataset(VOXELS), tmp_path / "a.zarr")
+    built = r"Dataset\({}, dimension_names=\('z', 'y', 'x'\), voxel_unit='um', voxel_size=\(2.5, 2"
+    of_dask, of_numpy = built.format("data"), built.format(r"da.from_array\(data\)")
+    array = xr.DataArray(lazy, dims=("z", "y", "x"), name="tomo")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        values: list[tuple[Any, str]] = [
+            (array, r"xarray DataArray.*Dataset.from_xarray\(array\)"),
+            (array.to_dataset(), r"Dataset.from_xarray\(ds\['tomo'\]\)"),
+            (lazy, of_dask),
+            (lazy[0], r"dimension_names=\('y', 'x'\)"),
+            (VOXELS, of_numpy),
+            (file.create_dataset("x", data=VOXELS), of_numpy),
+            (zarr.open(tmp_path / "a.zarr" / "0", mode="r"), of_numpy),
+            (str(tmp_path), r"Dataset.from_path\(path\)"),
+            (None, "NoneType.*Dataset.from_path"),
+        ]
+        for value, line in values:
+            with pytest.raises(InvalidArgumentError, match=line):
+                dataset_to_zarr(value, tmp_path / "x.zarr")
+            with pytest.raises(InvalidArgumentError, match=line):
+                plan(value, tmp_path / "x.zarr")
+            with pytest.raises(InvalidArgumentError, match=line):
+                Dataset.from_modified(value)
+            if not isinstance(value, str | None):
+                with pytest.raises(InvalidArgumentError, match=f"^source is .*{line}"):
+                    verify(tmp_path / "a.zarr", value)
+            if not hasattr(value, "dask"):
+                with pytest.raises(InvalidArgumentError, match=f"^data is .*{line}"):
+                    Dataset(value, dimension_names="zyx", voxel_unit="um", voxel_size=(1, 1, 1))
+    with pytest.raises(InvalidArgumentError, match=r"^labels is .*from_xarray\(array\)"):
+        labels_to_zarr(array, tmp_path / "a.zarr", "x")  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "a.zarr"]
+    # The lines that are shown make datasets that are written.
+    size: dict[str, Any] = {"voxel_unit": "um", "voxel_size": (2.5, 2.5, 2.5)}
+    dataset_to_zarr(Dataset(lazy, dimension_names=("z", "y", "x"), **size), tmp_path / "b.zarr")
+    dataset_to_zarr(Dataset.from_xarray(array), tmp_path / "c.zarr")

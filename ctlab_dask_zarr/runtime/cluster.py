@@ -148,7 +148,8 @@ def _local_cluster(
     A ``temporary-directory`` of dask's own configuration comes before the job's folder.
     """
     import dask
-    from distributed import LocalCluster
+
+    from ctlab_dask_zarr.runtime.main_guard import started_cluster
 
     size = local_workers(n_workers, n_threads, nbytes)
     options: dict[str, Any] = {
@@ -172,7 +173,7 @@ def _local_cluster(
                 "distributed.scheduler.no-workers-timeout": timeout or _NO_WORKERS_TIMEOUT,
             }
         ),
-        LocalCluster(**options) as cluster,
+        started_cluster(options) as cluster,
     ):
         yield cluster
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,44 @@ def test_a_scheduler_file_that_never_comes_or_says_nothing_is_a_clear_error(
         connect(scheduler_file=str(path)),
     ):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "start",
+    [
+        "with cluster_from_config('local', 2):\n    print('up')",
+        "def work():\n    with client_from_config('local', 1):\n        print('up')\nwork()",
+    ],
+)
+def test_a_script_without_a_main_guard_is_told_so_in_three_lines(
+    start: str, tmp_path: Path
+) -> None:
+    """Its workers import it, and would start workers again: 200 lines of tracebacks."""
+    script = tmp_path / "script.py"
+    imported = "from ctlab_dask_zarr.runtime.cluster import client_from_config, cluster_from_config"
+    script.write_text(f"{imported}\n{start}\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3, done.stderr
+    assert lines[-1].strip() == 'if __name__ == "__main__":'
+
+
+@pytest.mark.slow
+def test_another_failure_of_a_script_with_a_main_guard_is_no_matter_of_the_guard(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from ctlab_dask_zarr import cluster_from_config\n"
+        "if __name__ == '__main__':\n"
+        "    with cluster_from_config('local', 1):\n"
+        "        print('up')\n"
+        "else:\n"
+        "    os._exit(3)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "RuntimeError: Nanny failed to start" in done.stderr
