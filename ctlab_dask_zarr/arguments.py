@@ -6,9 +6,10 @@ something elsewhere would be such a field too, and not do what was meant, so tha
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,7 +17,13 @@ import ctlab_dask_zarr
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 
-__all__ = ["explains_keywords", "no_dataset", "refuse_other_meanings", "refuse_unknown"]
+__all__ = [
+    "copied_mapping",
+    "explains_keywords",
+    "no_dataset",
+    "refuse_other_meanings",
+    "refuse_unknown",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -84,6 +91,15 @@ _ARRAY_PARAMETERS = ("compressors", "compressor", "codecs", "filters", "fill_val
 _FIELDS = frozenset({*CARRIED_DEFAULTS, "filter", "computer"})
 #: Parameters that do nothing any more, and those that stand in for them.
 _DEPRECATED = {"max_shard_size_mb": "shards", "chunk_size_mb": "chunks"}
+
+
+def copied_mapping(name: str, mapping: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a deep copy of an argument that has to be a mapping; of None an empty one."""
+    if not isinstance(mapping, Mapping | None):
+        raise InvalidArgumentError(
+            f"{name} is a {type(mapping).__name__}, where a mapping of names is needed"
+        )
+    return copy.deepcopy(dict(mapping or {}))
 
 
 def no_dataset(value: Any, argument: str, wanted: str = "Dataset") -> InvalidArgumentError:

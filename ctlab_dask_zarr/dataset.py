@@ -6,9 +6,9 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ctlab_dask_zarr.arguments import no_dataset
+from ctlab_dask_zarr.arguments import copied_mapping, no_dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.history import unused_key
@@ -108,22 +108,20 @@ class Dataset:
             self._datatype = None if datatype is None else DataType.from_basename(str(datatype))
         except ValueError as error:
             raise InvalidArgumentError(str(error)) from error
-        self._history: History = _copied("history", history)
+        self._history: History = copied_mapping("history", history)
         if not isinstance(dataset_id, str | None):
             raise InvalidArgumentError(f"dataset_id={dataset_id!r} is no text")
         self._dataset_id = dataset_id
-        self._extra_attrs = _copied("extra_attrs", extra_attrs)
+        self._extra_attrs = copied_mapping("extra_attrs", extra_attrs)
         if identity is not None and not (isinstance(identity, str) and identity):
             raise InvalidArgumentError(f"identity={identity!r} is no text")
         self._source = source
         self._origin = validated_origin(origin, data.ndim)
         if not isinstance(is_discrete, bool | None):
             raise InvalidArgumentError(f"is_discrete={is_discrete!r} is neither True nor False")
-        self._is_discrete = (
-            self._datatype is not None and self._datatype.is_discrete
-            if is_discrete is None
-            else is_discrete
-        )
+        if is_discrete is None:
+            is_discrete = self._datatype is not None and self._datatype.is_discrete
+        self._is_discrete = is_discrete
         self._identity = identity
         # dask's assignment in place, as data[0] = 0, gives the array another name.
         self._opened_as = getattr(data, "name", None)
@@ -277,7 +275,7 @@ class Dataset:
                 for key, value in source.extra_attrs.items()
                 if data is None or key not in FACTS_OF_THE_VOXELS
             }
-            | _copied("extra_attrs", extra_attrs),
+            | copied_mapping("extra_attrs", extra_attrs),
             source=source.source if data is None else None,
             origin=origin,
             is_discrete=is_discrete,
@@ -383,8 +381,8 @@ class Dataset:
         import dask.array as da
 
         if self.mask_value is None:
-            return _array(da.zeros_like(self._data, dtype=bool))
-        return _array(self._data == self.mask_value)
+            return cast("da.Array", da.zeros_like(self._data, dtype=bool))
+        return cast("da.Array", self._data == self.mask_value)
 
     @property
     def masked_data(self) -> da.Array:
@@ -392,8 +390,8 @@ class Dataset:
         import dask.array as da
 
         if self.mask_value is None:
-            return _array(da.ma.masked_array(self._data))
-        return _array(da.ma.masked_array(self._data, mask=self.mask))
+            return cast("da.Array", da.ma.masked_array(self._data))
+        return cast("da.Array", da.ma.masked_array(self._data, mask=self.mask))
 
     def voxel_size_with_unit(self, unit: VoxelUnit | str) -> tuple[float, ...]:
         """Return the voxel size in `unit`.
@@ -522,17 +520,3 @@ class Dataset:
         voxel = size_text(self._voxel_size, self._voxel_unit)
         kind = "" if self._datatype is None else f"{self._datatype} "
         return shown(f"<Dataset {kind}({sizes}) {self.dtype}, voxel {voxel}>")
-
-
-def _copied(name: str, mapping: Mapping[str, Any] | None) -> dict[str, Any]:
-    if not isinstance(mapping, Mapping | None):
-        raise InvalidArgumentError(
-            f"{name} is a {type(mapping).__name__}, where a mapping of names is needed"
-        )
-    return copy.deepcopy(dict(mapping or {}))
-
-
-def _array(array: Any) -> da.Array:
-    """Tell the type checker what dask's untyped functions return."""
-    result: da.Array = array
-    return result
