@@ -14,6 +14,7 @@ from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.units import are_same_positions, are_same_sizes
 from ctlab_dask_zarr.read.zarr import ZarrVolume
+from ctlab_dask_zarr.write.sample import voxel_difference
 
 __all__ = ["block_problems", "metadata_differences"]
 
@@ -73,19 +74,5 @@ def block_problems(
         found = volume[region]
     except (CTLabError, OSError) as error:
         return [Problem(place, "unreadable", f"{place} cannot be read: {error}")]
-    wanted = np.ascontiguousarray(wanted, wanted.dtype.newbyteorder("<"))
-    bits = np.dtype(f"u{wanted.dtype.itemsize}")
-    differs = np.ascontiguousarray(found).view(bits) != wanted.view(bits)
-    n_different = int(np.count_nonzero(differs))
-    if not n_different:
-        return []
-    first = tuple(int(i[0]) for i in np.nonzero(differs))
-    at = tuple(s + f for s, f in zip(start, first, strict=True))
-    return [
-        Problem(
-            place,
-            "voxels",
-            f"{place}: {n_different} of {wanted.size} differ from the source, the first at {at}: "
-            f"{found[first]} instead of {wanted[first]}",
-        )
-    ]
+    difference = voxel_difference(found, wanted, start)
+    return [] if difference is None else [Problem(place, "voxels", difference)]

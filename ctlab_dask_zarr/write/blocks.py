@@ -41,6 +41,8 @@ class SourceGraph:
 
     Attributes
     ----------
+    data
+        The dask array.
     nodes
         Every task, by key.
     name, chunks
@@ -54,6 +56,7 @@ class SourceGraph:
         Whether every block can be made from its own tasks and a few shared ones.
     """
 
+    data: da.Array
     nodes: Mapping[Key, GraphNode]
     held: Mapping[Key, Any]
     name: str
@@ -101,7 +104,8 @@ def analyse_source(data: da.Array) -> SourceGraph:
     n_allowed = min(_MAX_SHARED, max(1, len(keys) // _BLOCKS_PER_SHARED))
     is_independent = shared.isdisjoint(keys) and len(inputs) <= n_allowed
     futures = _futures(graph, held) if held else {}
-    return SourceGraph(nodes, futures, data.name, data.chunks, frozenset(shared), is_independent)
+    name, chunks = data.name, data.chunks
+    return SourceGraph(data, nodes, futures, name, chunks, frozenset(shared), is_independent)
 
 
 def _without_dask_array(nodes: Mapping[Key, GraphNode]) -> dict[Key, GraphNode]:
@@ -198,14 +202,16 @@ def add_block_tasks(
     source: SourceGraph,
     function: Callable[[Shape, npt.NDArray[Any]], Any],
     name: str,
+    indices: Iterable[Shape] | None = None,
 ) -> list[Key]:
     """Add a task for each block of the source that calls ``function(start, block)``.
 
-    Blocks that can be are made inside the task. Returns the keys of the tasks.
+    Blocks that can be are made inside the task. Returns the keys of the tasks. `indices` are those
+    of the blocks, all by default.
     """
     keys: list[Key] = []
     used: set[Key] = set()
-    for index in product(*(range(len(lengths)) for lengths in source.chunks)):
+    for index in product(*map(range, map(len, source.chunks))) if indices is None else indices:
         start = tuple(sum(c[:i]) for c, i in zip(source.chunks, index, strict=True))
         block: Key = (source.name, *index)
         key: Key = (name, *index)

@@ -43,6 +43,7 @@ from ctlab_dask_zarr.write.pyramid import parent_coords
 from ctlab_dask_zarr.write.rechunk import block_ranges, group_axis_of, group_rows
 from ctlab_dask_zarr.write.remaining import Remaining
 from ctlab_dask_zarr.write.request import StageRequest
+from ctlab_dask_zarr.write.sample import add_sample, stage_after
 from ctlab_dask_zarr.write.stage import stage
 from ctlab_dask_zarr.write.staged import StagedWrite
 
@@ -81,7 +82,9 @@ def build_graph(
     """
     token = request.run_id[:8]
     stage_key = f"stage-{token}"
-    graph: dict[Key, GraphNode] = {stage_key: Task(stage_key, stage, request)}
+    graph: dict[Key, GraphNode] = {}
+    sample = List(*map(TaskRef, add_sample(graph, source, request, remaining.stored)))
+    graph[stage_key] = Task(stage_key, stage_after, request, sample)
     staged = TaskRef(stage_key)
     layout = plan.levels[0].layout
     coords = remaining.of_level(0)

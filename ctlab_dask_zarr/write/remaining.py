@@ -35,12 +35,16 @@ class Remaining:
         Number of shards that are there whole.
     n_half_made
         Number of `tasks` of which something is there that is not whole; it is replaced.
+    stored
+        Coordinates of the shards of level 0 that are there whole, in C order, also those that other
+        jobs have written.
     """
 
     tasks: tuple[ShardTask, ...]
     found: tuple[ShardReceipt, ...] = ()
     n_done: int = 0
     n_half_made: int = 0
+    stored: tuple[Shape, ...] = ()
 
     def of_level(self, level: int) -> list[Shape]:
         """Return the coordinates of the shards to write of one level."""
@@ -80,23 +84,31 @@ def part_of(coords: Shape, layout: Layout, n_parts: int) -> int:
     return number * n_parts // layout.n_tasks + 1
 
 
-def find_remaining(staged: StagedWrite, wanted: Iterable[ShardTask]) -> Remaining:
+def find_remaining(
+    staged: StagedWrite, wanted: Iterable[ShardTask], others: Iterable[ShardTask] = ()
+) -> Remaining:
     """Return what is left of the shards that are `wanted`; nothing is changed.
 
     A shard counts where its receipt was kept and it has the size that this says. One without a
-    receipt is read back whole, and counts if all of it decodes.
+    receipt is read back whole, and counts if all of it decodes. Of `others` only those with a
+    receipt are told, as `stored`.
     """
     arrays = [staged.array(level) for level in range(len(staged.request.levels))]
     sizes = staged.sizes()
     recorded = staged.recorded(sizes)
+
+    def keys_of(task: ShardTask) -> list[str]:
+        array = arrays[task.level]
+        return list(map(array.key, array.layout.object_coords(task.coords)))
+
     tasks = []
     doubtful = []
-    n_done = n_half_made = 0
+    whole = []
+    n_half_made = 0
     for task in wanted:
-        array = arrays[task.level]
-        keys = list(map(array.key, array.layout.object_coords(task.coords)))
+        keys = keys_of(task)
         if all(key in recorded for key in keys):
-            n_done += 1
+            whole.append(task)
         elif all(key in sizes for key in keys):
             doubtful.append(task)
         else:
@@ -111,8 +123,11 @@ def find_remaining(staged: StagedWrite, wanted: Iterable[ShardTask]) -> Remainin
                 n_half_made += 1
             else:
                 found += receipts
-                n_done += 1
-    return Remaining(tuple(sorted(tasks)), tuple(found), n_done, n_half_made)
+                whole.append(task)
+    n_done = len(whole)
+    whole += [task for task in others if all(key in recorded for key in keys_of(task))]
+    stored = tuple(sorted(task.coords for task in whole if task.level == 0))
+    return Remaining(tuple(sorted(tasks)), tuple(found), n_done, n_half_made, stored)
 
 
 def resolve_request(
@@ -134,12 +149,21 @@ def resolve_request(
         else part_tasks(levels[0].layout, *part)
     )
     if is_committed(request):
-        return request, Remaining((), n_done=len(wanted))
+        stored = tuple(levels[0].layout.task_coords())
+        return request, Remaining((), n_done=len(wanted), stored=stored)
     _refuse_what_is_there(request)
     staged = request.destination.staged_plan()
     if (request.resume or part is not None) and "staging_id" in staged:
         staging_id = staged["staging_id"]
-        remaining = find_remaining(StagedWrite(request, staging_id), wanted)
+        others: list[ShardTask] = []
+        if part is not None:
+            number, n_parts = part
+            others = [
+                task
+                for task in all_tasks(levels[:1])
+                if part_of(task.coords, levels[0].layout, n_parts) != number
+            ]
+        remaining = find_remaining(StagedWrite(request, staging_id), wanted, others)
         return replace(request, resumes=staging_id), remaining
     return request, Remaining(wanted)
 

@@ -69,6 +69,15 @@ def test_of_what_is_computed_nothing_is_computed(store: Path) -> None:
     assert "memory" in html
 
 
+def test_of_what_was_assigned_in_place_no_stored_picture_is_shown(store: Path) -> None:
+    dataset = dataset_from_zarr(store)
+    dataset.data[:] = 7
+    html = dataset._repr_html_()
+    assert picture_in(html) is None
+    assert str(store) not in html
+    assert "32 x 24 x 48" not in html, "nor are its levels"
+
+
 def test_a_picture_that_is_not_cheap_is_not_made(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

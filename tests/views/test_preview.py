@@ -466,6 +466,20 @@ def test_what_was_computed_is_drawn_and_not_what_is_stored(tmp_path: Path) -> No
     assert panels(preview(changed, size=8), (8,) * 3, 8)[0].std() > 30
 
 
+def test_what_was_assigned_in_place_is_drawn_and_not_what_is_stored(labelled: Path) -> None:
+    stored = preview(labelled, labels=[])
+    scan = Dataset.from_path(labelled)
+    voxels = np.indices(scan.shape).sum(axis=0).astype(scan.dtype)
+    scan.data[:] = voxels
+    drawn = preview(scan)
+    assert drawn.tobytes() != stored.tobytes()
+    expected = make_dataset(
+        voxels, voxel_size=scan.voxel_size, datatype=scan.datatype, voxel_unit=scan.voxel_unit
+    )
+    # Without the labels of the store, too.
+    assert drawn.tobytes() == preview(expected).tobytes()
+
+
 def test_a_corrected_voxel_size_stretches_all_levels(tmp_path: Path) -> None:
     volume = ramp((16, 16, 16))
     store = write_store(tmp_path / "scan.zarr", [volume, halved(volume)])

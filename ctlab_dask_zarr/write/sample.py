@@ -1,0 +1,234 @@
+"""A sample of what is stored, made again of the source at hand before a write goes on.
+
+An identity is a name. Whether the voxels behind it are still those that were written, only they
+themselves can tell: a few regions, from places spread over what is stored, are made again and
+compared with it. Nothing is changed by that.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
+from math import prod
+from operator import getitem
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from dask._task_spec import GraphNode, Task, convert_legacy_graph
+from dask.highlevelgraph import HighLevelGraph
+
+from ctlab_dask_zarr.codec.odd import decode_object, encode_object
+from ctlab_dask_zarr.codec.region import read_region
+from ctlab_dask_zarr.errors import (
+    DestinationExistsError,
+    IncompleteDatasetError,
+    StagingExistsError,
+)
+from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.write.blocks import SourceGraph, add_block_tasks, analyse_source
+from ctlab_dask_zarr.write.layout import Shape
+from ctlab_dask_zarr.write.plan import Level
+from ctlab_dask_zarr.write.request import StageRequest
+from ctlab_dask_zarr.write.stage import is_committed, stage
+from ctlab_dask_zarr.write.staged import StagedWrite
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+__all__ = ["add_sample", "stage_after", "voxel_difference"]
+
+#: How many regions are compared at most. Fewer where to make them again would be more than this
+#: part of what is stored, and more than this size.
+_MAX_REGIONS = 4
+_PART = 100
+_NBYTES = 8 << 20
+
+Key = Any
+
+
+class _Region(NamedTuple):
+    """Voxels that are stored together and made together.
+
+    Attributes
+    ----------
+    slices
+        One inner chunk, or what of it lies in one block; with codecs that may not keep a voxel as
+        it is, a whole object.
+    block
+        Index of the block that its middle is in.
+    """
+
+    slices: tuple[slice, ...]
+    block: Shape
+
+
+def add_sample(
+    graph: dict[Key, GraphNode],
+    source: SourceGraph,
+    request: StageRequest,
+    stored: Sequence[Shape],
+) -> list[Key]:
+    """Add tasks that compare what `source` makes with what is stored of it; return their keys.
+
+    `stored` are the shards of level 0 that are there, in C order.
+    """
+    if not stored:
+        return []
+    level = request.levels[0]
+    is_cut = not level.array.is_direct
+    itemsize = level.array.dtype.itemsize
+    (region,) = _regions(level, source.chunks, stored, 1)
+    n_voxels = prod(part.stop - part.start for part in region.slices)
+    if not is_cut:
+        # To read less of a source costs less, to make less of a block does not.
+        is_cut = _is_read(source.data[region.slices])
+        block = [lengths[i] for lengths, i in zip(source.chunks, region.block, strict=True)]
+        n_voxels = n_voxels if is_cut else prod(block)
+    affordable = max(len(stored) * prod(level.layout.task_shape) * itemsize // _PART, _NBYTES)
+    n_regions = max(1, min(affordable // (n_voxels * itemsize), _MAX_REGIONS, len(stored)))
+    keys: list[Key] = []
+    for n, region in enumerate(_regions(level, source.chunks, stored, n_regions)):
+        part, origin = source, (0,) * len(region.block)
+        if is_cut:
+            part = analyse_source(source.data[region.slices].rechunk(-1))
+            origin = tuple(span.start for span in region.slices)
+        check = partial(_refuse_other_voxels, request, region.slices, origin)
+        name = f"sample-{n}-{request.run_id[:8]}"
+        keys += add_block_tasks(graph, part, check, name, None if is_cut else [region.block])
+    return keys
+
+
+def _is_read(data: da.Array) -> bool:
+    """Whether an array is sliced from what holds it, and not made by functions."""
+    from dask.array import chunk
+    from dask.array.core import getter, getter_inline, getter_nofancy
+
+    slicing = (getitem, chunk.getitem, getter, getter_inline, getter_nofancy)
+    graph = data.__dask_graph__()
+    if isinstance(graph, HighLevelGraph):
+        graph = graph.cull({(data.name, *index) for index in np.ndindex(data.numblocks)})
+    nodes = convert_legacy_graph(dict(graph)).values()
+    return all(not isinstance(node, Task) or node.func in slicing for node in nodes)
+
+
+def _regions(
+    level: Level, chunks: Sequence[Sequence[int]], stored: Sequence[Shape], n_regions: int
+) -> list[_Region]:
+    """Return regions of runs of the shards that are stored.
+
+    Of each run the shard that is nearest to the line through the middle of the volume: away from
+    it volumes are more alike, being masked or empty.
+    """
+    array, layout = level.array, level.layout
+    cell = array.inner_chunk_shape if array.is_direct else array.object_shape
+    middle = [(n - 1) / 2 for n in layout.grid_shape]
+    stops = [list(accumulate(lengths)) for lengths in chunks]
+    regions = []
+    for n in range(n_regions):
+        run = stored[len(stored) * n // n_regions : len(stored) * (n + 1) // n_regions]
+        coords = min(
+            run, key=lambda c: sum(abs(a - b) for a, b in zip(c[1:], middle[1:], strict=True))
+        )
+        spans = layout.region(coords)
+        point = [
+            min(max(size // 2, span.start), span.stop - 1)
+            for span, size in zip(spans, array.shape, strict=True)
+        ]
+        point[0] = (spans[0].start + spans[0].stop) // 2
+        block = tuple(bisect_right(s, p) for s, p in zip(stops, point, strict=True))
+        slices = []
+        for p, size, stop, ends, i in zip(point, cell, array.shape, stops, block, strict=True):
+            first, last = p // size * size, min(p // size * size + size, stop)
+            if array.is_direct:
+                first, last = max(first, ends[i - 1] if i else 0), min(last, ends[i])
+            slices.append(slice(first, last))
+        regions.append(_Region(tuple(slices), block))
+    return regions
+
+
+def stage_after(request: StageRequest, sample: Sequence[None]) -> StagedWrite:
+    """Stage, once the sample was found equal."""
+    return stage(request)
+
+
+def _refuse_other_voxels(
+    request: StageRequest,
+    region: tuple[slice, ...],
+    origin: Shape,
+    start: Shape,
+    block: npt.NDArray[Any],
+) -> None:
+    """Raise where a region is stored otherwise than a block has it.
+
+    The block begins at `start` of an array that begins at `origin`.
+    """
+    is_complete = is_committed(request)
+    if not is_complete and request.resumes is None:
+        return
+    staged = StagedWrite(request, request.resumes or "", is_complete).array(0)
+    store = request.destination.store if is_complete else staged.store
+    try:
+        found = read_region(store, staged.path, staged.array, region, strict=True)
+    except IncompleteDatasetError:
+        if is_complete:
+            raise
+        # Somebody else goes on with it, or has removed it: staging will find out.
+        return
+    begins = [a + b for a, b in zip(origin, start, strict=True)]
+    wanted = block[
+        tuple(slice(r.start - b, r.stop - b) for r, b in zip(region, begins, strict=True))
+    ]
+    difference = voxel_difference(found, wanted, tuple(part.start for part in region))
+    if difference is None or _is_as_stored(staged.array, found, wanted):
+        return
+    destination = request.destination
+    if is_complete:
+        raise DestinationExistsError(
+            f"{destination.path} is complete, but not of this source: {difference}. Write to "
+            "another destination, or replace it by overwrite=True (--overwrite) without resume"
+        )
+    by = "restart=True (--restart)"
+    if request.n_parts is not None:
+        by = f"`ctlab-zarr abort {destination.path}`"
+    raise StagingExistsError(
+        f"cannot go on in {destination.staging}, whose voxels are not of this source: "
+        f"{difference}. Use the same source, or remove what is staged by {by}"
+    )
+
+
+def _is_as_stored(array: StoredArray, found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> bool:
+    """Whether codecs that do not keep voxels as they are make what was found of those wanted."""
+    if array.is_direct:
+        return False
+    whole = np.full(array.object_shape, array.fill_value, array.dtype)
+    inside = tuple(map(slice, wanted.shape))
+    whole[inside] = wanted
+    stored = decode_object(array, encode_object(array, whole))[inside]
+    return voxel_difference(found, stored, (0,) * found.ndim) is None
+
+
+def voxel_difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any], start: Shape) -> str | None:
+    """Compare bit by bit; say which voxels of the region at `start` differ, or None.
+
+    Examples
+    --------
+    >>> voxel_difference(np.array([[1, 2]]), np.array([[1, 3]]), (5, 0))
+    'voxels 5:6, 0:2: 1 of 2 differ from the source, the first at (5, 1): 2 instead of 3'
+    """
+    dtype = wanted.dtype.newbyteorder("<")
+    bits = np.dtype(f"u{dtype.itemsize}")
+    stored = np.ascontiguousarray(found, dtype).view(bits)
+    differs = stored != np.ascontiguousarray(wanted, dtype).view(bits)
+    n_different = int(np.count_nonzero(differs))
+    if not n_different:
+        return None
+    first = tuple(int(i[0]) for i in np.nonzero(differs))
+    at = tuple(s + f for s, f in zip(start, first, strict=True))
+    place = ", ".join(f"{s}:{s + n}" for s, n in zip(start, wanted.shape, strict=True))
+    return (
+        f"voxels {place}: {n_different} of {wanted.size} differ from the source, the first at "
+        f"{at}: {found[first]} instead of {wanted[first]}"
+    )
