@@ -28,7 +28,7 @@ from ctlab_dask_zarr.errors import ShardDecodeError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.zarr_array import CodecSpec, StoredArray
 from ctlab_dask_zarr.runtime.storage import Store
 
-__all__ = ["encode_object", "odd_dtype", "read_object"]
+__all__ = ["decode_object", "encode_object", "odd_dtype", "read_object"]
 
 _DOCUMENT_KEY = "zarr.json"
 #: What an element of any volume has at most, in whatever dtype filters have put it.
@@ -64,7 +64,7 @@ def read_object(store: Store, key: str, array: StoredArray) -> npt.NDArray[Any]:
     limit = _encoded_limit(array.object_shape) + array.index_nbytes
     data = store.get(key, limit)
     _refuse_inflated(json.loads(array.document)["codecs"], array.object_shape, data)
-    return _decoded(array, data)
+    return decode_object(array, data)
 
 
 def _encoded_limit(shape: tuple[int, ...]) -> int:
@@ -165,7 +165,8 @@ _INFLATERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-def _decoded(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
+def decode_object(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
+    """Decode one stored object to its voxels, shape ``array.object_shape``."""
     if array.is_sharded and len(data) < array.index_nbytes:
         # zarr 3.1 would read an empty object as fill values.
         raise ShardDecodeError(f"it has {len(data)} bytes, fewer than its index has alone")

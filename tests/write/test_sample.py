@@ -25,8 +25,8 @@ from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.write.resolve import WriteOptions
 from ctlab_dask_zarr.write.run import run_write
-from tests.builders import make_dataset, random_voxels
-from tests.reliability.faults import everything, run_cli
+from tests.builders import make_dataset, random_voxels, run_here
+from tests.reliability.faults import everything
 
 VOXELS = random_voxels((32, 32, 32))
 LAYOUT: dict[str, Any] = {"chunks": (8, 8, 8), "shards": (16, 16, 16)}
@@ -226,7 +226,7 @@ def test_a_scan_made_again_with_the_size_and_time_of_the_old_one_is_not_the_old_
     write_mango_netcdf(source, VOXELS[::-1], **stored)
     for block, time in times.items():
         os.utime(block, ns=(time, time))
-    refused = run_cli("convert", source, path, *CLI_LAYOUT, "--resume")
+    refused = run_here("convert", source, path, *CLI_LAYOUT, "--resume")
     assert refused.returncode == 4
     assert "differ from the source" in refused.stderr
     assert "--restart" in refused.stderr
