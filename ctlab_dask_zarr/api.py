@@ -384,9 +384,10 @@ def build_commit(path: str | os.PathLike[str], *, overwrite: bool) -> CommitResu
 
 def analysed_source(dataset: Dataset) -> SourceGraph:
     """Return the graph of a dataset's voxels, or say why none can be written from it."""
-    if not hasattr(dataset, "dimension_names"):
+    is_array = hasattr(dataset, "dtype") and not hasattr(dataset, "dimension_names")
+    if is_array or not hasattr(dataset, "data"):
         raise no_dataset(dataset, "dataset")
-    data: Any = getattr(dataset, "data", None)
+    data: Any = dataset.data
     if not is_dask_collection(data) or not hasattr(data, "chunks"):
         raise InvalidArgumentError(
             f"dataset.data is a {type(data).__name__}; it has to be a dask array, as "
