@@ -32,7 +32,7 @@ def identity_difference(found: Any, wanted: str) -> str:
     )
     place, *values = _first_difference(before, now, "")
     change = _change(place, *values)
-    if place.startswith("source") and before["source"]["kind"] == "dask":
+    if place.startswith("source") and before["source"].get("kind") == "dask":
         name = before["source"]["name"]
         change += f": if the voxels are the same, say so by Dataset(..., identity={name!r})"
     return change
