@@ -284,9 +284,17 @@ SCENARIOS = {
 }
 
 
+#: Each moment takes minutes, and is for who has them; every seventh is another effect each time.
+MOMENTS = pytest.mark.parametrize(
+    "step",
+    [pytest.param(1, id="each moment", marks=pytest.mark.slow), pytest.param(7, id="some moments")],
+)
+
+
+@MOMENTS
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_whatever_is_lost_at_whatever_moment_no_reader_sees_a_half_and_the_next_call_succeeds(
-    scenario: str,
+    scenario: str, step: int
 ) -> None:
     prepare, act, go_on, allowed, see = SCENARIOS[scenario]
     whole = prepare()
@@ -295,7 +303,8 @@ def test_whatever_is_lost_at_whatever_moment_no_reader_sees_a_half_and_the_next_
     assert n_effects > 20
     assert see(whole) == allowed[-1]
     n_histories = 0
-    for number in range(n_effects):
+    moments = range(0, n_effects, step)
+    for number in moments:
         files = prepare()
         files.die_at(number)
         with pytest.raises(Died):
@@ -318,7 +327,7 @@ def test_whatever_is_lost_at_whatever_moment_no_reader_sees_a_half_and_the_next_
             left = [n for n in _tree(after, PATH) if n.endswith(".partial")]
             assert not [n for n in left if not n.startswith(f"{PATH}/labels/.zarr.json")], place
             n_histories += 1
-    assert n_histories > (3 + N_SAMPLED) * n_effects
+    assert n_histories > (3 + N_SAMPLED) * len(moments)
 
 
 def _tree(files: FakeFiles, folder: str) -> list[str]:
@@ -468,8 +477,9 @@ class Interleaved:
                 self.changed.notify_all()
 
 
+@MOMENTS
 @pytest.mark.parametrize("pair", PAIRS)
-def test_of_two_writers_at_once_nobody_ever_sees_a_mixture(pair: str) -> None:
+def test_of_two_writers_at_once_nobody_ever_sees_a_mixture(pair: str, step: int) -> None:
     prepare, one, other = PAIRS[pair]
     alone = prepare()
     one(alone)
@@ -477,7 +487,7 @@ def test_of_two_writers_at_once_nobody_ever_sees_a_mixture(pair: str) -> None:
     rng = np.random.default_rng(0)
     switches = [(n,) for n in range(1, n_effects + 1)]
     switches += [tuple(sorted(rng.integers(1, 2 * n_effects, 4))) for _ in range(150)]
-    for at in switches:
+    for at in switches[::step]:
         files = prepare()
         errors = Interleaved(files, at).run((one, other))
         place = f"{pair}, switched at {at}: {errors}"
