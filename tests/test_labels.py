@@ -143,7 +143,7 @@ def test_interrupted_labels_leave_the_image_as_it_was_and_are_resumed(image: Pat
     with dask.config.set(scheduler="sync"), pytest.raises(CTLabError):
         labels_to_zarr(broken, image, "phases", **LAYOUT)
     assert sorted(os.listdir(image)) == ["0", "1", "2", "zarr.json"]
-    assert sorted(os.listdir(image.parent)) == [".scan.zarr.labels.phases.staging", "scan.zarr"]
+    assert sorted(os.listdir(image.parent)) == [".scan.zarr.phases.labels-staging", "scan.zarr"]
     whole = make_dataset(phases(), 32, **known)
     with pytest.raises(CTLabError, match="resume=True"):
         labels_to_zarr(whole, image, "phases", **LAYOUT)

@@ -173,9 +173,11 @@ def _refuse_early(destination: str, *, overwrite: bool) -> None:
     """Find out that the destination is taken before a cluster is started for nothing."""
     from ctlab_dask_zarr.errors import DestinationExistsError
     from ctlab_dask_zarr.write.destination import Destination
+    from ctlab_dask_zarr.write.occupied import occupied_problem
     from ctlab_dask_zarr.write.resolve import resolve_destination
 
-    problem = Destination.at(resolve_destination(destination)).problem(overwrite=overwrite)
+    place = Destination.at(resolve_destination(destination))
+    problem = occupied_problem(place, overwrite=overwrite)
     if problem is not None:
         raise DestinationExistsError(problem)
 

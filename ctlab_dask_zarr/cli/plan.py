@@ -33,13 +33,15 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
     with exit_codes():
         from ctlab_dask_zarr.api import build_plan
         from ctlab_dask_zarr.write.destination import Destination
+        from ctlab_dask_zarr.write.occupied import occupied_problem
         from ctlab_dask_zarr.write.resolve import WriteOptions
 
         dataset = open_source(source, options)
         arguments = WriteOptions(**write_arguments(options))
         resources = _resources(**cluster)
         write_plan = build_plan(dataset, destination, arguments, resources=resources)
-        problem = Destination.at(write_plan.destination).problem(overwrite=arguments.overwrite)
+        place = Destination.at(write_plan.destination)
+        problem = occupied_problem(place, overwrite=arguments.overwrite)
     needed = max(write_plan.rechunk.peak_nbytes, 1)
     n_fit = _total_nbytes(resources) // needed
     if as_json:

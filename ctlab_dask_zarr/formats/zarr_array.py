@@ -7,6 +7,7 @@ description of an array and the direct encoder and decoder are driven by it.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -16,7 +17,7 @@ import numpy as np
 
 from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatError
 
-__all__ = ["CodecSpec", "StoredArray", "parse_array_document"]
+__all__ = ["CodecSpec", "StoredArray", "is_key", "parse_array_document"]
 
 #: Bytes of one entry of a shard's index: offset and nbytes, each an unsigned 64-bit integer.
 _INDEX_ENTRY_NBYTES = 16
@@ -29,6 +30,22 @@ _DIRECT_DTYPES = frozenset(
 )
 #: Larger than any array here; a document beyond it is hostile or damaged.
 _MAX_AXIS_LENGTH = 2**48
+_NUMBER = re.compile("[0-9]+")
+#: What names of objects do not have: control characters, half characters, Windows' separator.
+_NO_KEY = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
+
+
+def is_key(text: Any) -> bool:
+    """Whether a text names something inside a store, whatever kind of store that is.
+
+    Examples
+    --------
+    >>> [is_key(text) for text in ("labels/cells/0", "../0", "/tmp/0", "a//b", "")]
+    [True, False, False, False, False]
+    """
+    if not isinstance(text, str) or _NO_KEY.search(text):
+        return False
+    return not {"", ".", ".."}.intersection(text.split("/"))
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,10 @@ class StoredArray:
         """Number of stored objects along each axis."""
         return tuple(-(-n // o) for n, o in zip(self.shape, self.object_shape, strict=True))
 
+    def is_inside(self, coords: tuple[int, ...]) -> bool:
+        """Whether there is an object at `coords`."""
+        return all(c < n for c, n in zip(coords, self.grid_shape, strict=True))
+
     def object_region(self, coords: tuple[int, ...]) -> tuple[slice, ...]:
         """Return the array slices of the object at `coords`, trimmed to the array."""
         return tuple(
@@ -135,6 +156,15 @@ class StoredArray:
         if self.key_encoding == "v2":
             return self.separator.join(numbers) or "0"
         return self.separator.join(["c", *numbers])
+
+    def coords(self, key: str) -> tuple[int, ...] | None:
+        """Return the coordinates of the object with a key, inside the grid or not; None for none.
+
+        The inverse of `key`.
+        """
+        numbers = _NUMBER.findall(key)
+        coords = tuple(map(int, numbers)) if len(numbers) == len(self.shape) else ()
+        return coords if len(coords) == len(self.shape) and self.key(coords) == key else None
 
 
 @lru_cache(maxsize=256)

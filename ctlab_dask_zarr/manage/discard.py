@@ -25,4 +25,6 @@ def discard_write(destination: Destination) -> bool:
             labels.take_back_levels()
             labels.discard_staging()
         labels.sweep()
+    # Died between the renames of its commit, the old dataset is aside: it is what stays.
+    destination.finish_interrupted_replacement()
     return discard_incoming(destination) or is_found

@@ -274,29 +274,13 @@ def _refuse_unfinished(metadata: StoreMetadata) -> None:
             f"{metadata.path} is being given further levels, which would undo the change: let that "
             "end, or resume it, first"
         )
-    for labels in _labels_under_way(metadata):
+    for labels in Destination(metadata.path, metadata.files).staged_labels():
+        if labels.files.kind(labels.staging) is None or labels.is_staging_committed():
+            continue
         raise InvalidArgumentError(
             f"{labels.path} is being written and keeps what the image says now (its staging folder "
             f"is {labels.staging}): let that end, resume it, or remove that folder, first"
         )
-
-
-def _labels_under_way(metadata: StoreMetadata) -> Iterator[Destination]:
-    """Yield every labels image that is being written, or given further levels."""
-
-    def destination(name: str) -> Destination:
-        path = metadata.store.path(f"labels/{name}")
-        return Destination(path, metadata.files, labels_of=metadata.path)
-
-    folder, pattern = os.path.split(destination("*").staging)
-    if is_url(folder) != is_url(metadata.path):
-        return  # A bucket has nothing beside it.
-    before, _, after = pattern.rpartition("*")
-    for entry, kind in metadata.files.entries(folder):
-        if kind == "folder" and entry.startswith(before) and entry.endswith(after):
-            labels = destination(entry.removeprefix(before).removesuffix(after))
-            if not labels.is_staging_committed():
-                yield labels
 
 
 def _refuse_wrong_entries(entries: Mapping[str, Any], dataset: Dataset) -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from ctlab_dask_zarr.errors import IncompleteDatasetError, MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.errors import (
+    CTLabError,
+    IncompleteDatasetError,
+    MetadataError,
+    UnsupportedFormatError,
+)
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT, object_key, own_receipt
-from ctlab_dask_zarr.formats.zarr_array import parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import is_key, parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, read_ome
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
-from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX
 from ctlab_dask_zarr.verification.documents import array_receipts
 
 __all__ = ["Inventory", "take_inventory"]
@@ -30,10 +35,13 @@ class Inventory:
         Size of each object.
     crc32c
         CRC-32C of those of which the commit kept one.
+    arrays
+        Documents of the arrays of the image and of its labels, by their paths.
     """
 
     nbytes: dict[str, int]
     crc32c: dict[str, int]
+    arrays: dict[str, str]
 
 
 def take_inventory(metadata: StoreMetadata) -> Inventory:
@@ -49,15 +57,18 @@ def take_inventory(metadata: StoreMetadata) -> Inventory:
     if metadata.path.startswith("http"):
         return _told_inventory(metadata)
     nbytes = {
-        key: size
-        for key, (size, _) in metadata.store.stats().items()
-        if key != ROOT_DOCUMENT and not key.endswith(TEMPORARY_SUFFIX)
+        key: size for key, (size, _) in metadata.store.stats().items() if key != ROOT_DOCUMENT
     }
     shards = _shards(metadata)
     missing = sorted(shards.keys() - nbytes.keys())
     if missing:
         raise IncompleteDatasetError(f"{metadata.path} lacks {missing[0]}: it is not copied")
-    return Inventory(nbytes, {key: crc32c for key, (_, crc32c) in shards.items()})
+    arrays: dict[str, str] = {}
+    # Labels that cannot be understood are copied all the same.
+    with suppress(CTLabError):
+        for prefix, image in _images(metadata):
+            arrays |= {f"{prefix}{path}": text for path, text in image.arrays}
+    return Inventory(nbytes, {key: crc32c for key, (_, crc32c) in shards.items()}, arrays)
 
 
 def _told_inventory(metadata: StoreMetadata) -> Inventory:
@@ -65,9 +76,11 @@ def _told_inventory(metadata: StoreMetadata) -> Inventory:
     nbytes: dict[str, int] = {}
     checksums: dict[str, int] = {}
     documents: list[str] = []
+    arrays: dict[str, str] = {}
     for prefix, image in _images(metadata):
         shards = _shards(image)
         for path, text in image.arrays:
+            arrays[f"{prefix}{path}"] = text
             array = parse_array_document(text)
             if object_key(path, array, (0,) * len(array.shape)) not in shards:
                 raise UnsupportedFormatError(
@@ -83,7 +96,7 @@ def _told_inventory(metadata: StoreMetadata) -> Inventory:
         if prefix:
             documents += [f"{prefix}{ROOT_DOCUMENT}", f"labels/{ROOT_DOCUMENT}"]
     nbytes |= {key: metadata.store.nbytes(key) for key in {*documents} - {ROOT_DOCUMENT}}
-    return Inventory(nbytes, checksums)
+    return Inventory(nbytes, checksums, arrays)
 
 
 def _images(metadata: StoreMetadata) -> Iterator[tuple[str, StoreMetadata]]:
@@ -97,7 +110,7 @@ def _images(metadata: StoreMetadata) -> Iterator[tuple[str, StoreMetadata]]:
             raise
         names = None
     for name in names if isinstance(names, list) else []:
-        if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\\"} & set(name):
+        if not is_key(name):
             raise MetadataError(f"the labels {name!r} of {metadata.path} lead out of the store")
         yield (
             f"labels/{name}/",

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,12 +25,14 @@ from ctlab_dask_zarr.errors import (
     StagingExistsError,
 )
 from ctlab_dask_zarr.formats.receipts import own_receipt
-from ctlab_dask_zarr.manage.inventory import take_inventory
+from ctlab_dask_zarr.manage.inventory import Inventory, take_inventory
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
 from ctlab_dask_zarr.runtime.files import remove_tree
 from ctlab_dask_zarr.runtime.storage import LocalStore, store_at
-from ctlab_dask_zarr.write.destination import STAGED_PLAN, Destination
+from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.occupied import refuse_long_name, refuse_missing_folder, store_around
+from ctlab_dask_zarr.write.staging_plan import STAGED_PLAN, is_object_of
 
 __all__ = ["CopyResult", "copy_dataset", "discard_incoming"]
 
@@ -97,7 +99,7 @@ def copy_dataset(
             f"{incoming.root} holds {strangers[0]!r}, which is no part of {source}: remove what is "
             "there, or choose another name"
         )
-    claim.stake()
+    claim.stake(inventory)
     if _is_there(destination, root):
         # It came between the first look and the claim.
         claim.release()
@@ -162,17 +164,23 @@ class _Claim:
         destination = self.destination
         if not destination.can_rename:
             return destination.store
-        incoming = f"{_incoming_prefix(destination)}.{self.identity[:16]}"
+        incoming = destination.incoming(self.identity)
         with suppress(FileExistsError):
-            os.makedirs(incoming)
+            destination.files.make_folder(incoming)
         return store_at(incoming, destination.files)
 
-    def stake(self) -> None:
-        """Take the destination, or find that it is this copy's already."""
+    def stake(self, inventory: Inventory) -> None:
+        """Take the destination, or find that it is this copy's already.
+
+        What is copied is said, so that who gives it up knows what to remove.
+        """
         objects = self.destination.objects
         if objects is None:
             return
+        others = [key for key in inventory.nbytes if not _is_of_arrays(key, inventory.arrays)]
         content = {
+            "levels": [{"path": p, "document": text} for p, text in inventory.arrays.items()],
+            "documents": [{"key": key} for key in others],
             "staging_id": self.staging_id,
             "run_id": self.identity,
             "copy_of": self.source,
@@ -185,7 +193,15 @@ class _Claim:
             self.refuse_others()
 
     def refuse_others(self) -> None:
-        """Raise where another write has the destination."""
+        """Raise where another write has the destination, or it can be no place for a dataset."""
+        refuse_missing_folder(self.destination)
+        refuse_long_name(self.destination)
+        store = store_around(self.destination)
+        if store is not None:
+            raise DestinationExistsError(
+                f"{self.destination.path} would be inside {store}, which is a Zarr store: choose a "
+                "place outside of it"
+            )
         if self.destination.can_rename:
             return
         found = self.destination.staged_plan()
@@ -215,20 +231,17 @@ class _Claim:
             self.destination.notes.remove(STAGED_PLAN)
 
 
-def _incoming_prefix(destination: Destination) -> str:
-    folder, name = os.path.split(destination.path)
-    return os.path.join(folder, f".{name}.incoming")
+def _is_of_arrays(key: str, arrays: Mapping[str, str]) -> bool:
+    prefixes = ((f"{path}/" if path else "", text) for path, text in arrays.items())
+    return any(key.startswith(p) and is_object_of(text, key[len(p) :]) for p, text in prefixes)
 
 
 def discard_incoming(destination: Destination) -> bool:
     """Remove what interrupted copies to a file system have left; return whether there was any."""
-    folder, prefix = os.path.split(_incoming_prefix(destination))
-    if not destination.can_rename or destination.files.kind(folder) != "folder":
-        return False
-    names = [name for name, _ in destination.files.entries(folder) if name.startswith(prefix)]
-    for name in names:
-        remove_tree(destination.files, os.path.join(folder, name))
-    return bool(names)
+    found = destination.all_incoming()
+    for folder in found:
+        remove_tree(destination.files, folder)
+    return bool(found)
 
 
 def _is_there(destination: Destination, root: bytes) -> bool:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ctlab_dask_zarr.errors import CTLabError
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT
-from ctlab_dask_zarr.formats.zarr_array import parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
 from ctlab_dask_zarr.runtime.files import Files, walk
-from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX, is_url
+from ctlab_dask_zarr.runtime.storage import is_temporary, is_url
 
-__all__ = ["ROOT_DOCUMENT", "label_names", "read_json_object", "read_ome", "strangers"]
+__all__ = [
+    *("ROOT_DOCUMENT", "label_names", "listed_arrays", "read_json_object", "read_ome"),
+    "strangers",
+]
 
 #: The document that makes a folder a store, a group or an array.
 ROOT_DOCUMENT = "zarr.json"
@@ -36,28 +38,55 @@ def read_json_object(files: Files, path: str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def strangers(files: Files, root: str) -> Iterator[str]:
-    """Yield what a store holds, below its root, that is no part of a Zarr hierarchy.
+def listed_arrays(files: Files, root: str) -> dict[str, StoredArray | None]:
+    """Return the arrays that the documents of an image and of its labels list, by their paths.
 
-    A part is a ``zarr.json``, and below an array its receipts and whatever has the exact name of
-    a chunk that its document describes. What killed attempts left counts as a part: it is
-    nobody's data.
+    None for one whose own document cannot be understood. An array itself is at ``''``.
     """
-    arrays: dict[str, re.Pattern[str]] = {}
-    for folder, _, names in walk(files, root):
-        if ROOT_DOCUMENT in names:
-            document = read_json_object(files, os.path.join(folder, ROOT_DOCUMENT))
-            array = _object_names(document)
-            if array is not None:
-                arrays[folder] = array
-        home = next((f for f in _with_parents(folder, root) if f in arrays), None)
+    document = read_json_object(files, os.path.join(root, ROOT_DOCUMENT))
+    if document.get("node_type") == "array":
+        return {"": _array(document)}
+    found: dict[str, StoredArray | None] = {}
+    folder = os.path.join(root, "labels")
+    labels = read_ome(files, folder).get("labels")
+    listed = filter(is_key, labels) if isinstance(labels, list) else ()
+    for image in ("", *(f"labels/{name}/" for name in {*listed, *label_names(files, folder)})):
+        for path in _dataset_paths(read_ome(files, os.path.join(root, image))):
+            document = read_json_object(files, os.path.join(root, image, path, ROOT_DOCUMENT))
+            found[f"{image}{path}"] = _array(document)
+    return found
+
+
+def strangers(files: Files, root: str, arrays: Mapping[str, StoredArray | None]) -> Iterator[str]:
+    """Yield what a store holds, below its root, that is no part of a dataset.
+
+    A part is a document on the way to one of its arrays, and below an array its receipts and
+    whatever has the exact name of a chunk. What killed attempts and operating systems left is
+    nobody's data. Of a node that is foreign its folder is yielded, of all else each file.
+
+    Parameters
+    ----------
+    arrays
+        Of the dataset and of its labels, by their paths; None for one that is not understood.
+    """
+    nodes = {"", "labels"}
+    for path in arrays:
+        nodes.update(_with_parents(path))
+    for folder, folders, names in walk(files, root):
+        path = "" if folder == root else os.path.relpath(folder, root).replace(os.sep, "/")
+        if ROOT_DOCUMENT in (*folders, *names) and path not in nodes:
+            yield path
+            folders.clear()
+            continue
+        home = next((p for p in _with_parents(path) if p in arrays), None)
+        array = None if home is None else arrays[home]
         for name in names:
-            path = os.path.join(folder, name)
-            if name == ROOT_DOCUMENT or name.endswith(TEMPORARY_SUFFIX):
+            key = f"{path}/{name}".lstrip("/")
+            if name == ROOT_DOCUMENT or is_temporary(name):
                 continue
-            key = os.path.relpath(path, home).replace(os.sep, "/") if home else ""
-            if home is None or not arrays[home].fullmatch(key):
-                yield os.path.relpath(path, root)
+            below = key.removeprefix(f"{home}/") if home else key
+            if array is None or (below != RECEIPTS_OBJECT and array.coords(below) is None):
+                yield key
 
 
 def label_names(files: Files, folder: str) -> Iterator[str]:
@@ -77,24 +106,26 @@ def read_ome(files: Files, folder: str) -> dict[str, Any]:
     return ome if isinstance(ome, dict) else {}
 
 
-def _with_parents(folder: str, root: str) -> Iterator[str]:
-    """Yield a folder and those above it, up to the root."""
-    yield folder
-    while folder != root:
-        folder = os.path.dirname(folder)
-        yield folder
+def _with_parents(path: str) -> Iterator[str]:
+    """Yield a path in a store and those above it, up to the root."""
+    yield path
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
 
 
-def _object_names(document: dict[str, Any]) -> re.Pattern[str] | None:
-    """Return what the keys of an array's objects look like; None for what is no array."""
-    if document.get("node_type") != "array":
-        return None
+def _dataset_paths(ome: Mapping[str, Any]) -> list[str]:
+    """Return the paths that an ``ome`` attribute lists, those alone that are inside its group."""
+    images = ome.get("multiscales")
+    images = images if isinstance(images, list) else []
+    lists = [image.get("datasets") for image in images if isinstance(image, dict)]
+    entries = [entry for listed in lists if isinstance(listed, list) for entry in listed]
+    paths: list[Any] = [entry.get("path") for entry in entries if isinstance(entry, dict)]
+    return [path for path in paths if is_key(path)]
+
+
+def _array(document: dict[str, Any]) -> StoredArray | None:
     try:
-        array = parse_array_document(json.dumps(document))
+        return parse_array_document(json.dumps(document))
     except CTLabError:
-        return re.compile(r"(?!)")
-    number = r"(0|[1-9]\d*)"
-    numbers = [number] * len(array.shape)
-    parts = numbers if array.key_encoding == "v2" else ["c", *numbers]
-    chunk = re.escape(array.separator).join(parts)
-    return re.compile(f"{chunk}|{re.escape(RECEIPTS_OBJECT)}")
+        return None

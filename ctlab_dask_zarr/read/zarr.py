@@ -30,7 +30,7 @@ from ctlab_dask_zarr.formats.receipts import (
     stored_origin,
 )
 from ctlab_dask_zarr.formats.units import VoxelUnit
-from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.zarr_volume import (
     StoredLevel,
@@ -280,7 +280,7 @@ def _read_root(store: LocalStore, versions: dict[str, Version]) -> str:
             f"{root} has no {ROOT_DOCUMENT}: it is no Zarr store, or one whose writing was not "
             "finished"
         )
-    aside = destination.all_replaced()
+    aside = list(destination.all_replaced().values())
     if aside:
         raise DatasetNotFoundError(
             f"{root} was being replaced when its commit died between two renames; the old dataset "
@@ -297,8 +297,7 @@ def _read_root(store: LocalStore, versions: dict[str, Version]) -> str:
 
 def _read_array_document(store: LocalStore, array_path: str, versions: dict[str, Version]) -> str:
     root = store.root
-    parts = array_path.split("/")
-    if not array_path or any(part in ("", ".", "..") for part in parts) or "\\" in array_path:
+    if not is_key(array_path):
         raise MetadataError(f"the dataset path {array_path!r} in {root} leads out of the store")
     try:
         return _read(store, array_path, versions)

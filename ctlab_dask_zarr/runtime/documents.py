@@ -32,7 +32,7 @@ from typing import Any
 from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError, WriteFailedError
 from ctlab_dask_zarr.runtime.files import Files, remove_tree
 from ctlab_dask_zarr.runtime.objects import ObjectFiles
-from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX, LocalStore, is_url, store_at
+from ctlab_dask_zarr.runtime.storage import LocalStore, is_temporary, is_url, store_at
 
 __all__ = [
     *("CONSOLIDATED", "change_document", "discard_announced", "drop_consolidated"),
@@ -90,7 +90,9 @@ def until_done(store: LocalStore, step: Callable[[], bool]) -> None:
     while not step():
         if time.monotonic() > until:
             path = store.path(_DOCUMENT)
-            held = [name for name, _ in store.files.entries(store.root) if _is_temporary(name)]
+            held = [
+                name for name, _ in store.files.entries(store.root) if is_temporary(name, _DOCUMENT)
+            ]
             by = f", or {store.path(held[0])} holds it (remove it, if nobody is at work)"
             raise WriteFailedError(
                 f"{path} could not be changed for {_LONGEST_WAIT_S:.0f} s: others change it all "
@@ -106,17 +108,13 @@ def discard_announced(store: LocalStore) -> None:
     Only for who knows that nobody is at work on it.
     """
     for name, kind in store.files.entries(store.root):
-        if _is_temporary(name):
+        if is_temporary(name, _DOCUMENT):
             path = store.path(name)
             remove_tree(store.files, path) if kind == "folder" else store.files.remove_file(path)
 
 
 def _temporary(unique: str) -> str:
-    return f".{_DOCUMENT}.{unique[:32]}{TEMPORARY_SUFFIX}"
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(f".{_DOCUMENT}.") and name.endswith(TEMPORARY_SUFFIX)
+    return f".{_DOCUMENT}.{unique[:32]}.partial"
 
 
 def swap_document(store: LocalStore, before: str | None, new: bytes) -> bool:
@@ -161,7 +159,8 @@ def _announce(store: LocalStore, claim: str, own: str, new: bytes) -> bool:
     prepared = store.path(_temporary(uuid.uuid4().hex))
     files.make_folder(prepared)
     try:
-        file = files.open_new(os.path.join(prepared, os.path.basename(own)))
+        permissions = files.permissions(store.path(_DOCUMENT))
+        file = files.open_new(os.path.join(prepared, os.path.basename(own)), permissions)
         try:
             file.write(new)
             file.sync()
@@ -183,7 +182,7 @@ def _finish_others(store: LocalStore, claim: str, before: str | None) -> None:
     files = store.files
     # Where its folder is not ours to take it from, only its maker can make the change.
     with suppress(FileNotFoundError, PermissionError):
-        names = [name for name, _ in files.entries(claim) if _is_temporary(name)]
+        names = [name for name, _ in files.entries(claim) if is_temporary(name, _DOCUMENT)]
         # In this order: as long as what was announced is there, the document is only changed by it.
         if _found(store) == before:
             for name in names:

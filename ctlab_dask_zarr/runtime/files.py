@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -18,15 +19,8 @@ from typing import Any, Literal, Protocol
 from ctlab_dask_zarr.errors import UnsupportedFormatError
 
 __all__ = [
-    "DOCUMENT_NBYTES",
-    "LOCAL_FILES",
-    "Files",
-    "Kind",
-    "LocalFiles",
-    "NewFile",
-    "refuse_larger",
-    "remove_tree",
-    "walk",
+    *("DOCUMENT_NBYTES", "LOCAL_FILES", "Files", "Kind", "LocalFiles", "NewFile"),
+    *("is_left_by_system", "keep_permissions", "refuse_larger", "remove_tree", "walk"),
 ]
 
 Buffer = Any
@@ -35,6 +29,12 @@ Kind = Literal["file", "folder", "link", "other"]
 DOCUMENT_NBYTES = 64 << 20
 #: Compressed chunks are some ten kilobytes: gathered, so that a shard is a few hundred writes.
 _BUFFER_NBYTES = 1 << 20
+#: What macOS, Windows and NFS leave in folders, which nobody has put there.
+_LEFT_BY_SYSTEMS = re.compile(
+    r"\.DS_Store|\._.+|\.nfs[0-9A-Fa-f]+|(?i:thumbs\.db|ehthumbs\.db|desktop\.ini)"
+)
+#: Copies of a folder that a file server shows in it, and that nobody can remove.
+_SNAPSHOTS = ".snapshot"
 
 #: What a file system answers that has no such operation, as some network and shared folders.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -97,8 +97,16 @@ class Files(Protocol):
         """Make one folder, in a folder that is there."""
         ...
 
-    def open_new(self, path: str) -> NewFile:
-        """Make a file that is not there yet."""
+    def permissions(self, path: str) -> int | None:
+        """Return who may do what with a file or a folder, as bits; None where there is none."""
+        ...
+
+    def set_permissions(self, path: str, permissions: int) -> None:
+        """Say who may do what with a file or a folder."""
+        ...
+
+    def open_new(self, path: str, permissions: int | None = None) -> NewFile:
+        """Make a file that is not there yet; without `permissions` as the process makes files."""
         ...
 
     def rename(self, source: str, target: str) -> None:
@@ -121,16 +129,21 @@ class Files(Protocol):
 class _LocalFile:
     """A new file that knows its folder, so that it finds itself after the folder was moved."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, permissions: int | None) -> None:
         self._path = path
         folder, self._name = os.path.split(path)
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        mode = 0o666 if permissions is None else 0o600
         try:
-            descriptor = os.open(self._name, flags, 0o666, dir_fd=self._folder)
+            descriptor = os.open(self._name, flags, mode, dir_fd=self._folder)
         except BaseException:
             os.close(self._folder)
             raise
+        if permissions is not None:
+            # Where a file system has none of these, it is the owner's alone.
+            with suppress(OSError):
+                os.fchmod(descriptor, permissions)
         self._file = open(descriptor, "wb", buffering=_BUFFER_NBYTES)  # noqa: SIM115
 
     def write(self, data: Buffer) -> None:
@@ -222,9 +235,22 @@ class LocalFiles:
         """Make one folder, in a folder that is there."""
         os.mkdir(path)
 
-    def open_new(self, path: str) -> NewFile:
-        """Make a file that is not there yet."""
-        return _LocalFile(path)
+    def permissions(self, path: str) -> int | None:
+        """Return who may do what with a file or a folder, as bits; None where there is none."""
+        try:
+            mode = os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return None if stat.S_ISLNK(mode) else mode & 0o777
+
+    def set_permissions(self, path: str, permissions: int) -> None:
+        """Say who may do what with a file or a folder."""
+        with suppress(OSError):
+            os.chmod(path, os.lstat(path).st_mode & 0o7000 | permissions)
+
+    def open_new(self, path: str, permissions: int | None = None) -> NewFile:
+        """Make a file that is not there yet; without `permissions` as the process makes files."""
+        return _LocalFile(path, permissions)
 
     def rename(self, source: str, target: str) -> None:
         """Rename a file, replacing another, or a folder, replacing an empty one."""
@@ -297,10 +323,26 @@ def _entry_kind(entry: os.DirEntry[str]) -> Kind:
     return "file" if entry.is_file(follow_symlinks=False) else "other"
 
 
-def walk(files: Files, root: str) -> Iterator[tuple[str, list[str], list[str]]]:
+def is_left_by_system(path: str) -> bool:
+    """Whether an operating system, and nobody else, has left a file, by its path or key.
+
+    Examples
+    --------
+    >>> [is_left_by_system(name) for name in ("0/.DS_Store", "._zarr.json", "zarr.json")]
+    [True, True, False]
+    """
+    *folders, name = path.replace(os.sep, "/").split("/")
+    return _SNAPSHOTS in folders or _LEFT_BY_SYSTEMS.fullmatch(name) is not None
+
+
+def walk(
+    files: Files, root: str, *, everything: bool = False
+) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield (folder, folders in it, everything else in it), each folder before those it holds.
 
-    Links are not followed. A folder that vanishes meanwhile holds nothing.
+    Links are not followed. A folder that vanishes meanwhile holds nothing. What operating systems
+    leave is no part of a store: it is yielded where `everything` is asked for. Who takes a folder
+    out of the list is not led into it.
     """
     todo = [root]
     while todo:
@@ -310,18 +352,39 @@ def walk(files: Files, root: str) -> Iterator[tuple[str, list[str], list[str]]]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         folders = [name for name, kind in entries if kind == "folder"]
-        yield folder, folders, [name for name, kind in entries if kind != "folder"]
+        names = [name for name, kind in entries if kind != "folder"]
+        if not everything:
+            folders = [name for name in folders if name != _SNAPSHOTS]
+            names = [name for name in names if not is_left_by_system(name)]
+        yield folder, folders, names
         todo += [os.path.join(folder, name) for name in folders]
 
 
+def keep_permissions(files: Files, root: str, like: str) -> None:
+    """Let a store be read by those who may read another one, by its folder and its document."""
+    document = "zarr.json"
+    wanted = files.permissions(like), files.permissions(os.path.join(like, document))
+    found = files.permissions(root), files.permissions(os.path.join(root, document))
+    if None in wanted or wanted == found:
+        return
+    of_folders, of_files = wanted
+    for folder, _, names in walk(files, root):
+        # Their owner has to go on in them.
+        files.set_permissions(folder, (of_folders or 0) | 0o700)
+        for name in names:
+            files.set_permissions(os.path.join(folder, name), of_files or 0)
+
+
 def remove_tree(files: Files, root: str) -> None:
-    """Remove a folder and all that it holds; what cannot be removed stays.
+    """Remove a folder and all that it holds; what cannot be removed stays, and so does a link.
 
     Tried twice: a network file system may take a folder for stale once.
     """
+    if files.kind(root) != "folder":
+        return
     for _ in range(2):
         with suppress(OSError):
-            visited = list(walk(files, root))
+            visited = list(walk(files, root, everything=True))
             for folder, _folders, names in reversed(visited):
                 for name in names:
                     with suppress(OSError):

@@ -489,14 +489,15 @@ class ObjectFiles:
         with _as_os_errors(path):
             obstore.delete(store, key)
 
-    def remove_all(self, folder: str) -> None:
-        """Remove every object below a prefix."""
+    def remove_all(self, folder: str, is_meant: Callable[[str], bool]) -> None:
+        """Remove the objects below a prefix that are meant, by their keys below it."""
         import obstore
 
         store, key = self._at(folder)
         with _as_os_errors(folder), suppress(FileNotFoundError):
             for batch in obstore.list(store, f"{key}/"):
-                obstore.delete(store, [entry["path"] for entry in batch])
+                paths = [str(entry["path"]) for entry in batch]
+                obstore.delete(store, [path for path in paths if is_meant(path[len(key) + 1 :])])
 
     # What needs no doing where folders are prefixes, and an upload that ended is durable.
 
@@ -509,7 +510,13 @@ class ObjectFiles:
     def sync_folder(self, path: str) -> None:
         """Do nothing."""
 
-    def open_new(self, path: str) -> Any:
+    def permissions(self, path: str) -> None:
+        """Return None: who may do what is said elsewhere."""
+
+    def set_permissions(self, path: str, permissions: int) -> None:
+        """Do nothing."""
+
+    def open_new(self, path: str, permissions: int | None = None) -> Any:
         """Refuse: objects are made by `upload`."""
         raise NotImplementedError
 

@@ -19,7 +19,14 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
-from ctlab_dask_zarr.runtime.files import DOCUMENT_NBYTES, LOCAL_FILES, Files, NewFile, walk
+from ctlab_dask_zarr.runtime.files import (
+    DOCUMENT_NBYTES,
+    LOCAL_FILES,
+    Files,
+    NewFile,
+    is_left_by_system,
+    walk,
+)
 from ctlab_dask_zarr.runtime.objects import (
     OBJECT_SCHEMES,
     ObjectFiles,
@@ -29,12 +36,12 @@ from ctlab_dask_zarr.runtime.objects import (
 )
 
 __all__ = [
-    "TEMPORARY_SUFFIX",
     "LocalStore",
     "ObjectStore",
     "ObjectWriter",
     "Store",
     "files_at",
+    "is_temporary",
     "is_url",
     "local_path",
     "storage_options_in_force",
@@ -46,8 +53,14 @@ Buffer = Any
 #: A scheme (RFC 3986), chained ones as fsspec writes them, and one slash or more: a `Path` made of
 #: a URL has lost the second.
 _URL = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
-#: Ends the name of a file that is being written.
-TEMPORARY_SUFFIX = ".partial"
+#: The name of a file that is being written: that of the object, and an id of this attempt.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.partial", re.DOTALL)
+
+
+def is_temporary(name: str, of: str | None = None) -> bool:
+    """Whether a name is that of a file under construction (of one object alone: `of`)."""
+    match = _TEMPORARY.fullmatch(name)
+    return match is not None and of in (None, match["name"])
 
 
 def is_url(path: str) -> bool:
@@ -87,8 +100,9 @@ def storage_path(path: str | os.PathLike[str]) -> str:
                 "(AWS_ACCESS_KEY_ID, ...)"
             )
         if scheme.lower() == "file":
-            return os.path.abspath(unquote("/" + rest.removeprefix("localhost").lstrip("/")))
+            return _absolute(unquote("/" + rest.removeprefix("localhost").lstrip("/")))
         if scheme.lower() in OBJECT_SCHEMES:
+            _refuse_query(scheme.lower(), rest)
             parts = rest.strip("/").split("/")
             if any(part in ("", ".", "..") for part in parts):
                 raise InvalidArgumentError(f"{text}: an object store has no '.', '..' or '//'")
@@ -99,7 +113,34 @@ def storage_path(path: str | os.PathLike[str]) -> str:
         )
     if not text:
         raise InvalidArgumentError("the path is empty")
-    return os.path.abspath(os.path.expanduser(text))
+    return _absolute(os.path.expanduser(text))
+
+
+def _absolute(text: str) -> str:
+    """Return an absolute path; ``LINK/..`` is what the system takes it for.
+
+    Links are followed where a ``..`` comes after them, and nowhere else: a link to a dataset keeps
+    its name, and so does a folder that is mounted where it is looked for.
+    """
+    path = os.path.join(os.getcwd(), text)
+    parts = path.split(os.sep)
+    if os.pardir in parts:
+        n = len(parts) - parts[::-1].index(os.pardir)
+        path = os.path.join(os.path.realpath(os.sep.join(parts[:n])), *parts[n:])
+    return os.path.normpath(path)
+
+
+def _refuse_query(scheme: str, rest: str) -> None:
+    """Raise where a URL has a query, as a signed one has, of which nothing is shown."""
+    place, mark, _ = rest.partition("?")
+    if not mark and scheme.startswith("http"):
+        place, mark, _ = rest.partition("#")
+    if mark:
+        raise InvalidArgumentError(
+            f"the URL {scheme}://{place} goes on with {mark!r}: a store is many objects, and a "
+            "query, or a signature, is for one. Leave it out, and have credentials in the "
+            "environment (AWS_ACCESS_KEY_ID, AZURE_STORAGE_SAS_TOKEN, ...)"
+        )
 
 
 class ObjectWriter(Protocol):
@@ -150,11 +191,15 @@ class LocalStore:
 
     @contextmanager
     def create(self, key: str, *, durable: bool = True) -> Iterator[ObjectWriter]:
-        """Write one object through a temporary file of this attempt's own."""
+        """Write one object through a temporary file of this attempt's own.
+
+        What may read an object that is replaced may read the new one, and nobody else.
+        """
         path = self.path(key)
         folder, name = os.path.split(path)
-        temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-        file = self._open_new(temporary)
+        self._refuse_outside(folder)
+        temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.partial")
+        file = self._open_new(temporary, self.files.permissions(path))
         try:
             yield file
             if durable:
@@ -190,10 +235,15 @@ class LocalStore:
         Every read of an object begins with its size, or takes it whole.
         """
         path = self.path(key)
-        root = os.path.realpath(self.root)
-        if not os.path.realpath(path).startswith(root + os.sep):
-            raise MetadataError(f"{path} is a link that leads out of the store: it is not followed")
+        self._refuse_outside(path)
         return path
+
+    def _refuse_outside(self, path: str) -> None:
+        """Raise where a link leads out of the store."""
+        if not os.path.join(os.path.realpath(path), "").startswith(
+            os.path.join(os.path.realpath(self.root), "")
+        ):
+            raise MetadataError(f"{path} is a link that leads out of the store: it is not followed")
 
     def remove(self, key: str) -> None:
         """Remove an object that is no longer needed, if it is there and can be removed."""
@@ -205,16 +255,16 @@ class LocalStore:
         top = self.path(prefix) if prefix else self.root
         for folder, _, names in walk(self.files, top):
             for name in names:
-                if not name.endswith(TEMPORARY_SUFFIX):
+                if not is_temporary(name):
                     path = os.path.relpath(os.path.join(folder, name), self.root)
                     yield path.replace(os.sep, "/")
 
-    def _open_new(self, path: str) -> NewFile:
+    def _open_new(self, path: str, permissions: int | None) -> NewFile:
         try:
-            return self.files.open_new(path)
+            return self.files.open_new(path, permissions)
         except FileNotFoundError:
             self._make_folders(os.path.dirname(path))
-            return self.files.open_new(path)
+            return self.files.open_new(path, permissions)
 
     def stats(self) -> dict[str, tuple[int, float]]:
         """Return size and time of every object, by key; unfinished ones are none."""
@@ -256,13 +306,13 @@ class ObjectStore(LocalStore):
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the key of every object below `prefix`."""
-        top = self.path(prefix) if prefix else self.root
-        for key in self.files.stats(top):
+        for key in store_at(self.path(prefix), self.files).stats() if prefix else self.stats():
             yield f"{prefix}/{key}" if prefix else key
 
     def stats(self) -> dict[str, tuple[int, float]]:
         """Return size and time of every object, by key."""
-        return self.files.stats(self.root)
+        found = self.files.stats(self.root)
+        return {key: facts for key, facts in found.items() if not is_left_by_system(key)}
 
     def _path_inside(self, key: str) -> str:
         return self.path(key)

@@ -180,7 +180,9 @@ def stray_problems(documents: Documents, images: Sequence[Image]) -> Iterator[Pr
     of_levels = {f"{i.prefix}{p.location}" for i in images for p in i.problems if p.kind != "ome"}
     broken = documents.problems.keys() | of_levels
     keys = documents.texts.keys() | broken
-    for name in strangers(files, store.root):
+    arrays: dict[str, StoredArray | None] = {os.path.dirname(key): None for key in broken}
+    arrays |= {f"{i.prefix}{path}": array for i in images for path, array in i.arrays}
+    for name in strangers(files, store.root, arrays):
         if _document_of(name, keys) in broken:
             continue
         message = f"{name} is no part of the dataset: move it elsewhere"
@@ -212,14 +214,10 @@ def objects_to_check(
     there: set[tuple[int, ...]] = set()
     problems = []
     for key in store.list(path):
-        parts = key.removeprefix(prefix).replace(array.separator, "/").split("/")
-        numbers = parts[1:] if array.key_encoding == "default" else parts
-        if len(numbers) != len(array.shape) or not all(n.isdecimal() for n in numbers):
+        coords = array.coords(key.removeprefix(prefix))
+        if coords is None:
             continue
-        coords = tuple(map(int, numbers))
-        if array.key(coords) != key.removeprefix(prefix):
-            continue
-        if all(c < n for c, n in zip(coords, array.grid_shape, strict=True)):
+        if array.is_inside(coords):
             there.add(coords)
         else:
             problems.append(Problem(key, "stray", f"{key} lies outside the array: remove it"))

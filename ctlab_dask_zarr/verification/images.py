@@ -25,7 +25,7 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.zarr import StoreMetadata
 from ctlab_dask_zarr.runtime.files import walk
-from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX, LocalStore
+from ctlab_dask_zarr.runtime.storage import LocalStore, is_temporary
 
 __all__ = ["Documents", "Image", "document_key", "read_documents", "read_images"]
 
@@ -113,7 +113,7 @@ def read_documents(store: LocalStore) -> Documents:
     found = Documents(store)
     for folder, folders, names in walk(store.files, store.root):
         for name in names:
-            if name.endswith(TEMPORARY_SUFFIX):
+            if is_temporary(name):
                 key = _key(store, folder, name)
                 message = f"{key} was left by a process that died: remove it"
                 found.problems[key] = Problem(key, "leftover", message)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import MetadataError
+from ctlab_dask_zarr.formats.zarr_array import is_key
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
 from ctlab_dask_zarr.runtime.storage import LocalStore, store_at
 
@@ -75,15 +76,9 @@ def _label_names(store: LocalStore) -> list[str]:
         raise MetadataError(f"{where} does not list labels as OME-Zarr 0.5 says: {error!r}") from (
             error
         )
-    if not isinstance(names, list) or not all(_is_name(name) for name in names):
+    if not isinstance(names, list) or not all(is_key(name) for name in names):
         raise MetadataError(f"{where} lists {names!r}: not the names of groups below it")
     return names
-
-
-def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and not any(
-        part in ("", ".", "..") or "\0" in part or "\\" in part for part in name.split("/")
-    )
 
 
 def _read_label_image(store: LocalStore, name: str) -> LabelImage:

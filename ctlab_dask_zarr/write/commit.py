@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 
 from ctlab_dask_zarr import __version__
-from ctlab_dask_zarr.errors import DestinationExistsError, IncompleteDatasetError
+from ctlab_dask_zarr.errors import CTLabError, DestinationExistsError, IncompleteDatasetError
 from ctlab_dask_zarr.formats.ome import build_omero
 from ctlab_dask_zarr.formats.receipts import (
     RECEIPT_ATTRIBUTE,
@@ -34,9 +34,9 @@ from ctlab_dask_zarr.formats.receipts import (
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.sample import contrast_of, sample_voxels
 from ctlab_dask_zarr.runtime.documents import discard_announced, drop_consolidated, swap_document
-from ctlab_dask_zarr.runtime.files import Files, remove_tree, walk
+from ctlab_dask_zarr.runtime.files import Files, keep_permissions, walk
 from ctlab_dask_zarr.runtime.objects import ObjectFiles
-from ctlab_dask_zarr.runtime.storage import TEMPORARY_SUFFIX
+from ctlab_dask_zarr.runtime.storage import is_temporary
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.labels import register_labels
 from ctlab_dask_zarr.write.remaining import part_of
@@ -252,6 +252,9 @@ def _publish(staged: StagedWrite) -> None:
             f"{problem}. It came to be while the write was under way; the new dataset is complete "
             f"in {staged.store.root}"
         )
+    if staged.request.overwrite and files.kind(destination.path) is not None:
+        _refuse_another(staged)
+        keep_permissions(files, staged.store.root, destination.path)
     aside = destination.replaced(staged.staging_id)
     if destination.labels_of is not None:
         with suppress(FileExistsError):
@@ -278,9 +281,21 @@ def _publish(staged: StagedWrite) -> None:
     files.sync_folder(folder)
     register_labels(destination)
     # The dataset is there: what cannot be tidied up now, the next write will.
-    with suppress(OSError):
-        remove_tree(files, aside)
+    with suppress(OSError, CTLabError):
+        destination.finish_interrupted_replacement()
         destination.discard_committed_staging()
+
+
+def _refuse_another(staged: StagedWrite) -> None:
+    """Raise where what is at the destination is not what was there when the write was staged."""
+    destination = staged.request.destination
+    if destination.identity() != staged.request.replaces:
+        raise DestinationExistsError(
+            f"{destination.path} is not the dataset that was to be replaced: it came to be, or was "
+            "changed, while the write was under way, and is left as it is. The new one is complete "
+            f"in {staged.store.root}: move what is there elsewhere, then `ctlab-zarr commit "
+            f"{destination.path}`; with --overwrite that replaces what is there now"
+        )
 
 
 def _publish_objects(staged: StagedWrite, documents: dict[str, str], objects: ObjectFiles) -> None:
@@ -301,7 +316,7 @@ def _publish_objects(staged: StagedWrite, documents: dict[str, str], objects: Ob
                 f"another write was committed to {destination.path} at the same moment"
             ) from error
     register_labels(destination)
-    with suppress(OSError):
+    with suppress(OSError, CTLabError):
         destination.discard_committed_staging()
 
 
@@ -323,6 +338,7 @@ def _publish_levels(staged: StagedWrite, documents: dict[str, str]) -> None:
             for key in [key for key in documents if key.startswith(f"{level.path}/")]:
                 staged.store.put(key, documents[key].encode())
             if destination.can_rename:
+                keep_permissions(files, folder, destination.path)
                 _settle_folders(files, folder)
                 _move_level(files, folder, place)
         elif files.kind(place) != "folder":
@@ -339,7 +355,7 @@ def _publish_levels(staged: StagedWrite, documents: dict[str, str]) -> None:
             destination_problem(staged.request)
             or f"{destination.path} was changed at the same moment: commit again"
         )
-    with suppress(OSError):
+    with suppress(OSError, CTLabError):
         destination.discard_committed_staging()
 
 
@@ -363,7 +379,7 @@ def _settle_folders(files: Files, root: str) -> None:
 
 def _settle_folder(files: Files, folder: str, names: Iterable[str]) -> None:
     for name in names:
-        if name.endswith(TEMPORARY_SUFFIX):
+        if is_temporary(name):
             with suppress(FileNotFoundError):
                 files.remove_file(os.path.join(folder, name))
     files.sync_folder(folder)

@@ -7,9 +7,12 @@ On a file system a write happens in a hidden sibling of the destination, ``.<nam
     .scan.zarr.staging/store-1f0c/     the dataset to be: shards under their final keys
     .scan.zarr.staging/pieces-1f0c/    what a level leaves for the next one, while levels are made
     .scan.zarr.replaced.1f0c           the old dataset, for the moment between two renames
+    .scan.zarr.phases.labels-staging/  the same of its labels ``phases``
 
-The three folders are named by an id of this staging folder alone: whoever still works for one that
-was removed, and made anew by another write, finds nothing to put its shards into, or to publish.
+The folders are named by an id of this staging folder alone (16 digits): whoever still works for one
+that was removed, and made anew by another write, finds nothing to put its shards into, or to
+publish. Whole names tell what is hidden of which destination, and nothing is removed that holds
+anything else.
 
 Object stores cannot rename. There ``plan.json`` is put only where there is none, shards go under
 their final keys at once, and the root document, which makes a dataset of them, is put last::
@@ -20,29 +23,39 @@ their final keys at once, and the root document, which makes a dataset of them, 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
-from ctlab_dask_zarr.errors import StorageError
+from ctlab_dask_zarr.errors import DestinationExistsError, MetadataError
 from ctlab_dask_zarr.formats.receipts import own_receipt
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, read_json_object, read_ome, strangers
+from ctlab_dask_zarr.formats.zarr_array import is_key
+from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, read_json_object, read_ome
 from ctlab_dask_zarr.runtime.documents import discard_announced
 from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files, remove_tree
 from ctlab_dask_zarr.runtime.objects import ObjectFiles
-from ctlab_dask_zarr.runtime.storage import LocalStore, files_at, store_at
+from ctlab_dask_zarr.runtime.storage import LocalStore, files_at, is_url, store_at
 from ctlab_dask_zarr.runtime.uploads import abort_uploads
+from ctlab_dask_zarr.write.staging_plan import (
+    N_DIGITS,
+    N_DIGITS_BESIDE,
+    PIECES_PREFIX,
+    RECEIPTS_PREFIX,
+    STAGED,
+    STAGED_PLAN,
+    STORE_PREFIX,
+    foreign_in,
+    is_object_of,
+    plan_problem,
+)
 
-__all__ = ["STAGED_PLAN", "Destination"]
-
-#: In the staging folder: whose write it is, and of what.
-STAGED_PLAN = "plan.json"
-_STORE_PREFIX = "store-"
-_RECEIPTS_PREFIX = "receipts-"
-_PIECES_PREFIX = "pieces-"
+__all__ = ["Destination"]
 
 
 @dataclass(frozen=True)
@@ -69,41 +82,52 @@ class Destination:
         """Return the destination at a path or URL, reached with the storage options in force."""
         return cls(path, files_at(path), labels_of)
 
-    @property
-    def _hidden(self) -> tuple[str, str]:
-        """Folder and name that what lies beside this is called by."""
+    def _hidden(self, kind: str) -> str:
+        """Return the path of what lies beside this, by its kind.
+
+        No two destinations have one: a name ends in its kind, and in that of labels is no dot.
+        """
         if self.labels_of is None:
-            return os.path.split(self.path)
+            folder, name = os.path.split(self.path)
+            return os.path.join(folder, f".{name}.{kind}")
         folder, name = os.path.split(self.labels_of)
-        return folder, f"{name}.labels.{os.path.basename(self.path)}"
+        labels = os.path.basename(self.path).replace("%", "%25").replace(".", "%2E")
+        return os.path.join(folder, f".{name}.{labels}.labels-{kind}")
+
+    def _all_hidden(self, kind: str, n_digits: int) -> dict[str, str]:
+        """Return the folders beside this of a kind and an id, by their ids."""
+        folder, name = os.path.split(self._hidden(kind))
+        if not self.can_rename or self.files.kind(folder) != "folder":
+            return {}
+        names = re.compile(rf"{re.escape(name)}\.([0-9a-f]{{{n_digits}}})")
+        found = [
+            (names.fullmatch(e), e) for e, k in sorted(self.files.entries(folder)) if k == "folder"
+        ]
+        return {match[1]: os.path.join(folder, entry) for match, entry in found if match}
 
     @property
     def staging(self) -> str:
         """The staging folder: a hidden sibling, on the same file system."""
-        folder, name = self._hidden
-        return os.path.join(folder, f".{name}.staging")
+        return self._hidden("staging")
 
     def replaced(self, staging_id: str) -> str:
         """Return where a commit keeps the old dataset between its two renames.
 
         Of this commit alone: none removes, or puts back, what another has put aside.
         """
-        return f"{self._replaced_prefix}{staging_id}"
+        return f"{self._hidden('replaced')}.{staging_id}"
 
-    @property
-    def _replaced_prefix(self) -> str:
-        folder, name = self._hidden
-        return os.path.join(folder, f".{name}.replaced.")
+    def incoming(self, identity: str) -> str:
+        """Return where the copy of a dataset arrives."""
+        return f"{self._hidden('incoming')}.{identity[:N_DIGITS]}"
 
-    def all_replaced(self) -> list[str]:
-        """Return the old datasets that commits have put aside and not removed yet."""
-        folder, prefix = os.path.split(self._replaced_prefix)
-        if not self.can_rename:
-            return []
-        if self.files.kind(folder) != "folder":
-            return []
-        names = sorted(name for name, _ in self.files.entries(folder))
-        return [os.path.join(folder, name) for name in names if name.startswith(prefix)]
+    def all_replaced(self) -> dict[str, str]:
+        """Return the old datasets that commits have put aside, by the ids of their stagings."""
+        return self._all_hidden("replaced", N_DIGITS)
+
+    def all_incoming(self) -> list[str]:
+        """Return where copies have begun to arrive."""
+        return list(self._all_hidden("incoming", N_DIGITS).values())
 
     @property
     def objects(self) -> ObjectFiles | None:
@@ -129,21 +153,41 @@ class Destination:
         """Return where the dataset is put together."""
         if not self.can_rename:
             return self.store
-        return store_at(os.path.join(self.staging, f"{_STORE_PREFIX}{staging_id}"), self.files)
+        return store_at(os.path.join(self.staging, f"{STORE_PREFIX}{staging_id}"), self.files)
 
     def staged_receipts(self, staging_id: str) -> LocalStore:
         """Return where the receipts of what was written are kept meanwhile."""
-        name = f"{_RECEIPTS_PREFIX}{staging_id}"
+        name = f"{RECEIPTS_PREFIX}{staging_id}"
         return store_at(os.path.join(self.staging, name), self.files)
 
     def staged_pieces(self, staging_id: str) -> LocalStore:
         """Return where the tasks of one level leave what those of the next need."""
-        name = f"{_PIECES_PREFIX}{staging_id}"
+        name = f"{PIECES_PREFIX}{staging_id}"
         return store_at(os.path.join(self.staging, name), self.files)
 
     def staged_plan(self) -> dict[str, Any]:
-        """Return what the staging folder says about its write; empty where it says nothing."""
-        return read_json_object(self.files, os.path.join(self.staging, STAGED_PLAN))
+        """Return what the staging folder says about its write; empty where it says nothing.
+
+        Raises
+        ------
+        MetadataError
+            It is not as this package makes it: whoever can write beside the destination may have
+            put there what leads elsewhere.
+        """
+        plan = read_json_object(self.files, os.path.join(self.staging, STAGED_PLAN))
+        problem = plan_problem(plan) if plan else None
+        if self.can_rename:
+            if self.files.kind(self.staging) not in ("folder", None):
+                problem = "it is no folder"
+            foreign = foreign_in(self.files, self.staging)
+            if foreign is not None:
+                problem = f"it holds {foreign!r}"
+        if problem is not None:
+            raise MetadataError(
+                f"{self.staging} is no staging folder as this package makes it: {problem}. Nothing "
+                "in it is believed, or removed: look what it is, and move it elsewhere"
+            )
+        return plan
 
     def committed(self) -> dict[str, Any]:
         """Return what the dataset that is there says about its write; empty where it is not ours.
@@ -154,55 +198,19 @@ class Destination:
         attributes = document.get("attributes")
         return (own_receipt(attributes) if isinstance(attributes, dict) else None) or {}
 
-    def problem(self, *, overwrite: bool) -> str | None:
-        """Return why nothing may be committed here, or None.
+    def identity(self) -> str | None:
+        """Return what tells the dataset that is here from any other one; None for none.
 
-        Only a Zarr v3 store with the marks of a volume is ever replaced, and only if it holds
-        nothing else: an unrelated file in it would be lost.
+        Of our own it stays when the metadata is edited.
         """
+        staging_id = self.committed().get("staging_id")
+        if isinstance(staging_id, str):
+            return staging_id
         try:
-            kind = self.files.kind(self.path)
-        except StorageError:
-            raise
-        except OSError as error:
-            return f"{self.path} cannot be looked at: {error.strerror}"
-        if not self.can_rename:
-            return self._problem_of_objects(overwrite=overwrite) if kind else None
-        if kind is None:
+            root = self.files.read(os.path.join(self.path, ROOT_DOCUMENT))
+        except OSError:
             return None
-        if not overwrite:
-            return (
-                f"{self.path} exists: choose another name, or replace it with overwrite=True "
-                "(--overwrite)"
-            )
-        refusal = f"{self.path} exists and is not replaced:"
-        if kind == "link":
-            return f"{refusal} it is a symbolic link, give the path that it points to"
-        if kind != "folder":
-            return f"{refusal} it is no Zarr store but a file"
-        document = read_json_object(self.files, os.path.join(self.path, ROOT_DOCUMENT))
-        attributes = document.get("attributes")
-        if not isinstance(attributes, dict) or not {"ome", "mango"}.intersection(attributes):
-            return f"{refusal} it is no OME-Zarr or mango store of Zarr v3"
-        if self.files.kind(os.path.join(self.path, "labels")) is not None:
-            return f"{refusal} it has labels, which would be lost: move the folder labels elsewhere"
-        stranger = next(strangers(self.files, self.path), None)
-        if stranger is not None:
-            return f"{refusal} it holds {stranger!r}, which is no part of a Zarr store"
-        return None
-
-    def _problem_of_objects(self, *, overwrite: bool) -> str | None:
-        if self.files.kind(self.store.path(ROOT_DOCUMENT)) is not None:
-            advice = "choose another name, or remove it first"
-            if overwrite:
-                advice = "an object store cannot replace it in one step: remove it first"
-            return f"{self.path} exists: {advice}"
-        if not self.staged_plan():
-            return (
-                f"{self.path} holds objects that are no dataset, nor the shards of a write that "
-                "can be gone on with: remove them, or choose another name"
-            )
-        return None
+        return hashlib.sha256(root).hexdigest()
 
     def is_staging_committed(self) -> bool:
         """Whether the dataset which is here was put together in the staging folder beside it.
@@ -238,33 +246,41 @@ class Destination:
         if objects is None:
             self._discard(self.staging)
             return
-        if not self.is_staging_committed():
-            for path in self._uncommitted_paths():
-                objects.remove_all(path)
-                abort_uploads(path, objects.options)
-            abort_uploads(self.staging, objects.options)
-        for folder, kind in objects.entries(self.staging):
-            if kind == "folder":
-                objects.remove_all(os.path.join(self.staging, folder))
-        objects.remove_all(self.staging)
-
-    def _uncommitted_paths(self) -> list[str]:
-        """Return below what the shards of the staged write are."""
         plan = self.staged_plan()
-        if plan.get("extends") is None:
-            is_dataset = self.files.kind(self.store.path(ROOT_DOCUMENT)) is not None
-            return [] if is_dataset else [self.path]
-        levels = plan.get("levels", [])[1:]
-        return [self.store.path(level["path"]) for level in levels]
+        if not self.is_staging_committed():
+            for level in self._uncommitted(plan, "levels"):
+                path = self.store.path(level["path"]) if level["path"] else self.path
+                objects.remove_all(path, partial(is_object_of, level["document"]))
+                abort_uploads(path, objects.options)
+            for document in self._uncommitted(plan, "documents"):
+                self.store.remove(document["key"])
+            abort_uploads(self.staging, objects.options)
+        objects.remove_all(
+            self.staging, lambda key: STAGED.fullmatch(key.split("/")[0]) is not None
+        )
+        self.notes.remove(STAGED_PLAN)
 
-    def _discard(self, folder: str) -> None:
+    def _uncommitted(self, plan: dict[str, Any], part: str) -> list[dict[str, Any]]:
+        """Return the levels or documents of a write that no document at the destination lists."""
+        found: list[dict[str, Any]] = plan.get(part, [])
+        if plan.get("extends") is not None:
+            return found[1:] if part == "levels" else []
+        return [] if self.files.kind(self.store.path(ROOT_DOCUMENT)) is not None else found
+
+    def _discard(self, folder: str, name: str = "") -> None:
+        """Remove a folder that lies beside this; `name`: as what of a staging folder."""
         # Renamed first, so that nobody goes on in, or publishes, a folder that lacks parts.
         aside = self.beside_staging()
+        if name:
+            self.files.make_folder(aside)
         try:
-            self.files.rename(folder, aside)
+            self.files.rename(folder, os.path.join(aside, name) if name else aside)
         except FileNotFoundError:
+            remove_tree(self.files, aside)
             return
         # Never is the removal of a part durable without the rename.
+        if name:
+            self.files.sync_folder(aside)
         self.files.sync_folder(os.path.dirname(aside))
         remove_tree(self.files, aside)
 
@@ -288,7 +304,7 @@ class Destination:
             for level in plan["levels"][1:]
             if level["path"] not in named
             and self.files.kind(staged.path(level["path"])) is None
-            and self.files.kind(self.store.path(level["path"])) == "folder"
+            and self._is_level_of(level)
         ]
         # First what would name them: whoever changes the document next would make that change.
         discard_announced(self.store)
@@ -299,16 +315,33 @@ class Destination:
             self.files.sync_folder(staged.root)
             self.files.sync_folder(self.path)
 
+    def _is_level_of(self, level: dict[str, Any]) -> bool:
+        """Whether a folder of the store is a level that a commit has moved there, and not another.
+
+        Its document was put before it was moved.
+        """
+        path = self.store.path(level["path"])
+        if self.files.kind(path) != "folder":
+            return False
+        with suppress(OSError):
+            text = str(level["document"]).encode()
+            return self.files.read(os.path.join(path, ROOT_DOCUMENT)) == text
+        return False
+
     def staged_labels(self) -> list[Destination]:
         """Return the labels of the image here beside which staging folders are, or their rests."""
         folder, name = os.path.split(self.path)
-        if not self.can_rename or self.files.kind(folder) != "folder":
+        # A bucket has nothing beside it.
+        is_there = self.can_rename or is_url(folder)
+        if not is_there or self.files.kind(folder) != "folder":
             return []
-        staging = re.compile(rf"\.{re.escape(name)}\.labels\.(.+?)\.staging(\.[0-9a-f]{{32}})?")
+        beside = rf"(\.[0-9a-f]{{{N_DIGITS_BESIDE}}})?"
+        staging = re.compile(rf"\.{re.escape(name)}\.([^.]+)\.labels-staging{beside}")
         found = [staging.fullmatch(entry) for entry, _ in self.files.entries(folder)]
         return [
             Destination(os.path.join(self.path, "labels", label), self.files, self.path)
-            for label in sorted({match[1] for match in found if match is not None})
+            for label in sorted({unquote(match[1]) for match in found if match is not None})
+            if is_key(label) and "/" not in label
         ]
 
     def beside_staging(self) -> str:
@@ -323,13 +356,13 @@ class Destination:
         """
         if not self.can_rename:
             return
-        folder, name = os.path.split(self.staging)
-        for entry, _ in self.files.entries(folder):
-            if entry.startswith(f"{name}."):
+        for folder in self._all_hidden("staging", N_DIGITS_BESIDE).values():
+            if foreign_in(self.files, folder) is None:
                 with suppress(OSError):
-                    self._discard(os.path.join(folder, entry))
+                    self._discard(folder)
         is_there = self.files.kind(self.staging) == "folder"
-        if is_there and self.files.kind(os.path.join(self.staging, STAGED_PLAN)) is None:
+        has_plan = self.files.kind(os.path.join(self.staging, STAGED_PLAN)) is not None
+        if is_there and not has_plan and foreign_in(self.files, self.staging) is None:
             self.discard_staging()
 
     def finish_interrupted_replacement(self) -> None:
@@ -337,13 +370,25 @@ class Destination:
 
         The old dataset is aside and the new one complete in staging: the new one takes its place.
         If it is already there, the old one is only left to be removed.
+
+        Raises
+        ------
+        DestinationExistsError
+            Something else took its place: the old dataset stays aside.
         """
-        for aside in self.all_replaced():
+        for staging_id, aside in self.all_replaced().items():
+            store = self.staged_store(staging_id)
             if self.files.kind(self.path) is None:
-                store = self.staged_store(aside.removeprefix(self._replaced_prefix))
                 is_complete = self.files.kind(store.path(ROOT_DOCUMENT)) is not None
                 with suppress(FileNotFoundError):
                     self.files.rename(store.root if is_complete else aside, self.path)
                 self.files.sync_folder(os.path.dirname(self.path))
-            if self.files.kind(self.path) is not None:
-                remove_tree(self.files, aside)
+            if self.committed().get("staging_id") == staging_id:
+                self._discard(aside, os.path.basename(store.root))
+            elif self.files.kind(aside) is not None:
+                raise DestinationExistsError(
+                    f"{self.path} came to be while the dataset that was there was being replaced, "
+                    f"and is not replaced itself. The old dataset is whole in {aside}: move what "
+                    f"is at {self.path} elsewhere, then `ctlab-zarr commit {self.path}` puts the "
+                    "new one in its place, or the old one back where the new one is not complete"
+                )

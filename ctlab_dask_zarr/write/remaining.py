@@ -11,6 +11,7 @@ from dask.system import CPU_COUNT
 from ctlab_dask_zarr.errors import DestinationExistsError, StagingExistsError
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.write.layout import Layout, Shape
+from ctlab_dask_zarr.write.occupied import refuse_long_name, refuse_missing_folder
 from ctlab_dask_zarr.write.pieces import ShardTask
 from ctlab_dask_zarr.write.plan import Level
 from ctlab_dask_zarr.write.request import StageRequest
@@ -169,6 +170,8 @@ def resolve_request(
 
 
 def _refuse_what_is_there(request: StageRequest) -> None:
+    refuse_missing_folder(request.destination)
+    refuse_long_name(request.destination)
     problem = destination_problem(request)
     if problem is not None:
         raise DestinationExistsError(problem)

@@ -57,6 +57,9 @@ class StageRequest:
         Hash of the root document of the store that gets further levels; None for a new store.
     image
         Of labels, what tells their image from another one.
+    replaces
+        Identity of the dataset that was there when the write was staged and is to be replaced; what
+        came later is not.
     """
 
     destination: Destination
@@ -76,6 +79,7 @@ class StageRequest:
     resumes: str | None = None
     extends: str | None = None
     image: ImageIdentity | None = None
+    replaces: str | None = None
 
     @property
     def n_existing(self) -> int:
@@ -130,6 +134,7 @@ class StageRequest:
             "n_parts": self.n_parts,
             "extends": self.extends,
             "image": self.image,
+            "replaces": self.replaces,
             "started_s": time.time(),
             "version": __version__,
             "levels": [asdict(level) for level in self.levels],
@@ -168,6 +173,7 @@ class StageRequest:
                 resumes=plan["staging_id"],
                 extends=plan["extends"],
                 image=plan.get("image") and tuple(plan["image"]),
+                replaces=plan.get("replaces"),
             )
         except (KeyError, TypeError) as error:
             raise MetadataError(

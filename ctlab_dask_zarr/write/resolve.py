@@ -27,10 +27,11 @@ from ctlab_dask_zarr.formats.ome import (
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE, stored_facts
 from ctlab_dask_zarr.formats.units import VoxelUnit, validated_axes, validated_origin
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.runtime.storage import is_url, storage_path
+from ctlab_dask_zarr.runtime.storage import files_at, is_url, storage_path
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.identity import source_identity
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec, resolve_layout
+from ctlab_dask_zarr.write.occupied import refuse_place
 from ctlab_dask_zarr.write.plan import (
     Document,
     Level,
@@ -121,6 +122,7 @@ def plan_write(
         Something is wrong with the arguments or the metadata.
     """
     destination = resolve_destination(path)
+    refuse_place(Destination(destination, files_at(destination)), getattr(dataset, "source", None))
     _refuse_wrong_types(options)
     kind = _resolve_datatype(dataset, options.datatype)
     dtype = _validated_dtype(dataset, kind)

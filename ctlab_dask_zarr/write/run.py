@@ -138,7 +138,7 @@ def _state_after_failure(write: Write | Completion) -> str:
     """Say what is at the destination after a write that failed, and how to go on."""
     destination = write.request.destination
     try:
-        aside = destination.all_replaced()
+        aside = list(destination.all_replaced().values())
         is_there = destination.files.kind(destination.path) is not None
         if destination.committed().get("run_id") == write.request.run_id:
             return "The new dataset is at the destination, but may not outlast a power failure yet"

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import uuid
-from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ctlab_dask_zarr import __version__
@@ -22,11 +22,13 @@ from ctlab_dask_zarr.errors import (
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.runtime.files import remove_tree
 from ctlab_dask_zarr.runtime.storage import store_at
-from ctlab_dask_zarr.write.destination import STAGED_PLAN, Destination
+from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.difference import identity_difference, requested_difference
 from ctlab_dask_zarr.write.labels import image_problem
+from ctlab_dask_zarr.write.occupied import occupied_problem, refuse_missing_folder
 from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.staged import StagedWrite
+from ctlab_dask_zarr.write.staging_plan import N_DIGITS, STAGED_PLAN
 
 __all__ = [
     "destination_problem",
@@ -35,6 +37,9 @@ __all__ = [
     "stage",
     "staging_problem",
 ]
+
+#: More than writers who begin at one moment ever need.
+_N_TRIES = 100
 
 
 def stage(request: StageRequest) -> StagedWrite:
@@ -48,7 +53,7 @@ def stage(request: StageRequest) -> StagedWrite:
         Another write is under way there, or left its staging folder.
     """
     destination = request.destination
-    _make_parents(destination)
+    refuse_missing_folder(destination)
     destination.sweep()
     destination.finish_interrupted_replacement()
     if is_committed(request):
@@ -59,20 +64,25 @@ def stage(request: StageRequest) -> StagedWrite:
         raise DestinationExistsError(problem)
     if request.restart and destination.staged_plan().get("run_id") != request.run_id:
         destination.discard_staging()
-    while True:
-        staging_id = None if request.resumes else _make_staging(request)
-        staging_id = staging_id or _enter_existing(request)
-        if request.resumes not in (None, staging_id):
+    for _ in range(_N_TRIES):
+        staged = None if request.resumes else _make_staging(request)
+        staged = staged or _enter_existing(request)
+        if staged is None and request.resumes is None:
+            continue
+        if staged is None or request.resumes not in (None, staged.staging_id):
             raise StagingExistsError(
                 f"{destination.staging}, which was to be gone on with, was removed or committed "
                 "meanwhile by another write: look whether that one is still under way, then try "
                 "again"
             )
-        if staging_id is not None:
-            # Never is a level in the store that it is added to durable without the staging folder,
-            # which tells whose it is.
-            destination.files.sync_folder(os.path.dirname(destination.staging))
-            return StagedWrite(request, staging_id)
+        # Never is a level in the store that it is added to durable without the staging folder,
+        # which tells whose it is.
+        destination.files.sync_folder(os.path.dirname(destination.staging))
+        return staged
+    raise StagingExistsError(
+        f"{destination.staging} could not be made, nor gone on with, {_N_TRIES} times: other "
+        "writes make and remove it again and again. Look what else writes there, then try again"
+    )
 
 
 def destination_problem(request: StageRequest) -> str | None:
@@ -82,7 +92,7 @@ def destination_problem(request: StageRequest) -> str | None:
         return (
             image_problem(destination, request.image)
             or _other_request(request)
-            or destination.problem(overwrite=request.overwrite)
+            or occupied_problem(destination, overwrite=request.overwrite)
         )
     try:
         root = destination.files.read(os.path.join(destination.path, ROOT_DOCUMENT))
@@ -129,17 +139,6 @@ def _other_request(request: StageRequest) -> str | None:
         "Change it in place (ctlab-zarr set-voxel, set-id), or write it anew with overwrite=True "
         "(--overwrite)"
     )
-
-
-def _make_parents(destination: Destination) -> None:
-    missing = []
-    folder = os.path.dirname(destination.staging)
-    while destination.files.kind(folder) is None:
-        missing.append(folder)
-        folder = os.path.dirname(folder)
-    for folder in reversed(missing):
-        with suppress(FileExistsError):
-            destination.files.make_folder(folder)
 
 
 def is_committed(request: StageRequest) -> bool:
@@ -246,50 +245,58 @@ def open_staged(destination: Destination) -> StagedWrite:
     return StagedWrite(StageRequest.from_plan(destination, plan), plan["staging_id"])
 
 
-def _make_staging(request: StageRequest) -> str | None:
+def _make_staging(request: StageRequest) -> StagedWrite | None:
     """Make the staging folder, complete from the moment it is there; None if there is one."""
     destination = request.destination
     files, objects = destination.files, destination.objects
+    if request.overwrite:
+        request = replace(request, replaces=destination.identity())
+    staged = StagedWrite(request, uuid.uuid4().hex[:N_DIGITS])
+    text = request.to_json(staged.staging_id).encode()
     if objects is not None:
-        staging_id = uuid.uuid4().hex[:16]
-        text = request.to_json(staging_id)
         try:
-            objects.create(destination.notes.path(STAGED_PLAN), text.encode())
+            objects.create(destination.notes.path(STAGED_PLAN), text)
         except FileExistsError:
             return None
-        return staging_id
-    while True:
-        staging_id = uuid.uuid4().hex[:16]
+        return staged
+    for number in range(_N_TRIES):
         prepared = destination.beside_staging()
         try:
             files.make_folder(prepared)
-            for store in (
-                destination.staged_store(staging_id),
-                destination.staged_receipts(staging_id),
-                destination.staged_pieces(staging_id),
-            ):
+            # Who may not look into what is replaced, or added to, may not look into this either.
+            permissions = files.permissions(destination.path)
+            if permissions is not None:
+                files.set_permissions(prepared, permissions | 0o700)
+            for store in (staged.store, staged.receipts, staged.pieces):
                 files.make_folder(os.path.join(prepared, os.path.basename(store.root)))
-            store_at(prepared, files).put(STAGED_PLAN, request.to_json(staging_id).encode())
+            store_at(prepared, files).put(STAGED_PLAN, text)
             files.sync_folder(prepared)
             files.rename(prepared, destination.staging)
         except OSError as error:
             remove_tree(files, prepared)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return None
-            if error.errno == errno.ENOENT and _is_folder(destination):
-                # Another writer took it for what a dead process left. What was put there since is
-                # for us to remove.
-                destination.sweep()
-                continue
-            raise
-        return staging_id
+            if error.errno != errno.ENOENT or not _is_folder(destination):
+                raise
+            if number + 1 == _N_TRIES:
+                raise OSError(
+                    errno.ENOENT,
+                    f"no folder can be made there, {_N_TRIES} times in a row: give another place",
+                    os.path.dirname(prepared),
+                ) from error
+            # Another writer took it for what a dead process left. What was put there since is for
+            # us to remove.
+            destination.sweep()
+        else:
+            return staged
+    return None
 
 
 def _is_folder(destination: Destination) -> bool:
     return destination.files.kind(os.path.dirname(destination.path)) == "folder"
 
 
-def _enter_existing(request: StageRequest) -> str | None:
+def _enter_existing(request: StageRequest) -> StagedWrite | None:
     """Go on in a staging folder that is there, if it is this run's or may be resumed.
 
     Returns None if it is gone meanwhile.
@@ -306,13 +313,17 @@ def _enter_existing(request: StageRequest) -> str | None:
     staging_id: str | None = found.get("staging_id")
     if staging_id is None:
         return None
-    if found.get("run_id") != request.run_id and not _is_shared(request, found):
-        try:
-            destination.notes.put(STAGED_PLAN, request.to_json(staging_id).encode())
-            destination.files.sync_folder(destination.staging)
-        except FileNotFoundError:
-            return None
-    return staging_id
+    if found.get("run_id") == request.run_id or _is_shared(request, found):
+        return StagedWrite(replace(request, replaces=found.get("replaces")), staging_id)
+    if request.overwrite:
+        # Asked for anew: what is there now is to be replaced.
+        request = replace(request, replaces=destination.identity())
+    try:
+        destination.notes.put(STAGED_PLAN, request.to_json(staging_id).encode())
+        destination.files.sync_folder(destination.staging)
+    except FileNotFoundError:
+        return None
+    return StagedWrite(request, staging_id)
 
 
 def _is_shared(request: StageRequest, found: dict[str, Any]) -> bool:

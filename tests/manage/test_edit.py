@@ -133,9 +133,9 @@ def test_a_change_that_is_cut_off_is_done_or_undone_by_asking_again(
 
 def coarse_labels(path: Path, shape: tuple[int, ...], voxel_size: tuple[float, ...]) -> Path:
     """Labels as another writer may place them: coarser than their image."""
-    folder = path / "labels" / "coarse"
-    dataset_to_zarr(make_dataset(np.ones(shape, "uint8"), voxel_size=voxel_size), folder)
-    written = folder.with_name("coarse.zarr")
+    folder, written = path / "labels" / "coarse", path.parent / "coarse.zarr"
+    dataset_to_zarr(make_dataset(np.ones(shape, "uint8"), voxel_size=voxel_size), written)
+    folder.parent.mkdir()
     document = json.loads((written / "zarr.json").read_text())
     document["attributes"]["ome"]["image-label"] = {}
     del document["attributes"]["ctlab_dask_zarr"]
@@ -378,7 +378,9 @@ def test_a_level_is_not_changed_apart_from_its_image(
             edit_metadata(level, voxel_size=5)
     assert snapshot(path) == before
     # An array that the image beside it does not list is one of its own.
-    dataset_to_zarr(make_dataset(random_voxels((8, 9, 10))), path / "raw", ome_zarr_version=None)
+    raw = tmp_path / "raw.zarr"
+    dataset_to_zarr(make_dataset(random_voxels((8, 9, 10))), raw, ome_zarr_version=None)
+    raw.rename(path / "raw.zarr")
     edit_metadata(path / "raw.zarr", voxel_size=5)
     assert dataset_from_zarr(path / "raw.zarr").voxel_size == (5, 5, 5)
 
@@ -387,7 +389,7 @@ def test_a_store_whose_levels_are_being_made_is_left_alone(tmp_path: Path) -> No
     path = make_store(tmp_path)
     staging = tmp_path / ".scan.zarr.staging"
     staging.mkdir()
-    (staging / "plan.json").write_text(json.dumps({"extends": "0f"}))
+    (staging / "plan.json").write_text(json.dumps({"extends": "0f", "staging_id": "0" * 16}))
     with pytest.raises(InvalidArgumentError, match="being given further levels"):
         edit_metadata(path, voxel_size=5)
 
@@ -398,7 +400,7 @@ def test_an_image_whose_labels_are_being_written_is_left_alone(
 ) -> None:
     path = make_store(tmp_path)
     # Of an image whose name this one's begins with.
-    (tmp_path / ".scan.labels.phases.staging").mkdir()
+    (tmp_path / ".scan.phases.labels-staging").mkdir()
     edit_metadata(path, voxel_size=5)
     rename = LocalFiles.rename
 

@@ -141,7 +141,13 @@ class FakeFiles:
             raise FileExistsError(errno.EEXIST, "there is one", path)
         self._change(Change(folder, name, Node(True)))
 
-    def open_new(self, path: str) -> FakeFile:
+    def permissions(self, path: str) -> int | None:
+        return None
+
+    def set_permissions(self, path: str, permissions: int) -> None:
+        pass
+
+    def open_new(self, path: str, permissions: int | None = None) -> FakeFile:
         self._effect()
         folder, name = self._split(path)
         if name in folder.names:

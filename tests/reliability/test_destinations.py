@@ -19,6 +19,7 @@ import zarr
 from ctlab_dask_zarr import (
     CTLabError,
     DestinationExistsError,
+    InvalidArgumentError,
     dataset_from_zarr,
     dataset_to_zarr,
 )
@@ -26,7 +27,6 @@ from tests.builders import make_dataset
 from tests.reliability.faults import (
     LAYOUT,
     LAYOUT_OPTIONS,
-    NEW_VOXELS,
     OLD_VOXELS,
     TIMEOUT_S,
     environment,
@@ -281,7 +281,10 @@ def test_a_name_that_is_a_file_further_up_is_refused(tmp_path: Path) -> None:
     assert everything(tmp_path) == before
 
 
-def test_folders_that_are_not_there_yet_are_made_and_nothing_else(tmp_path: Path) -> None:
-    dataset_to_zarr(new_dataset(), tmp_path / "a" / "b" / "scan.zarr", **LAYOUT)
-    np.testing.assert_array_equal(dataset_from_zarr(tmp_path / "a/b/scan.zarr").data, NEW_VOXELS)
-    assert os.listdir(tmp_path / "a" / "b") == ["scan.zarr"]
+def test_a_folder_that_is_not_there_is_not_made_but_told(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "gone")
+    for folder in ("a/b", "elsewhere"):
+        told = f"mkdir -p {os.path.realpath(tmp_path / folder)}"
+        with pytest.raises(InvalidArgumentError, match=re.escape(told)):
+            dataset_to_zarr(new_dataset(), tmp_path / folder / "scan.zarr", **LAYOUT)
+    assert os.listdir(tmp_path) == ["elsewhere"]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ctlab_dask_zarr import CTLabError, DestinationExistsError, IncompleteDatasetError
-from ctlab_dask_zarr.api import build_write
+from ctlab_dask_zarr.api import analysed_source, build_plan
 from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.read.hierarchy import read_json_object, read_ome
@@ -55,8 +55,9 @@ OPTIONS: dict[str, Any] = {
 
 
 def _plan(voxels: np.ndarray, **changes: Any) -> WritePlan:
+    dataset = make_dataset(voxels, 8)
     options = WriteOptions(**(OPTIONS | changes))
-    return build_write(make_dataset(voxels, 8), "/nowhere/a.zarr", options).plan
+    return build_plan(dataset, "/nowhere/a.zarr", options, analysed_source(dataset))
 
 
 def _labels_plan() -> WritePlan:

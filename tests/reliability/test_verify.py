@@ -131,7 +131,7 @@ def test_of_a_thousand_flipped_bits_every_one_that_a_reader_would_get_is_reporte
 def test_a_truncated_a_missing_and_swapped_shards_and_a_stranger_are_reported_by_name(
     store: Path,
 ) -> None:
-    shards = store / "0"
+    shards, left = store / "0", f".c.0.0.1.{'0' * 32}.partial"
     truncated = shards / "c.0.0.0"
     truncated.write_bytes(truncated.read_bytes()[:-7])
     (shards / "c.1.0.0").unlink()
@@ -140,14 +140,14 @@ def test_a_truncated_a_missing_and_swapped_shards_and_a_stranger_are_reported_by
     (shards / "x").rename(shards / "c.2.1.0")
     (store / "thesis.txt").write_text("three years")
     (shards / "c.9.9.9").write_bytes(b"")
-    (shards / ".c.0.0.1.0.partial").write_bytes(b"")
+    (shards / left).write_bytes(b"")
     everything = found(store)
     for checksums in (True, False):
         kinds = dict(found(store, checksums=checksums))
         assert kinds["0/c.1.0.0"] == "missing"
         assert kinds["thesis.txt"] == "stray"
         assert kinds["0/c.9.9.9"] == "stray"
-        assert kinds["0/.c.0.0.1.0.partial"] == "leftover"
+        assert kinds[f"0/{left}"] == "leftover"
     assert {("0/c.0.0.0", "size"), ("0/c.0.0.0", "index")} <= everything
     for swapped in ("0/c.0.1.0", "0/c.2.1.0"):
         assert {kind for place, kind in everything if place == swapped} & {"size", "checksum"}

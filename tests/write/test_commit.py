@@ -299,7 +299,7 @@ class TestReplacing:
             rename(source, target)
 
         if new_is_there:
-            monkeypatch.setattr("ctlab_dask_zarr.write.commit.remove_tree", _die)
+            monkeypatch.setattr(Destination, "finish_interrupted_replacement", _die)
         else:
             monkeypatch.setattr(os, "rename", die)
         with pytest.raises(KeyboardInterrupt):
@@ -313,7 +313,7 @@ class TestReplacing:
         assert os.listdir(store.parent) == ["a.zarr"]
 
     def test_an_old_dataset_aside_without_a_new_one_comes_back(self, store: Path) -> None:
-        os.rename(store, store.parent / ".a.zarr.replaced.1f0c")
+        os.rename(store, store.parent / ".a.zarr.replaced.0123456789abcdef")
         with pytest.raises(DestinationExistsError):
             stage(request_for(store, "b" * 32))
         np.testing.assert_array_equal(written(store), self.OLD)

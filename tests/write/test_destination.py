@@ -99,7 +99,7 @@ def test_a_commit_whose_old_dataset_is_slow_to_remove_spares_the_next_write(
     dataset_to_zarr(make_dataset(VOXELS), tmp_path / "a")
     first = stage(request_for(tmp_path / "a.zarr", overwrite=True))
     write_all(first)
-    place = "ctlab_dask_zarr.write.commit.remove_tree"
+    place = "ctlab_dask_zarr.write.destination.remove_tree"
     following = []
 
     def slowly(files: Any, path: str) -> None:
