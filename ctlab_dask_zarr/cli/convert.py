@@ -16,9 +16,11 @@ from ctlab_dask_zarr.cli.options import (
     client_for,
     cluster_arguments,
     given_source_options,
+    make_folder_of,
     open_source,
     with_cluster_options,
     with_deadline_option,
+    with_mkdir_option,
     with_resume_options,
     with_write_options,
     write_arguments,
@@ -44,6 +46,7 @@ __all__ = ["convert_command", "write_dataset"]
     default=None,
     help="Write only this part, as 3/8: N jobs share a conversion. `commit` ends it.",
 )
+@with_mkdir_option
 @with_deadline_option
 @click.option("--check-source", is_flag=True, help="First compare every netCDF block with its MD5.")
 @click.option(
@@ -64,6 +67,7 @@ def convert_command(
     resume: bool,
     restart: bool,
     part: tuple[int, int] | None,
+    mkdir: bool,
     deadline: float | None,
     check_source: bool,
     verify_after: bool,
@@ -93,6 +97,8 @@ def convert_command(
     with exit_codes(), stop.on_signals():
         dataset = open_source(source, options)
         arguments = write_arguments(options)
+        if mkdir:
+            make_folder_of(destination)
         if not resume:
             _refuse_early(destination, overwrite=options["overwrite"])
         # Before anything is started or queued: it may refuse.
@@ -173,10 +179,11 @@ def _refuse_early(destination: str, *, overwrite: bool) -> None:
     """Find out that the destination is taken before a cluster is started for nothing."""
     from ctlab_dask_zarr.errors import DestinationExistsError
     from ctlab_dask_zarr.write.destination import Destination
-    from ctlab_dask_zarr.write.occupied import occupied_problem
+    from ctlab_dask_zarr.write.occupied import occupied_problem, refuse_missing_folder
     from ctlab_dask_zarr.write.resolve import resolve_destination
 
     place = Destination.at(resolve_destination(destination))
+    refuse_missing_folder(place)
     problem = occupied_problem(place, overwrite=overwrite)
     if problem is not None:
         raise DestinationExistsError(problem)

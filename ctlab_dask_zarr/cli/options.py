@@ -168,6 +168,24 @@ def with_resume_options(command: Command) -> Command:
     return with_options(_RESUME_OPTIONS, command)
 
 
+def with_mkdir_option(command: Command) -> Command:
+    """Give a command that makes a store the option to make the folder for it."""
+    return click.option(
+        "--mkdir", is_flag=True, help="Make the folder of DESTINATION where it is missing."
+    )(command)
+
+
+def make_folder_of(destination: str) -> None:
+    """Make the folder in which a store is to be, and those above it; a dangling link is none."""
+    import os
+
+    from ctlab_dask_zarr.runtime.storage import is_url, storage_path
+
+    path = storage_path(destination)
+    if not is_url(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+
+
 def with_deadline_option(command: Command) -> Command:
     """Give a command that can be stopped and gone on with its deadline."""
     return click.option(

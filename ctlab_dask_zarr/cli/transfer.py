@@ -9,7 +9,7 @@ from dataclasses import asdict
 import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
-from ctlab_dask_zarr.cli.options import with_storage_options
+from ctlab_dask_zarr.cli.options import make_folder_of, with_mkdir_option, with_storage_options
 from ctlab_dask_zarr.cli.output import say
 
 __all__ = ["abort_command", "pull_command", "push_command"]
@@ -34,14 +34,18 @@ def push_command(source: str, url: str, quiet: bool, as_json: bool) -> None:
 @click.command("pull")
 @click.argument("url")
 @click.argument("destination", type=click.Path())
+@with_mkdir_option
 @with_storage_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def pull_command(url: str, destination: str, quiet: bool, as_json: bool) -> None:
+def pull_command(url: str, destination: str, mkdir: bool, quiet: bool, as_json: bool) -> None:
     """Copy the committed store at URL to DESTINATION, as `push` does the other way.
 
     At an https:// URL, which lists nothing, its own documents tell what objects it has.
     """
+    if mkdir:
+        with exit_codes():
+            make_folder_of(destination)
     _copy(url, destination, quiet, as_json)
 
 

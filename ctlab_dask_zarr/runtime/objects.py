@@ -489,7 +489,7 @@ class ObjectFiles:
         with _as_os_errors(path):
             obstore.delete(store, key)
 
-    def remove_all(self, folder: str, is_meant: Callable[[str], bool]) -> None:
+    def remove_all(self, folder: str, is_meant: Callable[[str], bool] = lambda key: True) -> None:
         """Remove the objects below a prefix that are meant, by their keys below it."""
         import obstore
 
