@@ -17,6 +17,8 @@ __all__ = ["Progress", "duration_text"]
 #: Seconds between two updates of a bar.
 _BAR_INTERVAL_S = 0.2
 _BAR_WIDTH = 24
+#: Seconds for an update under way to end.
+_JOIN_S = 1.0
 
 
 class Progress:
@@ -49,6 +51,7 @@ class Progress:
         self._n_shards = n_shards
         self._noun = noun
         self._n_workers = n_workers
+        self._workers = ""
         self._total = nbytes
         self._done = 0
         self._stream = sys.stderr if stream is None else stream
@@ -80,7 +83,7 @@ class Progress:
             f"{nbytes_text(rate)}/s, {left} left"
         )
 
-    def _workers(self) -> str:
+    def _count_workers(self) -> str:
         """Return how many workers there are, if anybody knows."""
         if self._n_workers is None:
             return ""
@@ -105,9 +108,12 @@ class Progress:
         if self._quiet:
             return
         self._stop.set()
-        self._thread.join()
+        # It may be asking a scheduler that does not answer, and what is to end in time has to.
+        self._thread.join(_JOIN_S)
         if kind is None:
             self._done = self._total
+            if not self._thread.is_alive():
+                self._workers = self._count_workers()
         self._show()
         if self._is_terminal:
             self._stream.write("\n")
@@ -115,7 +121,9 @@ class Progress:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
-            self._show()
+            self._workers = self._count_workers()
+            if not self._stop.is_set():
+                self._show()
 
     def _show(self) -> None:
         if self._is_terminal:
@@ -123,7 +131,7 @@ class Progress:
             bar = "#" * filled + "." * (_BAR_WIDTH - filled)
             self._stream.write(f"\r\x1b[K[{bar}] {self.line()}")
         else:
-            self._stream.write(f"{self.line()}{self._workers()}\n")
+            self._stream.write(f"{self.line()}{self._workers}\n")
         self._stream.flush()
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import threading
+
+import dask
 
 from ctlab_dask_zarr.runtime.progress import Progress
 
@@ -50,3 +53,26 @@ def test_tasks_that_ran_twice_do_not_count_beyond_the_whole() -> None:
     for _ in range(6):
         progress.add(100)
     assert "400 B of 400 B (100%)" in progress.line()
+
+
+def test_a_scheduler_that_does_not_answer_does_not_hold_up_the_end() -> None:
+    """The last seconds of a job are for its exit code."""
+    is_asked = threading.Event()
+    answers = threading.Event()
+
+    def n_workers() -> int:
+        is_asked.set()
+        answers.wait(60)
+        return 2
+
+    stream = io.StringIO()
+    with dask.config.set({"ctlab-zarr.progress-interval": "1ms"}):
+        progress = Progress(4, 400, stream=stream, n_workers=n_workers)
+    with progress:
+        assert is_asked.wait(60)
+    assert not answers.is_set()
+    last = stream.getvalue()
+    assert last.endswith("left\n")
+    answers.set()
+    progress._thread.join(60)
+    assert stream.getvalue() == last, "nothing is told after the end"

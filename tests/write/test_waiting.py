@@ -27,6 +27,7 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
+from ctlab_dask_zarr.runtime.resources import current_client
 from tests.builders import make_dataset
 
 SHAPE = (16, 16, 16)
@@ -63,6 +64,17 @@ def test_more_tasks_that_write_than_a_cluster_has_threads_come_to_their_end(
     futures = cluster.map(write_and_look, [str(tmp_path)] * len(values), values, pure=False)
     found = cluster.submit(list, futures).result(TIMEOUT_S)
     assert found == [[[int(value > 2)], []] for value in values]
+
+
+@pytest.mark.parametrize("scheduler", [None, "distributed", "client"])
+def test_the_client_is_the_one_that_computing_would_use(cluster: Client, scheduler: Any) -> None:
+    with cluster.as_current():
+        given = cluster if scheduler == "client" else scheduler
+        with dask.config.set(scheduler=given):
+            assert current_client() is cluster
+        for other in ("threads", "sync"):
+            with dask.config.set(scheduler=other):
+                assert current_client() is None
 
 
 # In an event loop.
