@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.api import commit, dataset_to_zarr, plan
     from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.errors import (
+        BlockError,
         ClusterError,
         CTLabError,
         DatasetNotFoundError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.write.plan import WritePlan
 
 __all__ = [
+    "BlockError",
     "CTLabError",
     "ClusterError",
     "DataType",

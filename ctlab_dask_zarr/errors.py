@@ -11,6 +11,7 @@ from typing import ClassVar
 from ctlab_dask_zarr.text import shown
 
 __all__ = [
+    "BlockError",
     "CTLabError",
     "ClusterError",
     "DatasetNotFoundError",
@@ -44,6 +45,10 @@ class InvalidArgumentError(CTLabError, ValueError):
     """An argument is wrong; nothing was touched."""
 
     exit_code = 2
+
+
+class BlockError(CTLabError, ValueError):
+    """A block of a dask array is not what the array declares, or has no place in the format."""
 
 
 class ClusterError(CTLabError, RuntimeError):

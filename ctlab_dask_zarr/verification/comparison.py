@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ctlab_dask_zarr.dataset import FACTS_OF_THE_VOXELS, Dataset
-from ctlab_dask_zarr.errors import CTLabError
+from ctlab_dask_zarr.errors import BlockError, CTLabError
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 from ctlab_dask_zarr.formats.problems import Problem
+from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.units import are_same_positions, are_same_sizes
 from ctlab_dask_zarr.read.zarr import ZarrVolume
+from ctlab_dask_zarr.write.blocks import accepted_block
 from ctlab_dask_zarr.write.sample import voxel_difference
 
 __all__ = ["block_problems", "metadata_differences"]
@@ -65,11 +66,22 @@ def _short(value: Any) -> str:
 
 
 def block_problems(
-    volume: ZarrVolume, start: tuple[int, ...], wanted: npt.NDArray[Any]
+    volume: ZarrVolume,
+    mask_value: Number | None,
+    start: tuple[int, ...],
+    shape: tuple[int, ...],
+    block: Any,
 ) -> list[Problem]:
-    """Compare a block of the source with the same region of the dataset, bit by bit."""
-    region = tuple(slice(s, s + n) for s, n in zip(start, wanted.shape, strict=True))
+    """Compare a block of the source with the same region of the dataset, bit by bit.
+
+    Voxels that a masked array masks are to have the dataset's `mask_value`.
+    """
+    region = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
     place = f"voxels {', '.join(f'{r.start}:{r.stop}' for r in region)}"
+    try:
+        wanted = accepted_block(block, start, shape, volume.dtype, mask_value)
+    except BlockError as error:
+        return [Problem(place, "source", f"source: {error}")]
     try:
         found = volume[region]
     except (CTLabError, OSError) as error:

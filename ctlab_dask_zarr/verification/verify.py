@@ -13,7 +13,6 @@ from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
-import numpy.typing as npt
 from dask._task_spec import GraphNode, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
@@ -22,11 +21,11 @@ from ctlab_dask_zarr.arguments import explains_keywords, no_dataset
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.receipts import ReceiptTable
+from ctlab_dask_zarr.formats.receipts import Number, ReceiptTable
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
-from ctlab_dask_zarr.read.zarr import dataset_of, read_store_metadata
+from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
 from ctlab_dask_zarr.runtime.reporting import Reporter, topic_of
 from ctlab_dask_zarr.runtime.resources import current_client, waiting_for
 from ctlab_dask_zarr.runtime.storage import (
@@ -52,6 +51,8 @@ from ctlab_dask_zarr.verification.images import (
 )
 from ctlab_dask_zarr.verification.objects import Expected, object_problems
 from ctlab_dask_zarr.write.blocks import add_block_tasks, analyse_source
+from ctlab_dask_zarr.write.layout import Shape
+from ctlab_dask_zarr.write.request import plain_mask_value
 
 __all__ = ["Verification", "build_source_check", "build_verification", "verify"]
 
@@ -61,7 +62,6 @@ _TASK_NBYTES = 256 << 20
 _MAX_OBJECTS = 100_000_000
 
 Key = Any
-Shape = tuple[int, ...]
 
 
 class Verification(NamedTuple):
@@ -288,18 +288,23 @@ def _compare(
     keys = add_block_tasks(
         graph,
         analyse_source(source.data),
-        partial(_check_block, found.source, topic_of(token)),
+        partial(_check_block, topic_of(token), found.source, plain_mask_value(found.datatype)),
         f"compare-block-{token}",
     )
     return problems, keys + checks
 
 
 def _check_block(
-    volume: Any, topic: str, start: tuple[int, ...], block: npt.NDArray[Any]
+    topic: str,
+    volume: ZarrVolume,
+    mask_value: Number | None,
+    start: Shape,
+    shape: Shape,
+    block: Any,
 ) -> list[Problem]:
     reporter = Reporter(topic)
-    problems = block_problems(volume, start, block)
-    reporter.add(block.nbytes)
+    problems = block_problems(volume, mask_value, start, shape, block)
+    reporter.add(prod(shape) * volume.dtype.itemsize)
     reporter.finish()
     return problems
 

@@ -1,17 +1,29 @@
-"""The blocks of a source: which tasks make each, and tasks that make it where it is needed."""
+"""The blocks of a source: which tasks make each, and what of them may be written.
+
+Whatever a task of the source returns is looked at before anything is made of it
+(`accepted_block`), wherever it comes in. A block that is held while others are made has memory of
+its own (`BlockRecipe.make`): functions may fill one buffer again and again.
+"""
 
 from __future__ import annotations
 
+import math
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from operator import getitem
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
-from dask._task_spec import DataNode, Dict, GraphNode, Task, TaskRef, convert_legacy_graph
+from dask._task_spec import Alias, DataNode, Dict, GraphNode, Task, TaskRef, convert_legacy_graph
 from dask.highlevelgraph import MaterializedLayer
 
+from ctlab_dask_zarr.errors import BlockError
+from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.runtime.resources import future_of
 from ctlab_dask_zarr.write.layout import Shape
 
@@ -19,15 +31,23 @@ if TYPE_CHECKING:
     import dask.array as da
 
 __all__ = [
+    "Accept",
     "BlockRecipe",
+    "Place",
     "SourceGraph",
+    "accepted_block",
     "add_block_tasks",
+    "add_blocks",
     "add_closure",
     "analyse_source",
     "private_tasks",
 ]
 
 Key = Any
+#: Where a block lies in the source: its first voxel, and its shape.
+Place = tuple[Shape, Shape]
+#: `accepted_block`, but for the block and its place.
+Accept = Callable[[Any, Shape, Shape], npt.NDArray[Any]]
 #: Tasks that blocks may share and still count as independent: the opened source, a constant, a
 #: calibration. Their results are held while blocks are made, so that there may be a few, and far
 #: fewer than blocks: blocks that overlap share whole blocks.
@@ -176,13 +196,140 @@ class BlockRecipe:
     shape: Shape
     nodes: tuple[GraphNode, ...]
 
-    def make(self, shared: Mapping[Key, Any]) -> npt.NDArray[Any]:
-        """Run the tasks and return the block's voxels."""
+    def make(self, shared: Mapping[Key, Any]) -> Any:
+        """Run the tasks and return the block, which nobody changes afterwards.
+
+        What somebody else may hold is copied: a buffer that the next block is written to, a result
+        that is kept for other threads.
+        """
+        block, references = _made(partial(self._run, shared))
+        is_alone = references[0] <= _ALONE[0] and all(n <= _ALONE[1] for n in references[1:])
+        if is_alone or not isinstance(block, np.ndarray) or self._is_input(block, shared):
+            return block
+        return block.copy(order="K")
+
+    def _run(self, shared: Mapping[Key, Any]) -> Any:
         values = dict(shared)
         for node in self.nodes:
             values[node.key] = node({d: values[d] for d in node.dependencies})
-        block: npt.NDArray[Any] = values[self.nodes[-1].key]
-        return block
+        return values[self.nodes[-1].key]
+
+    def _is_input(self, block: npt.NDArray[Any], shared: Mapping[Key, Any]) -> bool:
+        """Whether the block is a part of an array in the graph, of which tasks only take parts."""
+        if any(isinstance(node, Task) and node.func is not getitem for node in self.nodes):
+            return False
+        inputs = [*shared.values(), *(n.value for n in self.nodes if isinstance(n, DataNode))]
+        return any(_owner(array) is _owner(block) for array in inputs)
+
+
+def _owner(array: Any) -> Any:
+    """Return the array that an array is a part of; itself where it is none."""
+    while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _made(make: Callable[[], Any]) -> tuple[Any, list[float]]:
+    """Return what was made, and how many references there are to it and to what it is a view of."""
+    block = make()
+    return block, _references(block)
+
+
+def _references(block: Any) -> list[float]:
+    counts: list[float] = []
+    owns_memory = False
+    link = block
+    while isinstance(link, np.ndarray):
+        counts.append(sys.getrefcount(link))
+        owns_memory = link.flags.owndata
+        link = link.base
+    if not (link is None and owns_memory) and not isinstance(link, bytes):
+        # The memory is of something else than NumPy, which may write to it.
+        counts.append(math.inf)
+    return counts
+
+
+#: The references to an array, and to one that it is a view of, where nobody else has any.
+_ALONE = _made(lambda: np.empty(2)[:1])[1]
+
+
+def accepted_block(
+    block: Any, start: Shape, shape: Shape, dtype: np.dtype[Any], mask_value: Number | None
+) -> npt.NDArray[Any]:
+    """Return the voxels of a block as they may be written.
+
+    Parameters
+    ----------
+    block
+        Whatever a task returned.
+    start, shape, dtype
+        Where it lies in the dask array, and what that declares.
+    mask_value
+        What masked voxels of a masked array become; None where there is no such value.
+
+    Raises
+    ------
+    BlockError
+        It is something else than was declared. Nothing is converted: values would be lost.
+    """
+    place = ", ".join(f"{s}:{s + n}" for s, n in zip(start, shape, strict=True))
+    what = f"the block at voxels {place}"
+    if not isinstance(block, np.ndarray):
+        raise BlockError(
+            f"{what} is a {type(block).__name__} and no NumPy array: have the function that makes "
+            "it return one"
+        )
+    if block.shape != shape:
+        raise BlockError(
+            f"{what} has shape {block.shape} instead of {shape}: the dask array does not compute "
+            "what its chunks say. Correct the function that makes it, or declare chunks=... there"
+        )
+    if block.dtype.newbyteorder("=") != dtype.newbyteorder("="):
+        raise BlockError(
+            f"{what} is of {block.dtype}, but the dask array declares {dtype.newbyteorder('=')}: "
+            "have the function that makes it return block.astype(...), or declare the dtype that "
+            "it returns, as in map_blocks(..., dtype=...)"
+        )
+    if not isinstance(block, np.ma.MaskedArray) or not np.ma.is_masked(block):
+        return np.asarray(block)
+    if mask_value is None:
+        raise BlockError(
+            f"{what} has masked voxels, for which there is no mask value: pass a datatype that has "
+            "one, or fill them with one of your own by dask.array.ma.filled(data, ...)"
+        )
+    filled: npt.NDArray[Any] = block.filled(mask_value)
+    return filled
+
+
+def add_blocks(
+    graph: dict[Key, GraphNode],
+    source: SourceGraph,
+    places: Mapping[Key, Place],
+    accept: Accept,
+) -> None:
+    """Add the tasks of blocks that are to be held, and all they depend on, to the graph.
+
+    `places` are by the blocks' keys. Other tasks run between a block's own and the one that takes
+    it, so that it has to leave its own as it may be written, in memory of its own.
+    """
+    n_uses = Counter(d for node in source.nodes.values() for d in node.dependencies)
+    for key, place in places.items():
+        nodes = [source.nodes[key]] if key in source.nodes else []
+        while nodes and isinstance(nodes[0], Alias) and n_uses[nodes[0].target] == 1:
+            nodes.insert(0, source.nodes[nodes[0].target])
+        if key not in source.held and n_uses[key] == 0 and nodes and isinstance(nodes[0], Task):
+            needed = nodes[0].dependencies
+            inputs = Dict({d: TaskRef(d) for d in needed}) if needed else {}
+            recipe = BlockRecipe(*place, tuple(nodes))
+            producer = nodes[0].data_producer
+            graph[key] = Task(key, _accepted, accept, recipe, inputs, _data_producer=producer)
+            add_closure(graph, source, needed)
+        else:
+            add_closure(graph, source, [key])
+
+
+def _accepted(accept: Accept, recipe: BlockRecipe, shared: Mapping[Key, Any]) -> npt.NDArray[Any]:
+    return accept(recipe.make(shared), recipe.start, recipe.shape)
 
 
 def add_closure(graph: dict[Key, GraphNode], source: SourceGraph, keys: Iterable[Key]) -> None:
@@ -200,30 +347,33 @@ def add_closure(graph: dict[Key, GraphNode], source: SourceGraph, keys: Iterable
 def add_block_tasks(
     graph: dict[Key, GraphNode],
     source: SourceGraph,
-    function: Callable[[Shape, npt.NDArray[Any]], Any],
+    function: Callable[[Shape, Shape, Any], Any],
     name: str,
     indices: Iterable[Shape] | None = None,
 ) -> list[Key]:
-    """Add a task for each block of the source that calls ``function(start, block)``.
+    """Add a task for each block of the source that calls ``function(start, shape, block)``.
 
-    Blocks that can be are made inside the task. Returns the keys of the tasks. `indices` are those
-    of the blocks, all by default.
+    Start and shape are where it lies in the array; of the block nothing is known
+    (`accepted_block`). Blocks that can be are made inside the task; those without voxels are left
+    out. `indices` are those of the blocks, all by default. Returns the keys of the tasks.
     """
     keys: list[Key] = []
     used: set[Key] = set()
     for index in product(*map(range, map(len, source.chunks))) if indices is None else indices:
         start = tuple(sum(c[:i]) for c, i in zip(source.chunks, index, strict=True))
+        shape = tuple(c[i] for c, i in zip(source.chunks, index, strict=True))
+        if 0 in shape:
+            continue
         block: Key = (source.name, *index)
         key: Key = (name, *index)
         if source.is_independent:
-            shape = tuple(c[i] for c, i in zip(source.chunks, index, strict=True))
             nodes, needed = private_tasks(source.nodes, block, source.shared)
             shared = Dict({k: TaskRef(k) for k in needed}) if needed else {}
             recipe = BlockRecipe(start, shape, nodes)
             graph[key] = Task(key, _call_with_made, function, recipe, shared, _data_producer=True)
             used.update(needed)
         else:
-            graph[key] = Task(key, function, start, TaskRef(block))
+            graph[key] = Task(key, function, start, shape, TaskRef(block))
             used.add(block)
         keys.append(key)
     add_closure(graph, source, used)
@@ -231,8 +381,8 @@ def add_block_tasks(
 
 
 def _call_with_made(
-    function: Callable[[Shape, npt.NDArray[Any]], Any],
+    function: Callable[[Shape, Shape, Any], Any],
     recipe: BlockRecipe,
     shared: Mapping[Key, Any],
 ) -> Any:
-    return function(recipe.start, recipe.make(shared))
+    return function(recipe.start, recipe.shape, recipe.make(shared))

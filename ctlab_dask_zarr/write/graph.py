@@ -29,8 +29,12 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.runtime.trees import FAN_IN, add_tree
 from ctlab_dask_zarr.write.blocks import (
+    Accept,
     BlockRecipe,
+    Place,
     SourceGraph,
+    accepted_block,
+    add_blocks,
     add_closure,
     private_tasks,
 )
@@ -90,8 +94,11 @@ def build_graph(
     coords = remaining.of_level(0)
     is_streamed = plan.rechunk.method == "stream"
     groups = list(group_rows(layout, coords)) if is_streamed else [[c] for c in coords]
-    add_writes = _add_making if source.is_independent and _makes(plan) else _add_gathering
-    keys = add_writes(graph, source, layout, groups, staged, token)
+    if source.is_independent and _makes(plan):
+        keys = _add_making(graph, source, layout, groups, staged, token)
+    else:
+        accept = partial(accepted_block, dtype=plan.dtype, mask_value=request.mask_value)
+        keys = _add_gathering(graph, source, layout, groups, staged, token, accept)
     writers = {coords: key for key, group in zip(keys, groups, strict=True) for coords in group}
     keys += _add_coarser(graph, plan.levels, remaining, writers, staged, token)
     last = _add_recording(graph, keys, remaining.found, staged, token)
@@ -206,58 +213,62 @@ def _add_gathering(
     groups: Iterable[Sequence[Shape]],
     staged: TaskRef,
     token: str,
+    accept: Accept,
 ) -> list[Key]:
     """Add a task for each shard that gathers pieces of blocks, which are tasks of their own."""
     blocks = _Blocks(source, layout)
-    used: set[Key] = set()
+    used: dict[Key, Place] = {}
     keys = []
     for group in groups:
         (coords,) = group
         region = layout.region(coords)
-        pieces: list[tuple[Shape, Key]] = []
+        pieces: list[tuple[Place, Key]] = []
         for index, start, shape in blocks.overlapping(group):
             first = tuple(max(r.start, s) for r, s in zip(region, start, strict=True))
             last = tuple(min(r.stop, s + n) for r, s, n in zip(region, start, shape, strict=True))
             cut = tuple(slice(f - s, e - s) for f, e, s in zip(first, last, start, strict=True))
             key: Key = (source.name, *index)
-            used.add(key)
-            if any(c.stop - c.start < n for c, n in zip(cut, shape, strict=True)):
+            used[key] = (start, shape)
+            lengths = tuple(c.stop - c.start for c in cut)
+            if lengths != shape:
                 cut_key = (f"cut-block-{token}", *coords, *index)
-                graph[cut_key] = Task(cut_key, getitem, TaskRef(key), cut)
+                graph[cut_key] = Task(cut_key, _cut, accept, (start, shape), cut, TaskRef(key))
                 key = cut_key
-            pieces.append((first, key))
-        pieces = _add_joining(graph, pieces, group_axis_of(layout), (*coords,), token)
+            pieces.append(((first, lengths), key))
+        pieces = _add_joining(graph, pieces, group_axis_of(layout), (*coords,), accept, token)
         key = (f"write-shard-{token}", *coords)
-        starts = tuple(start for start, _ in pieces)
+        places = tuple(place for place, _ in pieces)
         gathered = List(*(TaskRef(piece) for _, piece in pieces))
-        graph[key] = Task(key, _write_gathering, staged, (coords,), starts, gathered)
+        graph[key] = Task(key, _write_gathering, staged, (coords,), places, gathered)
         keys.append(key)
-    add_closure(graph, source, used)
+    add_blocks(graph, source, used, accept)
     return keys
 
 
 def _add_joining(
     graph: dict[Key, GraphNode],
-    pieces: list[tuple[Shape, Key]],
+    pieces: list[tuple[Place, Key]],
     axis: int,
     coords: Shape,
+    accept: Accept,
     token: str,
-) -> list[tuple[Shape, Key]]:
+) -> list[tuple[Place, Key]]:
     """Join very thin pieces along `axis`, so that no task depends on more than a few hundred."""
     if len(pieces) <= _MAX_FAN_IN:
         return pieces
-    columns: dict[Shape, list[tuple[Shape, Key]]] = {}
-    for start, key in pieces:
-        columns.setdefault((*start[:axis], *start[axis + 1 :]), []).append((start, key))
+    columns: dict[Shape, list[tuple[Place, Key]]] = {}
+    for (start, shape), key in pieces:
+        column = (*start[:axis], *start[axis + 1 :])
+        columns.setdefault(column, []).append(((start, shape), key))
     joined = []
-    for column in columns.values():
-        for n in range(0, len(column), FAN_IN):
-            run = column[n : n + FAN_IN]
-            start = run[0][0]
-            key = (f"join-blocks-{token}", *coords, *start)
-            refs = List(*(TaskRef(piece) for _, piece in run))
-            graph[key] = Task(key, np.concatenate, refs, axis)
-            joined.append((start, key))
+    for run in (c[n : n + FAN_IN] for c in columns.values() for n in range(0, len(c), FAN_IN)):
+        places = tuple(place for place, _ in run)
+        start, shape = places[0]
+        length = sum(shape[axis] for _, shape in places)
+        key = (f"join-blocks-{token}", *coords, *start)
+        refs = List(*(TaskRef(piece) for _, piece in run))
+        graph[key] = Task(key, _join, accept, places, axis, refs)
+        joined.append(((start, (*shape[:axis], length, *shape[axis + 1 :])), key))
     return joined
 
 
@@ -297,7 +308,10 @@ class _Blocks:
         ]
 
     def overlapping(self, group: Sequence[Shape]) -> Iterator[tuple[Shape, Shape, Shape]]:
-        """Yield (index, start, shape) of each block that overlaps the group, in C order."""
+        """Yield (index, start, shape) of each block that overlaps the group, in C order.
+
+        Those without voxels are left out.
+        """
         spans = []
         for axis, ranges in enumerate(self._ranges):
             low = min(coords[axis] for coords in group)
@@ -305,7 +319,8 @@ class _Blocks:
             spans.append(range(ranges[low].start, ranges[high].stop))
         for index in product(*spans):
             bounds = [s[i : i + 2] for s, i in zip(self._starts, index, strict=True)]
-            yield index, tuple(a for a, _ in bounds), tuple(b - a for a, b in bounds)
+            if all(a < b for a, b in bounds):
+                yield index, tuple(a for a, _ in bounds), tuple(b - a for a, b in bounds)
 
 
 def _write_making(
@@ -318,16 +333,25 @@ def _write_making(
     return staged.write(0, group, pieces)
 
 
+def _cut(accept: Accept, place: Place, cut: tuple[slice, ...], block: Any) -> npt.NDArray[Any]:
+    part: npt.NDArray[Any] = accept(block, *place)[cut]
+    return part
+
+
+def _join(
+    accept: Accept, places: Sequence[Place], axis: int, blocks: Sequence[Any]
+) -> npt.NDArray[Any]:
+    parts = [accept(block, *place) for place, block in zip(places, blocks, strict=True)]
+    return np.concatenate(parts, axis)
+
+
 def _write_gathering(
     staged: StagedWrite,
     group: Sequence[Shape],
-    starts: Sequence[Shape],
-    blocks: Sequence[npt.NDArray[Any]],
+    places: Sequence[Place],
+    blocks: Sequence[Any],
 ) -> list[ShardReceipt]:
-    pieces = [
-        Piece(start, block.shape, partial(np.asarray, block))
-        for start, block in zip(starts, blocks, strict=True)
-    ]
+    pieces = [Piece(*place, partial(getitem, blocks, n)) for n, place in enumerate(places)]
     return staged.write(0, group, pieces)
 
 

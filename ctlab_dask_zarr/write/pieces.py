@@ -64,12 +64,13 @@ class Piece:
     start, shape
         Where it lies in the array, in elements.
     load
-        Returns its voxels.
+        Returns its voxels, if all is well (`write.blocks.accepted_block`), in memory that nobody
+        changes afterwards.
     """
 
     start: Shape
     shape: Shape
-    load: Callable[[], npt.NDArray[Any]]
+    load: Callable[[], Any]
 
 
 @dataclass(frozen=True)

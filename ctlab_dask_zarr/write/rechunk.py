@@ -163,7 +163,7 @@ def _inside(lengths: Sequence[int], cell: int) -> bool:
     """Whether no block crosses a cell boundary along one axis."""
     position = 0
     for length in lengths:
-        if position // cell != (position + length - 1) // cell:
+        if length and position // cell != (position + length - 1) // cell:
             return False
         position += length
     return True

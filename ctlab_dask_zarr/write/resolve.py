@@ -325,6 +325,13 @@ def _validated_dtype(dataset: Dataset, datatype: DataType | None) -> np.dtype[An
             f"data type {datatype} is {np.dtype(datatype.dtype)} but the data is {dtype}: convert "
             "it with data.astype(...), or pass the data type that it is"
         )
+    is_masked = isinstance(getattr(dataset.data, "_meta", None), np.ma.MaskedArray)
+    if is_masked and (datatype is None or datatype.mask_value is None):
+        raise InvalidArgumentError(
+            f"the data are masked arrays, and {f'data type {datatype}' if datatype else 'data'} "
+            f"{'has' if datatype else 'without a data type have'} no value for masked voxels: pass "
+            "a datatype that has one, or fill them by dask.array.ma.filled(data, ...)"
+        )
     return np.dtype(dtype.newbyteorder("<"))
 
 

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dask.delayed import delayed
 
-from ctlab_dask_zarr.errors import CTLabError, StorageError, WriteFailedError, WriteStoppedError
+from ctlab_dask_zarr.errors import (
+    BlockError,
+    CTLabError,
+    StorageError,
+    WriteFailedError,
+    WriteStoppedError,
+)
 from ctlab_dask_zarr.runtime.probe import SharedFolder
 from ctlab_dask_zarr.runtime.resources import current_client, waiting_for
 from ctlab_dask_zarr.runtime.stopping import Stop, compute_until
@@ -124,7 +130,7 @@ def _run_write(
             return committed_result(write.request.destination)
         raise
     except Exception as error:
-        if isinstance(error, CTLabError) and not isinstance(error, StorageError):
+        if isinstance(error, CTLabError) and not isinstance(error, BlockError | StorageError):
             raise
         destination = write.request.destination
         message = (

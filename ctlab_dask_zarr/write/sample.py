@@ -28,7 +28,12 @@ from ctlab_dask_zarr.errors import (
     StagingExistsError,
 )
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.write.blocks import SourceGraph, add_block_tasks, analyse_source
+from ctlab_dask_zarr.write.blocks import (
+    SourceGraph,
+    accepted_block,
+    add_block_tasks,
+    analyse_source,
+)
 from ctlab_dask_zarr.write.layout import Shape
 from ctlab_dask_zarr.write.plan import Level
 from ctlab_dask_zarr.write.request import StageRequest
@@ -159,7 +164,8 @@ def _refuse_other_voxels(
     region: tuple[slice, ...],
     origin: Shape,
     start: Shape,
-    block: npt.NDArray[Any],
+    shape: Shape,
+    block: Any,
 ) -> None:
     """Raise where a region is stored otherwise than a block has it.
 
@@ -177,8 +183,8 @@ def _refuse_other_voxels(
             raise
         # Somebody else goes on with it, or has removed it: staging will find out.
         return
-    begins = [a + b for a, b in zip(origin, start, strict=True)]
-    wanted = block[
+    begins = tuple(a + b for a, b in zip(origin, start, strict=True))
+    wanted = accepted_block(block, begins, shape, staged.array.dtype, request.mask_value)[
         tuple(slice(r.start - b, r.stop - b) for r, b in zip(region, begins, strict=True))
     ]
     difference = voxel_difference(found, wanted, tuple(part.start for part in region))

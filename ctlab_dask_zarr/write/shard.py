@@ -24,6 +24,7 @@ from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.formats.receipts import Number, ShardReceipt, object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.runtime.storage import Store
+from ctlab_dask_zarr.write.blocks import accepted_block
 from ctlab_dask_zarr.write.layout import Layout, Shape
 from ctlab_dask_zarr.write.merge import piece_trailer
 from ctlab_dask_zarr.write.pieces import (
@@ -123,7 +124,7 @@ def write_shards(
     spans = [staged.layout.region(task.coords)[axis] for task in tasks]
     first, last = min(span.start for span in spans), max(span.stop for span in spans)
     step = array.inner_chunk_shape[axis]
-    window = _Window(pieces, axis)
+    window = _Window(pieces, axis, array.dtype, staged.mask_value)
     receipts: list[ShardReceipt] = []
     under_way: list[_ObjectInProgress] = []
     with ExitStack() as on_failure, ExitStack() as coarser:
@@ -172,8 +173,11 @@ class _Window:
         the next is loaded doubles the memory of a write.
     """
 
-    def __init__(self, pieces: Iterable[Piece], axis: int) -> None:
+    def __init__(
+        self, pieces: Iterable[Piece], axis: int, dtype: np.dtype[Any], mask_value: Number | None
+    ) -> None:
         self._axis = axis
+        self._declared = (dtype, mask_value)
         # Blocks come in C order, which is not the row axis's where an object is one inner chunk
         # thick along the axes before it.
         self._coming = iter(sorted(pieces, key=lambda piece: piece.start[axis]))
@@ -186,12 +190,7 @@ class _Window:
         self.blocks = [(at, b) for at, b in self.blocks if at[axis] + b.shape[axis] > start]
         while self._next is not None and self._next.start[self._axis] < stop:
             piece = self._next
-            block = np.asarray(piece.load())
-            if block.shape != piece.shape:
-                raise ValueError(
-                    f"the block at {piece.start} has shape {block.shape} instead of {piece.shape}: "
-                    "the dask array does not compute what its chunks say"
-                )
+            block = accepted_block(piece.load(), piece.start, piece.shape, *self._declared)
             self.blocks.append((piece.start, block))
             del block
             self._next = next(self._coming, None)
