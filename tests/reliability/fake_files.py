@@ -10,9 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from ctlab_dask_zarr import CTLabError
 
 
 class Died(BaseException):
@@ -287,3 +290,54 @@ class FakeFile:
         self._files._effect()
         if self._folder.names.get(self._name) is self._node:
             self._files._change(Change(self._folder, self._name, None))
+
+
+class Interleaved:
+    """Two writers in threads of which one runs at a time, switching at given effects."""
+
+    def __init__(self, files: FakeFiles, switches: tuple[int, ...]) -> None:
+        self.files = files
+        self.switches = set(switches)
+        self.turn = 0
+        self.alive = [True, True]
+        self.changed = threading.Condition()
+        self.n = 0
+        self.errors: list[BaseException | None] = [None, None]
+        files.before_effect = self._before
+
+    def _before(self, _: int) -> None:
+        me = int(threading.current_thread().name)
+        with self.changed:
+            self.n += 1
+            if self.n in self.switches and self.alive[1 - me]:
+                self.turn = 1 - me
+                self.changed.notify_all()
+            assert self.changed.wait_for(lambda: self.turn == me, timeout=240)
+
+    def run(self, actions: tuple[Any, Any]) -> list[BaseException | None]:
+        threads = [
+            threading.Thread(target=self._act, args=(n, action), name=str(n))
+            for n, action in enumerate(actions)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=240)
+            assert not thread.is_alive()
+        self.files.before_effect = lambda number: None
+        return self.errors
+
+    def _act(self, me: int, action: Any) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.turn == me, timeout=240)
+        try:
+            action(self.files)
+        except (CTLabError, OSError) as error:
+            self.errors[me] = error
+        except BaseException as error:
+            self.errors[me] = AssertionError(f"{type(error).__name__}: {error}")
+        finally:
+            with self.changed:
+                self.alive[me] = False
+                self.turn = 1 - me
+                self.changed.notify_all()

@@ -8,7 +8,6 @@ none, and the next call gets through.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from ctlab_dask_zarr import CTLabError, DestinationExistsError, IncompleteDatasetError
+from ctlab_dask_zarr import DestinationExistsError, IncompleteDatasetError
 from ctlab_dask_zarr.api import analysed_source, build_plan
 from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
@@ -37,7 +36,7 @@ from ctlab_dask_zarr.write.resolve import WriteOptions
 from ctlab_dask_zarr.write.stage import open_staged, stage
 from ctlab_dask_zarr.write.staged import StagedWrite
 from tests.builders import make_dataset, random_voxels
-from tests.reliability.fake_files import Died, FakeFiles
+from tests.reliability.fake_files import Died, FakeFiles, Interleaved
 
 PATH = "/data/a.zarr"
 NEW = random_voxels((8, 8, 16))
@@ -425,57 +424,6 @@ PAIRS: dict[str, tuple[Callable[[], FakeFiles], Any, Any]] = {
         lambda f: add_levels(f, restart=True),
     ),
 }
-
-
-class Interleaved:
-    """Two writers in threads of which one runs at a time, switching at given effects."""
-
-    def __init__(self, files: FakeFiles, switches: tuple[int, ...]) -> None:
-        self.files = files
-        self.switches = set(switches)
-        self.turn = 0
-        self.alive = [True, True]
-        self.changed = threading.Condition()
-        self.n = 0
-        self.errors: list[BaseException | None] = [None, None]
-        files.before_effect = self._before
-
-    def _before(self, _: int) -> None:
-        me = int(threading.current_thread().name)
-        with self.changed:
-            self.n += 1
-            if self.n in self.switches and self.alive[1 - me]:
-                self.turn = 1 - me
-                self.changed.notify_all()
-            assert self.changed.wait_for(lambda: self.turn == me, timeout=240)
-
-    def run(self, actions: tuple[Any, Any]) -> list[BaseException | None]:
-        threads = [
-            threading.Thread(target=self._act, args=(n, action), name=str(n))
-            for n, action in enumerate(actions)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=240)
-            assert not thread.is_alive()
-        self.files.before_effect = lambda number: None
-        return self.errors
-
-    def _act(self, me: int, action: Any) -> None:
-        with self.changed:
-            assert self.changed.wait_for(lambda: self.turn == me, timeout=240)
-        try:
-            action(self.files)
-        except (CTLabError, OSError) as error:
-            self.errors[me] = error
-        except BaseException as error:
-            self.errors[me] = AssertionError(f"{type(error).__name__}: {error}")
-        finally:
-            with self.changed:
-                self.alive[me] = False
-                self.turn = 1 - me
-                self.changed.notify_all()
 
 
 @MOMENTS
