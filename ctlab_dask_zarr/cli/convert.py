@@ -48,7 +48,11 @@ __all__ = ["convert_command", "write_dataset"]
 )
 @with_mkdir_option
 @with_deadline_option
-@click.option("--check-source", is_flag=True, help="First compare every netCDF block with its MD5.")
+@click.option(
+    "--check-source",
+    is_flag=True,
+    help="First compare the source with the checksums that it keeps.",
+)
 @click.option(
     "--verify", "verify_after", is_flag=True, help="Afterwards compare every voxel with the source."
 )
@@ -157,14 +161,17 @@ def _reported(path: str | None) -> AbstractContextManager[Any]:
 
 
 def _check_source(dataset: Dataset, client: Any, stop: Stop) -> None:
-    """Name every damaged block of the source before anything is written."""
+    """Name every damaged block or shard of the source before anything is written."""
     from ctlab_dask_zarr.errors import IncompleteSourceError
     from ctlab_dask_zarr.formats.problems import describe_problems
     from ctlab_dask_zarr.runtime.stopping import compute_until
     from ctlab_dask_zarr.verification.verify import build_source_check
 
-    problems = compute_until(
-        build_source_check(dataset),
+    check = build_source_check(dataset)
+    for note in check.notes:
+        say(note, err=True)
+    problems = check.problems + compute_until(
+        check.graph,
         client,
         stop,
         reading="the source was being checked, and nothing is begun; give the same command again",

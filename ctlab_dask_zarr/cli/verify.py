@@ -71,7 +71,7 @@ def verify_command(
         _raise_for(path, problems)
     if not as_json:
         against = "" if source is None else f" and equal to {source}"
-        say(f"{path}: {'documents and index' if quick else 'every byte'} verified{against}")
+        say(f"{path}: {verification.scope}{against}")
 
 
 def verify_written(
@@ -101,6 +101,8 @@ def _compute(
     from ctlab_dask_zarr.runtime.reporting import listen
     from ctlab_dask_zarr.runtime.stopping import compute_until
 
+    for note in verification.notes:
+        say(note, err=True)
     progress = Progress(verification.n_tasks, verification.nbytes, quiet=quiet, noun="checks")
     with progress, listen(verification.graph, progress.add, client):
         found: list[Problem] = compute_until(verification.graph, client, stop, reading=if_stopped)

@@ -19,8 +19,9 @@ from ctlab_dask_zarr.errors import (
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT, object_key, own_receipt
 from ctlab_dask_zarr.formats.zarr_array import is_key, parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, read_ome
+from ctlab_dask_zarr.read.receipts import array_receipts
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
-from ctlab_dask_zarr.verification.documents import array_receipts
+from ctlab_dask_zarr.read.zarr_volume import seal_of
 
 __all__ = ["Inventory", "take_inventory"]
 
@@ -125,7 +126,9 @@ def _shards(metadata: StoreMetadata) -> dict[str, tuple[int, int]]:
         return found
     for path, text in metadata.arrays:
         array = parse_array_document(text)
-        table, problems = array_receipts(metadata, path, array)
+        table, problems = array_receipts(
+            metadata.store, path, array, seal_of(metadata.attributes, path)
+        )
         if problems:
             raise IncompleteDatasetError(f"{metadata.path}: {problems[0].message}")
         if table is not None:

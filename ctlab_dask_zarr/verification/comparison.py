@@ -17,13 +17,14 @@ from ctlab_dask_zarr.read.zarr import ZarrVolume
 from ctlab_dask_zarr.write.blocks import accepted_block
 from ctlab_dask_zarr.write.sample import voxel_difference
 
-__all__ = ["block_problems", "metadata_differences"]
+__all__ = ["block_problems", "metadata_differences", "native"]
 
 
 def metadata_differences(found: Dataset, source: Dataset) -> Iterator[Problem]:
     """Yield what of the source's metadata did not carry over."""
-    for name in ("shape", "dtype", "dimension_names", "voxel_unit"):
+    for name in ("shape", "dimension_names", "voxel_unit"):
         yield from _difference(name, getattr(found, name), getattr(source, name))
+    yield from _difference("dtype", native(found.dtype), native(source.dtype))
     if not are_same_sizes(found.voxel_size, source.voxel_size):
         yield from _difference("voxel_size", found.voxel_size, source.voxel_size)
     origin = getattr(source, "origin", ())
@@ -42,6 +43,12 @@ def metadata_differences(found: Dataset, source: Dataset) -> Iterator[Problem]:
     for name in sorted(extra.keys() - FACTS_OF_THE_VOXELS):
         default = CARRIED_DEFAULTS.get(name)
         yield from _difference(name, found.extra_attrs.get(name, default), extra[name])
+
+
+def native(dtype: Any) -> np.dtype[Any]:
+    """Return a dtype in the machine's byte order, which is no matter of what voxels are."""
+    found: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
+    return found
 
 
 def _difference(name: str, found: Any, wanted: Any) -> Iterator[Problem]:

@@ -11,32 +11,29 @@ from math import prod
 import google_crc32c
 import numpy as np
 
-from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.errors import CTLabError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.mango import parse_mango_block
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import (
-    RECEIPTS_OBJECT,
-    ReceiptTable,
     document_checksum,
     level_entry,
     own_receipt,
-    parse_receipts,
-    receipts_limit,
 )
 from ctlab_dask_zarr.formats.units import are_same_sizes
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, strangers
 from ctlab_dask_zarr.read.zarr import StoreMetadata
 from ctlab_dask_zarr.runtime.files import DOCUMENT_NBYTES, LocalFiles
+from ctlab_dask_zarr.runtime.storage import LocalStore
 from ctlab_dask_zarr.verification.images import Documents, Image, document_key
 
 #: Objects that are missing, by name; how many more there are is told in one line.
 _MAX_MISSING = 1000
 
 __all__ = [
-    "array_receipts",
     "document_problems",
     "objects_to_check",
+    "stored_objects",
     "stray_problems",
 ]
 
@@ -134,31 +131,6 @@ def _array_problems(metadata: StoreMetadata, path: str, array: StoredArray) -> I
         yield Problem(key, "checksum", f"{key} is not as it was committed: it is damaged")
 
 
-def array_receipts(
-    metadata: StoreMetadata, path: str, array: StoredArray
-) -> tuple[ReceiptTable | None, list[Problem]]:
-    """Return the receipts of an array, if it has any, and what is wrong with them."""
-    entry = level_entry(metadata.attributes, path)
-    if entry is None:
-        return None, []
-    key = f"{path}/{RECEIPTS_OBJECT}".lstrip("/")
-    try:
-        text = metadata.store.get(key, receipts_limit(array))
-    except FileNotFoundError:
-        message = f"{key} is missing: damaged voxels may go unnoticed"
-        return None, [Problem(key, "missing", message)]
-    except (CTLabError, OSError) as error:
-        message = f"{key} cannot be read: {error}: damaged voxels may go unnoticed"
-        return None, [Problem(key, "unreadable", message)]
-    if google_crc32c.value(text) != entry.get("receipts_crc32c"):
-        message = f"{key} is damaged: it is not as it was committed"
-        return None, [Problem(key, "checksum", message)]
-    try:
-        return parse_receipts(text, array), []
-    except MetadataError as error:
-        return None, [Problem(key, "receipts", f"{key}: {error}")]
-
-
 @dataclass(frozen=True)
 class _UnlinkedFiles(LocalFiles):
     """Files that are read where they are, and not through a link."""
@@ -202,14 +174,28 @@ def _document_of(name: str, keys: Set[str]) -> str | None:
 
 
 def objects_to_check(
-    metadata: StoreMetadata, path: str, array: StoredArray
+    store: LocalStore, path: str, array: StoredArray
 ) -> tuple[list[tuple[int, ...]], list[Problem]]:
     """Return which objects of an array to look at, and what listing has shown to be wrong.
 
     They are all that are there, and the first of those that are not: how many more are missing is
     one problem, so that a claim of millions does not fill the memory.
     """
-    store = metadata.store
+    there, problems = stored_objects(store, path, array)
+    n_missing = prod(array.grid_shape) - len(there)
+    every = product(*map(range, array.grid_shape))
+    named = islice((c for c in every if c not in there), min(n_missing, _MAX_MISSING))
+    if n_missing > _MAX_MISSING:
+        place = path or ROOT_DOCUMENT
+        text = f"{place}: and {n_missing - _MAX_MISSING:,} more objects are missing"
+        problems.append(Problem(place, "missing", text))
+    return sorted([*there, *named]), problems
+
+
+def stored_objects(
+    store: LocalStore, path: str, array: StoredArray
+) -> tuple[set[tuple[int, ...]], list[Problem]]:
+    """Return which objects of an array are there, and those that lie outside its grid."""
     prefix = f"{path}/" if path else ""
     there: set[tuple[int, ...]] = set()
     problems = []
@@ -221,11 +207,4 @@ def objects_to_check(
             there.add(coords)
         else:
             problems.append(Problem(key, "stray", f"{key} lies outside the array: remove it"))
-    n_missing = prod(array.grid_shape) - len(there)
-    every = product(*map(range, array.grid_shape))
-    named = islice((c for c in every if c not in there), min(n_missing, _MAX_MISSING))
-    if n_missing > _MAX_MISSING:
-        place = path or ROOT_DOCUMENT
-        text = f"{place}: and {n_missing - _MAX_MISSING:,} more objects are missing"
-        problems.append(Problem(place, "missing", text))
-    return sorted([*there, *named]), problems
+    return there, problems

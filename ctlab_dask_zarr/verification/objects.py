@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,15 @@ from ctlab_dask_zarr.codec.region import object_crc32c
 from ctlab_dask_zarr.codec.shard import ABSENT, parse_index
 from ctlab_dask_zarr.errors import CTLabError, ShardDecodeError
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.receipts import object_key
+from ctlab_dask_zarr.formats.receipts import ReceiptTable, object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.runtime.storage import Store
 
-__all__ = ["Expected", "object_problems"]
+__all__ = ["Expected", "expected_objects", "object_problems"]
+
+
+#: Objects that one task looks at, where they are small: chunks of an array without sharding.
+_TASK_NBYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,33 @@ class Expected:
     crc32c: int | None = None
 
 
+def expected_objects(
+    array: StoredArray, objects: Iterable[tuple[int, ...]], table: ReceiptTable | None
+) -> Iterator[tuple[Expected, ...]]:
+    """Yield the objects that one task looks at: one shard, or as many chunks as make one."""
+    object_nbytes = prod(array.object_shape) * array.dtype.itemsize
+    n_objects = max(1, _TASK_NBYTES // max(object_nbytes, 1))
+    group: list[Expected] = []
+    for coords in objects:
+        if table is None:
+            group.append(Expected(coords))
+        else:
+            group.append(Expected(coords, int(table.nbytes[coords]), int(table.crc32c[coords])))
+        if len(group) >= n_objects:
+            yield tuple(group)
+            group = []
+    if group:
+        yield tuple(group)
+
+
 def object_problems(
-    store: Store, path: str, array: StoredArray, expected: Sequence[Expected], *, read: bool
+    store: Store,
+    path: str,
+    array: StoredArray,
+    expected: Sequence[Expected],
+    *,
+    read: bool,
+    decode: bool = True,
 ) -> list[Problem]:
     """Return everything that is wrong with some objects of an array.
 
@@ -44,12 +74,14 @@ def object_problems(
     read
         Whether to read them whole: compare checksums and decode every inner chunk. Else only
         presence, size and the index are looked at.
+    decode
+        False does not decode what is read, where somebody else does.
     """
     problems = []
     for one in expected:
         key = object_key(path, array, one.coords)
         try:
-            found = list(_problems(store, key, array, one, read=read))
+            found = list(_problems(store, key, array, one, read=read, decode=decode))
         except FileNotFoundError:
             found = [("missing", "is missing")]
         except (OSError, CTLabError) as error:
@@ -59,7 +91,7 @@ def object_problems(
 
 
 def _problems(
-    store: Store, key: str, array: StoredArray, expected: Expected, *, read: bool
+    store: Store, key: str, array: StoredArray, expected: Expected, *, read: bool, decode: bool
 ) -> Iterator[tuple[str, str]]:
     nbytes = store.nbytes(key)
     if expected.nbytes is not None and nbytes != expected.nbytes:
@@ -70,6 +102,8 @@ def _problems(
         and object_crc32c(store, key, nbytes) != expected.crc32c
     ):
         yield "checksum", "is not the bytes that were committed: its CRC-32C differs"
+    if not decode:
+        return
     if not array.is_direct:
         if read:
             yield from _decode_errors(lambda: read_object(store, key, array))

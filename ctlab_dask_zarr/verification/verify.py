@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -21,11 +21,12 @@ from ctlab_dask_zarr.arguments import explains_keywords, no_dataset
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.receipts import Number, ReceiptTable
+from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
+from ctlab_dask_zarr.read.receipts import array_receipts
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
+from ctlab_dask_zarr.read.zarr_volume import seal_of
 from ctlab_dask_zarr.runtime.reporting import Reporter, topic_of
 from ctlab_dask_zarr.runtime.resources import current_client, waiting_for
 from ctlab_dask_zarr.runtime.storage import (
@@ -36,9 +37,8 @@ from ctlab_dask_zarr.runtime.storage import (
     store_at,
 )
 from ctlab_dask_zarr.runtime.trees import add_tree
-from ctlab_dask_zarr.verification.comparison import block_problems, metadata_differences
+from ctlab_dask_zarr.verification.comparison import block_problems, metadata_differences, native
 from ctlab_dask_zarr.verification.documents import (
-    array_receipts,
     document_problems,
     objects_to_check,
     stray_problems,
@@ -49,15 +49,14 @@ from ctlab_dask_zarr.verification.images import (
     read_documents,
     read_images,
 )
-from ctlab_dask_zarr.verification.objects import Expected, object_problems
+from ctlab_dask_zarr.verification.objects import Expected, expected_objects, object_problems
+from ctlab_dask_zarr.verification.sources import add_source_checks, refuse_itself
 from ctlab_dask_zarr.write.blocks import add_block_tasks, analyse_source
 from ctlab_dask_zarr.write.layout import Shape
 from ctlab_dask_zarr.write.request import plain_mask_value
 
 __all__ = ["Verification", "build_source_check", "build_verification", "verify"]
 
-#: Objects that one task looks at, where they are small: chunks of an array without sharding.
-_TASK_NBYTES = 256 << 20
 #: More than any file system holds; a document that claims so is damaged or hostile.
 _MAX_OBJECTS = 100_000_000
 
@@ -77,12 +76,18 @@ class Verification(NamedTuple):
         Of voxels that will be looked at, for progress.
     n_tasks
         How many checks there are.
+    scope
+        What can be said where nothing is wrong.
+    notes
+        What there is to say of the source, and is no problem of the dataset.
     """
 
     problems: list[Problem]
     graph: Delayed
     nbytes: int
     n_tasks: int
+    scope: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @explains_keywords
@@ -142,6 +147,8 @@ def verify(
         if source is not None and not hasattr(source, "dimension_names"):
             raise no_dataset(source, "source")
         verification = build_verification(path, source, checksums=checksums)
+    for note in verification.notes:
+        warnings.warn(note, stacklevel=3)
     with waiting_for(verification.graph, current_client()):
         return verification.problems + list(verification.graph.compute())
 
@@ -168,7 +175,8 @@ def build_verification(
     images = list(read_images(documents, problems))
     problems += stray_problems(documents, images)
     keys: list[Key] = []
-    nbytes = 0
+    notes: list[str] = []
+    nbytes = n_all = n_without = 0
     for image in images:
         found = list(document_problems(documents, image))
         for array_path, array in image.arrays:
@@ -178,11 +186,14 @@ def build_verification(
                 text = f"{document} claims {n_objects:,} objects, an array of {array.shape}"
                 found.append(Problem(document, "shape", text))
                 continue
-            objects, of_listing = objects_to_check(image.metadata, array_path, array)
+            objects, of_listing = objects_to_check(image.metadata.store, array_path, array)
             found += of_listing
-            table, of_receipts = array_receipts(image.metadata, array_path, array)
+            seal = seal_of(image.metadata.attributes, array_path)
+            table, of_receipts = array_receipts(image.metadata.store, array_path, array, seal)
             found += of_receipts
-            for n, group in enumerate(_groups(array, objects, table)):
+            n_all += n_objects
+            n_without += n_objects if table is None else 0
+            for n, group in enumerate(expected_objects(array, objects, table)):
                 below = f"{image.prefix}{array_path}"
                 key = (f"verify-shard-{token}", below, n)
                 graph[key] = Task(
@@ -196,11 +207,22 @@ def build_verification(
             for p in found
         ]
     if source is not None:
-        found, more = _compare(graph, images[0], source, token)
+        found, more, notes = _compare(graph, images[0], source, token)
         problems += found
         keys += more
         nbytes += int(source.data.nbytes) if more else 0
-    return Verification(problems, _delayed(graph, keys, token), nbytes, len(keys))
+    scope = _scope(n_all, n_without) if checksums else "documents and index verified"
+    delayed = _delayed(graph, keys, token)
+    return Verification(problems, delayed, nbytes, len(keys), scope, tuple(notes))
+
+
+def _scope(n_objects: int, n_without: int) -> str:
+    if not n_without:
+        return "every byte verified"
+    return (
+        f"every chunk decoded (of {n_without} of {n_objects} objects there are no checksums but "
+        "those of their codec, if any)"
+    )
 
 
 def _no_store_problems(store: LocalStore) -> list[Problem]:
@@ -231,25 +253,6 @@ def _nbytes(array: StoredArray) -> int:
     return prod(array.shape) * array.dtype.itemsize
 
 
-def _groups(
-    array: StoredArray, objects: Iterable[Shape], table: ReceiptTable | None
-) -> Iterator[tuple[Expected, ...]]:
-    """Yield the objects of each task: one shard, or as many chunks as make one."""
-    object_nbytes = prod(array.object_shape) * array.dtype.itemsize
-    n_objects = max(1, _TASK_NBYTES // max(object_nbytes, 1))
-    group: list[Expected] = []
-    for coords in objects:
-        if table is None:
-            group.append(Expected(coords))
-        else:
-            group.append(Expected(coords, int(table.nbytes[coords]), int(table.crc32c[coords])))
-        if len(group) >= n_objects:
-            yield tuple(group)
-            group = []
-    if group:
-        yield tuple(group)
-
-
 def _check_objects(
     store: LocalStore,
     path: str,
@@ -268,30 +271,29 @@ def _check_objects(
 
 def _compare(
     graph: dict[Key, GraphNode], image: Image, source: Dataset, token: str
-) -> tuple[list[Problem], list[Key]]:
-    """Compare metadata; add tasks that compare voxels, and the checksums of a netCDF source."""
+) -> tuple[list[Problem], list[Key], list[str]]:
+    """Compare metadata; add tasks that compare voxels, and the source with its own checksums."""
     path = image.metadata.path
-    checks = _add_source_checks(graph, source, token)
+    blocks = analyse_source(source.data)
+    refuse_itself(blocks.volumes, image.metadata)
+    keys, problems, notes = add_source_checks(graph, blocks.volumes, token)
     if not image.has_finest:
         message = (
             f"{path} was not compared with the source: the documents of its finest level are broken"
         )
-        return [Problem(path, "unreadable", message)], checks
+        return [*problems, Problem(path, "unreadable", message)], keys, notes
     try:
         found = dataset_of(image.metadata, strict=True)
     except CTLabError as error:
         message = f"{path} was not compared with the source: {error}"
-        return [Problem(path, "unreadable", message)], checks
-    problems = list(metadata_differences(found, source))
-    if found.shape != source.shape or found.dtype != source.dtype:
-        return problems, checks
-    keys = add_block_tasks(
-        graph,
-        analyse_source(source.data),
-        partial(_check_block, topic_of(token), found.source, plain_mask_value(found.datatype)),
-        f"compare-block-{token}",
-    )
-    return problems, keys + checks
+        return [*problems, Problem(path, "unreadable", message)], keys, notes
+    problems += metadata_differences(found, source)
+    if found.shape == source.shape and native(found.dtype) == native(source.dtype):
+        check = partial(
+            _check_block, topic_of(token), found.source, plain_mask_value(found.datatype)
+        )
+        keys = add_block_tasks(graph, blocks, check, f"compare-block-{token}") + keys
+    return problems, keys, notes
 
 
 def _check_block(
@@ -309,27 +311,10 @@ def _check_block(
     return problems
 
 
-def _add_source_checks(graph: dict[Key, GraphNode], source: Dataset, token: str) -> list[Key]:
-    volume = getattr(source, "source", None)
-    if not isinstance(volume, NetCDFVolume):
-        return []
-    keys: list[Key] = []
-    for n in range(len(volume.blocks)):
-        key = (f"md5-{token}", n)
-        graph[key] = Task(key, _check_source_block, volume, n)
-        keys.append(key)
-    return keys
-
-
-def _check_source_block(volume: NetCDFVolume, number: int) -> list[Problem]:
-    return [
-        replace(problem, message=f"source: {problem.message}")
-        for problem in volume.verify_md5(slice(number, number + 1))
-    ]
-
-
-def build_source_check(source: Dataset) -> Delayed:
-    """Return a Delayed that computes to the problems of a netCDF source's blocks, by their MD5."""
+def build_source_check(source: Dataset) -> Verification:
+    """Prepare to hold what a dataset is read from against the checksums that are kept of it."""
     token = uuid.uuid4().hex[:8]
     graph: dict[Key, GraphNode] = {}
-    return _delayed(graph, _add_source_checks(graph, source, token), token)
+    volumes = analyse_source(source.data).volumes
+    keys, problems, notes = add_source_checks(graph, volumes, token)
+    return Verification(problems, _delayed(graph, keys, token), 0, len(keys), notes=tuple(notes))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -87,13 +87,25 @@ class SourceGraph:
     @property
     def volumes(self) -> tuple[Any, ...]:
         """Stored volumes that blocks are read from, which know whether they have changed."""
-        found: dict[int, Any] = {}
-        for node in self.nodes.values():
-            for part in node.args if isinstance(node, Task) else (node,):
-                value = part.value if isinstance(part, DataNode) else part
-                if hasattr(type(value), "check_unchanged"):
-                    found[id(value)] = value
+        found = {
+            id(value): value
+            for value in _plain_values(self.nodes.values())
+            if hasattr(type(value), "check_unchanged")
+        }
         return tuple(found.values())
+
+
+def _plain_values(nodes: Iterable[GraphNode]) -> Iterator[Any]:
+    """Yield what stands in tasks beside other tasks; dask puts tasks that it fuses into one."""
+    for node in nodes:
+        if type(node) is not Task:
+            yield getattr(node, "value", None)
+            continue
+        for part in node.args:
+            if type(part) is dict:
+                yield from _plain_values(part.values())
+            else:
+                yield part.value if type(part) is DataNode else part
 
 
 def analyse_source(data: da.Array) -> SourceGraph:

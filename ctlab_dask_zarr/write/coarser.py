@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ctlab_dask_zarr.errors import IncompleteDatasetError
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
+from ctlab_dask_zarr.read.receipts import refuse_damaged
 from ctlab_dask_zarr.runtime.reporting import Reporter, topic_of
 from ctlab_dask_zarr.write.layout import Shape
 from ctlab_dask_zarr.write.merge import DamagedPieceError, EncodedPiece, find_piece, merge_pieces
@@ -38,6 +39,10 @@ def write_coarser(staged: StagedWrite, task: ShardTask) -> list[ShardReceipt]:
     values = None
     if finer.level < staged.request.n_existing:
         values = ValueRange(staged.request.mask_value)
+        store = staged.request.destination.store
+        for parent in parents:
+            stored = finer.layout.object_coords(parent.coords)
+            refuse_damaged(store, finer.path, finer.array, stored)
     source = FinerArray(finer.store, finer.path, finer.array, values)
     try:
         if finer.coarser is not None:

@@ -83,8 +83,9 @@ def test_a_store_replaced_after_opening_is_not_taken_for_what_was_opened(
     replace_it(source)
     with pytest.raises(IncompleteSourceError, match="another dataset is in its place"):
         dataset_to_zarr(opened, tmp_path / "copy", **SMALL)
+    dataset_to_zarr(make_dataset(OLD), tmp_path / "copy", restart=True, **SMALL)
     with pytest.raises(IncompleteSourceError, match="another dataset is in its place"):
-        verify(source, opened)
+        verify(tmp_path / "copy.zarr", opened)
     assert (dataset_from_zarr(source).data.compute() == 2).all()
 
 
