@@ -282,19 +282,14 @@ def open_source(source: str, options: dict[str, Any]) -> Dataset:
     size, unit = options.pop("voxel_size") or (None, None)
     unit = options.pop("voxel_unit") or unit
     datatype, dataset_id = options["datatype"], options["dataset_id"]
+    given: dict[str, Any] = {"voxel_size": size, "voxel_unit": unit}
     filetype = guess_filetype(source)
     if filetype == "NetCDF":
         # Its reader refuses a volume that does not say these things, unless it is told.
-        size = size * 3 if size is not None and len(size) == 1 else size
-        dataset = Dataset.from_path(
-            source, filetype=filetype, voxel_size=size, voxel_unit=unit, datatype=datatype
-        )
-    else:
-        dataset = Dataset.from_path(source, filetype=filetype)
-        size = size * len(dataset.shape) if size is not None and len(size) == 1 else size
-    return Dataset.from_modified(
-        dataset, voxel_size=size, voxel_unit=unit, datatype=datatype, dataset_id=dataset_id
-    )
+        given["voxel_size"] = size * 3 if size is not None and len(size) == 1 else size
+        given["datatype"] = datatype
+    dataset = Dataset.from_path(source, filetype=filetype, **given)
+    return Dataset.from_modified(dataset, datatype=datatype, dataset_id=dataset_id)
 
 
 def layout_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ctlab_dask_zarr.errors import UnsupportedFormatError
 from ctlab_dask_zarr.formats.mango import build_mango_block, edit_mango_block
+from ctlab_dask_zarr.formats.ome import spatial_axes
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
-from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.units import VoxelUnit, common_unit
 
 __all__ = ["edit_attributes", "rename_ome", "rescale_ome"]
 
@@ -94,13 +95,20 @@ def rescale_ome(
             f"the image has {len(ome['multiscales'])} multiscales; only one can be changed here"
         )
     multiscale = dict(ome["multiscales"][0])
+    axes = multiscale["axes"]
+    space = spatial_axes(multiscale)
+    # What is stored is in the unit of each axis; sizes are given in one for all.
+    factors = common_unit([axes[n].get("unit") for n in space]).factors
+    changes = dict(zip(space, zip(factors, before, after, strict=True), strict=True))
 
     def rescaled(transform: Mapping[str, Any]) -> dict[str, Any]:
         kind = transform["type"]
         if kind == "identity":
             return dict(transform)
-        # Divided first, so that factors of two between levels stay exact.
-        values = [v / b * a for v, b, a in zip(transform[kind], before, after, strict=True)]
+        values = list(transform[kind])
+        for n, (factor, old, new) in changes.items():
+            # Divided first, so that factors of two between levels stay exact.
+            values[n] = values[n] * factor / old * new
         return {**transform, kind: values}
 
     outer = multiscale.get("coordinateTransformations") or []
@@ -117,8 +125,9 @@ def rescale_ome(
             }
             for dataset in multiscale["datasets"]
         ]
+    unit = voxel_unit.to_full_name()
     multiscale["axes"] = [
-        {**axis, "unit": voxel_unit.to_full_name()} for axis in multiscale["axes"]
+        {**axis, "unit": unit} if n in space else axis for n, axis in enumerate(axes)
     ]
     return {**ome, "multiscales": [multiscale]}
 

@@ -16,7 +16,7 @@ from typing import Any
 from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.json_values import plain_json
-from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 
 __all__ = [
     "CARRIED_DEFAULTS",
@@ -150,15 +150,19 @@ def edit_mango_block(
     return changed
 
 
-def parse_mango_block(block: Any, dimension_names: Sequence[str]) -> MangoBlock:
+def parse_mango_block(
+    block: Any, dimension_names: Sequence[str], given: Given = NOTHING_GIVEN
+) -> MangoBlock:
     """Read a block as found in a store.
+
+    What is `given` from elsewhere may be wrong here, and is not read.
 
     Raises
     ------
     UnsupportedFormatError
         The block is of a higher major version than is known here.
     MetadataError
-        A field is not what its name says; an unknown data type or unit.
+        A field is not what its name says; an unknown data type.
     """
     if not isinstance(block, Mapping):
         raise MetadataError(f"the mango attribute is a {type(block).__name__}, not an object")
@@ -169,23 +173,24 @@ def parse_mango_block(block: Any, dimension_names: Sequence[str]) -> MangoBlock:
             f"than {METADATA_VERSION[0]}.x, which this version reads: update ctlab-dask-zarr"
         )
     basename = block.get("basename")
-    unit = block.get("voxel_unit")
+    name = None if given.unit else block.get("voxel_unit")
     history = block.get("history", {})
     if not isinstance(history, Mapping):
         raise MetadataError(f"mango history is a {type(history).__name__}, not an object")
     try:
         datatype = None if basename is None else DataType.from_basename(basename)
-        voxel_unit = None if unit is None else VoxelUnit.from_str(unit)
+        unit, (factor,), _ = common_unit([name])
     except (ValueError, AttributeError, TypeError) as error:
         raise MetadataError(f"mango block: {error}") from error
-    size = block.get("voxel_size_xyz")
+    xyz = None if given.size else block.get("voxel_size_xyz")
+    size = None if xyz is None else _from_xyz(xyz, dimension_names)
     dataset_id = block.get("dataset_id")
     return MangoBlock(
         datatype=datatype,
         dataset_id=None if dataset_id is None else str(dataset_id),
         history=dict(history),
-        voxel_size=None if size is None else _from_xyz(size, dimension_names),
-        voxel_unit=voxel_unit,
+        voxel_size=None if size is None else tuple(length * factor for length in size),
+        voxel_unit=None if name is None else unit,
         extra_attrs={k: v for k, v in block.items() if k not in RESERVED_KEYS},
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ctlab_dask_zarr import __version__
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
-from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 
 __all__ = [
     "OMEImage",
@@ -28,6 +28,7 @@ __all__ = [
     "build_ome_attributes",
     "build_omero",
     "parse_ome_attributes",
+    "spatial_axes",
 ]
 
 _DESCRIPTIONS = {
@@ -74,6 +75,8 @@ class OMEImage:
         Of space alone.
     array_axes
         Every axis of the arrays, those of channels and times too.
+    unknown_units
+        Of the axes, as they are shown: their lengths are taken as they are, in voxels.
     """
 
     name: str
@@ -81,6 +84,7 @@ class OMEImage:
     voxel_unit: VoxelUnit
     levels: tuple[OMELevel, ...]
     array_axes: tuple[str, ...]
+    unknown_units: tuple[str, ...] = ()
 
 
 def build_ome_attributes(
@@ -241,11 +245,19 @@ def build_omero(
     return {"channels": [channel], "rdefs": {"model": "greyscale"}}
 
 
-def parse_ome_attributes(ome: Any) -> OMEImage:
+def parse_ome_attributes(ome: Any, given: Given = NOTHING_GIVEN) -> OMEImage:
     """Read the ``ome`` attribute of an image group, whoever wrote it.
 
     The transformations of a level and of the multiscales entry are combined; the first of
-    several multiscales is taken.
+    several multiscales is taken. Axes of different units are given one.
+
+    Parameters
+    ----------
+    ome
+        The attribute.
+    given
+        What is known from elsewhere, so that it may be wrong here: a scale that is no length is 1
+        then, and lengths are taken as they are.
 
     Raises
     ------
@@ -265,52 +277,50 @@ def parse_ome_attributes(ome: Any) -> OMEImage:
             "of an image inside it"
         )
     try:
-        return _parse_multiscale(ome["multiscales"][0])
+        return _parse_multiscale(ome["multiscales"][0], given)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise MetadataError(
             f"multiscales lacks or misspells a required part ({error!r})"
         ) from error
 
 
-def _parse_multiscale(multiscale: Mapping[str, Any]) -> OMEImage:
+def _parse_multiscale(multiscale: Mapping[str, Any], given: Given) -> OMEImage:
     axes = tuple(str(axis["name"]) for axis in multiscale["axes"])
     if len(set(axes)) != len(axes):
         raise MetadataError(f"the axes {', '.join(axes)} are not named once each")
-    # The type of an axis may be left out.
-    kinds = [axis.get("type") or _KINDS.get(axis["name"], "space") for axis in multiscale["axes"]]
-    space = [number for number, kind in enumerate(kinds) if kind == "space"]
+    space = spatial_axes(multiscale)
     if len(space) not in (2, 3):
         raise UnsupportedFormatError(
             f"the image has the axes {', '.join(axes)}, {len(space)} of them of space; images with "
             "two or three are read here"
         )
-    units = {multiscale["axes"][number].get("unit") for number in space}
-    if len(units) != 1:
-        raise UnsupportedFormatError(
-            f"the axes have different units ({', '.join(sorted(map(str, units)))}); they have to "
-            "be the same here"
-        )
-    unit = units.pop()
-    try:
-        voxel_unit = VoxelUnit.VOXEL if unit is None else VoxelUnit.from_str(unit)
-    except ValueError as error:
-        raise MetadataError(f"axes: {error}") from error
-    outer_scale, outer_translation = _parse_transforms(
-        multiscale.get("coordinateTransformations") or [], len(axes)
-    )
+    units = [None if given.unit else multiscale["axes"][number].get("unit") for number in space]
+    unit, factors, unknown = common_unit(units)
+
+    def parsed(transforms: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+        """Return scale and translation along the axes of space."""
+        every_scale, every_translation = _parse_transforms(transforms, len(axes))
+        scale = [every_scale[n] for n in space]
+        if given.size:
+            scale = [size if size > 0 else 1.0 for size in scale]
+        if min(scale) <= 0:
+            raise MetadataError(f"the scale {scale} holds a value that is no length")
+        return scale, [every_translation[n] for n in space]
+
+    outer_scale, outer_translation = parsed(multiscale.get("coordinateTransformations") or [])
     levels = []
     for dataset in multiscale["datasets"]:
-        transforms = dataset["coordinateTransformations"]
-        if not transforms:
+        key = "coordinateTransformations"
+        transforms = (dataset.get(key) or []) if given.size else dataset[key]
+        if not transforms and not given.size:
             raise MetadataError(f"dataset {dataset['path']!r} has no scale")
-        scale, translation = _parse_transforms(transforms, len(axes))
+        scale, translation = parsed(transforms)
+        outer = zip(translation, outer_scale, outer_translation, factors, strict=True)
         levels.append(
             OMELevel(
                 path=str(dataset["path"]),
-                scale=tuple(scale[n] * outer_scale[n] for n in space),
-                translation=tuple(
-                    translation[n] * outer_scale[n] + outer_translation[n] for n in space
-                ),
+                scale=tuple(s * o * f for s, o, f in zip(scale, outer_scale, factors, strict=True)),
+                translation=tuple((t * s + o) * f for t, s, o, f in outer),
             )
         )
     if not levels:
@@ -318,10 +328,17 @@ def _parse_multiscale(multiscale: Mapping[str, Any]) -> OMEImage:
     return OMEImage(
         name=str(multiscale.get("name", "")),
         axes=tuple(axes[n] for n in space),
-        voxel_unit=voxel_unit,
+        voxel_unit=unit,
         levels=tuple(levels),
         array_axes=axes,
+        unknown_units=unknown,
     )
+
+
+def spatial_axes(multiscale: Mapping[str, Any]) -> list[int]:
+    """Return which axes of an image are of space; the type of an axis may be left out."""
+    kinds = [axis.get("type") or _KINDS.get(axis["name"], "space") for axis in multiscale["axes"]]
+    return [number for number, kind in enumerate(kinds) if kind == "space"]
 
 
 def _parse_transforms(
@@ -342,8 +359,6 @@ def _parse_transforms(
         values = transform[kind]
         if len(values) != ndim or not all(_is_finite_number(v) for v in values):
             raise MetadataError(f"the {kind} {values} does not fit {ndim} axes")
-        if kind == "scale" and min(values) <= 0:
-            raise MetadataError(f"the scale {values} holds a value that is no length")
         found[kind] = tuple(float(v) for v in values)
     return found.get("scale", (1.0,) * ndim), found.get("translation", (0.0,) * ndim)
 

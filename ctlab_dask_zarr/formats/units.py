@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from decimal import Decimal
 from enum import StrEnum
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 
 __all__ = [
+    "NOTHING_GIVEN",
+    "OME_UNITS",
+    "CommonUnit",
+    "Given",
     "VoxelUnit",
     "are_same_positions",
     "are_same_sizes",
+    "common_unit",
     "size_text",
     "validated_axes",
     "validated_origin",
@@ -57,10 +64,9 @@ class VoxelUnit(StrEnum):
         ValueError
             For anything else; the message lists what is accepted.
         """
-        if isinstance(text, str):
-            unit = _UNIT_BY_NAME.get(_fold(text.strip("\0 \t\r\n")))
-            if unit is not None:
-                return unit
+        unit = _known_unit(text)
+        if unit is not None:
+            return unit
         accepted = "; ".join(
             f"{unit}: {', '.join(dict.fromkeys((unit.value, *_NAMES[unit.value])))}" for unit in cls
         )
@@ -89,8 +95,88 @@ class VoxelUnit(StrEnum):
                     f"cannot convert from {self} to {to}: a voxel is no length; give the dataset "
                     "a voxel size in a length unit first"
                 )
-        # Parsed as decimal, because products and quotients of powers of ten are not exact.
-        return float(f"1e{_EXPONENTS[self.value] - _EXPONENTS[to.value]}")
+        # As decimal numbers, because products and quotients of powers of ten are not exact.
+        return float(Decimal(_METRES[self.to_full_name()]) / Decimal(_METRES[to.to_full_name()]))
+
+
+class Given(NamedTuple):
+    """What of the voxel size somebody has said who knows it, so that it may be wrong elsewhere."""
+
+    size: bool = False
+    unit: bool = False
+
+
+NOTHING_GIVEN = Given()
+
+
+class CommonUnit(NamedTuple):
+    """One unit for several axes.
+
+    Attributes
+    ----------
+    unit
+        A length where every axis has one, else `VoxelUnit.VOXEL`.
+    factors
+        What lengths along each axis are multiplied by to have them in `unit`.
+    unknown
+        The names, as they are shown, that are no unit of length known here.
+    """
+
+    unit: VoxelUnit
+    factors: tuple[float, ...]
+    unknown: tuple[str, ...]
+
+
+def common_unit(names: Sequence[Any]) -> CommonUnit:
+    """Return the unit in which lengths along axes can be given whose units have these names.
+
+    The unit of the finest axis, or the next one below it where it is none of `VoxelUnit`. None on
+    every axis is no unit, and nothing unknown.
+
+    Raises
+    ------
+    TypeError
+        A name is no text.
+
+    Examples
+    --------
+    >>> common_unit(["nanometer", "micrometer", "micrometer"])
+    CommonUnit(unit=<VoxelUnit.NM: 'nm'>, factors=(1.0, 1000.0, 1000.0), unknown=())
+    >>> common_unit(["inch", "inch"]).factors, common_unit(["pixel", "pixel"]).unknown
+    ((25.4, 25.4), ("'pixel'",))
+    """
+    wrong = [name for name in names if not isinstance(name, str | None)]
+    if wrong:
+        raise TypeError(f"{wrong[0]!r} is no name of a unit")
+    no_unit = CommonUnit(VoxelUnit.VOXEL, (1.0,) * len(names), ())
+    if all(name is None or _known_unit(name) is VoxelUnit.VOXEL for name in names):
+        return no_unit
+    metres = [_metres(name) for name in names]
+    known = [length for length in metres if length is not None]
+    if len(known) < len(names):
+        unknown = [n for n, length in zip(names, metres, strict=True) if length is None]
+        texts = ["none" if name is None else repr(name) for name in unknown]
+        return no_unit._replace(unknown=tuple(dict.fromkeys(texts)))
+    by_length = {_metres(unit): unit for unit in VoxelUnit if unit is not VoxelUnit.VOXEL}
+    smaller = (unit for unit in _USUAL if _metres(unit) <= min(known))  # type: ignore[operator]
+    unit: VoxelUnit = by_length.get(min(known)) or next(smaller, VoxelUnit.NM)
+    one = Decimal(_METRES[unit.to_full_name()])
+    return CommonUnit(unit, tuple(float(length / one) for length in known), ())
+
+
+def _known_unit(name: Any) -> VoxelUnit | None:
+    return _UNIT_BY_NAME.get(_fold(name.strip("\0 \t\r\n"))) if isinstance(name, str) else None
+
+
+def _metres(name: Any) -> Decimal | None:
+    """Return the length of a unit in metres, as a decimal number; None where it is not known."""
+    unit = _known_unit(name)
+    text = _fold(str(name).strip()) if unit is None else unit.to_full_name()
+    for known in (text, text.removesuffix("s"), _SYMBOLS.get(text, "")):
+        length = _METRES.get(known.replace("metre", "meter"))
+        if length is not None:
+            return Decimal(length)
+    return None
 
 
 def are_same_sizes(found: Sequence[float], wanted: Sequence[float]) -> bool:
@@ -184,8 +270,22 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-#: Power of ten of each unit, in metres.
-_EXPONENTS = {"m": 0, "cm": -2, "mm": -3, "um": -6, "nm": -9, "angstrom": -10}
+#: Of every unit of length that OME-Zarr 0.5 lists, what it is in metres.
+_METRES = {
+    "yoctometer": "1e-24", "zeptometer": "1e-21", "attometer": "1e-18", "femtometer": "1e-15",
+    "picometer": "1e-12", "angstrom": "1e-10", "nanometer": "1e-9", "micrometer": "1e-6",
+    "millimeter": "1e-3", "centimeter": "1e-2", "decimeter": "1e-1", "meter": "1",
+    "hectometer": "1e2", "kilometer": "1e3", "megameter": "1e6", "gigameter": "1e9",
+    "terameter": "1e12", "petameter": "1e15", "exameter": "1e18", "zettameter": "1e21",
+    "yottameter": "1e24", "inch": "0.0254", "foot": "0.3048", "yard": "0.9144",
+    "mile": "1609.344", "parsec": "3.0856775814913673e16",
+}  # fmt: skip
+OME_UNITS = frozenset(_METRES)
+#: What they are called besides, and what has no place in a `VoxelUnit`.
+_SYMBOLS = {
+    "fm": "femtometer", "pm": "picometer", "dm": "decimeter", "km": "kilometer", "in": "inch",
+    "inches": "inch", "ft": "foot", "feet": "foot", "yd": "yard", "mi": "mile",
+}  # fmt: skip
 
 #: By value of the unit: the full name, then what else it is called.
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -207,3 +307,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
 _UNIT_BY_NAME: dict[str, VoxelUnit] = {
     _fold(name): unit for unit in VoxelUnit for name in (unit.value, *_NAMES[unit.value])
 }
+
+#: What lengths are converted to, where their own unit is not one of them, largest first.
+_USUAL = (VoxelUnit.M, VoxelUnit.MM, VoxelUnit.UM, VoxelUnit.NM)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -29,7 +30,7 @@ from ctlab_dask_zarr.formats.receipts import (
     stored_discreteness,
     stored_origin,
 )
-from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.zarr_volume import (
@@ -85,6 +86,8 @@ class StoreMetadata:
         Through what the store is reached.
     versions
         Of the documents as they were read, by the path of their node; '' is the root.
+    given
+        What is known from elsewhere, so that it is not taken from here.
     """
 
     path: str
@@ -94,6 +97,7 @@ class StoreMetadata:
     root_hash: str
     files: Files = LOCAL_FILES
     versions: Mapping[str, Version] = field(default_factory=dict)
+    given: Given = NOTHING_GIVEN
 
     @property
     def store(self) -> LocalStore:
@@ -105,6 +109,19 @@ class StoreMetadata:
         """Whether the image says that it is labels of another."""
         return self.ome is not None and "image-label" in self.attributes["ome"]
 
+    @property
+    def mango_block(self) -> Any:
+        """The mango block, or what this package keeps in place of one; as it stands there."""
+        carried = (own_receipt(self.attributes) or {}).get("dataset")
+        return self.attributes.get("mango", carried or {})
+
+    @property
+    def unknown_units(self) -> tuple[str, ...]:
+        """The units of lengths, as they are shown, that are not known here."""
+        if self.ome is not None:
+            return self.ome.unknown_units
+        return () if self.given.unit else common_unit([self.mango_block.get("voxel_unit")]).unknown
+
 
 @explains_keywords
 def dataset_from_zarr(
@@ -113,6 +130,8 @@ def dataset_from_zarr(
     level: int = 0,
     strict: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    voxel_size: Sequence[float] | float | None = None,
+    voxel_unit: VoxelUnit | str | None = None,
     **kwargs: Any,
 ) -> Dataset:
     """Open a Zarr v3 store lazily, as a `Dataset` whose blocks are shards.
@@ -120,6 +139,8 @@ def dataset_from_zarr(
     OME-Zarr 0.5 images and plain arrays are read, with or without the mango block. The voxel size
     of an OME group is that of its OME metadata, of a plain array its ``voxel_size_xyz``, taken as
     x, y, z. Axes of channels and times that have one element are left out. Nothing is ever written.
+    Of axes with different units every length is converted to one; where a unit is not known, as
+    ``pixel``, lengths are taken for voxels, with a warning.
 
     Parameters
     ----------
@@ -134,6 +155,9 @@ def dataset_from_zarr(
     storage_options
         For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names; never
         credentials, which come from the environment.
+    voxel_size, voxel_unit
+        Edge lengths of a voxel (one for all axes, or one each) and their unit, instead of what the
+        store says. The unit alone only names what its numbers are.
     **kwargs
         For `dask.array.from_array`, for example ``chunks=(64, 512, 512)``.
 
@@ -151,9 +175,25 @@ def dataset_from_zarr(
     InvalidArgumentError
         There is no such level.
     """
+    given = Given(voxel_size is not None, voxel_unit is not None)
     with storage_options_in_force(storage_options):
-        metadata = read_store_metadata(path)
-    return dataset_of(metadata, level, strict=strict, **kwargs)
+        metadata = read_store_metadata(path, given=given)
+    dataset = dataset_of(metadata, level, strict=strict, **kwargs)
+    if metadata.unknown_units:
+        warnings.warn(
+            f"{metadata.path} has lengths in a unit that is not known here "
+            f"({', '.join(metadata.unknown_units)}): they are taken for voxels. Say what they are "
+            "when it is opened, as voxel_unit='um' (--voxel-unit um), or in the store itself "
+            "(ctlab-zarr set-voxel)",
+            UserWarning,
+            stacklevel=3,
+        )
+    if given == NOTHING_GIVEN:
+        return dataset
+    size = [voxel_size] if isinstance(voxel_size, int | float) else voxel_size
+    if size is not None and len(size) == 1:
+        size = [*size] * len(dataset.shape)
+    return Dataset.from_modified(dataset, voxel_size=size, voxel_unit=voxel_unit)
 
 
 def dataset_of(
@@ -167,9 +207,9 @@ def dataset_of(
     volume = volume_of(metadata, number, strict=strict)
     names = _dimension_names(metadata.ome, volume.stored)
     receipt = own_receipt(metadata.attributes)
-    carried = None if receipt is None else receipt.get("dataset")
-    mango = parse_mango_block(metadata.attributes.get("mango", carried or {}), names)
-    levels, voxel_unit = _levels(metadata, mango, len(names))
+    given = metadata.given if metadata.ome is None else Given(size=True, unit=True)
+    mango = parse_mango_block(metadata.mango_block, names, given)
+    levels, unit = _levels(metadata, mango, len(names))
     volume = replace(volume, levels=levels)
     blocks = tuple(map(min, _block_shape(volume), volume.shape))
     n_blocks = prod(-(-n // b) for n, b in zip(volume.shape, blocks, strict=True) if n)
@@ -188,7 +228,7 @@ def dataset_of(
     return Dataset(
         da.from_array(volume, **(options | kwargs)),
         dimension_names=names,
-        voxel_unit=voxel_unit,
+        voxel_unit=unit,
         voxel_size=levels[number].voxel_size,
         datatype=mango.datatype,
         history=mango.history,
@@ -217,10 +257,16 @@ def volume_of(metadata: StoreMetadata, number: int, *, strict: bool | None = Non
     )
 
 
-def read_store_metadata(path: str | os.PathLike[str], files: Files | None = None) -> StoreMetadata:
+def read_store_metadata(
+    path: str | os.PathLike[str],
+    files: Files | None = None,
+    *,
+    given: Given = NOTHING_GIVEN,
+) -> StoreMetadata:
     """Read the documents of a store, and nothing else of it.
 
-    `files`: through what it is reached; by default with the storage options in force.
+    `files`: through what it is reached; by default with the storage options in force. `given`:
+    what is known from elsewhere, so that it may be wrong here.
     """
     root = storage_path(path)
     files = files_at(root) if files is None else files
@@ -237,16 +283,17 @@ def read_store_metadata(path: str | os.PathLike[str], files: Files | None = None
             f"{root} is of Zarr format {document.get('zarr_format')!r}; only 3 is read here"
         )
     if document.get("node_type") == "array":
-        return StoreMetadata(root, attributes, (("", text),), None, root_hash, files, versions)
+        arrays = (("", text),)
+        return StoreMetadata(root, attributes, arrays, None, root_hash, files, versions, given)
     if "ome" not in attributes:
         raise UnsupportedFormatError(
             f"{root} is a Zarr group without OME metadata: give the path of an array or an image "
             "inside it"
         )
-    ome = parse_ome_attributes(attributes["ome"])
+    ome = parse_ome_attributes(attributes["ome"], given)
     paths = [level.path for level in ome.levels]
-    arrays = tuple((path, _read_array_document(store, path, versions)) for path in paths)
-    return StoreMetadata(root, attributes, arrays, ome, root_hash, files, versions)
+    levels = tuple((path, _read_array_document(store, path, versions)) for path in paths)
+    return StoreMetadata(root, attributes, levels, ome, root_hash, files, versions, given)
 
 
 def _read(store: LocalStore, node: str, versions: dict[str, Version]) -> str:
@@ -269,9 +316,12 @@ def _read_root(store: LocalStore, versions: dict[str, Version]) -> str:
     except FileNotFoundError:
         pass
     if any(files.kind(os.path.join(root, n)) for n in (".zgroup", ".zarray", ".zattrs")):
+        array = root if files.kind(os.path.join(root, ".zarray")) else f"{root}/0"
         raise UnsupportedFormatError(
-            f"{root} is a Zarr v2 store; only v3 is read here. Convert it with zarr-python's "
-            "`zarr migrate v3`, or write it anew from the original"
+            f"{root} is a Zarr v2 store; only v3 is read here, and what converts one to the other "
+            "loses the voxel size. Open its array with dask, and say what is known of it: Dataset("
+            f"dask.array.from_zarr({array!r}), dimension_names=('z', 'y', 'x'), voxel_unit='um', "
+            "voxel_size=(2.5, 2.5, 2.5))"
         )
     destination = Destination(root, files)
     is_staged = files.kind(destination.staging) == "folder"
@@ -339,7 +389,8 @@ def _dimension_names(ome: OMEImage | None, stored: StoredArray) -> tuple[str, ..
     if ome is not None:
         if len(ome.array_axes) != ndim:
             raise MetadataError(f"{len(ome.array_axes)} axes are named for an array with {ndim}")
-        if stored.dimension_names is not None and stored.dimension_names != ome.array_axes:
+        found = stored.dimension_names or ome.array_axes
+        if any(name not in (None, axis) for name, axis in zip(found, ome.array_axes, strict=True)):
             raise MetadataError(
                 f"the OME axes {ome.array_axes} are not the array's dimensions "
                 f"{stored.dimension_names}"

@@ -19,7 +19,7 @@ from ctlab_dask_zarr.formats.receipts import (
     level_entry,
     own_receipt,
 )
-from ctlab_dask_zarr.formats.units import are_same_sizes
+from ctlab_dask_zarr.formats.units import are_same_sizes, common_unit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, strangers
 from ctlab_dask_zarr.read.zarr import StoreMetadata
@@ -103,6 +103,10 @@ def _mango_problems(image: Image) -> Iterator[Problem]:
                 f"{ROOT_DOCUMENT}: the data type {mango.datatype} is {wanted}, the array "
                 f"{array.dtype}",
             )
+    unknown = common_unit([block.get("voxel_unit")]).unknown
+    if unknown:
+        message = f"{ROOT_DOCUMENT}: the mango block has the unit {unknown[0]}, which is not known"
+        yield Problem(ROOT_DOCUMENT, "mango", message)
     # The reference implementation writes one list in two orders: only our own have to agree.
     if metadata.ome is None or mango.voxel_size is None or own_receipt(metadata.attributes) is None:
         return

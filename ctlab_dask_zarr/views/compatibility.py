@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
-from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.units import OME_UNITS, VoxelUnit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.hierarchy import label_names
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
@@ -204,9 +204,10 @@ def _neuroglancer(facts: _Facts) -> Iterator[Remark]:
         yield True, f"voxels of {dtype} are not shown: convert them to float32 or uint16"
     if any(spec.name.startswith("numcodecs.") for spec in facts.array.codecs):
         yield True, "its codec is not known there: convert with --codec zstd:3"
-    units = [axis.get("unit", "") for axis in _axes(facts)]
-    if any(unit in (None, "voxel") for unit in units):
-        yield True, "an axis has the unit 'voxel' or null, which is refused: leave it out"
+    units = [a.get("unit", "") for a in _axes(facts) if a.get("type", "space") == "space"]
+    refused = [unit for unit in units if unit != "" and unit not in OME_UNITS]
+    if refused:
+        yield True, f"an axis has the unit {refused[0]!r}, which is refused: correct it (set-voxel)"
     if not facts.is_group:
         yield False, "it is a plain array: `ctlab-zarr view` adds the voxel size, others do not"
     for name, label_dtype in facts.labels.items():

@@ -104,7 +104,8 @@ def _integer(value: Any) -> int:
 
 
 def _rgb(rgba: Any) -> RGB:
-    red, green, blue, _ = (_integer(value) for value in rgba)
+    # Some leave the opacity out.
+    red, green, blue, *_ = (_integer(value) for value in rgba[:4])
     if not all(0 <= value <= 255 for value in (red, green, blue)):
         raise ValueError(f"{rgba!r} is no colour")
     return red, green, blue

@@ -239,7 +239,9 @@ def _omero(
     coarsest = staged.array(len(staged.request.levels) - 1)
     voxels = sample_voxels(coarsest.store, coarsest.path, coarsest.array)
     contrast = contrast_of(voxels, staged.request.mask_value)
-    return build_omero(ome["multiscales"][0]["name"], values, contrast)
+    # Others' images need not have a name.
+    name = ome["multiscales"][0].get("name") or os.path.basename(staged.request.destination.path)
+    return build_omero(str(name), values, contrast)
 
 
 def _publish(staged: StagedWrite) -> None:

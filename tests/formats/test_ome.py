@@ -12,7 +12,7 @@ from ctlab_dask_zarr.formats.ome import (
     build_ome_attributes,
     parse_ome_attributes,
 )
-from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.units import Given, VoxelUnit
 
 LEVELS = [
     OMELevel("0", (3.0, 2.0, 1.5), (0.0, 0.0, 0.0)),
@@ -107,8 +107,6 @@ TRANSFORMS = (*M, "datasets", 0, "coordinateTransformations")
             UnsupportedFormatError,
             "1 of them of space",
         ),
-        (edited(*M, "axes", 0, "unit", value="meter"), UnsupportedFormatError, "different units"),
-        (edited(*M, "axes", 0, "unit"), UnsupportedFormatError, "different units"),
         (edited(*M, "datasets", value=[]), MetadataError, "no datasets"),
         (edited(*M, "datasets", 0, "path"), MetadataError, "path"),
         (edited(*TRANSFORMS), MetadataError, "coordinateTransformations"),
@@ -130,10 +128,53 @@ def test_an_image_that_cannot_be_is_refused(ome: Any, error: Any, message: str) 
         parse_ome_attributes(ome)
 
 
-@pytest.mark.parametrize("unit", ["parsec", 3, ["micrometer"]])
+@pytest.mark.parametrize("unit", [3, ["micrometer"]])
 def test_a_unit_that_is_none_is_refused(unit: Any) -> None:
     ome = build()
     for axis in ome["multiscales"][0]["axes"]:
         axis["unit"] = unit
     with pytest.raises(MetadataError):
         parse_ome_attributes(ome)
+
+
+def test_lengths_in_several_units_are_given_in_one() -> None:
+    ome = build(scale_placement="multiscales")
+    ome["multiscales"][0]["axes"][0]["unit"] = "nanometer"
+    ome["multiscales"][0]["coordinateTransformations"] = [
+        {"type": "scale", "scale": [500.0, 2.0, 3.0]},
+        {"type": "translation", "translation": [1.0, 2.0, 3.0]},
+    ]
+    image = parse_ome_attributes(ome)
+    assert (image.voxel_unit, image.unknown_units) == ("nm", ())
+    assert image.levels[0].scale == (500.0, 2000.0, 3000.0)
+    # Half a voxel beyond the outer translation, each in the unit of its axis.
+    assert image.levels[1].translation == (251.0, 3000.0, 4500.0)
+
+
+@pytest.mark.parametrize("unit", ["pixel", " ", "furlong", ""])
+def test_lengths_in_a_unit_that_nobody_knows_are_voxels(unit: str) -> None:
+    ome = build()
+    for axis in ome["multiscales"][0]["axes"]:
+        axis["unit"] = unit
+    image = parse_ome_attributes(ome)
+    assert (image.voxel_unit, image.unknown_units) == ("voxel", (repr(unit),))
+    assert image.levels == parse_ome_attributes(build()).levels
+
+
+def test_one_axis_without_unit_leaves_voxels() -> None:
+    image = parse_ome_attributes(edited(*M, "axes", 0, "unit"))
+    assert (image.voxel_unit, image.unknown_units) == ("voxel", ("none",))
+
+
+def test_a_scale_of_0_of_a_time_is_read_and_one_of_space_where_the_size_is_known() -> None:
+    ome = build()
+    multiscale = ome["multiscales"][0]
+    multiscale["axes"].insert(0, {"name": "t", "type": "time"})
+    for dataset in multiscale["datasets"]:
+        for transform in dataset["coordinateTransformations"]:
+            transform[transform["type"]].insert(0, 0.0)
+    assert parse_ome_attributes(ome).levels == parse_ome_attributes(build()).levels
+    bad = edited(*TRANSFORMS, 0, "scale", value=[0.0, 1.0, 1.0])
+    bad["multiscales"][0]["axes"][0]["unit"] = "pixel"
+    image = parse_ome_attributes(bad, Given(size=True, unit=True))
+    assert (image.levels[0].scale, image.unknown_units) == ((1.0, 1.0, 1.0), ())

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from ctlab_dask_zarr import Dataset, VoxelUnit, dataset_to_zarr
+from ctlab_dask_zarr import Dataset, VoxelUnit, dataset_from_zarr, dataset_to_zarr
 from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.runtime.storage import LocalStore
-from ctlab_dask_zarr.views.labels import label_colors
+from ctlab_dask_zarr.views.labels import label_colors, read_label_images
 from ctlab_dask_zarr.views.preview import preview, save_preview, scale_bar
 from ctlab_dask_zarr.views.slices import coarsest_sufficient, dataset_levels
 from tests.builders import make_dataset
@@ -353,7 +353,7 @@ def test_a_list_of_labels_that_cannot_be_is_refused(
     "colors",
     [
         [{"rgba": [1, 2, 3, 4]}],
-        [{"label-value": 1, "rgba": [1, 2, 3]}],
+        [{"label-value": 1, "rgba": [1, 2]}],
         [{"label-value": 1, "rgba": [1, 2, 300, 4]}],
         [{"label-value": "1", "rgba": [1, 2, 3, 4]}],
         ["red"],
@@ -366,6 +366,15 @@ def test_colours_that_cannot_be_are_refused(tmp_path: Path, colors: Any) -> None
     write_labels(store, "phases", [volume], image_label={"colors": colors})
     with pytest.raises(MetadataError, match=r"labels/phases/zarr\.json"):
         preview(store)
+
+
+def test_a_colour_of_three_numbers_is_one_without_opacity(tmp_path: Path) -> None:
+    volume = np.ones((4, 4, 4), np.uint8)
+    store = write_store(tmp_path / "scan.zarr", [volume])
+    colors = [{"label-value": 1, "rgba": [0, 0, 255]}]
+    write_labels(store, "phases", [volume], image_label={"colors": colors})
+    (labels,) = read_label_images(dataset_from_zarr(store))
+    assert labels.colors == {1: (0, 0, 255)}
 
 
 @pytest.fixture
