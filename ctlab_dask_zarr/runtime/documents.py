@@ -90,9 +90,8 @@ def until_done(store: LocalStore, step: Callable[[], bool]) -> None:
     while not step():
         if time.monotonic() > until:
             path = store.path(_DOCUMENT)
-            held = [
-                name for name, _ in store.files.entries(store.root) if is_temporary(name, _DOCUMENT)
-            ]
+            names = [name for name, _ in store.files.entries(store.root)]
+            held = [name for name in names if is_temporary(name, _DOCUMENT)]
             by = f", or {store.path(held[0])} holds it (remove it, if nobody is at work)"
             raise WriteFailedError(
                 f"{path} could not be changed for {_LONGEST_WAIT_S:.0f} s: others change it all "

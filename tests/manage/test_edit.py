@@ -315,6 +315,13 @@ def test_labels_follow_the_last_of_two_sizes_that_are_given_at_once(
     assert sizes == [(6, 6, 6), (6, 6, 6)]
 
 
+def test_an_edit_keeps_who_may_read(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    (path / "zarr.json").chmod(0o640)
+    edit_metadata(path, history={"note": "x"})
+    assert (path / "zarr.json").stat().st_mode & 0o777 == 0o640
+
+
 def test_an_entry_of_the_same_name_that_came_at_the_same_moment_is_not_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
