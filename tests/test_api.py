@@ -327,7 +327,6 @@ class TestReading:
         [
             ({"mango": {"basename": "nonsense"}}, MetadataError, "nonsense"),
             ({"mango": {"metadata_version_major": 2}}, UnsupportedFormatError, "newer"),
-            ({"mango": {"voxel_unit": "parsec"}}, MetadataError, "parsec"),
             ({"mango": 3}, MetadataError, "mango"),
             ({"ome": {"version": "0.6"}}, UnsupportedFormatError, "0.6"),
             ({"ome": {"version": "0.5", "plate": {}}}, UnsupportedFormatError, "no image"),
