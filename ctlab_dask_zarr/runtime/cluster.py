@@ -166,15 +166,15 @@ def _local_cluster(
     directory = dask.config.get("temporary-directory", None)
     # A nanny gives up a worker that dies while it starts: without any a write would wait for ever.
     timeout = dask.config.get("distributed.scheduler.no-workers-timeout", None)
-    with (
-        dask.config.set(
+    with ExitStack() as stack:
+        # The cluster keeps what it was made with; nobody else in this process has to.
+        with dask.config.set(
             {
                 "temporary-directory": directory or allocated_resources().local_directory,
                 "distributed.scheduler.no-workers-timeout": timeout or _NO_WORKERS_TIMEOUT,
             }
-        ),
-        started_cluster(options) as cluster,
-    ):
+        ):
+            cluster = stack.enter_context(started_cluster(options))
         yield cluster
 
 
@@ -195,7 +195,8 @@ def cluster_from_config(
     Parameters
     ----------
     config
-        A YAML file in dask's own keys, which hold until the end, for the workers too; or ``local``,
+        A YAML file in dask's own keys, which hold until the end, for all of this process and the
+        workers; or ``local``,
         ``slurm``, ``pbs`` or ``mpi``, for what dask's own files and ``DASK_CONFIG`` say; or the
         address or the scheduler file (``.json``) of a running scheduler. A file with a section
         ``jobqueue: slurm`` or ``jobqueue: pbs`` means that system, one with a

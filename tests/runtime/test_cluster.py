@@ -70,6 +70,21 @@ def test_a_local_cluster_has_the_workers_asked_for() -> None:
         assert client.scheduler.address.startswith("tcp://127.0.0.1:")
 
 
+def test_a_local_cluster_changes_no_setting_for_others_in_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two in threads, the one that ended last put back what the other had set."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "job"))
+    before = dask.config.get("temporary-directory", None)
+    with local_client(1) as client:
+        assert dask.config.get("temporary-directory", None) == before
+        assert dask.config.get("distributed.scheduler.no-workers-timeout") is None
+        # A worker that is started again keeps the folder of the first.
+        client.restart()
+        (worker,) = client.scheduler_info()["workers"].values()
+        assert worker["local_directory"].startswith(str(tmp_path / "job"))
+
+
 def test_a_local_cluster_that_has_lost_its_workers_does_not_wait_for_ever() -> None:
     def timeout_s(dask_scheduler: Any) -> float | None:
         return dask_scheduler.no_workers_timeout
