@@ -110,7 +110,7 @@ def verify(
         The store.
     source
         What it was made from: every voxel has to be equal, and the metadata to have carried over.
-        The blocks of mango netCDF are compared with their own MD5 too.
+        It is compared with its own checksums too: MD5 of mango netCDF, receipts of a Zarr store.
     checksums
         False looks only at documents, sizes and the index of each shard, without reading all.
     storage_options
@@ -123,9 +123,14 @@ def verify(
     UnsupportedFormatError, MetadataError, IncompleteSourceError, IncompleteDatasetError
         `source` cannot be opened; where `path` cannot, that is a problem that is returned.
     InvalidArgumentError
-        `storage_options`, or a URL, holds a credential.
+        `source` is the dataset itself; or `storage_options`, or a URL, holds a credential.
     StorageError
         An object store does not answer, or refuses access.
+
+    Warns
+    -----
+    UserWarning
+        The source keeps no checksums, or lacks objects that are read as fill values.
 
     Examples
     --------
@@ -186,15 +191,14 @@ def build_verification(
                 text = f"{document} claims {n_objects:,} objects, an array of {array.shape}"
                 found.append(Problem(document, "shape", text))
                 continue
-            objects, of_listing = objects_to_check(image.metadata.store, array_path, array)
-            found += of_listing
-            seal = seal_of(image.metadata.attributes, array_path)
-            table, of_receipts = array_receipts(image.metadata.store, array_path, array, seal)
-            found += of_receipts
+            own, seal = image.metadata.store, seal_of(image.metadata.attributes, array_path)
+            objects, of_listing = objects_to_check(own, array_path, array)
+            table, of_receipts = array_receipts(own, array_path, array, seal)
+            found += of_listing + of_receipts
             n_all += n_objects
             n_without += n_objects if table is None else 0
+            below = f"{image.prefix}{array_path}"
             for n, group in enumerate(expected_objects(array, objects, table)):
-                below = f"{image.prefix}{array_path}"
                 key = (f"verify-shard-{token}", below, n)
                 graph[key] = Task(
                     key, _check_objects, store, below, array.document, group, checksums,
@@ -211,12 +215,15 @@ def build_verification(
         problems += found
         keys += more
         nbytes += int(source.data.nbytes) if more else 0
-    scope = _scope(n_all, n_without) if checksums else "documents and index verified"
+    scope = _scope(n_all, n_without, checksums=checksums)
     delayed = _delayed(graph, keys, token)
     return Verification(problems, delayed, nbytes, len(keys), scope, tuple(notes))
 
 
-def _scope(n_objects: int, n_without: int) -> str:
+def _scope(n_objects: int, n_without: int, *, checksums: bool) -> str:
+    """Say what was verified."""
+    if not checksums:
+        return "documents and index verified"
     if not n_without:
         return "every byte verified"
     return (
