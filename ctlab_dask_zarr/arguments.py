@@ -74,7 +74,7 @@ OPTIONS = frozenset(
     {
         *("check_source", "codec", "deadline", "as_json", "layout", "part", "quick", "quiet"),
         *("report", "verify_after", "workers", "threads", "memory_limit", "scheduler"),
-        *("scheduler_file", "cluster", "jobs", "name", "colors", "source"),
+        *("scheduler_file", "cluster", "jobs", "name", "colors", "source", "follow_links"),
     }
 )
 #: Parameters of to_zarr of xarray, which may not be installed.

@@ -110,7 +110,7 @@ Command = Callable[..., Any]
 
 
 def with_storage_options(command: Command) -> Command:
-    """Let a command reach object stores with options."""
+    """Let a command reach object stores with options, and what links in a store lead to."""
 
     @wraps(command)
     def with_options_in_force(
@@ -123,6 +123,13 @@ def with_storage_options(command: Command) -> Command:
         with storage_options_in_force(storage_options):
             return command(*arguments, **more)
 
+    with_links = click.option(
+        "--follow-links",
+        is_flag=True,
+        expose_value=False,
+        callback=_follow_links,
+        help="Follow links that lead out of a store that is read, as git-annex has them.",
+    )(with_options_in_force)
     return click.option(
         "--storage-option",
         "storage_options",
@@ -131,7 +138,14 @@ def with_storage_options(command: Command) -> Command:
         callback=_storage_options,
         help="Of an object store, as endpoint=http://host:9000 or region=ap-southeast-2; "
         "credentials come from the environment.",
-    )(with_options_in_force)
+    )(with_links)
+
+
+def _follow_links(context: click.Context, parameter: click.Parameter, is_asked_for: bool) -> None:
+    if is_asked_for:
+        import dask
+
+        context.with_resource(dask.config.set({"ctlab-zarr.follow-links": True}))
 
 
 def _storage_options(

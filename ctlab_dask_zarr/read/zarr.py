@@ -43,7 +43,7 @@ from ctlab_dask_zarr.read.zarr_volume import (
 from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files
 from ctlab_dask_zarr.runtime.storage import (
     LocalStore,
-    files_at,
+    files_to_read,
     is_url,
     storage_options_in_force,
     storage_path,
@@ -132,6 +132,7 @@ def dataset_from_zarr(
     storage_options: Mapping[str, Any] | None = None,
     voxel_size: Sequence[float] | float | None = None,
     voxel_unit: VoxelUnit | str | None = None,
+    follow_links: bool | None = None,
     **kwargs: Any,
 ) -> Dataset:
     """Open a Zarr v3 store lazily, as a `Dataset` whose blocks are shards.
@@ -158,6 +159,9 @@ def dataset_from_zarr(
     voxel_size, voxel_unit
         Edge lengths of a voxel (one for all axes, or one each) and their unit, instead of what the
         store says. The unit alone only names what its numbers are.
+    follow_links
+        Whether links are followed that lead out of the store, as git-annex has them. By default as
+        the setting ``ctlab-zarr.follow-links`` says: they are refused.
     **kwargs
         For `dask.array.from_array`, for example ``chunks=(64, 512, 512)``.
 
@@ -177,7 +181,8 @@ def dataset_from_zarr(
     """
     given = Given(voxel_size is not None, voxel_unit is not None)
     with storage_options_in_force(storage_options):
-        metadata = read_store_metadata(path, given=given)
+        files = files_to_read(storage_path(path), follow_links)
+        metadata = read_store_metadata(path, files, given=given)
     dataset = dataset_of(metadata, level, strict=strict, **kwargs)
     if metadata.unknown_units:
         warnings.warn(
@@ -269,7 +274,7 @@ def read_store_metadata(
     what is known from elsewhere, so that it may be wrong here.
     """
     root = storage_path(path)
-    files = files_at(root) if files is None else files
+    files = files_to_read(root) if files is None else files
     store = store_at(root, files)
     versions: dict[str, Version] = {}
     text = _read_root(store, versions)

@@ -189,7 +189,15 @@ class _Named:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The operating system's own file systems, local or parallel."""
+    """The operating system's own file systems, local or parallel.
+
+    Attributes
+    ----------
+    follows_links
+        Whether links that lead out of a store are followed.
+    """
+
+    follows_links: bool = False
 
     def kind(self, path: str) -> Kind | None:
         """Return what is at a path, links not followed; None for nothing."""

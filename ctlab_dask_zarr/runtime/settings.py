@@ -199,6 +199,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cluster": (_is_text_or_none, "a file (.yaml), or local, slurm, pbs or mpi"),
     "jobs": (_is_count_or_none, "a number of jobs from 1 on"),
     "progress-interval": (_is_interval, "a time as 5s or 1m"),
+    "follow-links": (lambda value: isinstance(value, bool), "true or false"),
     "storage-options": (
         lambda value: isinstance(value, Mapping | None), "a mapping, as {region: ap-southeast-2}",
     ),

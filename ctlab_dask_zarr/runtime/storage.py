@@ -23,6 +23,7 @@ from ctlab_dask_zarr.runtime.files import (
     DOCUMENT_NBYTES,
     LOCAL_FILES,
     Files,
+    LocalFiles,
     NewFile,
     is_left_by_system,
     walk,
@@ -41,6 +42,7 @@ __all__ = [
     "ObjectWriter",
     "Store",
     "files_at",
+    "files_to_read",
     "is_temporary",
     "is_url",
     "local_path",
@@ -239,11 +241,19 @@ class LocalStore:
         return path
 
     def _refuse_outside(self, path: str) -> None:
-        """Raise where a link leads out of the store."""
+        """Raise where a link leads out of the store, unless it may; and to nothing then."""
+        if getattr(self.files, "follows_links", False):
+            if os.path.islink(path) and not os.path.exists(path):
+                raise MetadataError(f"{path} is a link to {os.readlink(path)}, which is not there")
+            return
         if not os.path.join(os.path.realpath(path), "").startswith(
             os.path.join(os.path.realpath(self.root), "")
         ):
-            raise MetadataError(f"{path} is a link that leads out of the store: it is not followed")
+            raise MetadataError(
+                f"{path} is a link that leads out of the store: it is not followed. Where that is "
+                "meant, allow it by follow_links=True (--follow-links), or by the setting "
+                "ctlab-zarr.follow-links"
+            )
 
     def remove(self, key: str) -> None:
         """Remove an object that is no longer needed, if it is there and can be removed."""
@@ -321,6 +331,19 @@ class ObjectStore(LocalStore):
 def files_at(path: str) -> Files:
     """Return through what a path is reached, with the storage options in force."""
     return ObjectFiles(configured_options()) if is_url(path) else LOCAL_FILES
+
+
+def files_to_read(path: str, follow_links: bool | None = None) -> Files:
+    """Return through what a store is read: `files_at`, with links that may lead out of it or not.
+
+    None is as dask's setting ``ctlab-zarr.follow-links`` says. It travels with the files.
+    """
+    from ctlab_dask_zarr.runtime.settings import setting
+
+    if is_url(path):
+        return files_at(path)
+    follows = setting("follow-links") if follow_links is None else follow_links
+    return LocalFiles(follows_links=True) if follows else LOCAL_FILES
 
 
 def store_at(root: str, files: Files | None = None) -> LocalStore:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array
 import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
+from distributed import Client
 
 from ctlab_dask_zarr import (
     Dataset,
@@ -235,3 +237,59 @@ def test_the_line_that_is_shown_for_a_zarr_v2_store_opens_it(tmp_path: Path, kin
     dataset = eval(line, {"Dataset": Dataset, "dask": dask})
     np.testing.assert_array_equal(dataset.data.compute(), VOXELS)
     assert dataset.voxel_size == (2.5, 2.5, 2.5)
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> Path:
+    """An image whose array was moved to another disk, with a link where it was."""
+    path = write_image(tmp_path / "a.zarr")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (path / "0").rename(scratch / "0")
+    (path / "0").symlink_to(scratch / "0")
+    return path
+
+
+def test_a_link_out_of_a_store_is_refused_with_what_allows_it(moved: Path) -> None:
+    with pytest.raises(MetadataError, match="--follow-links") as refused:
+        dataset_from_zarr(moved)
+    assert "follow_links=True" in str(refused.value)
+    assert "ctlab-zarr.follow-links" in str(refused.value)
+    with dask.config.set({"ctlab-zarr.follow-links": True}):
+        assert dataset_from_zarr(moved).shape == VOXELS.shape
+        with pytest.raises(MetadataError, match="leads out of the store"):
+            dataset_from_zarr(moved, follow_links=False)
+
+
+def test_what_a_link_leads_to_is_read_by_workers_that_know_of_no_setting(
+    moved: Path, cluster: Client
+) -> None:
+    dataset = Dataset.from_path(moved, follow_links=True)
+    found = cluster.compute(dataset.data).result()
+    np.testing.assert_array_equal(found, VOXELS)
+
+
+def test_a_store_with_links_is_converted_where_the_command_says_so(
+    moved: Path, tmp_path: Path
+) -> None:
+    command = ["convert", str(moved), str(tmp_path / "b.zarr"), "-q"]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 1
+    assert "--follow-links" in refused.output
+    done = CliRunner().invoke(main, [*command, "--follow-links"])
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(dataset_from_zarr(tmp_path / "b.zarr").data.compute(), VOXELS)
+    assert dask.config.get("ctlab-zarr.follow-links") is False
+
+
+def test_a_link_to_what_was_not_fetched_is_no_chunk_of_fill_values(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.zarr")
+    (chunk,) = [file for file in (path / "0" / "c").rglob("*") if file.is_file()]
+    annex = tmp_path / "annexed"
+    chunk.rename(annex)
+    chunk.symlink_to(annex)
+    dataset = dataset_from_zarr(path, follow_links=True)
+    np.testing.assert_array_equal(dataset.data.compute(scheduler="sync"), VOXELS)
+    annex.unlink()
+    with pytest.raises(MetadataError, match="annexed, which is not there"):
+        dataset.data.compute(scheduler="sync")
