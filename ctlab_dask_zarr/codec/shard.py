@@ -12,7 +12,9 @@ passed on. Binary layout: Zarr v3 "sharding_indexed" codec, version 1.0.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -36,6 +38,9 @@ __all__ = [
 
 #: Offset and nbytes of an inner chunk that is not stored because it is all fill value.
 ABSENT = np.iinfo(np.uint64).max
+
+#: Row buffers of more than this are not kept by a thread for its next task.
+_KEPT_NBYTES = 64 << 20
 
 _thread = threading.local()
 
@@ -180,12 +185,21 @@ def copy_runs(source: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
     target[...] = source
 
 
+def _same(memory: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return memory
+
+
 def _row_buffer(dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return this thread's buffer for rows, made new only when a larger one is needed."""
+    """Return this thread's buffer for rows, made new only when a larger one is needed.
+
+    A large one lasts as long as a row that is in it.
+    """
     nbytes = prod(shape) * dtype.itemsize
-    memory: npt.NDArray[np.uint8] | None = getattr(_thread, "memory", None)
+    kept: Callable[[], npt.NDArray[np.uint8] | None] | None = getattr(_thread, "memory", None)
+    memory = None if kept is None else kept()
     if memory is None or memory.nbytes < nbytes:
-        memory = _thread.memory = np.empty(nbytes, np.uint8)
+        memory = np.empty(nbytes, np.uint8)
+        _thread.memory = weakref.ref(memory) if nbytes > _KEPT_NBYTES else partial(_same, memory)
     return memory[:nbytes].view(dtype).reshape(shape)
 
 

@@ -15,14 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.errors import (
+    CTLabError,
+    InvalidArgumentError,
+    MetadataError,
+    UnsupportedFormatError,
+)
 
-__all__ = ["CodecSpec", "StoredArray", "is_key", "parse_array_document"]
+__all__ = ["CodecSpec", "StoredArray", "is_key", "parse_array_document", "refuse_large_chunks"]
 
 #: Bytes of one entry of a shard's index: offset and nbytes, each an unsigned 64-bit integer.
 _INDEX_ENTRY_NBYTES = 16
 #: Codecs between an inner chunk's bytes and the stored bytes that the direct way knows.
 _DIRECT_CODECS = frozenset({"zstd", "blosc", "gzip", "crc32c", "numcodecs.lz4"})
+#: The most bytes of a chunk that a codec takes; the others take as many as memory holds. Blosc's
+#: BLOSC_MAX_BUFFERSIZE, LZ4's LZ4_MAX_INPUT_SIZE.
+_MOST_NBYTES = {"blosc": 2**31 - 17, "numcodecs.blosc": 2**31 - 17, "numcodecs.lz4": 0x7E000000}
 #: numpy dtypes of the Zarr data types that the direct way handles.
 _DIRECT_DTYPES = frozenset(
     [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
@@ -317,3 +325,17 @@ def _parse_key_encoding(encoding: dict[str, Any]) -> tuple[str, str]:
     if separator not in ("/", "."):
         raise MetadataError(f"chunk key separator {separator!r} is neither '/' nor '.'")
     return name, separator
+
+
+def refuse_large_chunks(text: str) -> None:
+    """Raise `InvalidArgumentError` where a codec of an array cannot take its chunks."""
+    codecs = json.loads(text)["codecs"]
+    inner = [c for codec in codecs for c in codec.get("configuration", {}).get("codecs", ())]
+    nbytes = parse_array_document(text).inner_chunk_nbytes
+    for name in (codec["name"] for codec in (*codecs, *inner)):
+        most = _MOST_NBYTES.get(name, nbytes)
+        if nbytes > most:
+            raise InvalidArgumentError(
+                f"a chunk has {nbytes:,} bytes, and the codec {name} takes {most:,} at most: pass "
+                "smaller chunks=..., or another codec"
+            )

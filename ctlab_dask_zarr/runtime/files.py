@@ -226,7 +226,12 @@ class LocalFiles:
         """Return a part of a file."""
         descriptor = _open_file(path)
         try:
-            return os.pread(descriptor, nbytes, start)
+            parts = []
+            # No call gives more than 2 GiB, and a network file system less when it likes.
+            while nbytes and (part := os.pread(descriptor, nbytes, start)):
+                parts.append(part)
+                start, nbytes = start + len(part), nbytes - len(part)
+            return b"".join(parts)
         finally:
             os.close(descriptor)
 

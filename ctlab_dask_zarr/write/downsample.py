@@ -18,20 +18,16 @@ Compiled by numba (docs/design/pyramids.md has the measurements against other wa
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from functools import cache
-from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import binding  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import overload
 
-from ctlab_dask_zarr.write.values import MIXED, PLAIN, UNIFORM
+from ctlab_dask_zarr.write.kernels import compiled_for
+from ctlab_dask_zarr.write.values import MIXED, PLAIN, SUMMABLE, UNIFORM
 
 __all__ = ["halve", "halve_chunks"]
 
@@ -41,7 +37,7 @@ Factors = tuple[int, ...]
 #: What the compiled code calls the methods.
 _CODES = {"mean": 0, "mode": 1, "nearest": 2, "max": 3}
 _MEAN, _MODE, _NEAREST, _MAX = (_CODES[name] for name in ("mean", "mode", "nearest", "max"))
-#: The mean of 64-bit integers, of which eight cannot be added up in any type that there is.
+#: The mean of 64-bit integers and of huge floats, of which eight cannot be added up in any type.
 _WIDE_MEAN = 4
 
 
@@ -118,19 +114,31 @@ def halve_chunks(
     grid, edges = chunks.shape[:ndim], chunks.shape[ndim:]
     one, none = (1,) * (3 - ndim), (0,) * (3 - ndim)
     mask = np.nan if mask_value is None and dtype.kind == "f" else mask_value
-    is_wide = dtype.kind != "f" and dtype.itemsize == 8
     arguments = (
         chunks.reshape(one + grid + one + edges),
         flags,
         one + extent,
         one + factors,
-        _WIDE_MEAN if is_wide and method == "mean" else _CODES[method],
+        _WIDE_MEAN if method == "mean" and _is_wide(chunks, flags) else _CODES[method],
         None if mask is None else dtype.type(mask),
         _zero(dtype),
         out.reshape(one + out.shape),
         none + origin,
     )
-    _kernel_for(arguments)(*arguments)
+    compiled_for(_halve_chunks, arguments)(*arguments)
+
+
+def _is_wide(chunks: npt.NDArray[Any], flags: npt.NDArray[np.uint8]) -> bool:
+    """Whether eight voxels may add up to more than any type holds.
+
+    Of floats only where a chunk is mixed, as `ValueRange.add` calls those that hold huge ones.
+    """
+    if chunks.dtype.kind != "f" or chunks.itemsize < 8:
+        return chunks.itemsize == 8
+    if not (flags == MIXED).any():
+        return False
+    lowest, highest = np.fmin.reduce(chunks, axis=None), np.fmax.reduce(chunks, axis=None)
+    return bool(max(-lowest, highest) > SUMMABLE)
 
 
 def _zero(dtype: np.dtype[Any]) -> Any:
@@ -143,47 +151,6 @@ def _zero(dtype: np.dtype[Any]) -> Any:
 
 
 _compiled = numba.njit(nogil=True)
-#: By the kinds of their arguments.
-_kernels: dict[tuple[object, ...], Any] = {}
-#: Threads that begin together would otherwise each make, and compile, a kernel of their own.
-_making_kernels = threading.Lock()
-
-
-def _kernel_for(arguments: tuple[Any, ...]) -> Any:
-    """Return what halves chunks, for arguments of these types.
-
-    All that numba makes a difference of is in their kinds, which cost far less to find: a row of
-    small chunks is halved in less time than numba takes to name its types.
-    """
-    kind = tuple(
-        (a.dtype, a.ndim, a.flags.num) if isinstance(a, np.ndarray) else type(a) for a in arguments
-    )
-    kernel = _kernels.get(kind)
-    if kernel is None:
-        with _making_kernels:
-            kernel = _kernels[kind] = _kernel(tuple(map(numba.typeof, arguments)))
-    return kernel
-
-
-@cache
-def _kernel(signature: tuple[types.Type, ...]) -> Any:
-    """Return what halves chunks, compiled for these types and kept in files of its own.
-
-    numba numbers the machine code of all types that a function was called with, as they come.
-    Processes that compile for different types at one moment take the same number, and afterwards
-    one type is given the code of the other: voxels would be wrong, without an error. So each set of
-    types has a function of its own name; each kind of processor too, since nodes share folders.
-    """
-    processor = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
-    digest = hashlib.sha256(f"{signature} {processor}".encode()).hexdigest()[:16]
-    function = FunctionType(_halve_chunks.__code__, globals(), f"_halve_chunks_{digest}")
-    function.__qualname__ = function.__name__
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        # Neither beside this file nor in a home folder can anything be kept, as in a container
-        # that is read-only: compiled anew by each process then.
-        return numba.njit(nogil=True)(function)
 
 
 def _divide(total: Any, n: Any) -> Any:
@@ -418,18 +385,36 @@ def _from_parents(parents: Any, code: int, mask: Any, zero: Any) -> Any:
     return best if _is_masked(mean, mask) else mean
 
 
-@_compiled
 def _wide_mean(parents: Any, n_valid: Any, mask: Any) -> Any:
-    """Add up quotients and remainders, which are not larger than the voxels."""
-    whole = type(n_valid)(0)
-    rest = type(n_valid)(0)
-    for value in parents:
-        if not _is_masked(value, mask):
-            whole += type(n_valid)(value // n_valid)
-            rest += type(n_valid)(value % n_valid)
-    whole += type(n_valid)(rest // n_valid)
-    is_half = 2 * (rest % n_valid) >= n_valid
-    return type(n_valid)(whole + type(n_valid)(is_half))
+    raise NotImplementedError("replaced by the compiler")
+
+
+@overload(_wide_mean)
+def _wide_mean_by_type(parents: Any, n_valid: Any, mask: Any) -> Any:
+    def of_integers(parents: Any, n_valid: Any, mask: Any) -> Any:
+        # Quotients and remainders, which are not larger than the voxels.
+        whole = type(n_valid)(0)
+        rest = type(n_valid)(0)
+        for value in parents:
+            if not _is_masked(value, mask):
+                whole += type(n_valid)(value // n_valid)
+                rest += type(n_valid)(value % n_valid)
+        whole += type(n_valid)(rest // n_valid)
+        is_half = 2 * (rest % n_valid) >= n_valid
+        return type(n_valid)(whole + type(n_valid)(is_half))
+
+    def of_floats(parents: Any, n_valid: Any, mask: Any) -> Any:
+        # Powers of two change no digit.
+        total, lowest, highest = 0.0, np.inf, -np.inf
+        for value in parents:
+            if not _is_masked(value, mask):
+                total += value * 0.125
+                lowest, highest = min(lowest, value), max(highest, value)
+        mean = total / n_valid * 8.0
+        # Rounded up, the largest number of the type would be infinite.
+        return highest if mean > highest else lowest if mean < lowest else mean
+
+    return of_integers if isinstance(n_valid, types.Integer) else of_floats
 
 
 @_compiled

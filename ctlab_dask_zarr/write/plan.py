@@ -21,7 +21,11 @@ import numpy as np
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
-from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import (
+    StoredArray,
+    parse_array_document,
+    refuse_large_chunks,
+)
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.write.layout import Layout, Shape
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod
@@ -290,7 +294,7 @@ def array_document(
     Raises
     ------
     InvalidArgumentError
-        An argument that this package decides itself, or one that zarr refuses.
+        An argument that this package decides itself, or one that zarr or a codec refuses.
     """
     # Here and not above, for workers, which need plans and no new documents.
     import zarr
@@ -328,7 +332,8 @@ def array_document(
             f"zarr does not accept create_array_kwargs={dict(create_array_kwargs)!r} for this "
             f"array: {error}"
         ) from error
-    text: str = objects["zarr.json"].to_bytes().decode()
+    text = str(objects["zarr.json"].to_bytes().decode())
+    refuse_large_chunks(text)
     return text
 
 
@@ -352,8 +357,7 @@ def group_document(attributes: Mapping[str, Any]) -> str:
 
     objects: dict[str, Any] = {}
     zarr.create_group(MemoryStore(objects), zarr_format=3, attributes=dict(attributes))
-    text: str = objects["zarr.json"].to_bytes().decode()
-    return text
+    return str(objects["zarr.json"].to_bytes().decode())
 
 
 def plan_fingerprint(identity: str) -> str:

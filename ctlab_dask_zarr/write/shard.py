@@ -227,7 +227,8 @@ class _ObjectInProgress:
         """Append the row that begins at `row_start`; return its voxels' size in bytes."""
         start = list(self.start)
         start[row_axis_of(self._array)] = row_start
-        row = ChunkRow(self._array, tuple(start))
+        # Kept for its memory, which the next one may use again.
+        row = self._row = ChunkRow(self._array, tuple(start))
         n_elements = sum(row.put(block, block_start) for block_start, block in blocks)
         if n_elements != prod(b - a for a, b in zip(row.start, row.stop, strict=True)):
             raise RuntimeError(

@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.formats.receipts import Number
 
-__all__ = ["MIXED", "PLAIN", "UNIFORM", "ValueRange"]
+__all__ = ["MIXED", "PLAIN", "SUMMABLE", "UNIFORM", "ValueRange"]
 
-#: What is known of some voxels: none is masked, all are the same, or neither.
+#: What is known of some voxels: none is masked or huge, all are the same, or neither.
 PLAIN, UNIFORM, MIXED = 0, 1, 2
+#: Up to this size eight voxels can be added up in the widest type of floats that there is.
+SUMMABLE = float(np.finfo(np.float64).max) / 8
 
 
 class ValueRange:
@@ -39,14 +41,16 @@ class ValueRange:
     def add(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """Add voxels, shape (rows, voxels of a row); return what is seen of each row.
 
-        That is `PLAIN` where none is masked or without a value, `UNIFORM` where all are the same,
-        and else `MIXED`. A row costs two reductions; only one that is mixed is looked at again. So
-        rows should be compact in space: inner chunks.
+        That is `PLAIN` where none is masked, without a value or beyond `SUMMABLE`, `UNIFORM` where
+        all are the same, and else `MIXED`. A row costs two reductions; only one that is mixed is
+        looked at again. So rows should be compact in space: inner chunks.
         """
         with np.errstate(invalid="ignore"):
             lows, highs = rows.min(axis=1), rows.max(axis=1)
         mask = None if self._mask_value is None else rows.dtype.type(self._mask_value)
         mixed = ~(np.isfinite(lows) & np.isfinite(highs))
+        if rows.dtype == np.float64:
+            mixed |= (lows < -SUMMABLE) | (highs > SUMMABLE)
         if mask is not None:
             mixed |= (lows <= mask) & (mask <= highs)
         self._extend(lows[~mixed], highs[~mixed])

@@ -28,7 +28,7 @@ from zarr.codecs import (
 
 from ctlab_dask_zarr.codec.chunk import ChunkCodec, chunk_codec
 from ctlab_dask_zarr.codec.odd import read_object
-from ctlab_dask_zarr.codec.shard import ABSENT, parse_index
+from ctlab_dask_zarr.codec.shard import ABSENT, ChunkRow, parse_index
 from ctlab_dask_zarr.errors import ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.zarr import ZarrVolume
@@ -333,3 +333,26 @@ def test_blocks_of_one_shard_are_dropped_as_soon_as_they_are_encoded(tmp_path: P
     write_shards(staged, [ShardTask(0, (0, 0, 0))], pieces)
     assert len(alive) == 16
     assert most <= 2
+
+
+def _row(edge: int) -> ChunkRow:
+    layout = resolve_layout((64, edge, edge), (32, edge, edge), (64, edge, edge))
+    text = array_document(
+        layout, np.dtype("u2"), fill_value=0, dimension_names=("z", "y", "x"), attributes={},
+        separator_threshold=64, create_array_kwargs={},
+    )  # fmt: skip
+    return ChunkRow(parse_array_document(text), (0, 0, 0))
+
+
+def test_the_memory_of_a_wide_row_ends_with_its_rows_and_that_of_others_is_used_again() -> None:
+    wide = _row(1200)
+    memory = weakref.ref(wide.blocks.base)
+    assert memory().nbytes > 64 << 20
+    following = _row(1200)
+    assert np.shares_memory(wide.blocks, following.blocks)
+    del wide
+    assert memory() is not None
+    del following
+    assert memory() is None
+    first = _row(64).blocks.__array_interface__["data"]
+    assert _row(64).blocks.__array_interface__["data"] == first

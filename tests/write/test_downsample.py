@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ctlab_dask_zarr import dataset_from_zarr, dataset_to_zarr
 from ctlab_dask_zarr.write import downsample
 from ctlab_dask_zarr.write.downsample import halve, halve_chunks
 from ctlab_dask_zarr.write.values import ValueRange
+from tests.builders import make_dataset
 
 Factors = tuple[int, ...]
 
@@ -207,3 +209,40 @@ def test_large_integers_do_not_overflow() -> None:
     assert halve(block, (1, 1, 2), "mean", None).tolist() == [[[0, -7]]]
     block = np.full((2, 2, 2), 2**64 - 1, "uint64")
     assert halve(block, (2, 2, 2), "mean", None).item() == 2**64 - 1
+
+
+@pytest.mark.parametrize("masked", [0, 2, 3])
+def test_the_mean_of_huge_floats_is_no_infinity(masked: int) -> None:
+    block = np.array([1.6e308, 1.5e308] * 4).reshape(2, 2, 2)
+    block.flat[:masked] = np.nan
+    expected = np.nanmean(block * 0.125) * 8
+    assert halve(block, (2, 2, 2), "mean", None).item() == pytest.approx(expected, rel=1e-15)
+    largest = np.finfo("f8").max
+    block = np.where(
+        np.isnan(block), np.nan, np.array([largest, largest, -1.0] * 3)[:8].reshape(2, 2, 2)
+    )
+    assert np.isfinite(halve(block, (2, 2, 2), "mean", None).item())
+    block = np.where(np.isnan(block), np.nan, largest)
+    assert halve(block, (2, 2, 2), "mean", None).item() == largest
+    assert halve(np.full((2, 2, 2), np.inf), (2, 2, 2), "mean", None).item() == np.inf
+
+
+def test_huge_floats_beside_others_change_nothing_of_these() -> None:
+    voxels = np.random.default_rng(0).normal(size=(4, 8, 8)) * 1e6
+    expected = halve(voxels, (2, 2, 2), "mean", None)
+    voxels[:2, :2, :2] = [1.6e308, -1.7e308]
+    voxels[2, 2, 2] = np.inf
+    found = halve(voxels, (2, 2, 2), "mean", None)
+    assert found[0, 0, 0] == pytest.approx(-5e306, rel=1e-14)
+    assert found[1, 1, 1] == np.inf
+    found[0, 0, 0], found[1, 1, 1] = expected[0, 0, 0], expected[1, 1, 1]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_level_of_huge_floats_is_no_infinity(tmp_path: Path) -> None:
+    voxels = np.zeros((16, 16, 16))
+    voxels[..., ::2], voxels[..., 1::2] = 1.6e308, 1.5e308
+    dataset = make_dataset(voxels, voxel_size=(1, 1, 1))
+    dataset_to_zarr(dataset, tmp_path / "a", levels=2, chunks=(8, 8, 8), shards=(16, 16, 16))
+    level = dataset_from_zarr(tmp_path / "a.zarr", level=1).data.compute()
+    np.testing.assert_allclose(level, 1.55e308)

@@ -58,3 +58,13 @@ def test_a_range_grows_and_keeps_python_numbers() -> None:
     found.add(np.array([[9, 9], [8, 8]], "u1"))
     assert (found.minimum, found.maximum) == (7, 9)
     assert type(found.minimum) is int
+
+
+def test_a_chunk_of_which_eight_voxels_cannot_be_added_up_is_not_plain() -> None:
+    values = ValueRange(None)
+    assert values.add(np.array([[1.0, 2.0], [1.6e308, 2.0], [-1.6e308, 2.0]])).tolist() == [
+        PLAIN, MIXED, MIXED,
+    ]  # fmt: skip
+    assert (values.minimum, values.maximum) == (-1.6e308, 1.6e308)
+    largest = np.finfo("f4").max
+    assert values.add(np.array([[largest, 1]], "f4")).tolist() == [PLAIN]
