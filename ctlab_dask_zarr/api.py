@@ -32,6 +32,7 @@ from ctlab_dask_zarr.write.commit import CommitResult, committed_result, refuse_
 from ctlab_dask_zarr.write.commit import commit as commit_staged
 from ctlab_dask_zarr.write.graph import build_completion, build_graph
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
+from ctlab_dask_zarr.write.occupied import identity_of_occupant
 from ctlab_dask_zarr.write.plan import WritePlan
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelGeometry, LevelSpec
 from ctlab_dask_zarr.write.remaining import all_tasks, find_remaining, resolve_request
@@ -366,11 +367,17 @@ def build_commit(path: str | os.PathLike[str], *, overwrite: bool) -> CommitResu
     """Commit at once where nothing is left to write; else return what is."""
     destination = named_destination(path)
     destination.finish_interrupted_replacement()
+    destination.discard_committed_staging()
     if not destination.staged_plan() and destination.committed():
         return committed_result(destination)
     staged = open_staged(destination)
     if overwrite:
-        staged = replace(staged, request=replace(staged.request, overwrite=True))
+        staged = replace(
+            staged,
+            request=replace(
+                staged.request, overwrite=True, replaces=identity_of_occupant(destination)
+            ),
+        )
     if staged.request.extends is None:
         refuse_missing(staged, staged.recorded(staged.sizes()), staged.level_keys(0))
     remaining = find_remaining(staged, all_tasks(staged.request.levels, first=1))

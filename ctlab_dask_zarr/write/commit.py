@@ -39,6 +39,7 @@ from ctlab_dask_zarr.runtime.objects import ObjectFiles
 from ctlab_dask_zarr.runtime.storage import is_temporary
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.labels import register_labels
+from ctlab_dask_zarr.write.occupied import identity_of_occupant
 from ctlab_dask_zarr.write.remaining import part_of
 from ctlab_dask_zarr.write.stage import destination_problem
 from ctlab_dask_zarr.write.staged import StagedWrite
@@ -291,7 +292,7 @@ def _publish(staged: StagedWrite) -> None:
 def _refuse_another(staged: StagedWrite) -> None:
     """Raise where what is at the destination is not what was there when the write was staged."""
     destination = staged.request.destination
-    if destination.identity() != staged.request.replaces:
+    if identity_of_occupant(destination) != staged.request.replaces:
         raise DestinationExistsError(
             f"{destination.path} is not the dataset that was to be replaced: it came to be, or was "
             "changed, while the write was under way, and is left as it is. The new one is complete "

@@ -23,7 +23,6 @@ their final keys at once, and the root document, which makes a dataset of them, 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import uuid
@@ -198,20 +197,6 @@ class Destination:
         attributes = document.get("attributes")
         return (own_receipt(attributes) if isinstance(attributes, dict) else None) or {}
 
-    def identity(self) -> str | None:
-        """Return what tells the dataset that is here from any other one; None for none.
-
-        Of our own it stays when the metadata is edited.
-        """
-        staging_id = self.committed().get("staging_id")
-        if isinstance(staging_id, str):
-            return staging_id
-        try:
-            root = self.files.read(os.path.join(self.path, ROOT_DOCUMENT))
-        except OSError:
-            return None
-        return hashlib.sha256(root).hexdigest()
-
     def is_staging_committed(self) -> bool:
         """Whether the dataset which is here was put together in the staging folder beside it.
 
@@ -385,10 +370,21 @@ class Destination:
                 self.files.sync_folder(os.path.dirname(self.path))
             if self.committed().get("staging_id") == staging_id:
                 self._discard(aside, os.path.basename(store.root))
-            elif self.files.kind(aside) is not None:
-                raise DestinationExistsError(
-                    f"{self.path} came to be while the dataset that was there was being replaced, "
-                    f"and is not replaced itself. The old dataset is whole in {aside}: move what "
-                    f"is at {self.path} elsewhere, then `ctlab-zarr commit {self.path}` puts the "
-                    "new one in its place, or the old one back where the new one is not complete"
-                )
+        problem = self.replacement_problem()
+        if problem is not None:
+            raise DestinationExistsError(problem)
+
+    def replacement_problem(self) -> str | None:
+        """Return that an old dataset is aside, and something else than its successor here."""
+        asides = self.all_replaced()
+        if not asides or self.files.kind(self.path) is None:
+            return None
+        others = asides.keys() - {self.committed().get("staging_id")}
+        if not others:
+            return None
+        return (
+            f"{self.path} came to be while the dataset that was there was being replaced, and is "
+            f"not replaced itself. The old dataset is whole in {asides[min(others)]}: move what is "
+            f"at {self.path} elsewhere, then `ctlab-zarr commit {self.path}` puts the new one in "
+            "its place, or the old one back where the new one is not complete"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from typing import Any
@@ -19,7 +20,13 @@ from ctlab_dask_zarr.runtime.files import Kind
 from ctlab_dask_zarr.write.destination import Destination
 
 __all__ = [
-    *("occupied_problem", "refuse_long_name", "refuse_missing_folder", "refuse_place"),
+    *(
+        "identity_of_occupant",
+        "occupied_problem",
+        "refuse_long_name",
+        "refuse_missing_folder",
+        "refuse_place",
+    ),
     "store_around",
 ]
 
@@ -91,6 +98,9 @@ def occupied_problem(destination: Destination, *, overwrite: bool) -> str | None
         return _problem_of_objects(destination, overwrite=overwrite) if kind else None
     if kind is None:
         return None
+    lost = destination.replacement_problem()
+    if lost is not None:
+        return lost
     if not overwrite:
         return (
             f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)"
@@ -118,6 +128,21 @@ def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
     if stranger is not None:
         return f"it holds {stranger!r}, which is no part of the dataset: move it elsewhere"
     return None
+
+
+def identity_of_occupant(destination: Destination) -> str | None:
+    """Return what tells the dataset that is there from any other one; None for none.
+
+    Of our own it stays when the metadata is edited.
+    """
+    staging_id = destination.committed().get("staging_id")
+    if isinstance(staging_id, str):
+        return staging_id
+    try:
+        root = destination.files.read(os.path.join(destination.path, ROOT_DOCUMENT))
+    except OSError:
+        return None
+    return hashlib.sha256(root).hexdigest()
 
 
 def store_around(destination: Destination) -> str | None:

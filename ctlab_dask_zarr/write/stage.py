@@ -25,7 +25,11 @@ from ctlab_dask_zarr.runtime.storage import store_at
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.difference import identity_difference, requested_difference
 from ctlab_dask_zarr.write.labels import image_problem
-from ctlab_dask_zarr.write.occupied import occupied_problem, refuse_missing_folder
+from ctlab_dask_zarr.write.occupied import (
+    identity_of_occupant,
+    occupied_problem,
+    refuse_missing_folder,
+)
 from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.staged import StagedWrite
 from ctlab_dask_zarr.write.staging_plan import N_DIGITS, STAGED_PLAN
@@ -250,7 +254,7 @@ def _make_staging(request: StageRequest) -> StagedWrite | None:
     destination = request.destination
     files, objects = destination.files, destination.objects
     if request.overwrite:
-        request = replace(request, replaces=destination.identity())
+        request = replace(request, replaces=identity_of_occupant(destination))
     staged = StagedWrite(request, uuid.uuid4().hex[:N_DIGITS])
     text = request.to_json(staged.staging_id).encode()
     if objects is not None:
@@ -317,7 +321,7 @@ def _enter_existing(request: StageRequest) -> StagedWrite | None:
         return StagedWrite(replace(request, replaces=found.get("replaces")), staging_id)
     if request.overwrite:
         # Asked for anew: what is there now is to be replaced.
-        request = replace(request, replaces=destination.identity())
+        request = replace(request, replaces=identity_of_occupant(destination))
     try:
         destination.notes.put(STAGED_PLAN, request.to_json(staging_id).encode())
         destination.files.sync_folder(destination.staging)
