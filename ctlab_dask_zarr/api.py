@@ -372,12 +372,8 @@ def build_commit(path: str | os.PathLike[str], *, overwrite: bool) -> CommitResu
         return committed_result(destination)
     staged = open_staged(destination)
     if overwrite:
-        staged = replace(
-            staged,
-            request=replace(
-                staged.request, overwrite=True, replaces=identity_of_occupant(destination)
-            ),
-        )
+        found = identity_of_occupant(destination)
+        staged = replace(staged, request=replace(staged.request, overwrite=True, replaces=found))
     if staged.request.extends is None:
         refuse_missing(staged, staged.recorded(staged.sizes()), staged.level_keys(0))
     remaining = find_remaining(staged, all_tasks(staged.request.levels, first=1))

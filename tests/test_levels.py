@@ -459,7 +459,7 @@ def test_a_store_that_has_levels_or_can_have_none_is_refused(tmp_path: Path) -> 
         add_levels(tmp_path / "small.zarr", 2)
 
 
-@pytest.mark.parametrize("n_renames", range(5))
+@pytest.mark.parametrize("n_renames", range(6))
 def test_a_commit_of_levels_that_dies_is_finished_by_the_next_call(
     tmp_path: Path, n_renames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,13 +483,13 @@ def test_a_commit_of_levels_that_dies_is_finished_by_the_next_call(
     (completion,) = build_levels(path, 3, None, resume=False, restart=False)
     with dask.config.set(scheduler="sync"), monkeypatch.context() as patch:
         patch.setattr(LocalFiles, "rename", dying)
-        if n_renames < 3:
+        if n_renames < 4:
             with pytest.raises(KeyboardInterrupt):
                 run_write(completion)
         else:
             run_write(completion)
     n_levels = len(Dataset.from_path(path).levels)
-    assert n_levels == (1 if n_renames < 3 else 3)
+    assert n_levels == (1 if n_renames < 4 else 3)
     np.testing.assert_array_equal(Dataset.from_path(path).data, masked_voxels())
     if n_levels == 1:
         with pytest.raises(CTLabError, match="resume=True"):

@@ -20,14 +20,8 @@ from ctlab_dask_zarr.runtime.files import Kind
 from ctlab_dask_zarr.write.destination import Destination
 
 __all__ = [
-    *(
-        "identity_of_occupant",
-        "occupied_problem",
-        "refuse_long_name",
-        "refuse_missing_folder",
-        "refuse_place",
-    ),
-    "store_around",
+    *("identity_of_occupant", "occupied_problem", "refuse_long_name", "refuse_missing_folder"),
+    *("refuse_place", "store_around"),
 ]
 
 #: What file systems take for the name of a file or a folder.
