@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import dask
 import numpy as np
 import pytest
 import zarr
+from distributed import Client
 
 from ctlab_dask_zarr import (
     CTLabError,
@@ -25,7 +24,7 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.demo import write_mango_netcdf
-from tests.builders import make_dataset, random_voxels
+from tests.builders import make_dataset, random_voxels, run_here
 
 VOXELS = random_voxels((20, 24, 28))
 LAYOUT = {"chunks": (4, 8, 8), "shards": (8, 16, 16)}
@@ -96,7 +95,9 @@ def _what_an_image_gives(path: Path) -> Any:
     return facts, [dataset_from_zarr(path, level=n).data.compute().tobytes() for n in levels]
 
 
-@pytest.mark.parametrize("quarter", range(4))
+@pytest.mark.parametrize(
+    "quarter", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))]
+)
 def test_of_a_thousand_flipped_bits_every_one_that_a_reader_would_get_is_reported(
     quarter: int, labelled: Path
 ) -> None:
@@ -328,24 +329,22 @@ def _open(path: Path) -> Any:
     return Dataset.from_path(path)
 
 
-def _cli(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ctlab_dask_zarr.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
-
-
-def test_the_command_line_tells_every_problem_and_ends_with_3(tmp_path: Path) -> None:
+def test_the_command_line_tells_every_problem_and_ends_with_3(
+    tmp_path: Path, cluster: Client
+) -> None:
     source = tmp_path / "tomoSmall_nc"
     write_mango_netcdf(source, VOXELS, slices_per_block=5)
-    layout = ("--shards", "8,16,16", "--chunks", "4,8,8", "--workers", "1", "-q")
-    done = _cli("convert", source, tmp_path / "a", *layout, "--verify", "--check-source")
+    where = ("--scheduler", cluster.scheduler.address, "-q")
+    layout = ("--shards", "8,16,16", "--chunks", "4,8,8", *where)
+    done = run_here("convert", source, tmp_path / "a", *layout, "--verify", "--check-source")
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("verified")
     store = tmp_path / "a.zarr"
-    done = _cli("verify", store, "--source", source, "--workers", "1", "-q")
+    done = run_here("verify", store, "--source", source, *where)
     assert done.returncode == 0, done.stderr
     (store / "0" / "c.0.0.0").unlink()
     (store / "0" / "c.1.1.1").write_bytes(b"")
-    done = _cli("verify", store, "--workers", "1", "-q", "--json")
+    done = run_here("verify", store, *where, "--json")
     assert done.returncode == 3
     assert {p["location"] for p in json.loads(done.stdout)} == {"0/c.0.0.0", "0/c.1.1.1"}
     block = source / "block00000001.nc"
@@ -355,7 +354,7 @@ def test_the_command_line_tells_every_problem_and_ends_with_3(tmp_path: Path) ->
     with h5py.File(block, "r+") as file:
         file["md5_checksum"][0] = (int(file["md5_checksum"][0]) + 1) % 100
     assert damaged != block.read_bytes()
-    done = _cli("convert", source, tmp_path / "b", *layout, "--check-source")
+    done = run_here("convert", source, tmp_path / "b", *layout, "--check-source")
     assert done.returncode == 5
     assert "block00000001.nc" in done.stderr
     assert not (tmp_path / "b.zarr").exists()

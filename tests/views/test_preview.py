@@ -383,8 +383,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     get, get_range = LocalStore.get, LocalStore.get_range
 
-    def spy_get(store: LocalStore, key: str) -> bytes:
-        data = get(store, key)
+    def spy_get(store: LocalStore, key: str, *limits: Any) -> bytes:
+        data = get(store, key, *limits)
         found.append((key, len(data)))
         return data
 
