@@ -75,6 +75,7 @@ OPTIONS = frozenset(
         *("check_source", "codec", "deadline", "as_json", "layout", "part", "quick", "quiet"),
         *("report", "verify_after", "workers", "threads", "memory_limit", "scheduler"),
         *("scheduler_file", "cluster", "jobs", "name", "colors", "source", "follow_links"),
+        "mkdir",
     }
 )
 #: Parameters of to_zarr of xarray, which may not be installed.

@@ -104,15 +104,20 @@ def _edit(path: str, dry_run: bool, yes: bool, **wanted: Any) -> None:
     """Show what would change, ask, and change it."""
     from datetime import datetime
 
-    from ctlab_dask_zarr.manage.edit import build_edit
+    from ctlab_dask_zarr.manage.edit import build_edit, edit_metadata
 
     with exit_codes():
-        edit = build_edit(path, datetime.now(), **wanted)
-        for line in edit.changes or ("nothing to change: it is so already",):
+        if yes and not dry_run:
+            # Nobody has been shown anything that must not be otherwise when it is made.
+            changes = edit_metadata(path, **wanted)
+        else:
+            edit = build_edit(path, datetime.now(), **wanted)
+            changes = edit.changes
+        for line in changes or ("nothing to change: it is so already",):
             say(line)
-        if dry_run or not edit.changes:
+        if dry_run or not changes:
             return
         if not yes:
             click.confirm(f"Change {edit.path}?", abort=True, err=True)
-        edit.apply()
+            edit.apply()
         say("changed")

@@ -29,7 +29,7 @@ from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.ome import OMELevel, parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import own_receipt, seal
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text, validated_axes
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names, read_ome
+from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names, listed_labels, read_ome
 from ctlab_dask_zarr.read.zarr import StoreMetadata, dataset_of, read_store_metadata
 from ctlab_dask_zarr.runtime.documents import CONSOLIDATED, swap_document, until_done
 from ctlab_dask_zarr.runtime.storage import (
@@ -338,7 +338,10 @@ def _changes_of_labels(
     Without a document: labels of which nobody can tell how they follow.
     """
     folder = metadata.store.path("labels")
-    for name in label_names(metadata.files, folder):
+    files = metadata.files
+    for name in sorted({*label_names(files, folder), *listed_labels(files, folder)}):
+        if "multiscales" not in read_ome(files, os.path.join(folder, name)):
+            continue
         found = read_store_metadata(os.path.join(folder, name), metadata.files)
         labels = dataset_of(found)
         before = labels.voxel_size, labels.voxel_unit

@@ -14,7 +14,14 @@ from ctlab_dask_zarr.runtime.files import Files, walk
 from ctlab_dask_zarr.runtime.storage import is_temporary, is_url
 
 __all__ = [
-    *("ROOT_DOCUMENT", "label_names", "listed_arrays", "read_json_object", "read_ome"),
+    *(
+        "ROOT_DOCUMENT",
+        "label_names",
+        "listed_arrays",
+        "listed_labels",
+        "read_json_object",
+        "read_ome",
+    ),
     "strangers",
 ]
 
@@ -48,9 +55,8 @@ def listed_arrays(files: Files, root: str) -> dict[str, StoredArray | None]:
         return {"": _array(document)}
     found: dict[str, StoredArray | None] = {}
     folder = os.path.join(root, "labels")
-    labels = read_ome(files, folder).get("labels")
-    listed = filter(is_key, labels) if isinstance(labels, list) else ()
-    for image in ("", *(f"labels/{name}/" for name in {*listed, *label_names(files, folder)})):
+    names = {*listed_labels(files, folder), *label_names(files, folder)}
+    for image in ("", *(f"labels/{name}/" for name in names)):
         for path in _dataset_paths(read_ome(files, os.path.join(root, image))):
             document = read_json_object(files, os.path.join(root, image, path, ROOT_DOCUMENT))
             found[f"{image}{path}"] = _array(document)
@@ -97,6 +103,12 @@ def label_names(files: Files, folder: str) -> Iterator[str]:
         is_group = kind == "folder" and not name.startswith(".")
         if is_group and "image-label" in read_ome(files, os.path.join(folder, name)):
             yield name
+
+
+def listed_labels(files: Files, folder: str) -> list[str]:
+    """Return what the document of a group ``labels`` lists, by keys below the group."""
+    labels = read_ome(files, folder).get("labels")
+    return [name for name in labels if is_key(name)] if isinstance(labels, list) else []
 
 
 def read_ome(files: Files, folder: str) -> dict[str, Any]:

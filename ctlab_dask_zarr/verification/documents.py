@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice, product
 from math import prod
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -23,6 +24,7 @@ from ctlab_dask_zarr.formats.units import are_same_sizes, common_unit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, strangers
 from ctlab_dask_zarr.read.zarr import StoreMetadata
+from ctlab_dask_zarr.runtime.documents import CONSOLIDATED
 from ctlab_dask_zarr.runtime.files import DOCUMENT_NBYTES, LocalFiles
 from ctlab_dask_zarr.runtime.storage import LocalStore
 from ctlab_dask_zarr.verification.images import Documents, Image, document_key
@@ -31,6 +33,7 @@ from ctlab_dask_zarr.verification.images import Documents, Image, document_key
 _MAX_MISSING = 1000
 
 __all__ = [
+    "consolidated_problems",
     "document_problems",
     "objects_to_check",
     "stored_objects",
@@ -165,6 +168,42 @@ def stray_problems(documents: Documents, images: Sequence[Image]) -> Iterator[Pr
         if files.kind(os.path.join(store.root, name)) == "link":
             message = f"{name} is a link, which is not followed: put what it leads to there"
         yield Problem(name, "stray", message)
+
+
+def consolidated_problems(documents: Documents) -> Iterator[Problem]:
+    """Yield the groups whose copies of the documents below them are not as these are.
+
+    What zarr writes otherwise than others is not compared.
+    """
+    for key, text in documents.texts.items():
+        if CONSOLIDATED not in text:
+            continue
+        copies = documents.parsed(key).get(CONSOLIDATED)
+        copies = copies.get("metadata") if isinstance(copies, dict) else None
+        if not isinstance(copies, dict):
+            continue
+        prefix = key.removesuffix(ROOT_DOCUMENT)
+        below = {
+            other.removeprefix(prefix).removesuffix(f"/{ROOT_DOCUMENT}"): other
+            for other in documents.texts
+            if other.startswith(prefix) and other != key
+        }
+        stale = copies.keys() ^ below.keys() or {
+            path for path, other in below.items()
+            if _told(copies[path]) != _told(documents.parsed(other))
+        }  # fmt: skip
+        if stale:
+            message = (
+                f"{key}: its copy of what {min(stale)} says ({CONSOLIDATED}) is out of date, and "
+                "zarr and xarray believe it: consolidate it again, or remove it"
+            )
+            yield Problem(key, "consolidated", message)
+
+
+def _told(document: Any) -> tuple[Any, ...]:
+    """Return of a document what every program writes the same."""
+    told = document if isinstance(document, dict) else {}
+    return told.get("node_type"), told.get("attributes") or {}, told.get("shape")
 
 
 def _document_of(name: str, keys: Set[str]) -> str | None:

@@ -39,6 +39,7 @@ from ctlab_dask_zarr.runtime.storage import (
 from ctlab_dask_zarr.runtime.trees import add_tree
 from ctlab_dask_zarr.verification.comparison import block_problems, metadata_differences, native
 from ctlab_dask_zarr.verification.documents import (
+    consolidated_problems,
     document_problems,
     objects_to_check,
     stray_problems,
@@ -179,6 +180,7 @@ def build_verification(
     problems += documents.problems.values()
     images = list(read_images(documents, problems))
     problems += stray_problems(documents, images)
+    problems += consolidated_problems(documents)
     keys: list[Key] = []
     notes: list[str] = []
     nbytes = n_all = n_without = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -364,6 +365,39 @@ def test_what_zarr_has_consolidated_does_not_hide_a_change(tmp_path: Path) -> No
     assert verify(path) == []
 
 
+def test_verify_tells_of_copies_that_are_out_of_date(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases")
+    consolidate(path)
+    assert verify(path) == []
+    labels = path / "labels" / "phases"
+    whole = (labels / "zarr.json").read_text()
+    # As by a program that knows nothing of the copies.
+    (labels / "zarr.json").write_text(whole.replace("micrometer", "millimeter"))
+    found = [p for p in verify(path) if p.kind == "consolidated"]
+    assert [p.location for p in found] == ["zarr.json"]
+    assert "labels/phases" in found[0].message
+    (labels / "zarr.json").write_text(whole)
+    shutil.rmtree(path / "labels")
+    (problem,) = verify(path)
+    assert "its copy of what labels says" in problem.message
+
+
+def test_labels_follow_their_image_wherever_they_are_listed(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases")
+    folder = path / "labels"
+    (folder / "deep").mkdir()
+    (folder / "phases").rename(folder / "deep" / "0")
+    (folder / "zarr.json").write_text(
+        (folder / "zarr.json")
+        .read_text()
+        .replace('"phases"', '"deep/0", "gone", "../../scan.zarr"')
+    )
+    assert len(edit_metadata(path, voxel_size=5)) == 2
+    assert dataset_from_zarr(folder / "deep" / "0").voxel_size == (5, 5, 5)
+
+
 def test_labels_that_another_changed_meanwhile_leave_the_image_as_it_was(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases")
@@ -447,6 +481,25 @@ def test_the_command_shows_the_change_and_asks(tmp_path: Path) -> None:
         0,
         "nothing to change: it is so already\n",
     )
+
+
+def test_what_is_changed_without_a_question_waits_for_nobody(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    make_folder = LocalFiles.make_folder
+    entries = iter(range(3))
+
+    def between(self: LocalFiles, path: str) -> None:
+        make_folder(self, path)
+        if next(entries, None) is not None:
+            document = os.path.join(os.path.dirname(path), "zarr.json")
+            text = Path(document).read_text()
+            Path(document).write_text(text + " ")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalFiles, "make_folder", between)
+        assert run("history", str(path), "--add", "note=x", "--yes")[0] == 0
+    assert next(entries, None) is None
+    assert dataset_from_zarr(path).history["note"] == "x"
 
 
 def test_different_lengths_have_to_be_meant(tmp_path: Path) -> None:
