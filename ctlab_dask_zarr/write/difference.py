@@ -6,7 +6,7 @@ import json
 from itertools import zip_longest
 from typing import Any
 
-__all__ = ["identity_difference", "requested_difference"]
+__all__ = ["identity_difference", "requested_difference", "source_difference"]
 
 #: Characters of a value that a message shows.
 _MAX_SHOWN = 100
@@ -31,17 +31,33 @@ def identity_difference(found: Any, wanted: str) -> str:
         for identity in (json.loads(found), json.loads(wanted))
     )
     place, *values = _first_difference(before, now, "")
-    change = _change(place, *values)
-    if place.startswith("source") and before["source"].get("kind") == "dask":
-        name = before["source"]["name"]
+    if place.startswith("source"):
+        return source_difference(before["source"], wanted)
+    return _change(place, *values)
+
+
+def source_difference(found: Any, wanted: str) -> str:
+    """Name in what a source differs from that of an identity; '' where it does not, or is not told.
+
+    Examples
+    --------
+    >>> source_difference({"kind": "zarr", "root": "a"}, '{"source": {"kind": "netCDF"}}')
+    "source.kind was 'zarr' and is now 'netCDF'"
+    """
+    now = json.loads(wanted)["source"]
+    if not isinstance(found, dict) or found == now:
+        return ""
+    change = _change(*_first_difference(found, now, "source"))
+    if found.get("kind") == "dask":
+        name = found.get("name")
         change += f": if the voxels are the same, say so by Dataset(..., identity={name!r})"
     return change
 
 
 def _first_difference(before: Any, now: Any, place: str) -> tuple[str, Any, Any]:
     if isinstance(before, dict) and isinstance(now, dict):
-        # A codec of another name has another configuration too.
-        for key in sorted(before | now, key="name".__ne__):
+        # A codec of another name has another configuration too, a source of another kind as well.
+        for key in sorted(before | now, key=lambda key: key not in ("kind", "name")):
             if before.get(key) != now.get(key):
                 return _first_difference(
                     before.get(key), now.get(key), f"{place}.{key}".lstrip(".")

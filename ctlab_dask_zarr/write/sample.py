@@ -25,6 +25,7 @@ from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.errors import (
     DestinationExistsError,
     IncompleteDatasetError,
+    ShardDecodeError,
     StagingExistsError,
 )
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
@@ -183,6 +184,8 @@ def _refuse_other_voxels(
             raise
         # Somebody else goes on with it, or has removed it: staging will find out.
         return
+    except ShardDecodeError as error:
+        raise _refusal(request, f"is damaged: {error}", is_complete=is_complete) from error
     begins = tuple(a + b for a, b in zip(origin, start, strict=True))
     wanted = accepted_block(block, begins, shape, staged.array.dtype, request.mask_value)[
         tuple(slice(r.start - b, r.stop - b) for r, b in zip(region, begins, strict=True))
@@ -190,18 +193,22 @@ def _refuse_other_voxels(
     difference = voxel_difference(found, wanted, tuple(part.start for part in region))
     if difference is None or _is_as_stored(staged.array, found, wanted):
         return
+    raise _refusal(request, f"is not of this source: {difference}", is_complete=is_complete)
+
+
+def _refusal(request: StageRequest, problem: str, *, is_complete: bool) -> Exception:
     destination = request.destination
     if is_complete:
-        raise DestinationExistsError(
-            f"{destination.path} is complete, but not of this source: {difference}. Write to "
-            "another destination, or replace it by overwrite=True (--overwrite) without resume"
+        return DestinationExistsError(
+            f"{destination.path} is complete, but what is stored {problem}. Write to another "
+            "destination, or replace it by overwrite=True (--overwrite) without resume"
         )
     by = "restart=True (--restart)"
     if request.n_parts is not None:
         by = f"`ctlab-zarr abort {destination.path}`"
-    raise StagingExistsError(
-        f"cannot go on in {destination.staging}, whose voxels are not of this source: "
-        f"{difference}. Use the same source, or remove what is staged by {by}"
+    return StagingExistsError(
+        f"cannot go on in {destination.staging}: what is stored there {problem}. Use the same "
+        f"source, or remove what is staged by {by}"
     )
 
 

@@ -23,7 +23,11 @@ from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.runtime.files import remove_tree
 from ctlab_dask_zarr.runtime.storage import store_at
 from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.difference import identity_difference, requested_difference
+from ctlab_dask_zarr.write.difference import (
+    identity_difference,
+    requested_difference,
+    source_difference,
+)
 from ctlab_dask_zarr.write.labels import image_problem
 from ctlab_dask_zarr.write.occupied import (
     identity_of_occupant,
@@ -130,11 +134,16 @@ def destination_problem(request: StageRequest) -> str | None:
 
 
 def _other_request(request: StageRequest) -> str | None:
-    """Return what was asked for otherwise when the same voxels were written here, or None."""
+    """Return how what is complete here differs from what a write would go on with, or None."""
     committed = request.destination.committed()
-    goes_on = request.resume and not request.overwrite
-    if not goes_on or committed.get("fingerprint") != request.fingerprint:
+    if not request.resume or request.overwrite:
         return None
+    if committed.get("fingerprint") != request.fingerprint:
+        change = source_difference(committed.get("source"), request.identity)
+        return change and (
+            f"{request.destination.path} is complete, but of another source: {change}. Else write "
+            "to another destination, or replace it by overwrite=True (--overwrite)"
+        )
     difference = requested_difference(committed.get("requested"), request.requested)
     if not difference:
         return None

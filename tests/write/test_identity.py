@@ -17,6 +17,7 @@ import pytest
 
 from ctlab_dask_zarr import (
     Dataset,
+    DestinationExistsError,
     InvalidArgumentError,
     StagingExistsError,
     WriteFailedError,
@@ -88,8 +89,9 @@ class TestASourceChangedInPlace:
         assert source_of(dataset)["name"] == dataset.data.name
 
     def test_is_compared_as_it_is_now(self, opened: Dataset, tmp_path: Path) -> None:
+        dataset_to_zarr(opened, tmp_path / "copy.zarr", **LAYOUT)
         opened.data[0] = 7
-        kinds = {problem.kind for problem in verify(tmp_path / "scan.zarr", opened)}
+        kinds = {problem.kind for problem in verify(tmp_path / "copy.zarr", opened)}
         assert "voxels" in kinds
 
 
@@ -166,6 +168,11 @@ def test_an_interrupted_write_of_them_is_gone_on_with_by_the_line_that_is_told(
         dataset_to_zarr(Dataset.from_modified(again, identity=told), path, resume=True, **LAYOUT)
     np.testing.assert_array_equal(dataset_from_zarr(path).data, VOXELS)
     assert {n: (path / "0" / n).stat().st_mtime_ns for n in shards} == shards
+    # Queued again after its commit it is told how that is found, too.
+    with pytest.raises(DestinationExistsError, match=f"identity={told!r}"):
+        dataset_to_zarr(stacked(Reader().read), path, resume=True, **LAYOUT)
+    done = Dataset.from_modified(stacked(Reader().read), identity=told)
+    dataset_to_zarr(done, path, resume=True, **LAYOUT)
 
 
 SCRIPT = """

@@ -160,12 +160,30 @@ class TestAssignedInPlace:
         write(tmp_path / "b.zarr", dataset_from_zarr(source))
         changed = dataset_from_zarr(source)
         changed.data[:4] = 5
-        with pytest.raises(DestinationExistsError, match=r"b\.zarr exists"):
+        with pytest.raises(
+            DestinationExistsError, match=r"kind was 'zarr' and is now 'dask'.*overwrite"
+        ):
             dataset_to_zarr(changed, tmp_path / "b.zarr", resume=True, **LAYOUT)
         dataset_to_zarr(changed, tmp_path / "b.zarr", overwrite=True, resume=True, **LAYOUT)
         stored = dataset_from_zarr(tmp_path / "b.zarr").data.compute()
         assert (stored[:4] == 5).all()
         np.testing.assert_array_equal(stored[4:], VOXELS[4:])
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_what_is_stored_and_damaged_is_not_gone_on_with(tmp_path: Path, is_complete: bool) -> None:
+    path = tmp_path / "scan.zarr"
+    # With a receipt of each shard, so that none of them is read back whole.
+    run_write(build_write(scan(Stored(VOXELS)), path, WriteOptions(**LAYOUT), part=(1, 2)))
+    if is_complete:
+        write(path, scan(Stored(VOXELS)), resume=True)
+    for shard in tmp_path.rglob("c.*"):
+        data = bytearray(shard.read_bytes())
+        data[:-132] = bytes(len(data) - 132)  # all but the index
+        shard.write_bytes(data)
+    error = DestinationExistsError if is_complete else StagingExistsError
+    with pytest.raises(error, match=r"is damaged: 0/c.*(--restart|--overwrite)"):
+        write(path, scan(Stored(VOXELS)), resume=True)
 
 
 def test_a_delayed_write_compares_too(staged: Path) -> None:
