@@ -132,6 +132,13 @@ def _filtered(
     block: npt.NDArray[Any],
 ) -> npt.NDArray[Any]:
     mask_value, new_mask = masks
+    if isinstance(block, np.ma.MaskedArray) and np.ma.is_masked(block):
+        if mask_value is None and block.dtype.kind != "f":
+            raise InvalidArgumentError(
+                "the data are masked arrays, but their data type has no value for masked voxels: "
+                "give the dataset a datatype that has one, as datatype='tomo'"
+            )
+        block = block.filled(np.nan if mask_value is None else mask_value)
     valid = np.ones(block.shape, bool) if mask_value is None else block != mask_value
     if block.dtype.kind == "f":
         valid &= ~np.isnan(block)

@@ -237,3 +237,16 @@ def test_a_function_that_changes_the_shape_is_told_so() -> None:
     result = make_dataset(masked_voxels()).map_masked(lambda block: block[1:])
     with pytest.raises(InvalidArgumentError, match="keep the shape"):
         result.data.compute()
+
+
+def test_voxels_of_masked_arrays_never_enter_a_value() -> None:
+    voxels = np.random.default_rng(1).integers(0, 4000, (24, 30, 36)).astype("uint16")
+    masked = da.ma.masked_less(da.from_array(voxels, chunks=(12, 10, 9)), 500)
+    filled = make_dataset(np.where(voxels < 500, MASK, voxels).astype("u2"), blocks=(12, 10, 9))
+    filters = {"depth": 4, "sigma": 1.0}
+    expected = filled.map_masked(ndimage.gaussian_filter, **filters).data.compute()
+    found = make_dataset(masked).map_masked(ndimage.gaussian_filter, **filters).data.compute()
+    np.testing.assert_array_equal(found, expected)
+    unfit = make_dataset(masked, datatype=None).map_masked(ndimage.gaussian_filter, **filters)
+    with pytest.raises(InvalidArgumentError, match="no value for masked voxels"):
+        unfit.data.compute(scheduler="sync")
