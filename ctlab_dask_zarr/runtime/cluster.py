@@ -196,11 +196,10 @@ def cluster_from_config(
     ----------
     config
         A YAML file in dask's own keys, which hold until the end, for all of this process and the
-        workers; or ``local``,
-        ``slurm``, ``pbs`` or ``mpi``, for what dask's own files and ``DASK_CONFIG`` say; or the
-        address or the scheduler file (``.json``) of a running scheduler. A file with a section
-        ``jobqueue: slurm`` or ``jobqueue: pbs`` means that system, one with a
-        ``scheduler-address`` the scheduler there, and any other a local cluster.
+        workers; or ``local``, ``slurm``, ``pbs`` or ``mpi``, for what dask's own files and
+        ``DASK_CONFIG`` say; or the address or the scheduler file (``.json``) of a running
+        scheduler. A file with a section ``jobqueue: slurm`` or ``jobqueue: pbs`` means that system,
+        one with a ``scheduler-address`` the scheduler there, and any other a local cluster.
     jobs
         Jobs of the batch system, each replaced when it is lost, by default 1; on a local cluster
         worker processes, by default one for each allocated CPU. Other clusters have their own.
