@@ -177,22 +177,27 @@ def compute_until(
     done = threading.Event()
     future = client.compute(graph)
     future.add_done_callback(lambda _: done.set())
-    with _thread_given_back():
-        while not future.done():
-            reason = stop.reason()
-            if reason is not None:
-                # The scheduler forgets what is not running; what is running ends by itself.
-                future.cancel(reason=reason)
-                if reading is None:
+    try:
+        with _thread_given_back():
+            while not future.done():
+                reason = stop.reason()
+                if reason is not None:
+                    # The scheduler forgets what is not running; what is running ends by itself.
+                    future.cancel(reason=reason)
+                    if reading is None:
+                        _wait_for_running_tasks(client, stop.grace_s())
+                        _wait_for_telling(stop)
+                    raise _stopped(stop, reading)
+                if shared is not None and shared.problem is not None:
+                    future.cancel(reason=str(shared.problem))
                     _wait_for_running_tasks(client, stop.grace_s())
-                    _wait_for_telling(stop)
-                raise _stopped(stop, reading)
-            if shared is not None and shared.problem is not None:
-                future.cancel(reason=str(shared.problem))
-                _wait_for_running_tasks(client, stop.grace_s())
-                raise shared.problem
-            done.wait(_POLL_S)
-        return future.result()
+                    raise shared.problem
+                done.wait(_POLL_S)
+            return future.result()
+    finally:
+        # An error keeps this frame alive, as in a notebook, and with it the future and its failed
+        # tasks: the same write, gone on with, would get their errors again.
+        future.release()
 
 
 @contextmanager

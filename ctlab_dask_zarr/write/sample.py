@@ -99,12 +99,18 @@ def add_sample(
     for n, region in enumerate(_regions(level, source.chunks, stored, n_regions)):
         part, origin = source, (0,) * len(region.block)
         if is_cut:
-            part = analyse_source(source.data[region.slices].rechunk(-1))
+            blocks = source.data[region.slices].map_blocks(_owned, meta=source.data._meta)
+            part = analyse_source(blocks.rechunk(-1))
             origin = tuple(span.start for span in region.slices)
         check = partial(_refuse_other_voxels, request, region.slices, origin)
         name = f"sample-{n}-{request.run_id[:8]}"
         keys += add_block_tasks(graph, part, check, name, None if is_cut else [region.block])
     return keys
+
+
+def _owned(block: Any) -> Any:
+    """Return a block of memory of its own: the next one may be made in the same buffer."""
+    return block.copy() if isinstance(block, np.ndarray) else block
 
 
 def _is_read(data: da.Array) -> bool:

@@ -11,6 +11,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from distributed import Client
 
 from ctlab_dask_zarr import (
     Dataset,
@@ -340,3 +341,31 @@ def test_the_advice_that_is_given_works_on_the_command_line(tmp_path: Path) -> N
     assert refused.returncode == 4
     assert "now [7.0, 7.0, 7.0]" in refused.stderr
     assert "now 'mine'" in refused.stderr
+
+
+def _minus_flag(block: np.ndarray, flag: str) -> np.ndarray:
+    if os.path.exists(flag):
+        raise OSError("the disk is on fire")
+    return block
+
+
+def test_an_error_that_a_notebook_still_holds_does_not_fail_the_write_that_goes_on(
+    cluster: Client, tmp_path: Path
+) -> None:
+    """The failed blocks have the same names in both; the kept error keeps the first ones alive."""
+    flag = tmp_path / "flag"
+    flag.touch()
+    blocks = da.from_array(VOXELS, chunks=(32, 16, 16)).map_blocks(
+        _minus_flag, str(flag), dtype="u2", meta=VOXELS[:0]
+    )
+    # Blocks that overlap are tasks of their own.
+    data = da.map_overlap(np.copy, blocks, depth=1, boundary="nearest", dtype="u2")
+    dataset = make_dataset(data)
+    with cluster.as_current():
+        with pytest.raises(WriteFailedError) as kept:
+            dataset_to_zarr(dataset, tmp_path / "a.zarr", **LAYOUT)
+        flag.unlink()
+        dataset_to_zarr(dataset, tmp_path / "a.zarr", resume=True, **LAYOUT)
+    assert "on fire" in str(kept.value)
+    found = dataset_from_zarr(tmp_path / "a.zarr").data.compute(scheduler="sync")
+    np.testing.assert_array_equal(found, VOXELS)

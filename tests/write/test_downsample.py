@@ -49,7 +49,8 @@ def by_the_rules(block: np.ndarray, factors: Factors, method: str, mask_value: A
             values, counts = np.unique(valid, return_counts=True)
             out[index] = values[counts == counts.max()].min()
         elif block.dtype.kind == "f":
-            mean = block.dtype.type(valid.astype(np.float64).sum() / valid.size)
+            # Divided first, no sum of huge ones overflows.
+            mean = block.dtype.type((valid.astype(np.float64) / valid.size).sum())
             out[index] = valid[0] if is_masked(np.array(mean), mask_value) else mean
         else:
             total = sum(int(v) for v in valid)
