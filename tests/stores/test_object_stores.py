@@ -38,8 +38,10 @@ from ctlab_dask_zarr import (
 )
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import StorageError
+from ctlab_dask_zarr.manage.transfer import copy_dataset
 from ctlab_dask_zarr.runtime import objects
 from ctlab_dask_zarr.runtime.objects import ObjectFiles, validated_options
+from ctlab_dask_zarr.write.destination import Destination
 from tests.builders import make_dataset
 from tests.reliability.faults import wait_until
 from tests.stores.conftest import LAYOUT, Network, Server
@@ -208,6 +210,53 @@ def test_abort_removes_staging_shards_and_dangling_uploads(
     assert "removed what was staged" in done.stdout
     assert s3.keys(bucket) == {}
     assert s3.n_uploads(bucket) == 0
+
+
+@pytest.mark.parametrize("what", ["a conversion", "levels", "a copy"])
+def test_abort_removes_what_the_write_put_and_nothing_else(
+    what: str, s3: Server, bucket: str, dataset: Dataset, voxels: np.ndarray, tmp_path: Path
+) -> None:
+    url, client = f"s3://{bucket}/scan.zarr", s3.client()
+    one_level = LAYOUT | {"levels": 1}
+    if what == "levels":
+        dataset_to_zarr(dataset, url, **one_level)
+    if what == "a copy":
+        dataset_to_zarr(dataset, tmp_path / "a.zarr", **one_level)
+        labels = (voxels % 3).astype("uint8")
+        labels_to_zarr(labels, tmp_path / "a.zarr", "phases", chunks=(8, 8, 8), shards=32**3)
+    before = s3.keys(bucket)
+    write = {
+        "a conversion": lambda: dataset_to_zarr(dataset, url, **LAYOUT),
+        "levels": lambda: add_levels(url, 2),
+        "a copy": lambda: copy_dataset(str(tmp_path / "a.zarr"), Destination.at(url)),
+    }[what]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ObjectFiles, "replace", _die)
+        patch.setattr(ObjectFiles, "create", _die_at_the_root(ObjectFiles.create))
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert len(s3.keys(bucket)) > len(before) + 3
+    theirs = ["scan.zarr/notes.txt", "scan.zarr/0/notes.txt", "scan.zarr/1/c/99/99/99"]
+    theirs += [".scan.zarr.staging/notes.txt", ".scan.zarr.staging.old.zarr/zarr.json"]
+    for key in theirs:
+        client.put_object(Bucket=bucket, Key=key, Body=b"three years of work")
+    done = cli("abort", url)
+    assert done.returncode == 0, done.stderr
+    assert sorted(s3.keys(bucket)) == sorted([*before, *theirs])
+    assert {key: s3.keys(bucket)[key] for key in before} == before
+
+
+def _die(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _die_at_the_root(create: Any) -> Any:
+    def dying(self: ObjectFiles, path: str, data: bytes) -> None:
+        if path.endswith("scan.zarr/zarr.json"):
+            raise KeyboardInterrupt
+        create(self, path, data)
+
+    return dying
 
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT"])

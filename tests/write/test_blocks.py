@@ -42,7 +42,7 @@ WAYS: dict[str, tuple[tuple[int, int, int], dict[str, Any], str]] = {
     "slabs": ((5, 32, 32), LAYOUT, "stream"),
     "overlapping blocks": ((8, 16, 16), LAYOUT, "none"),
     "overlapping blocks that are cut": ((12, 32, 32), LAYOUT, "tasks"),
-    "another codec": ((8, 32, 32), LAYOUT | ODD, "stream"),
+    "another codec": ((5, 32, 32), LAYOUT | ODD, "stream"),
     "no shards": ((5, 32, 32), {"chunks": (8, 8, 8), "shards": None}, "none"),
     "levels": ((5, 32, 32), LAYOUT | {"levels": 2}, "stream"),
 }
@@ -179,7 +179,10 @@ _RETURNED: dict[str, Callable[[np.ndarray], Any]] = {
 
 @pytest.mark.parametrize(
     ("way", "returned"),
-    [*((way, "itself") for way in WAYS), *(("slabs", returned) for returned in _RETURNED)],
+    [
+        *((way, "itself") for way in WAYS),
+        *(("slabs", returned) for returned in list(_RETURNED)[1:]),
+    ],
 )
 def test_a_buffer_that_is_filled_again_and_again_gives_right_voxels(
     way: str, returned: str, tmp_path: Path

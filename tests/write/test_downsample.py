@@ -49,8 +49,12 @@ def by_the_rules(block: np.ndarray, factors: Factors, method: str, mask_value: A
             values, counts = np.unique(valid, return_counts=True)
             out[index] = values[counts == counts.max()].min()
         elif block.dtype.kind == "f":
-            # Divided first, no sum of huge ones overflows.
-            mean = block.dtype.type((valid.astype(np.float64) / valid.size).sum())
+            wide = valid.astype(np.float64)
+            total = wide.sum() / valid.size
+            if not np.isfinite(total):
+                # Divided first, no sum of huge ones overflows.
+                total = (wide / valid.size).sum()
+            mean = block.dtype.type(total)
             out[index] = valid[0] if is_masked(np.array(mean), mask_value) else mean
         else:
             total = sum(int(v) for v in valid)
