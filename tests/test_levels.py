@@ -529,9 +529,9 @@ def test_level_0_is_not_read_a_second_time(tmp_path: Path, monkeypatch: pytest.M
         read.append(path)
         return read_range(self, path, start, nbytes)
 
-    def seen(self: LocalFiles, path: str) -> bytes:
+    def seen(self: LocalFiles, path: str, *limit: int) -> bytes:
         read.append(path)
-        return whole(self, path)
+        return whole(self, path, *limit)
 
     monkeypatch.setattr(LocalFiles, "read_range", seen_range)
     monkeypatch.setattr(LocalFiles, "read", seen)
