@@ -30,9 +30,10 @@ from ctlab_dask_zarr.read.zarr import (
 )
 from ctlab_dask_zarr.runtime.documents import CONSOLIDATED
 from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.write.identity import plan_identity
 from ctlab_dask_zarr.write.labels import ImageIdentity
 from ctlab_dask_zarr.write.layout import Layout, resolve_layout
-from ctlab_dask_zarr.write.plan import Document, Level, WritePlan, plan_fingerprint, plan_identity
+from ctlab_dask_zarr.write.plan import Document, Level, WritePlan, plan_fingerprint
 from ctlab_dask_zarr.write.pyramid import (
     LevelGeometry,
     LevelSpec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from graphlib import TopologicalSorter
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     import dask.array as da
 
     from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.formats.datatype import DataType
+    from ctlab_dask_zarr.write.plan import Level
+    from ctlab_dask_zarr.write.pyramid import DownsampleMethod
 
-__all__ = ["SourceIdentity", "source_identity"]
+__all__ = ["SourceIdentity", "plan_identity", "source_identity"]
 
 #: How `dask.delayed`, and `from_array(name=False)`, name what they make: anew in each process.
 _RANDOM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -72,6 +76,28 @@ def source_identity(dataset: Dataset) -> SourceIdentity:
         f"with an interrupted write, nor do other parts: {_HELP} gives names that stay"
     )
     return SourceIdentity(_by_name(data.name), data.name, (note,))
+
+
+def plan_identity(
+    levels: tuple[Level, ...],
+    datatype: DataType | None,
+    source: Any,
+    downsample: DownsampleMethod,
+) -> str:
+    """Return, as canonical JSON, what has to be the same for a write to go on."""
+    arrays = []
+    for level in levels:
+        document = json.loads(level.document)
+        # Attributes hold ids and times, and can be written anew with the same voxels.
+        document.pop("attributes", None)
+        arrays.append({"path": level.path, "document": document})
+    identity = {
+        "source": source,
+        "datatype": None if datatype is None else str(datatype),
+        "arrays": arrays,
+        "downsample": downsample if len(levels) > 1 else None,
+    }
+    return json.dumps(identity, sort_keys=True)
 
 
 def _by_name(name: str) -> dict[str, str]:

@@ -365,28 +365,6 @@ def plan_fingerprint(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def plan_identity(
-    levels: tuple[Level, ...],
-    datatype: DataType | None,
-    source: Any,
-    downsample: DownsampleMethod,
-) -> str:
-    """Return, as canonical JSON, what has to be the same for a write to go on."""
-    arrays = []
-    for level in levels:
-        document = json.loads(level.document)
-        # Attributes hold ids and times, and can be written anew with the same voxels.
-        document.pop("attributes", None)
-        arrays.append({"path": level.path, "document": document})
-    identity = {
-        "source": source,
-        "datatype": None if datatype is None else str(datatype),
-        "arrays": arrays,
-        "downsample": downsample if len(levels) > 1 else None,
-    }
-    return json.dumps(identity, sort_keys=True)
-
-
 def plan_notes(levels: tuple[Level, ...], rechunk: Rechunk) -> tuple[str, ...]:
     """Return what a user should know before starting."""
     notes = []

@@ -29,7 +29,7 @@ from ctlab_dask_zarr.formats.units import VoxelUnit, validated_axes, validated_o
 from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.runtime.storage import files_at, is_url, storage_path
 from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.identity import source_identity
+from ctlab_dask_zarr.write.identity import plan_identity, source_identity
 from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec, resolve_layout
 from ctlab_dask_zarr.write.occupied import refuse_place
 from ctlab_dask_zarr.write.plan import (
@@ -39,7 +39,6 @@ from ctlab_dask_zarr.write.plan import (
     array_document,
     document_of_shape,
     group_document,
-    plan_identity,
     plan_notes,
 )
 from ctlab_dask_zarr.write.pyramid import (
