@@ -55,6 +55,7 @@ from ctlab_dask_zarr.verification.sources import add_source_checks, refuse_itsel
 from ctlab_dask_zarr.write.blocks import add_block_tasks, analyse_source
 from ctlab_dask_zarr.write.layout import Shape
 from ctlab_dask_zarr.write.request import plain_mask_value
+from ctlab_dask_zarr.write.sample import is_read
 
 __all__ = ["Verification", "build_source_check", "build_verification", "verify"]
 
@@ -284,7 +285,9 @@ def _compare(
     """Compare metadata; add tasks that compare voxels, and the source with its own checksums."""
     path = image.metadata.path
     blocks = analyse_source(source.data)
-    refuse_itself(blocks.volumes, image.metadata)
+    if is_read(source.data):
+        # What was computed from the dataset may well be compared with it.
+        refuse_itself(blocks.volumes, image.metadata)
     keys, problems, notes = add_source_checks(graph, blocks.volumes, token)
     if not image.has_finest:
         message = (

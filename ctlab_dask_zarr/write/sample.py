@@ -44,7 +44,7 @@ from ctlab_dask_zarr.write.staged import StagedWrite
 if TYPE_CHECKING:
     import dask.array as da
 
-__all__ = ["add_sample", "stage_after", "voxel_difference"]
+__all__ = ["add_sample", "is_read", "stage_after", "voxel_difference"]
 
 #: How many regions are compared at most. Fewer where to make them again would be more than this
 #: part of what is stored, and more than this size.
@@ -90,7 +90,7 @@ def add_sample(
     n_voxels = prod(part.stop - part.start for part in region.slices)
     if not is_cut:
         # To read less of a source costs less, to make less of a block does not.
-        is_cut = _is_read(source.data[region.slices])
+        is_cut = is_read(source.data[region.slices])
         block = [lengths[i] for lengths, i in zip(source.chunks, region.block, strict=True)]
         n_voxels = n_voxels if is_cut else prod(block)
     affordable = max(len(stored) * prod(level.layout.task_shape) * itemsize // _PART, _NBYTES)
@@ -113,7 +113,7 @@ def _owned(block: Any) -> Any:
     return block.copy() if isinstance(block, np.ndarray) else block
 
 
-def _is_read(data: da.Array) -> bool:
+def is_read(data: da.Array) -> bool:
     """Whether an array is sliced from what holds it, and not made by functions."""
     from dask.array import chunk
     from dask.array.core import getter, getter_inline, getter_nofancy

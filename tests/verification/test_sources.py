@@ -138,6 +138,18 @@ def test_a_dataset_is_not_compared_with_itself(run: Any, source: Path, tmp_path:
         assert "was to be compared with itself" in done.stderr
 
 
+def test_what_was_computed_from_a_dataset_is_compared_with_it(source: Path) -> None:
+    scan = dataset_from_zarr(source)
+    assert verify(source, Dataset.from_modified(scan, data=scan.data + 0)) == []
+    changed = Dataset.from_modified(scan, data=scan.data.map_blocks(np.flip))
+    assert {problem.kind for problem in verify(source, changed)} == {"voxels"}
+    assigned = dataset_from_zarr(source)
+    assigned.data[3] = 7
+    assert {problem.kind for problem in verify(source, assigned)} == {"voxels"}
+    with pytest.raises(InvalidArgumentError, match="was to be compared with itself"):
+        verify(source, Dataset.from_modified(scan, data=scan.data[:]))
+
+
 def test_every_byte_is_verified_only_where_checksums_cover_it(
     run: Any, source: Path, tmp_path: Path
 ) -> None:
