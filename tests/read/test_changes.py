@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,8 @@ def test_new_shards_are_not_read_by_the_old_document(
 class _SwappingFiles(LocalFiles):
     """Files of a store that is replaced between two reads of one shard."""
 
-    n_reads: list[int]
-    swap: Callable[[], None]
+    n_reads: list[int] = field(default_factory=lambda: [0])
+    swap: Callable[[], None] = print
 
     def read_range(self, path: str, start: int, nbytes: int) -> bytes:
         self.n_reads[0] += 1
@@ -121,7 +121,7 @@ class _SwappingFiles(LocalFiles):
 
 def test_a_store_replaced_in_the_middle_of_a_shard_is_an_error(source: Path) -> None:
     volume = dataset_from_zarr(source).source
-    volume = replace(volume, files=_SwappingFiles([0], lambda: replace_it(source)))
+    volume = replace(volume, files=_SwappingFiles(swap=lambda: replace_it(source)))
     with pytest.raises(IncompleteSourceError, match="another dataset is in its place"):
         volume[:, :, :16]
 
