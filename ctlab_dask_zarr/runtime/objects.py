@@ -471,15 +471,21 @@ class ObjectFiles:
         with _as_os_errors(path):
             found = obstore.get(store, key)
             tags = {name: found.meta.get(name) for name in ("e_tag", "version")}
-            mode: Any = {name: tag for name, tag in tags.items() if tag is not None}
             if not is_same(bytes(found.bytes())):
                 return False
-            try:
-                obstore.put(store, key, data, mode=mode)
-            except PreconditionError:
-                # An answer that was lost is asked for again, and what is there is our own then.
-                return bytes(obstore.get(store, key).bytes()) == data
-        return True
+            # Ceph compares a tag without the quotes that it sends it with, and refuses one with
+            # them: a tag that is still that of the object is tried without.
+            for quotes in ("", '"'):
+                mode: Any = {name: tag.strip(quotes) for name, tag in tags.items() if tag}
+                try:
+                    obstore.put(store, key, data, mode=mode)
+                    return True
+                except PreconditionError:
+                    now = obstore.get(store, key)
+                    if now.meta.get("e_tag") != tags["e_tag"]:
+                        # An answer that was lost is asked for again: what is there is our own then.
+                        return bytes(now.bytes()) == data
+        return False
 
     def remove_file(self, path: str) -> None:
         """Remove an object."""
