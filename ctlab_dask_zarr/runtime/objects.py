@@ -470,7 +470,7 @@ class ObjectFiles:
         store, key = self._at(path)
         with _as_os_errors(path):
             found = obstore.get(store, key)
-            tags = {name: found.meta.get(name) for name in ("e_tag", "version")}
+            tags: dict[str, Any] = {n: found.meta.get(n) for n in ("e_tag", "version")}
             if not is_same(bytes(found.bytes())):
                 return False
             # Ceph compares a tag without the quotes that it sends it with, and refuses one with
