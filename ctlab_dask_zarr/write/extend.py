@@ -229,7 +229,9 @@ def plan_labels(
     InvalidArgumentError
         The name or a colour cannot be used.
     """
-    if name in ("", ".", "..") or name.startswith(".") or any(c in name for c in "/\\\0"):
+    # A folder of the name of the document would be in its place, and no labels be found any more.
+    is_taken = name.lower() == ROOT_DOCUMENT
+    if is_taken or not name or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise InvalidArgumentError(f"{name!r} is no name for labels: use one as 'phases'")
     (root,) = [document for document in plan.documents if document.key == ROOT_DOCUMENT]
     content = json.loads(root.text)

@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any
 
+from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion
 from ctlab_dask_zarr.read.hierarchy import (
     ROOT_DOCUMENT,
@@ -59,6 +60,10 @@ def image_problem(destination: Destination, wanted: ImageIdentity | None) -> str
     """Return why labels do not fit the image that is there as they fit their own, or None."""
     if destination.labels_of is None or wanted is None:
         return None
+    listing = os.path.join(os.path.dirname(destination.path), ROOT_DOCUMENT)
+    problem = _list_problem(read_json_object(destination.files, listing))
+    if problem is not None:
+        return f"{listing} {problem}"
     voxels, geometry = image_identity(destination.files, destination.labels_of)
     if voxels != wanted[0]:
         return (
@@ -85,6 +90,9 @@ def register_labels(destination: Destination) -> None:
     found = list(label_names(destination.files, folder))
 
     def listing_all(document: dict[str, Any] | None) -> dict[str, Any]:
+        problem = _list_problem(document or {})
+        if problem is not None:
+            raise MetadataError(f"{os.path.join(folder, ROOT_DOCUMENT)} {problem}")
         changed = document or json.loads(group_document({}))
         attributes = dict(changed.get("attributes") or {})
         ome = {"version": OMEZarrVersion.v05.value} | (attributes.get("ome") or {})
@@ -94,3 +102,13 @@ def register_labels(destination: Destination) -> None:
         return {**changed, "attributes": {**attributes, "ome": ome}}
 
     change_document(store_at(folder, destination.files), listing_all)
+
+
+def _list_problem(document: dict[str, Any]) -> str | None:
+    """Return why no names can be added to the document of a group ``labels``, or None."""
+    attributes = document.get("attributes") or {}
+    ome = (isinstance(attributes, dict) and attributes.get("ome")) or {}
+    labels = (isinstance(ome, dict) and ome.get("labels")) or []
+    if all((isinstance(attributes, dict), isinstance(ome, dict), isinstance(labels, list))):
+        return None
+    return "does not list labels as OME-Zarr does, so that none can be added: repair it"

@@ -277,9 +277,11 @@ def _make_staging(request: StageRequest) -> StagedWrite | None:
         try:
             files.make_folder(prepared)
             # Who may not look into what is replaced, or added to, may not look into this either.
-            permissions = files.permissions(destination.path)
-            if permissions is not None:
-                files.set_permissions(prepared, permissions | 0o700)
+            # Nor may who cannot look into an image look into its labels.
+            places = (destination.path, destination.labels_of or destination.path)
+            found = [bits for bits in map(files.permissions, places) if bits is not None]
+            if found:
+                files.set_permissions(prepared, found[0] & found[-1] | 0o700)
             for store in (staged.store, staged.receipts, staged.pieces):
                 files.make_folder(os.path.join(prepared, os.path.basename(store.root)))
             store_at(prepared, files).put(STAGED_PLAN, text)

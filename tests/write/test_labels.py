@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ctlab_dask_zarr import (
     CTLabError,
     Dataset,
     DestinationExistsError,
+    InvalidArgumentError,
     StagingExistsError,
     commit,
     dataset_from_zarr,
@@ -231,3 +233,54 @@ def test_a_copy_of_an_image_is_the_same_image(tmp_path: Path) -> None:
         write_image(tmp_path / name)
     one, other = (image_identity(LOCAL_FILES, str(tmp_path / f"{n}.zarr")) for n in "ab")
     assert one == other
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "Zarr.JSON"])
+def test_labels_do_not_take_the_place_of_the_document_that_lists_them(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "scan.zarr"
+    write_image(path)
+    labels_to_zarr(LABELS, path, "phases", **LAYOUT)
+    with pytest.raises(InvalidArgumentError, match="no name for labels"):
+        labels_to_zarr(LABELS, path, name, **LAYOUT)
+    assert verify(path) == []
+
+
+@pytest.mark.parametrize(
+    "attributes", ["x", {"ome": "x"}, {"ome": {"labels": "abc"}}, {"ome": {"labels": {"a": 1}}}]
+)
+def test_labels_that_could_not_be_listed_are_refused_before_they_are_written(
+    attributes: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "scan.zarr"
+    write_image(path)
+    (path / "labels").mkdir()
+    document = path / "labels" / "zarr.json"
+    text = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+    document.write_text(text)
+    with pytest.raises(DestinationExistsError, match=f"{document} does not list labels"):
+        labels_to_zarr(LABELS, path, "phases", **LAYOUT)
+    assert document.read_text() == text
+    assert os.listdir(path / "labels") == ["zarr.json"]
+    assert os.listdir(tmp_path) == ["scan.zarr"]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_who_may_not_look_into_an_image_may_not_look_into_its_labels_while_they_are_written(
+    is_there: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "scan.zarr"
+    write_image(path)
+    if is_there:
+        labels_to_zarr(LABELS, path, "phases", **LAYOUT)
+    path.chmod(0o700)
+
+    def block(part: np.ndarray) -> np.ndarray:
+        staging = tmp_path / ".scan.zarr.phases.labels-staging"
+        assert stat.S_IMODE(staging.stat().st_mode) == 0o700
+        return part
+
+    data = da.from_array(LABELS, chunks=(8, 8, 8)).map_blocks(block, dtype="uint8", meta=LABELS)
+    labels_to_zarr(data, path, "phases", overwrite=is_there, **LAYOUT)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
