@@ -382,5 +382,5 @@ def _changed_root(
     )
     if own_receipt(document["attributes"]) is not None:
         document = seal(document)
-    text = json.dumps(document, indent=2, allow_nan=False)
+    text = json.dumps(document, indent=2)
     return _NewDocument(metadata.store, hashlib.sha256(before).hexdigest(), text)

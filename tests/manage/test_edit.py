@@ -365,6 +365,21 @@ def test_what_zarr_has_consolidated_does_not_hide_a_change(tmp_path: Path) -> No
     assert verify(path) == []
 
 
+def test_what_others_say_that_is_no_number_is_kept(tmp_path: Path) -> None:
+    """zarr-python writes NaN into its documents, and reads it."""
+    (tmp_path / "group").mkdir()
+    path = make_store(tmp_path / "group")
+    group = zarr.create_group(tmp_path / "group", zarr_format=3)
+    for node in (group, zarr.open_group(path)):
+        node.attrs["noise"] = float("nan")
+    consolidate(tmp_path / "group")
+    edit_metadata(path, history={"a": "b"})
+    for node in (tmp_path / "group", path):
+        assert np.isnan(zarr.open_group(node, mode="r").attrs["noise"])
+    assert "consolidated" not in (tmp_path / "group" / "zarr.json").read_text()
+    assert dataset_from_zarr(path).history["a"] == "b"
+
+
 def test_verify_tells_of_copies_that_are_out_of_date(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases")
