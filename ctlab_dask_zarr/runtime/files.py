@@ -254,7 +254,7 @@ class LocalFiles:
             mode = os.lstat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return None if stat.S_ISLNK(mode) else mode & 0o777
+        return None if stat.S_ISLNK(mode) else mode & (0o777 | stat.S_ISGID)
 
     def set_permissions(self, path: str, permissions: int) -> None:
         """Say who may do what with a file or a folder."""

@@ -124,6 +124,8 @@ def _absolute(text: str) -> str:
     Links are followed where a ``..`` comes after them, and nowhere else: a link to a dataset keeps
     its name, and so does a folder that is mounted where it is looked for.
     """
+    if "\0" in text:
+        raise InvalidArgumentError(f"the path {text!r} has a NUL in it, which no name has")
     path = os.path.join(os.getcwd(), text)
     parts = path.split(os.sep)
     if os.pardir in parts:

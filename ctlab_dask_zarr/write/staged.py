@@ -180,8 +180,7 @@ class StagedWrite:
             except FileNotFoundError:
                 # Somebody else removes, or has committed, this staging folder.
                 continue
-            for fields in json.loads(text):
-                receipt = ShardReceipt(*fields)
+            for receipt in _parsed(text):
                 if found.setdefault(receipt.key, receipt) != receipt:
                     doubtful.add(receipt.key)
         return {
@@ -214,3 +213,12 @@ class StagedWrite:
         array = self.array(level)
         for coords in array.layout.task_coords():
             yield from map(array.key, array.layout.object_coords(coords))
+
+
+def _parsed(text: bytes) -> list[ShardReceipt]:
+    """Return receipts that were kept; none where they are damaged, as if they were not there."""
+    try:
+        found = [ShardReceipt(*fields) for fields in json.loads(text)]
+    except (TypeError, ValueError, RecursionError):
+        return []
+    return found if all(isinstance(receipt.key, str) for receipt in found) else []

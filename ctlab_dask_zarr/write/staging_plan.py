@@ -58,6 +58,10 @@ def plan_problem(plan: dict[str, Any]) -> str | None:
     for document in documents:
         if not is_key(document.get("key")):
             return f"its {STAGED_PLAN} has a document {document.get('key')!r}"
+    if not (isinstance(plan.get("n_parts"), int | None)):
+        return f"its {STAGED_PLAN} has the parts {plan['n_parts']!r}"
+    if not isinstance(plan.get("started_s"), int | float | None):
+        return f"its {STAGED_PLAN} has the time {plan['started_s']!r}"
     staging_id = plan.get("staging_id")
     if not is_copy and not re.fullmatch(f"[0-9a-f]{{{N_DIGITS}}}", str(staging_id)):
         return f"its {STAGED_PLAN} has the id {staging_id!r}"

@@ -53,6 +53,12 @@ def test_keys_that_look_like_it_are_kept() -> None:
     assert storage_path("/data/what?.zarr") == "/data/what?.zarr"
 
 
+@pytest.mark.parametrize("path", ["/data/a\0b.zarr", "a\0", "file:///data/a%00b.zarr"])
+def test_a_name_that_no_file_system_has_is_refused(path: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="has a NUL in it"):
+        storage_path(path)
+
+
 @pytest.mark.parametrize("key", ["0/zarr.json", "0/c/0/0/0"])
 def test_nothing_is_written_through_a_link_out_of_the_store(
     key: str, tmp_path: Path, snapshot: Any

@@ -241,3 +241,13 @@ def test_new_stores_are_made_as_the_process_makes_files(tmp_path: Path) -> None:
         os.umask(before)
     assert _modes(tmp_path / "a.zarr") == {"0o750", "0o640"}
     shutil.rmtree(tmp_path / "a.zarr")
+
+
+def test_a_folder_that_gives_its_group_to_what_is_made_in_it_does_so_after_it_was_replaced(
+    store: Path,
+) -> None:
+    store.chmod(0o2770)
+    (store / "0").chmod(0o2770)
+    dataset_to_zarr(make_dataset(VOXELS + 1), store, overwrite=True, **LAYOUT)
+    modes = {oct(stat.S_IMODE(path.stat().st_mode)) for path in (store, store / "0")}
+    assert modes == {"0o2770"}

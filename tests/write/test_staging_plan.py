@@ -16,6 +16,7 @@ import pytest
 
 from ctlab_dask_zarr import (
     DestinationExistsError,
+    IncompleteDatasetError,
     MetadataError,
     WriteFailedError,
     add_levels,
@@ -24,6 +25,7 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     edit_metadata,
     labels_to_zarr,
+    verify,
 )
 from ctlab_dask_zarr.manage.discard import discard_write
 from ctlab_dask_zarr.runtime.files import LocalFiles
@@ -109,6 +111,24 @@ def test_labels_under_way_are_found_by_any_name(tmp_path: Path) -> None:
     (tmp_path / ".scan.zarr.%2E%2E.labels-staging").mkdir()
     found = [os.path.basename(labels.path) for labels in Destination(str(scan)).staged_labels()]
     assert found == ["a.b", "c%2E", "d"]
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "null", "[1]", "[[1, 2]]", '[[["a"], 1, 2, 3, 4]]', '[["0/c/0/0/0", 1, 2]]']
+)
+def test_receipts_that_are_damaged_count_as_missing(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "scan.zarr"
+
+    def write(data: da.Array, **options: Any) -> None:
+        dataset_to_zarr(make_dataset(data, identity="labels"), path, **options, **LAYOUT)
+
+    interrupted(write)
+    (receipts,) = (tmp_path / staged(path)).glob("receipts-*")
+    (receipts / f"{'0' * 32}.json").write_text(text)
+    with pytest.raises(IncompleteDatasetError):
+        commit(path)
+    write(da.from_array(LABELS, chunks=8), resume=True)
+    assert verify(path, make_dataset(LABELS)) == []
 
 
 @pytest.mark.parametrize("kind", ["a file", "a folder"])
