@@ -95,23 +95,15 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import public names when they are first used: the command line has to start quickly."""
     if name == "__version__":
-        globals()[name] = _version()
-        return globals()[name]
+        from ctlab_dask_zarr._version import __version__
+
+        globals()[name] = __version__
+        return __version__
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
     value = globals()[name] = getattr(home, name)
     return value
-
-
-def _version() -> str:
-    # What reads the metadata of packages takes longer to import than the whole command line.
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("ctlab-dask-zarr")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,12 @@
-"""Text that people read: what a store or a URL says is shown, and never acts on a terminal."""
+"""Text that people read: sizes, durations, tables, and what stores and URLs say."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from html import escape
 
-__all__ = ["shown"]
+__all__ = ["duration_text", "nbytes_text", "shown", "table"]
 
 #: Control characters, which move a terminal's cursor or change its settings, and those that turn
 #: the direction of text round, so that it reads as something else. Line ends and tabs stay.
@@ -33,3 +35,46 @@ def shown(text: str) -> str:
         return text
     text = _QUERY.sub(r"\1?...", _USER.sub(r"\1...@", text))
     return _SIGNATURE.sub(r"\1=...", text)
+
+
+def nbytes_text(nbytes: float) -> str:
+    """Return a size for people, in powers of 1024.
+
+    Examples
+    --------
+    >>> nbytes_text(3 * 2**28)
+    '768.0 MiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if nbytes < 1024 or unit == "TiB":
+            break
+        nbytes /= 1024
+    return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration for people.
+
+    Examples
+    --------
+    >>> duration_text(3725)
+    '1h02m'
+    >>> duration_text(7.4)
+    '7s'
+    """
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Return rows of a name and a text as an HTML table."""
+    cells = "".join(
+        f'<tr><th style="text-align:left">{escape(shown(name))}</th>'
+        f'<td style="text-align:left">{escape(shown(text))}</td></tr>'
+        for name, text in rows
+    )
+    return f"<table>{cells}</table>"

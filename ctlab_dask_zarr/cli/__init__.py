@@ -30,7 +30,7 @@ __all__ = ["main"]
 
 def _print_version(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
     if is_asked:
-        from ctlab_dask_zarr import __version__
+        from ctlab_dask_zarr._version import __version__
 
         say(f"ctlab-zarr, version {__version__}")
         context.exit()

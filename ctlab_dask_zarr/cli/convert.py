@@ -210,7 +210,7 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Write with progress on `client`; return what there is to tell about it."""
     from ctlab_dask_zarr.api import build_write
-    from ctlab_dask_zarr.write.plan import nbytes_text
+    from ctlab_dask_zarr.text import nbytes_text
     from ctlab_dask_zarr.write.resolve import WriteOptions
 
     start_s = time.monotonic()
@@ -238,7 +238,7 @@ def _refuse_what_does_not_fit(write_plan: WritePlan) -> None:
     """Refuse before the first byte what would have its workers killed after hours."""
     from ctlab_dask_zarr.errors import InvalidArgumentError
     from ctlab_dask_zarr.runtime.resources import scheduler_resources
-    from ctlab_dask_zarr.write.plan import nbytes_text
+    from ctlab_dask_zarr.text import nbytes_text
 
     memory = scheduler_resources().thread_nbytes
     needed = write_plan.rechunk.peak_nbytes

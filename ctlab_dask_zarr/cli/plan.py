@@ -87,7 +87,7 @@ def _total_nbytes(resources: Resources) -> int:
 
 
 def _workers_line(resources: Resources, needed: int, n_fit: int) -> str:
-    from ctlab_dask_zarr.write.plan import nbytes_text
+    from ctlab_dask_zarr.text import nbytes_text
 
     memory = resources.thread_nbytes
     line = f"workers       {resources.n_threads} threads"

@@ -43,8 +43,7 @@ def status_command(destination: str, as_json: bool) -> None:
 
 
 def _lines(status: WriteStatus) -> Iterator[str]:
-    from ctlab_dask_zarr.runtime.progress import duration_text
-    from ctlab_dask_zarr.write.plan import nbytes_text
+    from ctlab_dask_zarr.text import duration_text, nbytes_text
 
     if status.is_committed:
         yield f"{status.destination}: committed"

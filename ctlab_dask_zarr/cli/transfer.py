@@ -52,8 +52,8 @@ def pull_command(url: str, destination: str, mkdir: bool, quiet: bool, as_json: 
 def _copy(source: str, destination: str, quiet: bool, as_json: bool) -> None:
     from ctlab_dask_zarr.manage.transfer import copy_dataset
     from ctlab_dask_zarr.runtime.progress import Progress
+    from ctlab_dask_zarr.text import nbytes_text
     from ctlab_dask_zarr.write.destination import Destination
-    from ctlab_dask_zarr.write.plan import nbytes_text
     from ctlab_dask_zarr.write.resolve import resolve_destination
 
     with exit_codes():

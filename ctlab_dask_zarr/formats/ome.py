@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ctlab_dask_zarr import __version__
+from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 

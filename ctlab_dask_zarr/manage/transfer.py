@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from ctlab_dask_zarr import __version__
+from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import (
     DestinationExistsError,
     IncompleteDatasetError,

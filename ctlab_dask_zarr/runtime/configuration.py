@@ -11,23 +11,19 @@ import dask
 import yaml
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.runtime.settings import (
+    WITHOUT_DEFAULT,
+    canonical_name,
+    load_defaults,
+    wrong_keys,
+)
 
 __all__ = [
-    "canonical_name",
     "check_dask_config",
     "configured_kind",
     "known_settings",
     "read_configuration",
-    "wrong_keys",
 ]
-
-#: Mappings whose keys are the user's own.
-_OPEN = {
-    *("distributed.nanny.environ", "distributed.nanny.pre-spawn-environ", "logging"),
-    "ctlab-zarr.storage-options",
-}
-#: Keys that dask reads without having a default for them.
-_WITHOUT_DEFAULT = ("num-workers", "pool", "scheduler", "scheduler-address")
 
 
 def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -83,38 +79,12 @@ def known_settings(with_jobqueue: bool = False) -> dict[str, Any]:
     """Return every setting that dask, and dask-jobqueue, have a default for."""
     import distributed  # noqa: F401 - its defaults come with it
 
-    from ctlab_dask_zarr.runtime.settings import load_defaults
-
     load_defaults()
     if with_jobqueue:
         from ctlab_dask_zarr.runtime.jobs import import_jobqueue
 
         import_jobqueue()
     return dask.config.merge(*dask.config.defaults)
-
-
-def wrong_keys(
-    given: Mapping[str, Any], known: Mapping[str, Any], parent: str = ""
-) -> Iterator[str]:
-    """Yield one message for each key that is not among the known ones, with the nearest of them.
-
-    On the first level only near misses count: any package may have a section of its own.
-    """
-    spelled = {canonical_name(key): key for key in (*known, *(() if parent else _WITHOUT_DEFAULT))}
-    for key, value in given.items():
-        name = f"{parent}{key}"
-        if canonical_name(key) in spelled:
-            below = known.get(spelled[canonical_name(key)])
-            # An empty mapping as default says that its keys are the user's own, too.
-            is_open = not below or canonical_name(name) in _OPEN
-            if isinstance(value, Mapping) and isinstance(below, Mapping) and not is_open:
-                yield from wrong_keys(value, below, f"{name}.")
-            continue
-        near = get_close_matches(canonical_name(key), spelled, 1)
-        if near:
-            yield f"{name} is no setting; is {parent}{spelled[near[0]]} meant?"
-        elif parent:
-            yield f"{name} is no setting; there are {', '.join(map(str, known))}"
 
 
 def _misplaced_keys(given: Mapping[str, Any]) -> Iterator[str]:
@@ -139,13 +109,8 @@ def _misplaced_keys(given: Mapping[str, Any]) -> Iterator[str]:
         near = get_close_matches(name, sections, 1, cutoff=0.75)
         places = [f"jobqueue.{near[0]}"] if near else []
         places += [f"jobqueue.{system}.{name}" for system in sections if name in sections[system]]
-        if places and name not in _WITHOUT_DEFAULT:
+        if places and name not in WITHOUT_DEFAULT:
             yield f"{key} is no setting of its own; is {' or '.join(places)} meant?"
-
-
-def canonical_name(key: object) -> str:
-    """Return a key in the one of its two spellings that dask takes for the same."""
-    return str(key).replace("_", "-")
 
 
 def configured_kind(settings: Mapping[str, Any], name: str) -> str:

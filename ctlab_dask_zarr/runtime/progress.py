@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import TextIO
 
 from ctlab_dask_zarr.runtime.settings import setting
-from ctlab_dask_zarr.write.plan import nbytes_text
+from ctlab_dask_zarr.text import duration_text, nbytes_text
 
-__all__ = ["Progress", "duration_text"]
+__all__ = ["Progress"]
 
 #: Seconds between two updates of a bar.
 _BAR_INTERVAL_S = 0.2
@@ -139,21 +139,3 @@ def _line_interval_s() -> float:
     from dask.utils import parse_timedelta
 
     return float(parse_timedelta(setting("progress-interval")))
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration for people.
-
-    Examples
-    --------
-    >>> duration_text(3725)
-    '1h02m'
-    >>> duration_text(7.4)
-    '7s'
-    """
-    if seconds < 60:
-        return f"{seconds:.0f}s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m{rest:02d}s"
-    return f"{minutes // 60}h{minutes % 60:02d}m"

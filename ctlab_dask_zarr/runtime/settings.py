@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -15,11 +16,26 @@ from typing import Any, NamedTuple
 import dask
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.runtime.configuration import canonical_name, wrong_keys
 
-__all__ = ["Setting", "load_defaults", "packaged_settings", "setting", "settings_in_force"]
+__all__ = [
+    "WITHOUT_DEFAULT",
+    "Setting",
+    "canonical_name",
+    "load_defaults",
+    "packaged_settings",
+    "setting",
+    "settings_in_force",
+    "wrong_keys",
+]
 
 _SECTION = "ctlab-zarr"
+#: Mappings whose keys are the user's own.
+_OPEN = {
+    *("distributed.nanny.environ", "distributed.nanny.pre-spawn-environ", "logging"),
+    "ctlab-zarr.storage-options",
+}
+#: Keys that dask reads without having a default for them.
+WITHOUT_DEFAULT = ("num-workers", "pool", "scheduler", "scheduler-address")
 #: A worker needs more than this to start at all; a smaller number lacks its unit.
 _LEAST_WORKER_NBYTES = 2**26
 
@@ -90,6 +106,35 @@ def settings_in_force() -> list[Setting]:
             origin += " no such setting"
         found.append(Setting(name, value, origin))
     return found
+
+
+def wrong_keys(
+    given: Mapping[str, Any], known: Mapping[str, Any], parent: str = ""
+) -> Iterator[str]:
+    """Yield one message for each key that is not among the known ones, with the nearest of them.
+
+    On the first level only near misses count: any package may have a section of its own.
+    """
+    spelled = {canonical_name(key): key for key in (*known, *(() if parent else WITHOUT_DEFAULT))}
+    for key, value in given.items():
+        name = f"{parent}{key}"
+        if canonical_name(key) in spelled:
+            below = known.get(spelled[canonical_name(key)])
+            # An empty mapping as default says that its keys are the user's own, too.
+            is_open = not below or canonical_name(name) in _OPEN
+            if isinstance(value, Mapping) and isinstance(below, Mapping) and not is_open:
+                yield from wrong_keys(value, below, f"{name}.")
+            continue
+        near = get_close_matches(canonical_name(key), spelled, 1)
+        if near:
+            yield f"{name} is no setting; is {parent}{spelled[near[0]]} meant?"
+        elif parent:
+            yield f"{name} is no setting; there are {', '.join(map(str, known))}"
+
+
+def canonical_name(key: object) -> str:
+    """Return a key in the one of its two spellings that dask takes for the same."""
+    return str(key).replace("_", "-")
 
 
 @cache

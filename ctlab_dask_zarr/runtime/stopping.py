@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ctlab_dask_zarr.errors import ClusterError, WriteStoppedError
-from ctlab_dask_zarr.runtime.progress import duration_text
+from ctlab_dask_zarr.text import duration_text
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed

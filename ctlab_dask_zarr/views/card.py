@@ -11,13 +11,12 @@ from html import escape
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ctlab_dask_zarr.text import shown
-from ctlab_dask_zarr.write.plan import nbytes_text
+from ctlab_dask_zarr.text import nbytes_text, shown, table
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
 
-__all__ = ["dataset_card", "table"]
+__all__ = ["dataset_card"]
 
 #: A picture is made only where no more voxels than this have to be decoded for it: those of the
 #: inner chunks that the middle slice of the coarsest level goes through.
@@ -55,16 +54,6 @@ def dataset_card(dataset: Dataset) -> str:
         '<div style="display:flex;align-items:flex-start;gap:12px">'
         f"<div>{table(rows)}{_history(dataset)}</div>{image}</div>"
     )
-
-
-def table(rows: Iterable[tuple[str, str]]) -> str:
-    """Return rows of a name and a text as an HTML table."""
-    cells = "".join(
-        f'<tr><th style="text-align:left">{escape(shown(name))}</th>'
-        f'<td style="text-align:left">{escape(shown(text))}</td></tr>'
-        for name, text in rows
-    )
-    return f"<table>{cells}</table>"
 
 
 def _by(numbers: Iterable[float]) -> str:

@@ -26,7 +26,7 @@ from ctlab_dask_zarr.formats.zarr_array import (
     parse_array_document,
     refuse_large_chunks,
 )
-from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.text import nbytes_text, shown, table
 from ctlab_dask_zarr.write.layout import Layout, Shape
 from ctlab_dask_zarr.write.pyramid import DownsampleMethod
 from ctlab_dask_zarr.write.rechunk import Rechunk
@@ -236,8 +236,6 @@ class WritePlan:
 
     def _repr_html_(self) -> str:
         """Return the table as notebooks show it."""
-        from ctlab_dask_zarr.views.card import table
-
         return table([*self._rows(), *(("note", note) for note in self.notes)])
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -262,21 +260,6 @@ class WritePlan:
 
 def _by(shape: Shape) -> str:
     return " x ".join(map(str, shape))
-
-
-def nbytes_text(nbytes: float) -> str:
-    """Return a size for people, in powers of 1024.
-
-    Examples
-    --------
-    >>> nbytes_text(3 * 2**28)
-    '768.0 MiB'
-    """
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if nbytes < 1024 or unit == "TiB":
-            break
-        nbytes /= 1024
-    return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
 
 
 def array_document(

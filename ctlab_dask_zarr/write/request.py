@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ctlab_dask_zarr import __version__
+from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.receipts import Number

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctlab_dask_zarr import __version__
+from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType

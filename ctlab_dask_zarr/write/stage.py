@@ -13,7 +13,7 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
-from ctlab_dask_zarr import __version__
+from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import (
     DestinationExistsError,
     IncompleteDatasetError,
