@@ -44,7 +44,7 @@ _DTYPES = ("uint16", "uint8", "float32", "int32", "bool", "complex64", ">u2", "f
 
 
 def _is_one_name(name: str) -> bool:
-    return "/" not in name and name not in (".", "..")
+    return "/" not in name and name not in ("", ".", "..")
 
 
 @settings(max_examples=300, deadline=None)

@@ -30,12 +30,12 @@ from ctlab_dask_zarr.manage.status import write_status
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.resolve import WriteOptions
 from ctlab_dask_zarr.write.run import run_write
-from tests.builders import make_dataset, random_voxels
-from tests.reliability.faults import everything, run_cli
+from tests.builders import make_dataset, random_voxels, run_here
+from tests.reliability.faults import everything
 
 VOXELS = random_voxels((32, 32, 32))
 LAYOUT: dict[str, Any] = {"chunks": (8, 8, 8), "shards": (16, 16, 16)}
-CLI_LAYOUT = ("--chunks", "8,8,8", "--shards", "16,16,16", "--workers", "1", "-q")
+CLI_LAYOUT = ("--chunks", "8,8,8", "--shards", "16,16,16", "-q")
 #: Where the metadata stands otherwise: what a dataset and its write are given.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "group": ({}, {}),
@@ -317,19 +317,22 @@ class TestParts:
         assert len(write_status(Destination(str(path))).parts) == 8
 
 
-def test_the_advice_that_is_given_works_on_the_command_line(tmp_path: Path) -> None:
+def test_the_advice_that_is_given_works_on_the_command_line(
+    tmp_path: Path, cluster: Client
+) -> None:
     source, path = tmp_path / "tomoA_nc", tmp_path / "scan.zarr"
     write_mango_netcdf(source, VOXELS, slices_per_block=8)
 
     def convert(*options: str) -> Any:
-        return run_cli("convert", source, path, *CLI_LAYOUT, *options)
+        where = ("--scheduler", cluster.scheduler.address)
+        return run_here("convert", source, path, *CLI_LAYOUT, *where, *options)
 
     run_write(build_part(path, 1, 3, Dataset.from_path(source)))
     refused = convert("--part", "2/4", "--resume")
     assert refused.returncode == 4
     advice = refused.stderr.split("`")[1].split()
     assert advice[0] == "ctlab-zarr"
-    assert run_cli(*advice[1:]).returncode == 0
+    assert run_here(*advice[1:]).returncode == 0
     run_write(build_part(path, 2, 4, Dataset.from_path(source)))
     shard = next((tmp_path / ".scan.zarr.staging").rglob("c.*"))
     shard.write_bytes(shard.read_bytes()[:-5])
