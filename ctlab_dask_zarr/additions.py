@@ -20,6 +20,7 @@ from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.zarr import dataset_from_zarr, read_store_metadata
+from ctlab_dask_zarr.runtime.documents import drop_consolidated
 from ctlab_dask_zarr.runtime.storage import files_at, storage_options_in_force, storage_path
 from ctlab_dask_zarr.write.commit import CommitResult, committed_result
 from ctlab_dask_zarr.write.destination import Destination
@@ -88,9 +89,11 @@ def build_levels(
     resume: bool,
     restart: bool,
 ) -> list[Completion]:
-    """Plan the further levels of labels and of their image, in this order; nothing is touched.
+    """Plan the further levels of labels and of their image, in this order.
 
-    None where all have them and `resume` says that this may be.
+    Nothing is touched but copies of the labels' documents that the image keeps: levels of labels
+    make them untrue, and to drop them then would change the image under its plan. None where all
+    have them and `resume` says that this may be.
     """
     refuse_contradictions(resume, restart)
     image = read_store_metadata(path)
@@ -98,6 +101,9 @@ def build_levels(
     if not lacking and not (resume and levels in ("auto", len(geometries))):
         raise InvalidArgumentError(f"{image.path} has {len(geometries)} levels already")
     completions = []
+    if len(lacking) > 1:
+        drop_consolidated(image.files, image.path)
+        geometries, lacking = images_to_extend(read_store_metadata(path), levels)
     for metadata in lacking:
         is_image = metadata.path == image.path
         request = level_request(

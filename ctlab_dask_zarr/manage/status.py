@@ -76,7 +76,8 @@ def write_status(destination: Destination) -> WriteStatus:
     IncompleteDatasetError
         Nothing is staged there, and nothing of this package is there.
     """
-    if not destination.staged_plan() and destination.committed():
+    is_whole = not destination.staged_plan() or destination.is_staging_committed()
+    if is_whole and destination.committed():
         return WriteStatus(destination.path, is_committed=True)
     staged = open_staged(destination)
     started_s = float(destination.staged_plan().get("started_s") or 0)

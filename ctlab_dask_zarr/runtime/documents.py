@@ -124,7 +124,8 @@ def swap_document(store: LocalStore, before: str | None, new: bytes) -> bool:
     the new one, at the latest when the next one changes it. Copies of it that groups keep in which
     the store lies are dropped.
     """
-    drop_consolidated(store.files, os.path.dirname(store.root))
+    for folder in _above(store.root):
+        drop_consolidated(store.files, folder)
     if isinstance(store.files, ObjectFiles):
         return _swap_object(store.files, store.path(_DOCUMENT), before, new)
     files, path = store.files, store.path(_DOCUMENT)
@@ -254,9 +255,14 @@ def drop_consolidated(files: Files, folder: str) -> None:
             stacklevel=2,
         )
         return
-    above = os.path.dirname(folder)
-    if above != folder:
+    for above in _above(folder):
         drop_consolidated(files, above)
+
+
+def _above(path: str) -> set[str]:
+    """Return the folder that something lies in, and that in which it lies where it is a link."""
+    places = {path} if is_url(path) else {path, os.path.realpath(path)}
+    return {os.path.dirname(place) for place in places} - {path}
 
 
 def _without_copies(document: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -169,7 +169,9 @@ def _documents(
     else:
         _add_facts_of_levels(content["attributes"], staged, receipts)
     content["attributes"][RECEIPT_ATTRIBUTE]["levels"] = levels
-    yield ROOT_DOCUMENT, json.dumps(seal(content), indent=2, allow_nan=False)
+    # What another writer says that is no number is kept as it stands.
+    may_be_nan = request.extends is not None
+    yield ROOT_DOCUMENT, json.dumps(seal(content), indent=2, allow_nan=may_be_nan)
 
 
 def _add_facts(

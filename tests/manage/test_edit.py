@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from ctlab_dask_zarr import (
     InvalidArgumentError,
     WriteFailedError,
+    add_levels,
     dataset_from_zarr,
     dataset_to_zarr,
     edit_metadata,
@@ -378,6 +379,32 @@ def test_what_others_say_that_is_no_number_is_kept(tmp_path: Path) -> None:
         assert np.isnan(zarr.open_group(node, mode="r").attrs["noise"])
     assert "consolidated" not in (tmp_path / "group" / "zarr.json").read_text()
     assert dataset_from_zarr(path).history["a"] == "b"
+
+
+def test_a_change_through_a_link_drops_copies_in_the_group_that_the_image_is_in(
+    tmp_path: Path,
+) -> None:
+    zarr.create_group(tmp_path / "all.zarr", zarr_format=3)
+    path = make_store(tmp_path).rename(tmp_path / "all.zarr" / "scan")
+    (tmp_path / "link.zarr").symlink_to(path)
+    consolidate(tmp_path / "all.zarr")
+    edit_metadata(tmp_path / "link.zarr", voxel_size=5)
+    assert scale_of(zarr.open_group(tmp_path / "all.zarr", mode="r")["scan"]) == [5, 5, 5]
+    consolidate(tmp_path / "all.zarr")
+    labels_to_zarr(np.ones(SHAPE, "uint8"), tmp_path / "link.zarr", "phases")
+    assert "scan/labels/phases" in zarr.open_group(tmp_path / "all.zarr", mode="r")
+
+
+def test_an_image_with_labels_and_copies_of_their_documents_gets_levels(tmp_path: Path) -> None:
+    path = tmp_path / "scan.zarr"
+    dataset_to_zarr(make_dataset(random_voxels(SHAPE)), path)
+    labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases")
+    zarr.open_group(path).attrs["noise"] = float("nan")
+    consolidate(path)
+    add_levels(path, 2)
+    assert [len(dataset_from_zarr(p).levels) for p in (path, path / "labels" / "phases")] == [2, 2]
+    assert np.isnan(zarr.open_group(path, mode="r").attrs["noise"])
+    assert verify(path) == []
 
 
 def test_verify_tells_of_copies_that_are_out_of_date(tmp_path: Path) -> None:

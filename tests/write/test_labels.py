@@ -284,3 +284,23 @@ def test_who_may_not_look_into_an_image_may_not_look_into_its_labels_while_they_
     data = da.from_array(LABELS, chunks=(8, 8, 8)).map_blocks(block, dtype="uint8", meta=LABELS)
     labels_to_zarr(data, path, "phases", overwrite=is_there, **LAYOUT)
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("kind", ["a file", "a dangling link", "a link"])
+def test_a_place_for_labels_that_is_no_folder_is_told_before_they_are_made(
+    kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "scan.zarr"
+    write_image(path)
+    if kind == "a file":
+        (path / "labels").write_text("mine")
+    else:
+        (path / "labels").symlink_to(tmp_path / "elsewhere")
+    if kind == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        labels_to_zarr(LABELS, path, "phases", **LAYOUT)
+        assert sorted(os.listdir(tmp_path / "elsewhere")) == ["phases", "zarr.json"]
+        return
+    with pytest.raises(DestinationExistsError, match="labels is no folder"):
+        labels_to_zarr(LABELS, path, "phases", **LAYOUT)
+    assert os.listdir(tmp_path) == ["scan.zarr"]

@@ -28,6 +28,7 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.manage.discard import discard_write
+from ctlab_dask_zarr.manage.status import write_status
 from ctlab_dask_zarr.runtime.files import LocalFiles
 from ctlab_dask_zarr.write import commit as committing
 from ctlab_dask_zarr.write.destination import Destination
@@ -369,3 +370,13 @@ class TestWhatCameMeanwhile:
         assert discard_write(Destination(str(path)))
         assert snapshot(path) == old
         assert os.listdir(path.parent) == ["scan.zarr"]
+
+    def test_the_status_is_told_of_what_is_there_when_only_its_rests_are_left(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            # The process dies as soon as the new dataset is in its place.
+            patch.setattr(Destination, "discard_committed_staging", lambda self: None)
+            self.replace(path, lambda: None)
+        assert (path.parent / staged(path)).is_dir()
+        assert write_status(Destination(str(path))).is_committed
