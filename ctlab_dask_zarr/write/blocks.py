@@ -1,18 +1,15 @@
 """The blocks of a source: which tasks make each, and what of them may be written.
 
 Whatever a task of the source returns is looked at before anything is made of it
-(`accepted_block`), wherever it comes in. A block that is held while others are made has memory of
-its own (`BlockRecipe.make`): functions may fill one buffer again and again.
+(`accepted_block`), wherever it comes in. What is held while others are made has memory of its own
+(`write.recipe`): functions may fill one buffer again and again.
 """
 
 from __future__ import annotations
 
-import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from operator import getitem
 from typing import TYPE_CHECKING, Any
@@ -26,13 +23,13 @@ from ctlab_dask_zarr.errors import BlockError
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.runtime.resources import future_of
 from ctlab_dask_zarr.write.layout import Shape
+from ctlab_dask_zarr.write.recipe import BlockRecipe, may_reuse
 
 if TYPE_CHECKING:
     import dask.array as da
 
 __all__ = [
     "Accept",
-    "BlockRecipe",
     "Place",
     "SourceGraph",
     "accepted_block",
@@ -200,71 +197,6 @@ def private_tasks(
     return tuple(order.values()), tuple(inputs)
 
 
-@dataclass(frozen=True)
-class BlockRecipe:
-    """One block: where it lies, and the tasks that make it inside the task that writes it."""
-
-    start: Shape
-    shape: Shape
-    nodes: tuple[GraphNode, ...]
-
-    def make(self, shared: Mapping[Key, Any]) -> Any:
-        """Run the tasks and return the block, which nobody changes afterwards.
-
-        What somebody else may hold is copied: a buffer that the next block is written to, a result
-        that is kept for other threads.
-        """
-        block, references = _made(partial(self._run, shared))
-        is_alone = references[0] <= _ALONE[0] and all(n <= _ALONE[1] for n in references[1:])
-        if is_alone or not isinstance(block, np.ndarray) or self._is_input(block, shared):
-            return block
-        return block.copy(order="K")
-
-    def _run(self, shared: Mapping[Key, Any]) -> Any:
-        values = dict(shared)
-        for node in self.nodes:
-            values[node.key] = node({d: values[d] for d in node.dependencies})
-        return values[self.nodes[-1].key]
-
-    def _is_input(self, block: npt.NDArray[Any], shared: Mapping[Key, Any]) -> bool:
-        """Whether the block is a part of an array in the graph, of which tasks only take parts."""
-        if any(isinstance(node, Task) and node.func is not getitem for node in self.nodes):
-            return False
-        inputs = [*shared.values(), *(n.value for n in self.nodes if isinstance(n, DataNode))]
-        return any(_owner(array) is _owner(block) for array in inputs)
-
-
-def _owner(array: Any) -> Any:
-    """Return the array that an array is a part of; itself where it is none."""
-    while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
-def _made(make: Callable[[], Any]) -> tuple[Any, list[float]]:
-    """Return what was made, and how many references there are to it and to what it is a view of."""
-    block = make()
-    return block, _references(block)
-
-
-def _references(block: Any) -> list[float]:
-    counts: list[float] = []
-    owns_memory = False
-    link = block
-    while isinstance(link, np.ndarray):
-        counts.append(sys.getrefcount(link))
-        owns_memory = link.flags.owndata
-        link = link.base
-    if not (link is None and owns_memory) and not isinstance(link, bytes):
-        # The memory is of something else than NumPy, which may write to it.
-        counts.append(math.inf)
-    return counts
-
-
-#: The references to an array, and to one that it is a view of, where nobody else has any.
-_ALONE = _made(lambda: np.empty(2)[:1])[1]
-
-
 def accepted_block(
     block: Any, start: Shape, shape: Shape, dtype: np.dtype[Any], mask_value: Number | None
 ) -> npt.NDArray[Any]:
@@ -345,15 +277,28 @@ def _accepted(accept: Accept, recipe: BlockRecipe, shared: Mapping[Key, Any]) ->
 
 
 def add_closure(graph: dict[Key, GraphNode], source: SourceGraph, keys: Iterable[Key]) -> None:
-    """Add `keys` of the source, and all they depend on, to the graph."""
+    """Add `keys` of the source, and all they depend on, to the graph.
+
+    Of blocks that depend on others' the results are held while more are made, so that each has to
+    have memory of its own. The few that independent ones share are left as they are: a whole
+    volume may be among them.
+    """
     todo = list(keys)
     while todo:
         key = todo.pop()
         if key in source.held:
             graph[key] = source.held[key]
         elif key not in graph:
-            graph[key] = source.nodes[key]
-            todo += source.nodes[key].dependencies
+            node = source.nodes[key]
+            owns = not source.is_independent and may_reuse(node)
+            graph[key] = _owning_task(node) if owns else node
+            todo += node.dependencies
+
+
+def _owning_task(node: GraphNode) -> Task:
+    inputs = Dict({d: TaskRef(d) for d in node.dependencies})
+    recipe = BlockRecipe((), (), (node,))
+    return Task(node.key, recipe.make, inputs or {}, _data_producer=node.data_producer)
 
 
 def add_block_tasks(

@@ -30,7 +30,6 @@ from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.runtime.trees import FAN_IN, add_tree
 from ctlab_dask_zarr.write.blocks import (
     Accept,
-    BlockRecipe,
     Place,
     SourceGraph,
     accepted_block,
@@ -45,6 +44,7 @@ from ctlab_dask_zarr.write.pieces import Piece, ShardTask
 from ctlab_dask_zarr.write.plan import Level, WritePlan
 from ctlab_dask_zarr.write.pyramid import parent_coords
 from ctlab_dask_zarr.write.rechunk import block_ranges, group_axis_of, group_rows
+from ctlab_dask_zarr.write.recipe import BlockRecipe
 from ctlab_dask_zarr.write.remaining import Remaining
 from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.sample import add_sample, stage_after

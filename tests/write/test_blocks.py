@@ -11,6 +11,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from dask._task_spec import Task
 from distributed import Client
 
 from ctlab_dask_zarr import (
@@ -23,7 +24,8 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
-from ctlab_dask_zarr.write.blocks import BlockRecipe, accepted_block, analyse_source, private_tasks
+from ctlab_dask_zarr.write.blocks import accepted_block, analyse_source, private_tasks
+from ctlab_dask_zarr.write.recipe import BlockRecipe
 from tests.builders import make_dataset
 
 SHAPE = (32, 32, 32)
@@ -197,6 +199,32 @@ def test_a_buffer_of_each_thread_gives_right_voxels_in_threads(way: str, tmp_pat
     with dask.config.set(scheduler="threads", num_workers=2):
         dataset_to_zarr(make_dataset(data), tmp_path / "a", **LAYOUT)
     np.testing.assert_array_equal(dataset_from_zarr(tmp_path / "a.zarr").data, VOXELS)
+
+
+@pytest.mark.parametrize("chunks", [(8, 16, 16), (5, 32, 32), (12, 32, 32)])
+@pytest.mark.parametrize("rearranged", ["rechunked", "beside itself", "both in one shard"])
+def test_a_buffer_that_is_filled_again_gives_right_voxels_of_blocks_that_are_rearranged(
+    rearranged: str, chunks: tuple[int, int, int], tmp_path: Path
+) -> None:
+    filled = da.from_array(VOXELS, chunks=chunks).map_blocks(
+        _refilled(lambda b: b), dtype="u2", meta=META
+    )
+    data, expected = {
+        "rechunked": lambda: (filled.rechunk(20), VOXELS),
+        "beside itself": lambda: (da.concatenate([filled, filled]), np.concatenate([VOXELS] * 2)),
+        "both in one shard": lambda: (filled.rechunk(16), VOXELS),
+    }[rearranged]()
+    dataset = make_dataset(data)
+    dataset_to_zarr(dataset, tmp_path / "a", **LAYOUT)
+    np.testing.assert_array_equal(dataset_from_zarr(tmp_path / "a.zarr").data, expected)
+    assert verify(tmp_path / "a.zarr", dataset) == []
+    dataset_to_zarr(dataset, tmp_path / "a", resume=True, **LAYOUT)
+
+
+def test_a_file_that_is_mapped_read_only_is_not_read_whole_to_hold_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "voxels.npy", VOXELS)
+    node = Task("a", np.load, tmp_path / "voxels.npy", mmap_mode="r")
+    assert isinstance(BlockRecipe((), (), (node,)).make({}), np.memmap)
 
 
 class _Reader:
