@@ -13,7 +13,7 @@ __all__ = ["duration_text", "nbytes_text", "shown", "table"]
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 #: The query of a URL, which may hold a signature, and a user with a password.
 _QUERY = re.compile(r"(://[^\s?'\"<>]*)\?[^\s'\"<>]*")
-_USER = re.compile(r"(://)[^\s/?#'\"<>@]*@")
+_USER = re.compile(r"(://)[^\s/?#'\"<>]*@")
 #: A signature by its name, where it stands without its URL.
 _SIGNATURE = re.compile(
     r"\b(sig|signature|awsaccesskeyid|x-(?:amz|goog|ms)-[a-z-]*"

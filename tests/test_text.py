@@ -21,6 +21,7 @@ from ctlab_dask_zarr import plan as plan_write
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.formats.problems import Problem, describe_problems
 from ctlab_dask_zarr.runtime.objects import endpoint_in_force, validated_options
+from ctlab_dask_zarr.runtime.storage import storage_path
 from ctlab_dask_zarr.text import shown
 from tests.builders import make_dataset
 
@@ -43,6 +44,7 @@ def is_harmless(text: str) -> bool:
         ("https://h/a.zarr?sig=s3cr3t&x=1 failed", "https://h/a.zarr?... failed"),
         ("'https://h/b?X-Amz-Signature=s3cr3t'", "'https://h/b?...'"),
         ("az://user:s3cr3t@host/c", "az://...@host/c"),
+        ("https://user:s3cr3t@more@host/d", "https://...@host/d"),
         ("GET b?c=1&X-Amz-Credential=s3cr3t&d=2", "GET b?c=1&X-Amz-Credential=...&d=2"),
         ("Signature=s3cr3t", "Signature=..."),
         ("chunks=(64, 64, 64), mail me@home", "chunks=(64, 64, 64), mail me@home"),
@@ -122,5 +124,20 @@ def test_an_endpoint_with_a_signature_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_commands_print_by_one_function(path: Path) -> None:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     called = {ast.unparse(call.func) for call in calls}
-    allowed = {"output.py": {"click.echo"}, "errors.py": {"print"}}.get(path.name, set())
-    assert called & {"print", "click.echo", "click.secho", "sys.stdout.write"} == allowed
+    places = {"output.py": {"click.echo", "click.confirm"}, "errors.py": {"print"}}
+    showing = {"print", "click.echo", "click.secho", "click.confirm", "click.prompt"}
+    assert called & {*showing, "sys.stdout.write"} == places.get(path.name, set())
+
+
+def test_a_question_does_nothing_to_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / f"{HOSTILE}.zarr"
+    dataset_to_zarr(make_dataset(np.ones((4, 4, 4), "uint16")), path)
+    result = CliRunner().invoke(main, ["set-id", str(path), "new"], input="n\n", color=True)
+    assert "Change " in result.stderr
+    assert is_harmless(result.stdout + result.stderr), ascii(result.stderr)
+
+
+def test_a_url_whose_characters_act_on_a_terminal_names_no_store() -> None:
+    with pytest.raises(InvalidArgumentError, match="has no such characters") as caught:
+        storage_path(f"s3://bucket/{HOSTILE}.zarr")
+    assert is_harmless(str(caught.value))

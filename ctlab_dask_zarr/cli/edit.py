@@ -9,7 +9,7 @@ import click
 
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import Command, with_options, with_storage_options
-from ctlab_dask_zarr.cli.output import say
+from ctlab_dask_zarr.cli.output import ask, say
 from ctlab_dask_zarr.cli.parameters import VOXEL_SIZE
 
 __all__ = ["history_command", "set_id_command", "set_voxel_command"]
@@ -118,6 +118,6 @@ def _edit(path: str, dry_run: bool, yes: bool, **wanted: Any) -> None:
         if dry_run or not changes:
             return
         if not yes:
-            click.confirm(f"Change {edit.path}?", abort=True, err=True)
+            ask(f"Change {edit.path}?")
             edit.apply()
         say("changed")

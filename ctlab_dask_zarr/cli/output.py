@@ -6,9 +6,14 @@ import click
 
 from ctlab_dask_zarr.text import shown
 
-__all__ = ["say"]
+__all__ = ["ask", "say"]
 
 
 def say(text: str, *, err: bool = False) -> None:
     """Print a line, a result to standard output or a message to standard error."""
     click.echo(shown(text), err=err)
+
+
+def ask(question: str) -> None:
+    """Ask on standard error, and end the command where the answer is not yes."""
+    click.confirm(shown(question), abort=True, err=True)

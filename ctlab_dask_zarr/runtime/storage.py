@@ -35,6 +35,7 @@ from ctlab_dask_zarr.runtime.objects import (
     options_of_call,
     validated_options,
 )
+from ctlab_dask_zarr.text import shown
 
 __all__ = [
     "LocalStore",
@@ -105,6 +106,8 @@ def storage_path(path: str | os.PathLike[str]) -> str:
             return _absolute(unquote("/" + rest.removeprefix("localhost").lstrip("/")))
         if scheme.lower() in OBJECT_SCHEMES:
             _refuse_query(scheme.lower(), rest)
+            if shown(text) != text:
+                raise InvalidArgumentError(f"{text}: the name of an object has no such characters")
             parts = rest.strip("/").split("/")
             if any(part in ("", ".", "..") for part in parts):
                 raise InvalidArgumentError(f"{text}: an object store has no '.', '..' or '//'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from ctlab_dask_zarr.errors import CTLabError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.mango import parse_mango_block
+from ctlab_dask_zarr.formats.ome import OMEZarrVersion
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import (
     document_checksum,
@@ -28,13 +30,19 @@ from ctlab_dask_zarr.runtime.documents import CONSOLIDATED
 from ctlab_dask_zarr.runtime.files import DOCUMENT_NBYTES, LocalFiles
 from ctlab_dask_zarr.runtime.storage import LocalStore
 from ctlab_dask_zarr.verification.images import Documents, Image, document_key
+from ctlab_dask_zarr.write.plan import group_document
 
 #: Objects that are missing, by name; how many more there are is told in one line.
 _MAX_MISSING = 1000
 
+#: Where the names of labels stand.
+LABELS_LISTING = f"labels/{ROOT_DOCUMENT}"
+
 __all__ = [
+    "LABELS_LISTING",
     "consolidated_problems",
     "document_problems",
+    "has_unchecked_listing",
     "objects_to_check",
     "stored_objects",
     "stray_problems",
@@ -49,6 +57,20 @@ def document_problems(documents: Documents, image: Image) -> Iterator[Problem]:
     yield from _mango_problems(image)
     for path, array in image.arrays:
         yield from _array_problems(image.metadata, path, array)
+
+
+def has_unchecked_listing(documents: Documents) -> bool:
+    """Whether the document that lists labels holds what nothing says to be right.
+
+    It has no checksum. Its list is compared with the labels that are there, and whatever else we
+    write into it is always the same.
+    """
+    if LABELS_LISTING not in documents.texts:
+        return False
+    found = documents.parsed(LABELS_LISTING)
+    ome = (found.get("attributes") or {}).get("ome") or {}
+    ours = {"version": OMEZarrVersion.v05.value, "labels": ome.get("labels")}
+    return found != json.loads(group_document({"ome": ours}))
 
 
 def _rule_problems(documents: Documents, image: Image) -> Iterator[Problem]:

@@ -13,8 +13,8 @@ from dask._task_spec import GraphNode, Task
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.receipts import ReceiptTable
-from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.formats.receipts import ReceiptTable, object_key
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
 from ctlab_dask_zarr.read.receipts import array_receipts
 from ctlab_dask_zarr.read.zarr import StoreMetadata
@@ -117,13 +117,21 @@ def refuse_itself(volumes: Iterable[Any], metadata: StoreMetadata) -> None:
     for volume in volumes:
         if not isinstance(volume, ZarrVolume):
             continue
-        source = store_at(volume.path, volume.files).path(volume.document_key)
-        for path, _ in metadata.arrays:
-            if _is_same_file(source, metadata.store.path(document_key(path))):
+        store = store_at(volume.path, volume.files)
+        # Copies that share files, as backups do, share voxels where documents differ.
+        read = [volume.document_key, _first_key(volume.array_path, volume.stored)]
+        for path, document in metadata.arrays:
+            own = [document_key(path), _first_key(path, parse_array_document(document))]
+            pairs = zip(map(store.path, read), map(metadata.store.path, own), strict=True)
+            if any(_is_same_file(*pair) for pair in pairs):
                 raise InvalidArgumentError(
                     f"{metadata.path} was to be compared with itself, {volume.path}: give as "
                     "source what it was made from, or none"
                 )
+
+
+def _first_key(path: str, array: StoredArray) -> str:
+    return object_key(path, array, (0,) * len(array.shape))
 
 
 def _is_same_file(one: str, other: str) -> bool:

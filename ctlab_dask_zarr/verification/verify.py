@@ -39,8 +39,10 @@ from ctlab_dask_zarr.runtime.storage import (
 from ctlab_dask_zarr.runtime.trees import add_tree
 from ctlab_dask_zarr.verification.comparison import block_problems, metadata_differences, native
 from ctlab_dask_zarr.verification.documents import (
+    LABELS_LISTING,
     consolidated_problems,
     document_problems,
+    has_unchecked_listing,
     objects_to_check,
     stray_problems,
 )
@@ -61,6 +63,8 @@ __all__ = ["Verification", "build_source_check", "build_verification", "verify"]
 
 #: More than any file system holds; a document that claims so is damaged or hostile.
 _MAX_OBJECTS = 100_000_000
+
+_EVERY_BYTE = "every byte verified"
 
 Key = Any
 
@@ -219,6 +223,8 @@ def build_verification(
         keys += more
         nbytes += int(source.data.nbytes) if more else 0
     scope = _scope(n_all, n_without, checksums=checksums)
+    if scope == _EVERY_BYTE and has_unchecked_listing(documents):
+        scope += f" but those of {LABELS_LISTING}, of which there is no checksum"
     delayed = _delayed(graph, keys, token)
     return Verification(problems, delayed, nbytes, len(keys), scope, tuple(notes))
 
@@ -228,7 +234,7 @@ def _scope(n_objects: int, n_without: int, *, checksums: bool) -> str:
     if not checksums:
         return "documents and index verified"
     if not n_without:
-        return "every byte verified"
+        return _EVERY_BYTE
     return (
         f"every chunk decoded (of {n_without} of {n_objects} objects there are no checksums but "
         "those of their codec, if any)"

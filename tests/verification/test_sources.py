@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ import zarr
 from click.testing import CliRunner, Result
 from distributed import Client
 
-from ctlab_dask_zarr import Dataset, add_levels, dataset_from_zarr, dataset_to_zarr, verify
+from ctlab_dask_zarr import (
+    Dataset,
+    add_levels,
+    dataset_from_zarr,
+    dataset_to_zarr,
+    labels_to_zarr,
+    verify,
+)
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import InvalidArgumentError, ShardDecodeError
@@ -130,6 +138,15 @@ def test_a_dataset_is_not_compared_with_itself(run: Any, source: Path, tmp_path:
         place.mkdir()
         for name in names:
             os.link(Path(folder) / name, place / name)
+    # A backup that shares files with it, but for the documents.
+    backup = tmp_path / "backup.zarr"
+    shutil.copytree(source, backup, copy_function=os.link)
+    for document in backup.rglob("zarr.json"):
+        text = document.read_bytes()
+        document.unlink()
+        document.write_bytes(text)
+    with pytest.raises(InvalidArgumentError, match="was to be compared with itself"):
+        verify(source, dataset_from_zarr(backup))
     with pytest.raises(InvalidArgumentError, match="was to be compared with itself"):
         verify(source, dataset_from_zarr(source, level=1))
     for same in (source, link, linked, source / "0"):
@@ -167,6 +184,19 @@ def test_every_byte_is_verified_only_where_checksums_cover_it(
     assert "every chunk decoded (of 16 of 20 objects there are no checksums" in done.stdout
     done = run("verify", others, "-q", "--quick")
     assert done.stdout == f"{others}: documents and index verified\n"
+
+
+def test_the_list_of_labels_is_said_to_be_verified_only_where_it_is(run: Any, source: Path) -> None:
+    labels_to_zarr((VOXELS > 9).astype("uint8"), source, "phases")
+    assert run("verify", source, "-q").stdout == f"{source}: every byte verified\n"
+    listing = source / "labels" / "zarr.json"
+    document = json.loads(listing.read_text())
+    document["attributes"]["comment"] = "of another program"
+    listing.write_text(json.dumps(document))
+    assert run("verify", source, "-q").stdout == (
+        f"{source}: every byte verified but those of labels/zarr.json, of which there is no "
+        "checksum\n"
+    )
 
 
 def test_receipts_that_nothing_refers_to_are_a_problem_and_are_used(source: Path) -> None:
