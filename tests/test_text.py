@@ -110,8 +110,20 @@ def test_axes_of_others_do_nothing_to_a_prompt(tmp_path: Path) -> None:
     assert is_harmless(repr(dataset_from_zarr(tmp_path / "a.zarr")))
 
 
+def test_a_warning_of_a_store_does_nothing_to_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / f"{HOSTILE}.zarr"
+    dataset_to_zarr(make_dataset(np.ones((4, 4, 4), "uint16")), path)
+    document = json.loads((path / "zarr.json").read_text())
+    for axis in document["attributes"]["ome"]["multiscales"][0]["axes"]:
+        axis["unit"] = f"pixel{HOSTILE}"
+    (path / "zarr.json").write_text(json.dumps(document))
+    with pytest.warns(UserWarning, match="are taken for voxels") as caught:
+        dataset_from_zarr(path)
+    assert all(is_harmless(str(warning.message)) for warning in caught)
+
+
 def test_an_endpoint_with_a_signature_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for url in ("https://h/?sig=s3cr3t", "https://user:s3cr3t@h"):
+    for url in ("https://h/?sig=s3cr3t", "https://h/#sig=s3cr3t", "https://user:s3cr3t@h"):
         with pytest.raises(InvalidArgumentError, match="leave them out") as caught:
             validated_options({"endpoint": url})
         assert "s3cr3t" not in str(caught.value)

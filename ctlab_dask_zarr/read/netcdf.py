@@ -336,9 +336,9 @@ def _warn_of_repeated_decoding(volume: NetCDFVolume, blocks: tuple[tuple[int, ..
         times *= touched / max(-(-n // unit), 1)
     if times >= _MANY_TIMES:
         warnings.warn(
-            f"with blocks of {tuple(map(max, blocks))} all of {volume.folder} is decompressed "
-            f"{times:.0f} times, because it is stored in pieces of {volume.chunk_shape}: leave "
-            "chunks out and rechunk the array",
+            f"with blocks of {tuple(map(max, blocks))} all of {shown(volume.folder)} is "
+            f"decompressed {times:.0f} times, because it is stored in pieces of "
+            f"{volume.chunk_shape}: leave chunks out and rechunk the array",
             stacklevel=4,
         )
 

@@ -49,6 +49,7 @@ from ctlab_dask_zarr.runtime.storage import (
     storage_path,
     store_at,
 )
+from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.write.destination import Destination
 from ctlab_dask_zarr.write.layout import resolve_layout
 
@@ -186,11 +187,10 @@ def dataset_from_zarr(
     dataset = dataset_of(metadata, level, strict=strict, **kwargs)
     if metadata.unknown_units:
         warnings.warn(
-            f"{metadata.path} has lengths in a unit that is not known here "
+            f"{shown(metadata.path)} has lengths in a unit that is not known here "
             f"({', '.join(metadata.unknown_units)}): they are taken for voxels. Say what they are "
             "when it is opened, as voxel_unit='um' (--voxel-unit um), or in the store itself "
             "(ctlab-zarr set-voxel)",
-            UserWarning,
             stacklevel=3,
         )
     if given == NOTHING_GIVEN:

@@ -33,6 +33,7 @@ from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError, WriteF
 from ctlab_dask_zarr.runtime.files import Files, remove_tree
 from ctlab_dask_zarr.runtime.objects import ObjectFiles
 from ctlab_dask_zarr.runtime.storage import LocalStore, is_temporary, is_url, store_at
+from ctlab_dask_zarr.text import shown
 
 __all__ = [
     *("CONSOLIDATED", "change_document", "discard_announced", "drop_consolidated"),
@@ -248,7 +249,7 @@ def drop_consolidated(files: Files, folder: str) -> None:
         return
     except OSError as error:
         warnings.warn(
-            f"{store.path(_DOCUMENT)} may hold copies of documents that are changed now "
+            f"{shown(store.path(_DOCUMENT))} may hold copies of documents that are changed now "
             f"({CONSOLIDATED}) and cannot be changed itself ({error}): readers that believe them "
             "see what was there before. Consolidate it anew",
             UserWarning,

@@ -127,7 +127,7 @@ def validated_options(options: Mapping[str, Any] | None) -> tuple[tuple[str, str
 
 
 def _refuse_credentials_in(url: str, name: str) -> None:
-    if "@" in url or "?" in url:
+    if any(mark in url for mark in "@?#"):
         raise InvalidArgumentError(
             f"{name} is a URL with a user, a password or a query, which would be seen in logs: "
             "leave them out, and set credentials in the environment (AWS_ACCESS_KEY_ID, ...)"

@@ -70,7 +70,7 @@ def has_unchecked_listing(documents: Documents) -> bool:
     found = documents.parsed(LABELS_LISTING)
     ome = (found.get("attributes") or {}).get("ome") or {}
     ours = {"version": OMEZarrVersion.v05.value, "labels": ome.get("labels")}
-    return found != json.loads(group_document({"ome": ours}))
+    return bool(found != json.loads(group_document({"ome": ours})))
 
 
 def _rule_problems(documents: Documents, image: Image) -> Iterator[Problem]:

@@ -37,6 +37,7 @@ from ctlab_dask_zarr.runtime.storage import (
     store_at,
 )
 from ctlab_dask_zarr.runtime.trees import add_tree
+from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.verification.comparison import block_problems, metadata_differences, native
 from ctlab_dask_zarr.verification.documents import (
     LABELS_LISTING,
@@ -159,7 +160,7 @@ def verify(
             raise no_dataset(source, "source")
         verification = build_verification(path, source, checksums=checksums)
     for note in verification.notes:
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(shown(note), stacklevel=3)
     with waiting_for(verification.graph, current_client()):
         return verification.problems + list(verification.graph.compute())
 
