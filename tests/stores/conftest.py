@@ -237,7 +237,8 @@ class Network:
                         network.lost -= 1
                         self._answer(500, {}, b"")
                         return
-                    self._answer(reply.status, dict(reply.headers), reply.read())
+                    answered = network.answered(dict(reply.headers))
+                    self._answer(reply.status, answered, reply.read())
 
             def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
                 self.send_response_only(status)
@@ -263,6 +264,10 @@ class Network:
 
     def forwarded(self, headers: dict[str, str]) -> dict[str, str]:
         """Return what the server is told of the headers of a request."""
+        return headers
+
+    def answered(self, headers: dict[str, str]) -> dict[str, str]:
+        """Return what the client is told of the headers of an answer."""
         return headers
 
     def _listen(self) -> None:

@@ -115,6 +115,19 @@ def azure(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 class Google(Network):
     """Speaks as Google's storage does, and has moto answer."""
 
+    def __init__(self, server: Server) -> None:
+        #: Google numbers what S3 knows by a tag.
+        self.tags: dict[str, str] = {}
+        super().__init__(server)
+
+    def answered(self, headers: dict[str, str]) -> dict[str, str]:
+        tag = headers.get("ETag")
+        if tag is None:
+            return headers
+        generation = str(int(tag.strip('"')[:15], 16))
+        self.tags[generation] = tag
+        return headers | {"x-goog-generation": generation}
+
     def forwarded(self, headers: dict[str, str]) -> dict[str, str]:
         kept = {
             name: value
@@ -122,8 +135,11 @@ class Google(Network):
             if not name.lower().startswith(("x-goog-", "authorization"))
         }
         conditions = {name.lower(): value for name, value in headers.items()}
-        if conditions.get("x-goog-if-generation-match") == "0":
+        generation = conditions.get("x-goog-if-generation-match")
+        if generation == "0":
             kept["If-None-Match"] = "*"
+        elif generation is not None:
+            kept["If-Match"] = self.tags[generation]
         # Whose it is does not matter to moto, only that it is somebody's.
         scope = "Credential=x/20260101/us-east-1/s3/aws4_request"
         signature = f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0"
