@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import dask
+import dask.threaded
 from dask.delayed import delayed
+from dask.system import CPU_COUNT
 
 from ctlab_dask_zarr.errors import (
     BlockError,
@@ -117,7 +121,7 @@ def _run_write(
 ) -> Any:
     try:
         if client is None:
-            return write.graph.compute()
+            return _compute_here(write.graph)
         if shared is not None and not client.scheduler_info(n_workers=-1)["workers"]:
             # Staged by a worker that does not see the folder, all of it would be there alone.
             reading = "no worker was there, and nothing is begun; give the same command again"
@@ -138,6 +142,25 @@ def _run_write(
             f"{_state_after_failure(write)}"
         )
         raise WriteFailedError(message) from error
+
+
+def _compute_here(graph: Delayed) -> Any:
+    """Compute on the scheduler in force; a failure in threads is told when all of them are done.
+
+    One that went on would put its shard beside those of the next write that goes on here, which
+    may have other voxels.
+    """
+    get = dask.base.get_scheduler(collections=[graph])
+    if get is not dask.threaded.get or dask.config.get("pool", None) is not None:
+        return graph.compute()
+    pool = ThreadPoolExecutor(dask.config.get("num_workers", None) or CPU_COUNT)
+    try:
+        return graph.compute(pool=pool)
+    except Exception:
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _state_after_failure(write: Write | Completion) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +244,8 @@ def test_a_scan_made_again_with_the_size_and_time_of_the_old_one_is_not_the_old_
     times = {block: block.stat().st_mtime_ns for block in source.iterdir()}
     run_write(build_write(Dataset.from_path(source), path, WriteOptions(**LAYOUT), part=(1, 2)))
     write_mango_netcdf(source, VOXELS[::-1], **stored)
-    for block, time in times.items():
-        os.utime(block, ns=(time, time))
+    for block, moment in times.items():
+        os.utime(block, ns=(moment, moment))
     refused = run_here("convert", source, path, *CLI_LAYOUT, "--resume")
     assert refused.returncode == 4
     assert "differ from the source" in refused.stderr
@@ -289,3 +291,26 @@ def test_of_large_blocks_that_are_made_only_what_is_worth_it_is_made_again(tmp_p
     assert len(made_again) == 4
     write(tmp_path / "scan.zarr", dataset, resume=True, **layout)
     assert len(made_again) == 5
+
+
+def test_what_threads_finish_after_a_failure_is_not_mixed_with_other_voxels(
+    tmp_path: Path,
+) -> None:
+    both = threading.Barrier(2)
+
+    def fail(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+        both.wait(30)
+        if block_info[0]["chunk-location"][0]:
+            raise OSError("the node is lost")
+        time.sleep(0.3)
+        return block
+
+    layout: dict[str, Any] = {"chunks": (8, 8, 8), "shards": (8, 8, 8)}
+    blocks = da.full((16, 8, 8), 1, dtype="u2", chunks=8)
+    failing = blocks.map_blocks(fail, dtype="u2", meta=np.empty((0, 0, 0), "u2"), name="scan")
+    with dask.config.set(scheduler="threads", num_workers=2):
+        with pytest.raises(WriteFailedError, match="the node is lost"):
+            dataset_to_zarr(make_dataset(failing), tmp_path / "a", **layout)
+        other = da.from_array(np.full((16, 8, 8), 2, "u2"), chunks=8, name="scan")
+        with pytest.raises(StagingExistsError, match="1 instead of 2"):
+            dataset_to_zarr(make_dataset(other), tmp_path / "a", resume=True, **layout)
