@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 from dask.base import is_dask_collection
 
-from ctlab_dask_zarr.arguments import explains_keywords, no_dataset, refuse_other_meanings
+from ctlab_dask_zarr.arguments import (
+    explains_keywords,
+    is_delayed,
+    no_dataset,
+    refuse_other_meanings,
+)
 from ctlab_dask_zarr.codec.named import array_kwargs
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
@@ -388,7 +393,7 @@ def build_commit(path: str | os.PathLike[str], *, overwrite: bool) -> CommitResu
 def analysed_source(dataset: Dataset) -> SourceGraph:
     """Return the graph of a dataset's voxels, or say why none can be written from it."""
     is_array = hasattr(dataset, "dtype") and not hasattr(dataset, "dimension_names")
-    if is_array or not hasattr(dataset, "data"):
+    if is_delayed(dataset) or is_array or not hasattr(dataset, "data"):
         raise no_dataset(dataset, "dataset")
     data: Any = dataset.data
     if not is_dask_collection(data) or not hasattr(data, "chunks"):

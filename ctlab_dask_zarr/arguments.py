@@ -20,6 +20,7 @@ from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 __all__ = [
     "copied_mapping",
     "explains_keywords",
+    "is_delayed",
     "no_dataset",
     "refuse_other_meanings",
     "refuse_unknown",
@@ -71,13 +72,23 @@ INSTEAD: dict[str, str] = {
     "zarr_format": "Zarr format 3 is written, and no other",
     "zarr_version": "Zarr format 3 is written, and no other",
 }
-#: Options of the commands that write and compare.
+#: Options of the commands, by the names of their values and as they are typed.
 OPTIONS = frozenset(
     {
-        *("check_source", "codec", "deadline", "as_json", "layout", "part", "quick", "quiet"),
-        *("report", "verify_after", "workers", "threads", "memory_limit", "scheduler"),
-        *("scheduler_file", "cluster", "jobs", "name", "colors", "source", "follow_links"),
-        "mkdir",
+        *("add", "added", "anisotropic", "as_json", "check_source", "cluster", "codec", "color"),
+        *("colors", "deadline", "example", "follow_links", "help", "jobs", "json", "labels"),
+        *(
+            "layout",
+            "memory_limit",
+            "mkdir",
+            "name",
+            "neuroglancer",
+            "no_browser",
+            "no_labels",
+            "output",
+        ),
+        *("part", "port", "quick", "quiet", "report", "scheduler", "scheduler_file", "size"),
+        *("source", "storage_option", "threads", "verify_after", "workers", "yes"),
     }
 )
 #: Parameters of to_zarr of xarray, which may not be installed.
@@ -105,6 +116,11 @@ def copied_mapping(name: str, mapping: Mapping[str, Any] | None) -> dict[str, An
     return copy.deepcopy(dict(mapping or {}))
 
 
+def is_delayed(value: Any) -> bool:
+    """Whether a value is one of dask.delayed, which has every attribute that it is asked for."""
+    return type(value).__module__ == "dask.delayed"
+
+
 def no_dataset(value: Any, argument: str, wanted: str = "Dataset") -> InvalidArgumentError:
     """Return the error for what stands in place of a dataset: it shows the line to write."""
     kind = type(value)
@@ -122,6 +138,8 @@ def _line(value: Any) -> str:
             return "Dataset.from_xarray(array)"
         name = next(iter(getattr(value, "data_vars", ())), "tomo")
         return f"Dataset.from_xarray(ds[{name!r}]), for one of its variables"
+    if is_delayed(value):
+        return "Dataset(da.from_delayed(value, shape, dtype), ...), after `import dask.array as da`"
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return "Dataset.from_path(path), for what is stored at a path"
     n_axes = 2 if len(value.shape) == 2 else 3
@@ -221,12 +239,13 @@ def _owners(name: str) -> Iterator[str]:
         "Dataset": dataset,
         **{f"Dataset.{key}": getattr(dataset, key) for key in ("from_path", "from_modified")},
         "Dataset.to_path": dataset.to_path,
+        "Dataset.map_masked": dataset.map_masked,
     }
     for key, function in functions.items():
         if name in _parameters(function):
             yield f"a parameter of {key}"
     if name in OPTIONS:
-        yield "an option of the command line, see `ctlab-zarr convert --help`"
+        yield "an option of the command line, see `ctlab-zarr --help`"
     import dask.array as da
     import zarr
 

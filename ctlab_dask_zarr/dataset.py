@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from ctlab_dask_zarr.arguments import copied_mapping, no_dataset
+from ctlab_dask_zarr.arguments import copied_mapping, is_delayed, no_dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.history import unused_key
@@ -97,7 +97,7 @@ class Dataset:
         is_discrete: bool | None = None,
         identity: str | None = None,
     ) -> None:
-        if not hasattr(data, "dask"):
+        if is_delayed(data) or not hasattr(data, "dask"):
             raise no_dataset(data, "data", "dask array")
         self._data = data
         self._dimension_names, self._voxel_size = validated_axes(

@@ -14,6 +14,7 @@ import h5py
 import pytest
 import xarray as xr
 import zarr
+from dask.delayed import delayed
 
 import ctlab_dask_zarr
 from ctlab_dask_zarr import (
@@ -63,14 +64,27 @@ def meant_elsewhere() -> Iterator[str]:
     public = [getattr(ctlab_dask_zarr, name) for name in ctlab_dask_zarr.__all__ if name.islower()]
     of_zarr = (zarr.create_array, zarr.create_group, zarr.open, zarr.create)
     of_others = (da.to_zarr, xr.DataArray.to_zarr, xr.Dataset.to_zarr)
-    of_datasets = (Dataset, Dataset.from_path, Dataset.from_modified, Dataset.to_path)
+    of_datasets = (
+        *(Dataset, Dataset.from_path, Dataset.from_modified, Dataset.to_path, Dataset.map_masked),
+    )
     for function in (*public, *of_datasets, *of_zarr, *of_others):
         yield from taken_by(function)
-    for command in ("convert", "plan", "commit", "verify", "pyramid", "add-labels"):
-        for parameter in main.commands[command].params:
+    yield from options_of_commands()
+    yield from INSTEAD
+
+
+def options_of_commands() -> Iterator[str]:
+    """The options of every command, by the names of their values and as they are typed."""
+    for command in main.commands.values():
+        for parameter in command.params:
             if parameter.param_type_name == "option":
                 yield parameter.name or ""
-    yield from INSTEAD
+                yield from (
+                    text.lstrip("-").replace("-", "_")
+                    for text in parameter.opts
+                    if text[:2] == "--"
+                )
+    yield "help"
 
 
 def test_a_keyword_that_means_something_elsewhere_is_no_metadata(tmp_path: Path) -> None:
@@ -83,13 +97,8 @@ def test_a_keyword_that_means_something_elsewhere_is_no_metadata(tmp_path: Path)
 
 
 def test_the_lists_are_those_of_the_commands_and_of_xarray() -> None:
-    options = {
-        parameter.name
-        for name in ("convert", "plan", "commit", "verify", "pyramid", "add-labels")
-        for parameter in main.commands[name].params
-        if parameter.param_type_name == "option"
-    }
-    assert options - KNOWN - taken_by(Dataset) <= OPTIONS <= options
+    options = set(options_of_commands())
+    assert options - KNOWN - taken_by(Dataset) - set(INSTEAD) <= OPTIONS <= options
     of_xarray = taken_by(xr.Dataset.to_zarr) | taken_by(xr.DataArray.to_zarr)
     assert of_xarray - KNOWN <= OF_XARRAY
 
@@ -238,6 +247,7 @@ def test_an_array_in_place_of_a_dataset_is_told_the_line_to_write(tmp_path: Path
             (zarr.open(tmp_path / "a.zarr" / "0", mode="r"), of_numpy),
             (str(tmp_path), r"Dataset.from_path\(path\)"),
             (None, "NoneType.*Dataset.from_path"),
+            (delayed(VOXELS.copy)(), r"from_delayed\(value, shape, dtype\)"),
         ]
         for value, line in values:
             with pytest.raises(InvalidArgumentError, match=line):

@@ -17,7 +17,7 @@ from dask._task_spec import GraphNode, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from ctlab_dask_zarr.arguments import explains_keywords, no_dataset
+from ctlab_dask_zarr.arguments import explains_keywords, is_delayed, no_dataset
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
 from ctlab_dask_zarr.formats.problems import Problem
@@ -156,7 +156,8 @@ def verify(
     with storage_options_in_force(storage_options):
         if isinstance(source, str | os.PathLike):
             source = Dataset.from_path(source)
-        if source is not None and not hasattr(source, "dimension_names"):
+        is_known = source is None or hasattr(source, "dimension_names")
+        if is_delayed(source) or not is_known:
             raise no_dataset(source, "source")
         verification = build_verification(path, source, checksums=checksums)
     for note in verification.notes:

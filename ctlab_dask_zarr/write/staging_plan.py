@@ -5,6 +5,7 @@ Whoever can write beside a destination can put a folder there that looks like on
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -49,6 +50,8 @@ def plan_problem(plan: dict[str, Any]) -> str | None:
     if not all(isinstance(part, dict) for part in (*levels, *documents)):
         return f"the levels or documents of its {STAGED_PLAN} are not described"
     is_copy = "copy_of" in plan
+    if not levels and not is_copy:
+        return f"its {STAGED_PLAN} has no levels"
     for number, level in enumerate(levels):
         path = level.get("path")
         # An array without a group is at ''; those that are added have numbers.
@@ -62,10 +65,22 @@ def plan_problem(plan: dict[str, Any]) -> str | None:
         return f"its {STAGED_PLAN} has the parts {plan['n_parts']!r}"
     if not isinstance(plan.get("started_s"), int | float | None):
         return f"its {STAGED_PLAN} has the time {plan['started_s']!r}"
+    extends = plan.get("extends")
+    if extends is not None and not re.fullmatch("[0-9a-f]{64}", str(extends)):
+        return f"its {STAGED_PLAN} adds levels to {extends!r}"
+    if not is_copy and not _is_json(plan.get("identity")):
+        return f"its {STAGED_PLAN} does not say what was being written"
     staging_id = plan.get("staging_id")
     if not is_copy and not re.fullmatch(f"[0-9a-f]{{{N_DIGITS}}}", str(staging_id)):
         return f"its {STAGED_PLAN} has the id {staging_id!r}"
     return None
+
+
+def _is_json(text: Any) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def is_object_of(document: str, key: str) -> bool:

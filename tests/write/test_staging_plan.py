@@ -210,6 +210,23 @@ def test_a_plan_that_leads_elsewhere_is_refused_whatever_is_asked_for(
         assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"levels": []}, {"extends": "x"}, {"extends": 7}, {"identity": "no JSON"}, {"identity": None}],
+    ids=str,
+)
+def test_a_plan_that_makes_no_sense_is_a_clear_error(
+    change: dict[str, Any], tmp_path: Path, snapshot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = staged_levels(tmp_path, monkeypatch)
+    place.write_text(json.dumps(json.loads(place.read_text()) | change))
+    before, scan = snapshot(tmp_path), tmp_path / "scan.zarr"
+    for act in (lambda: commit(scan), lambda: add_levels(scan, 2, resume=True)):
+        with pytest.raises(MetadataError, match="is no staging folder as this package makes"):
+            act()
+    assert snapshot(tmp_path) == before
+
+
 def test_a_level_of_somebody_else_is_not_taken_for_one_that_was_moved_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
