@@ -468,11 +468,21 @@ def test_a_level_is_not_changed_apart_from_its_image(
     assert dataset_from_zarr(path / "raw.zarr").voxel_size == (5, 5, 5)
 
 
-def test_a_store_whose_levels_are_being_made_is_left_alone(tmp_path: Path) -> None:
+def test_a_store_whose_levels_are_being_made_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make_store(tmp_path)
-    staging = tmp_path / ".scan.zarr.staging"
-    staging.mkdir()
-    (staging / "plan.json").write_text(json.dumps({"extends": "0f", "staging_id": "0" * 16}))
+    rename = LocalFiles.rename
+
+    def dying(self: LocalFiles, source: str, target: str) -> None:
+        if target == str(path / "1"):
+            raise KeyboardInterrupt
+        rename(self, source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "rename", dying)
+        with pytest.raises(KeyboardInterrupt):
+            add_levels(path, levels=2)
     with pytest.raises(InvalidArgumentError, match="being given further levels"):
         edit_metadata(path, voxel_size=5)
 
