@@ -39,7 +39,7 @@ NOW = datetime(2026, 1, 31, 15, 45)
 def make_store(folder: Path, **options: object) -> Path:
     path = folder / "scan.zarr"
     dataset = make_dataset(random_voxels(SHAPE), dataset_id="20250101_120000_tomo")
-    dataset_to_zarr(dataset, path, levels=2, **options)
+    dataset_to_zarr(dataset, path, **{"levels": 2, **options})
     return path
 
 
@@ -471,7 +471,7 @@ def test_a_level_is_not_changed_apart_from_its_image(
 def test_a_store_whose_levels_are_being_made_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = make_store(tmp_path)
+    path = make_store(tmp_path, levels=1)
     rename = LocalFiles.rename
 
     def dying(self: LocalFiles, source: str, target: str) -> None:
