@@ -74,13 +74,17 @@ def occupied_problem(destination: Destination, *, overwrite: bool) -> str | None
     Only a Zarr v3 store with the marks of a volume is ever replaced, and only if it holds nothing
     else: an unrelated file in it would be lost.
     """
-    files, path = destination.files, destination.path
     try:
-        kind = files.kind(path)
+        return _problem(destination, overwrite=overwrite)
     except StorageError:
         raise
     except OSError as error:
-        return f"{path} cannot be looked at: {error.strerror}"
+        return f"{destination.path} cannot be looked at: {error}"
+
+
+def _problem(destination: Destination, *, overwrite: bool) -> str | None:
+    path = destination.path
+    kind = destination.files.kind(path)
     store = None if destination.labels_of else store_around(destination)
     if store is not None:
         return (
