@@ -91,7 +91,7 @@ def dataset(on_block: Callable[[np.ndarray], np.ndarray] = lambda block: block) 
 def test_a_folder_that_is_another_one_for_a_worker_is_found_before_the_work(shared: Path) -> None:
     with worker_with_mount(shared, f"mount -t tmpfs tmpfs {shared}") as client:
         with pytest.raises(ClusterError, match=r"has another .*shared than this process on"):
-            dataset_to_zarr(dataset(), shared / "new" / "scan.zarr")
+            dataset_to_zarr(dataset(), shared / "scan.zarr")
         (left,) = client.run(os.listdir, str(shared)).values()
         assert left == []
     assert list(shared.iterdir()) == []
