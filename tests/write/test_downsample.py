@@ -52,8 +52,8 @@ def by_the_rules(block: np.ndarray, factors: Factors, method: str, mask_value: A
             wide = valid.astype(np.float64)
             total = wide.sum() / valid.size
             if not np.isfinite(total):
-                # Divided first, no sum of huge ones overflows.
-                total = (wide / valid.size).sum()
+                # Divided first, no sum of huge ones overflows, but by the last digit.
+                total = np.clip((wide / valid.size).sum(), wide.min(), wide.max())
             mean = block.dtype.type(total)
             out[index] = valid[0] if is_masked(np.array(mean), mask_value) else mean
         else:
