@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, product
 from operator import getitem
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +50,6 @@ from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.sample import add_sample, stage_after
 from ctlab_dask_zarr.write.stage import stage
 from ctlab_dask_zarr.write.staged import StagedWrite
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["build_completion", "build_graph"]
 
