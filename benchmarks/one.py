@@ -102,7 +102,7 @@ def warm_up(dtype: str) -> None:
     """Load what writes and what makes levels of a dtype: a process spends that once."""
     importlib.import_module("ctlab_dask_zarr.write.graph")
     from ctlab_dask_zarr import DataType
-    from ctlab_dask_zarr.write.downsample import halve
+    from ctlab_dask_zarr.codec.downsample import halve
 
     kind = DataType(data.DATATYPES[dtype])
     method = "mode" if kind.is_discrete else "mean"

@@ -15,11 +15,11 @@ from benchmarks import data
 from benchmarks.measure import Row
 from ctlab_dask_zarr.codec.chunk import chunk_codec
 from ctlab_dask_zarr.codec.shard import is_fill
-from ctlab_dask_zarr.runtime.storage import LocalStore
-from ctlab_dask_zarr.write.layout import resolve_layout
-from ctlab_dask_zarr.write.pieces import Piece, ShardTask
-from ctlab_dask_zarr.write.plan import array_document
-from ctlab_dask_zarr.write.shard import StagedArray, write_shards
+from ctlab_dask_zarr.planning.layout import resolve_layout
+from ctlab_dask_zarr.planning.plan import array_document
+from ctlab_dask_zarr.store.storage import LocalStore
+from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
+from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
 
 CODECS: dict[str, dict[str, Any]] = {
     "zstd": {},

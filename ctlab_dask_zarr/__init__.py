@@ -28,15 +28,15 @@ if TYPE_CHECKING:
         WriteFailedError,
         WriteStoppedError,
     )
+    from ctlab_dask_zarr.execution.cluster import cluster_from_config
     from ctlab_dask_zarr.formats.datatype import DataType
     from ctlab_dask_zarr.formats.history import History
     from ctlab_dask_zarr.formats.ome import OMEZarrVersion
     from ctlab_dask_zarr.formats.units import VoxelUnit
     from ctlab_dask_zarr.manage.edit import edit_metadata
+    from ctlab_dask_zarr.planning.plan import WritePlan
     from ctlab_dask_zarr.read.zarr import dataset_from_zarr
-    from ctlab_dask_zarr.runtime.cluster import cluster_from_config
     from ctlab_dask_zarr.verification.verify import verify
-    from ctlab_dask_zarr.write.plan import WritePlan
 
 __all__ = [
     "BlockError",
@@ -79,9 +79,9 @@ _HOMES = {
     "History": "formats.history",
     "OMEZarrVersion": "formats.ome",
     "VoxelUnit": "formats.units",
-    "WritePlan": "write.plan",
+    "WritePlan": "planning.plan",
     "add_levels": "additions",
-    "cluster_from_config": "runtime.cluster",
+    "cluster_from_config": "execution.cluster",
     "commit": "api",
     "dataset_from_zarr": "read.zarr",
     "dataset_to_zarr": "api",

@@ -19,11 +19,13 @@ from ctlab_dask_zarr.arguments import explains_keywords, no_dataset
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
+from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
+from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
 from ctlab_dask_zarr.read.zarr import dataset_from_zarr, read_store_metadata
-from ctlab_dask_zarr.runtime.documents import drop_consolidated
-from ctlab_dask_zarr.runtime.storage import files_at, storage_options_in_force, storage_path
-from ctlab_dask_zarr.write.commit import CommitResult, committed_result
-from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.documents import drop_consolidated
+from ctlab_dask_zarr.store.storage import files_at, storage_options_in_force, storage_path
 from ctlab_dask_zarr.write.extend import (
     images_to_extend,
     level_request,
@@ -32,12 +34,10 @@ from ctlab_dask_zarr.write.extend import (
     stored_geometries,
 )
 from ctlab_dask_zarr.write.graph import build_completion
-from ctlab_dask_zarr.write.labels import image_identity
-from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
-from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelSpec
-from ctlab_dask_zarr.write.remaining import resolve_request
-from ctlab_dask_zarr.write.resolve import WriteOptions, refuse_contradictions
 from ctlab_dask_zarr.write.run import Completion, Write, run_or_return, run_write
+from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
+from ctlab_dask_zarr.write.staging.labels import image_identity
+from ctlab_dask_zarr.write.staging.remaining import resolve_request
 
 if TYPE_CHECKING:
     import numpy.typing as npt

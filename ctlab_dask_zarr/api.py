@@ -27,36 +27,36 @@ from ctlab_dask_zarr.arguments import (
 )
 from ctlab_dask_zarr.codec.named import array_kwargs
 from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.execution.blocks import SourceGraph, analyse_source
+from ctlab_dask_zarr.execution.resources import scheduler_resources
+from ctlab_dask_zarr.execution.settings import setting
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
-from ctlab_dask_zarr.runtime.resources import scheduler_resources
-from ctlab_dask_zarr.runtime.settings import setting
-from ctlab_dask_zarr.runtime.storage import storage_options_in_force
-from ctlab_dask_zarr.write.blocks import SourceGraph, analyse_source
-from ctlab_dask_zarr.write.commit import CommitResult, committed_result, refuse_missing
-from ctlab_dask_zarr.write.commit import commit as commit_staged
-from ctlab_dask_zarr.write.graph import build_completion, build_graph
-from ctlab_dask_zarr.write.layout import ChunkSpec, ShardSpec
-from ctlab_dask_zarr.write.occupied import identity_of_occupant
-from ctlab_dask_zarr.write.plan import WritePlan
-from ctlab_dask_zarr.write.pyramid import DownsampleMethod, LevelGeometry, LevelSpec
-from ctlab_dask_zarr.write.remaining import all_tasks, find_remaining, resolve_request
-from ctlab_dask_zarr.write.request import StageRequest
-from ctlab_dask_zarr.write.resolve import (
+from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
+from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelGeometry, LevelSpec
+from ctlab_dask_zarr.planning.plan import WritePlan
+from ctlab_dask_zarr.planning.resolve import (
     WriteOptions,
     named_destination,
     plan_write,
     refuse_contradictions,
 )
+from ctlab_dask_zarr.store.occupied import identity_of_occupant
+from ctlab_dask_zarr.store.storage import storage_options_in_force
+from ctlab_dask_zarr.write.graph import build_completion, build_graph
 from ctlab_dask_zarr.write.run import Completion, Write, run_or_return, run_write
-from ctlab_dask_zarr.write.stage import open_staged
+from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result, refuse_missing
+from ctlab_dask_zarr.write.staging.commit import commit as commit_staged
+from ctlab_dask_zarr.write.staging.remaining import all_tasks, find_remaining, resolve_request
+from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.staging.stage import open_staged
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
     from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.formats.history import History
-    from ctlab_dask_zarr.write.rechunk import Resources
+    from ctlab_dask_zarr.planning.rechunk import Resources
 
 __all__ = [
     "analysed_source",

@@ -224,7 +224,7 @@ def _near_miss(name: str, known: Collection[str]) -> str | None:
 
 
 def _advice(name: str, owner: str) -> str:
-    from ctlab_dask_zarr.write.plan import OWN_ARRAY_ARGUMENTS
+    from ctlab_dask_zarr.planning.plan import OWN_ARRAY_ARGUMENTS
 
     if owner.endswith("zarr.create_array") and name not in OWN_ARRAY_ARGUMENTS:
         return f"pass create_array_kwargs={{{name!r}: ...}}"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
 
     from ctlab_dask_zarr.formats.history import History, HistoryValue
-    from ctlab_dask_zarr.masked import MaskedMethod
+    from ctlab_dask_zarr.interop.masked import MaskedMethod
     from ctlab_dask_zarr.read.zarr import StoredLevel
 
 __all__ = ["FACTS_OF_THE_VOXELS", "Dataset"]
@@ -471,7 +471,7 @@ class Dataset:
         >>> ds.map_masked(uniform_filter, depth=(0, 1), size=(1, 3)).data.compute().tolist()
         [[5, 6, 65535, 6]]
         """
-        from ctlab_dask_zarr.masked import map_masked
+        from ctlab_dask_zarr.interop.masked import map_masked
 
         return map_masked(
             self,
@@ -488,14 +488,14 @@ class Dataset:
 
         They begin at the `origin`.
         """
-        from ctlab_dask_zarr.xarray import to_xarray
+        from ctlab_dask_zarr.interop.xarray import to_xarray
 
         return to_xarray(self)
 
     @classmethod
     def from_xarray(cls, array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
         """Return a `xarray.DataArray` as a dataset: see `ctlab_dask_zarr.xarray.from_xarray`."""
-        from ctlab_dask_zarr.xarray import from_xarray
+        from ctlab_dask_zarr.interop.xarray import from_xarray
 
         return from_xarray(array, datatype=datatype)
 

@@ -26,7 +26,7 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     plan,
 )
-from ctlab_dask_zarr.runtime import objects
+from ctlab_dask_zarr.store import objects
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((40, 65, 97))

@@ -29,8 +29,8 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.additions import build_labels
-from ctlab_dask_zarr.write.downsample import halve
-from ctlab_dask_zarr.write.resolve import WriteOptions
+from ctlab_dask_zarr.codec.downsample import halve
+from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.write.run import run_write
 from tests.builders import make_dataset
 from tests.test_levels import (

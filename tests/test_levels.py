@@ -32,11 +32,11 @@ from ctlab_dask_zarr import (
 )
 from ctlab_dask_zarr.additions import build_levels
 from ctlab_dask_zarr.api import build_write
-from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.downsample import halve
-from ctlab_dask_zarr.write.resolve import WriteOptions
+from ctlab_dask_zarr.codec.downsample import halve
+from ctlab_dask_zarr.planning.resolve import WriteOptions
+from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.write.run import run_write
-from ctlab_dask_zarr.write.staged import StagedWrite
+from ctlab_dask_zarr.write.staging.staged import StagedWrite
 from tests.builders import make_dataset
 
 LAYOUT: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32)}
@@ -464,7 +464,7 @@ def test_a_commit_of_levels_that_dies_is_finished_by_the_next_call(
     tmp_path: Path, n_renames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image reads whole, old or new, at every moment."""
-    from ctlab_dask_zarr.runtime.files import LocalFiles
+    from ctlab_dask_zarr.store.files import LocalFiles
 
     dataset = make_dataset(masked_voxels(), 32, **ISOTROPIC)
     dataset_to_zarr(dataset, tmp_path / "a", **LAYOUT)
@@ -520,7 +520,7 @@ def test_an_image_that_is_replaced_meanwhile_does_not_get_the_levels_of_the_old(
 
 def test_level_0_is_not_read_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a level is made of is in memory while the finer one is written."""
-    from ctlab_dask_zarr.runtime.files import LocalFiles
+    from ctlab_dask_zarr.store.files import LocalFiles
 
     read: list[str] = []
     read_range, whole = LocalFiles.read_range, LocalFiles.read

@@ -17,7 +17,7 @@ from ctlab_dask_zarr.cli.options import (
 from ctlab_dask_zarr.cli.output import say
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.execution.stopping import Stop
     from ctlab_dask_zarr.write.run import Completion, Write
 
 __all__ = ["commit_command", "compute_with_progress"]
@@ -45,13 +45,13 @@ def commit_command(
     with exit code 75, and the same command goes on. Also repairs a commit that died between its two
     renames.
     """
-    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.execution.stopping import Stop
 
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
         from ctlab_dask_zarr.api import build_commit
-        from ctlab_dask_zarr.write.commit import CommitResult
+        from ctlab_dask_zarr.write.staging.commit import CommitResult
 
         result = build_commit(destination, overwrite=overwrite)
         if not isinstance(result, CommitResult):
@@ -78,9 +78,9 @@ def compute_with_progress(
     `again` says how to go on after a stop.
     """
     from ctlab_dask_zarr.errors import WriteFailedError, WriteStoppedError
-    from ctlab_dask_zarr.runtime.progress import Progress
-    from ctlab_dask_zarr.runtime.reporting import listen
-    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.execution.progress import Progress
+    from ctlab_dask_zarr.execution.reporting import listen
+    from ctlab_dask_zarr.execution.stopping import Stop
     from ctlab_dask_zarr.write.run import run_write
 
     stop = stop or Stop()
@@ -125,7 +125,7 @@ def compute_with_progress(
 
 def _futile(completion: Completion | Write, stop: Stop) -> str:
     """Return what to say where the time did not do for a single shard."""
-    from ctlab_dask_zarr.runtime.stopping import MORE_TIME
+    from ctlab_dask_zarr.execution.stopping import MORE_TIME
     from ctlab_dask_zarr.write.run import Write
 
     request, remaining = completion.request, completion.remaining

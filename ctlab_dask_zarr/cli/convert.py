@@ -31,8 +31,8 @@ from ctlab_dask_zarr.cli.verify import verify_written
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
-    from ctlab_dask_zarr.runtime.stopping import Stop
-    from ctlab_dask_zarr.write.plan import WritePlan
+    from ctlab_dask_zarr.execution.stopping import Stop
+    from ctlab_dask_zarr.planning.plan import WritePlan
 
 __all__ = ["convert_command", "write_dataset"]
 
@@ -89,7 +89,7 @@ def convert_command(
     SIGINT, SIGTERM, SIGUSR1 and the --deadline stop it cleanly: the shards under way are finished,
     the exit code is 75, and the same command with --resume continues.
     """
-    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.execution.stopping import Stop
 
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
@@ -163,8 +163,8 @@ def _reported(path: str | None) -> AbstractContextManager[Any]:
 def _check_source(dataset: Dataset, client: Any, stop: Stop) -> None:
     """Name every damaged block or shard of the source before anything is written."""
     from ctlab_dask_zarr.errors import IncompleteSourceError
+    from ctlab_dask_zarr.execution.stopping import compute_until
     from ctlab_dask_zarr.formats.problems import describe_problems
-    from ctlab_dask_zarr.runtime.stopping import compute_until
     from ctlab_dask_zarr.verification.verify import build_source_check
 
     check = build_source_check(dataset)
@@ -185,9 +185,9 @@ def _check_source(dataset: Dataset, client: Any, stop: Stop) -> None:
 def _refuse_early(destination: str, *, overwrite: bool) -> None:
     """Find out that the destination is taken before a cluster is started for nothing."""
     from ctlab_dask_zarr.errors import DestinationExistsError
-    from ctlab_dask_zarr.write.destination import Destination
-    from ctlab_dask_zarr.write.occupied import occupied_problem, refuse_missing_folder
-    from ctlab_dask_zarr.write.resolve import resolve_destination
+    from ctlab_dask_zarr.planning.resolve import resolve_destination
+    from ctlab_dask_zarr.store.destination import Destination
+    from ctlab_dask_zarr.store.occupied import occupied_problem, refuse_missing_folder
 
     place = Destination.at(resolve_destination(destination))
     refuse_missing_folder(place)
@@ -210,8 +210,8 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Write with progress on `client`; return what there is to tell about it."""
     from ctlab_dask_zarr.api import build_write
+    from ctlab_dask_zarr.planning.resolve import WriteOptions
     from ctlab_dask_zarr.text import nbytes_text
-    from ctlab_dask_zarr.write.resolve import WriteOptions
 
     start_s = time.monotonic()
     write = build_write(
@@ -237,7 +237,7 @@ def write_dataset(
 def _refuse_what_does_not_fit(write_plan: WritePlan) -> None:
     """Refuse before the first byte what would have its workers killed after hours."""
     from ctlab_dask_zarr.errors import InvalidArgumentError
-    from ctlab_dask_zarr.runtime.resources import scheduler_resources
+    from ctlab_dask_zarr.execution.resources import scheduler_resources
     from ctlab_dask_zarr.text import nbytes_text
 
     memory = scheduler_resources().thread_nbytes

@@ -71,7 +71,7 @@ def _make_scan(directory: str, size: int, quiet: bool) -> str:
 def _convert(source: str, store: str, quiet: bool) -> dict[str, Any]:
     from ctlab_dask_zarr.cli.convert import write_dataset
     from ctlab_dask_zarr.dataset import Dataset
-    from ctlab_dask_zarr.runtime.cluster import local_client
+    from ctlab_dask_zarr.execution.cluster import local_client
 
     with local_client() as client:
         # A demonstration may be run again in the same folder.

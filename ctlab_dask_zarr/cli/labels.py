@@ -72,14 +72,14 @@ def add_labels_command(
     SEGMENTATION is a mango netCDF file or folder, or a Zarr store, of integers, with the shape and
     the voxel size of the image. The labels get the levels that the image has.
     """
-    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.execution.stopping import Stop
 
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
         from ctlab_dask_zarr.additions import build_labels
         from ctlab_dask_zarr.dataset import Dataset
-        from ctlab_dask_zarr.write.resolve import WriteOptions
+        from ctlab_dask_zarr.planning.resolve import WriteOptions
 
         arguments = WriteOptions(
             **layout_arguments(options),

@@ -23,7 +23,7 @@ from ctlab_dask_zarr.cli.parameters import (
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
-    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.execution.stopping import Stop
 
 __all__ = [
     "Command",
@@ -118,7 +118,7 @@ def with_storage_options(command: Command) -> Command:
     ) -> Any:
         if storage_options is None:
             return command(*arguments, **more)
-        from ctlab_dask_zarr.runtime.storage import storage_options_in_force
+        from ctlab_dask_zarr.store.storage import storage_options_in_force
 
         with storage_options_in_force(storage_options):
             return command(*arguments, **more)
@@ -154,7 +154,7 @@ def _storage_options(
     if not values:
         return None
     from ctlab_dask_zarr.errors import InvalidArgumentError
-    from ctlab_dask_zarr.runtime.objects import validated_options
+    from ctlab_dask_zarr.store.objects import validated_options
 
     wrong = [value for value in values if "=" not in value]
     if wrong:
@@ -193,7 +193,7 @@ def make_folder_of(destination: str) -> None:
     """Make the folder in which a store is to be, and those above it; a dangling link is none."""
     import os
 
-    from ctlab_dask_zarr.runtime.storage import is_url, storage_path
+    from ctlab_dask_zarr.store.storage import is_url, storage_path
 
     path = storage_path(destination)
     if not is_url(path):
@@ -246,7 +246,7 @@ def _configured(taken: dict[str, Any], given: list[str]) -> dict[str, Any]:
     from ctlab_dask_zarr.cli.errors import exit_codes
 
     with exit_codes():
-        from ctlab_dask_zarr.runtime.settings import setting
+        from ctlab_dask_zarr.execution.settings import setting
 
         if not given and setting("cluster"):
             return {key: setting(key) for key in _STARTED_KEYS}
@@ -272,7 +272,7 @@ def client_for(
 
     `stop` also ends the wait for workers that are still queued.
     """
-    from ctlab_dask_zarr.runtime.cluster import client_from_config, connect, local_client
+    from ctlab_dask_zarr.execution.cluster import client_from_config, connect, local_client
 
     if cluster:
         return client_from_config(

@@ -18,7 +18,7 @@ from ctlab_dask_zarr.cli.options import (
 from ctlab_dask_zarr.cli.output import say
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.write.rechunk import Resources
+    from ctlab_dask_zarr.planning.rechunk import Resources
 
 __all__ = ["plan_command"]
 
@@ -32,9 +32,9 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
     cluster = cluster_arguments(options)
     with exit_codes():
         from ctlab_dask_zarr.api import build_plan
-        from ctlab_dask_zarr.write.destination import Destination
-        from ctlab_dask_zarr.write.occupied import occupied_problem
-        from ctlab_dask_zarr.write.resolve import WriteOptions
+        from ctlab_dask_zarr.planning.resolve import WriteOptions
+        from ctlab_dask_zarr.store.destination import Destination
+        from ctlab_dask_zarr.store.occupied import occupied_problem
 
         dataset = open_source(source, options)
         arguments = WriteOptions(**write_arguments(options))
@@ -64,9 +64,9 @@ def _resources(
     jobs: int | None,
 ) -> Resources:
     """Return what `convert` would have with the same options; no worker is started."""
-    from ctlab_dask_zarr.runtime.cluster import configured_resources, connect, local_workers
-    from ctlab_dask_zarr.runtime.resources import scheduler_resources
-    from ctlab_dask_zarr.write.rechunk import Resources
+    from ctlab_dask_zarr.execution.cluster import configured_resources, connect, local_workers
+    from ctlab_dask_zarr.execution.resources import scheduler_resources
+    from ctlab_dask_zarr.planning.rechunk import Resources
 
     if cluster:
         return configured_resources(cluster, jobs)
@@ -79,7 +79,7 @@ def _resources(
 
 def _total_nbytes(resources: Resources) -> int:
     """Return the memory of all workers; this node's where a scheduler has none yet."""
-    from ctlab_dask_zarr.runtime.cluster import allocated_resources
+    from ctlab_dask_zarr.execution.cluster import allocated_resources
 
     if resources.thread_nbytes is None:
         return allocated_resources().nbytes

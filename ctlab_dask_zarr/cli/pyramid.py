@@ -20,7 +20,7 @@ from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.cli.parameters import LEVELS
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.write.pyramid import LevelSpec
+    from ctlab_dask_zarr.planning.levels import LevelSpec
 
 __all__ = ["pyramid_command"]
 
@@ -61,14 +61,14 @@ def pyramid_command(
     It stays readable meanwhile; the levels appear all at once, when they are complete. Labels of
     the image get the same levels.
     """
-    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.execution.stopping import Stop
 
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
         from ctlab_dask_zarr.additions import build_levels
         from ctlab_dask_zarr.read.zarr import dataset_from_zarr
-        from ctlab_dask_zarr.write.destination import Destination
+        from ctlab_dask_zarr.store.destination import Destination
 
         completions = build_levels(path, levels, downsample, resume=resume, restart=restart)
         if completions:

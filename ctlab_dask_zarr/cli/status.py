@@ -33,7 +33,7 @@ def status_command(destination: str, as_json: bool) -> None:
     """
     with exit_codes():
         from ctlab_dask_zarr.manage.status import write_status
-        from ctlab_dask_zarr.write.resolve import named_destination
+        from ctlab_dask_zarr.planning.resolve import named_destination
 
         status = write_status(named_destination(destination))
     if as_json:

@@ -50,11 +50,11 @@ def pull_command(url: str, destination: str, mkdir: bool, quiet: bool, as_json: 
 
 
 def _copy(source: str, destination: str, quiet: bool, as_json: bool) -> None:
+    from ctlab_dask_zarr.execution.progress import Progress
     from ctlab_dask_zarr.manage.transfer import copy_dataset
-    from ctlab_dask_zarr.runtime.progress import Progress
+    from ctlab_dask_zarr.planning.resolve import resolve_destination
+    from ctlab_dask_zarr.store.destination import Destination
     from ctlab_dask_zarr.text import nbytes_text
-    from ctlab_dask_zarr.write.destination import Destination
-    from ctlab_dask_zarr.write.resolve import resolve_destination
 
     with exit_codes():
         target = Destination.at(resolve_destination(destination))
@@ -94,9 +94,9 @@ def abort_command(destination: str) -> None:
     """
     with exit_codes():
         from ctlab_dask_zarr.manage.discard import discard_write
-        from ctlab_dask_zarr.runtime.objects import configured_options
-        from ctlab_dask_zarr.runtime.uploads import abort_uploads
-        from ctlab_dask_zarr.write.resolve import named_destination
+        from ctlab_dask_zarr.planning.resolve import named_destination
+        from ctlab_dask_zarr.store.objects import configured_options
+        from ctlab_dask_zarr.store.uploads import abort_uploads
 
         target = named_destination(destination)
         ended = abort_uploads(target.path, configured_options())

@@ -21,8 +21,8 @@ from ctlab_dask_zarr.cli.output import say
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.execution.stopping import Stop
     from ctlab_dask_zarr.formats.problems import Problem
-    from ctlab_dask_zarr.runtime.stopping import Stop
     from ctlab_dask_zarr.verification.verify import Verification
 
 __all__ = ["verify_command", "verify_written"]
@@ -46,7 +46,7 @@ def verify_command(
     Everything that is wrong is told, not only the first. Verify with --source before the original
     is deleted; options that corrected what it says when it was converted are to be given again.
     """
-    from ctlab_dask_zarr.runtime.stopping import Stop
+    from ctlab_dask_zarr.execution.stopping import Stop
 
     stop = Stop()
     cluster = cluster_arguments(options)
@@ -97,9 +97,9 @@ def verify_written(
 def _compute(
     verification: Verification, client: Any, quiet: bool, stop: Stop, if_stopped: str
 ) -> list[Problem]:
-    from ctlab_dask_zarr.runtime.progress import Progress
-    from ctlab_dask_zarr.runtime.reporting import listen
-    from ctlab_dask_zarr.runtime.stopping import compute_until
+    from ctlab_dask_zarr.execution.progress import Progress
+    from ctlab_dask_zarr.execution.reporting import listen
+    from ctlab_dask_zarr.execution.stopping import compute_until
 
     for note in verification.notes:
         say(note, err=True)

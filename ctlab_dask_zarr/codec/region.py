@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec
-from ctlab_dask_zarr.codec.odd import read_object
 from ctlab_dask_zarr.codec.shard import ABSENT, ChunkRow, copy_runs, parse_index, row_axis_of
+from ctlab_dask_zarr.codec.zarr_fallback import read_object
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.runtime.storage import Store
+from ctlab_dask_zarr.store.storage import Store
 
 __all__ = ["object_crc32c", "read_region", "rows_of"]
 

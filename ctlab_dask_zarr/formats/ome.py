@@ -134,7 +134,7 @@ def _described(downsample: str) -> dict[str, Any]:
         "type": downsample,
         "metadata": {
             "description": f"{_DESCRIPTIONS[downsample]}, by factors of 2; {_MASK_RULE}",
-            "method": "ctlab_dask_zarr.write.downsample.halve",
+            "method": "ctlab_dask_zarr.codec.downsample.halve",
             "version": __version__,
             "kwargs": {"method": downsample},
         },

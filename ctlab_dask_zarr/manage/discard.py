@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ctlab_dask_zarr.manage.transfer import discard_incoming
-from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.store.destination import Destination
 
 __all__ = ["discard_write"]
 

@@ -29,17 +29,17 @@ from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.ome import OMELevel, parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import own_receipt, seal
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text, validated_axes
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names, listed_labels, read_ome
 from ctlab_dask_zarr.read.zarr import StoreMetadata, dataset_of, read_store_metadata
-from ctlab_dask_zarr.runtime.documents import CONSOLIDATED, swap_document, until_done
-from ctlab_dask_zarr.runtime.storage import (
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.documents import CONSOLIDATED, swap_document, until_done
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names, listed_labels, read_ome
+from ctlab_dask_zarr.store.storage import (
     LocalStore,
     is_url,
     storage_options_in_force,
     storage_path,
     store_at,
 )
-from ctlab_dask_zarr.write.destination import Destination
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import HistoryValue

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 from math import prod
 
-from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.remaining import part_of
-from ctlab_dask_zarr.write.stage import open_staged
-from ctlab_dask_zarr.write.staged import StagedWrite
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.write.staging.remaining import part_of
+from ctlab_dask_zarr.write.staging.stage import open_staged
+from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 __all__ = ["PartStatus", "WriteStatus", "write_status"]
 

@@ -26,13 +26,13 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.formats.receipts import own_receipt
 from ctlab_dask_zarr.manage.inventory import Inventory, take_inventory
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
-from ctlab_dask_zarr.runtime.files import remove_tree
-from ctlab_dask_zarr.runtime.storage import LocalStore, store_at
-from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.occupied import refuse_long_name, refuse_missing_folder, store_around
-from ctlab_dask_zarr.write.staging_plan import STAGED_PLAN, is_object_of
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.files import remove_tree
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
+from ctlab_dask_zarr.store.occupied import refuse_long_name, refuse_missing_folder, store_around
+from ctlab_dask_zarr.store.staging_plan import STAGED_PLAN, is_object_of
+from ctlab_dask_zarr.store.storage import LocalStore, store_at
 
 __all__ = ["CopyResult", "copy_dataset", "discard_incoming"]
 

@@ -48,7 +48,7 @@ from ctlab_dask_zarr.read.netcdf_header import (
 )
 from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
-from ctlab_dask_zarr.runtime.storage import local_path
+from ctlab_dask_zarr.store.storage import local_path
 from ctlab_dask_zarr.text import shown
 
 __all__ = ["dataset_from_netcdf", "is_mango_netcdf"]

@@ -18,9 +18,9 @@ from ctlab_dask_zarr.formats.receipts import (
     receipts_limit,
 )
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, read_json_object
 from ctlab_dask_zarr.read.zarr_volume import Seal, seal_of
-from ctlab_dask_zarr.runtime.storage import LocalStore
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, read_json_object
+from ctlab_dask_zarr.store.storage import LocalStore
 
 __all__ = ["array_receipts", "refuse_damaged"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ctlab_dask_zarr.errors import DatasetNotFoundError, UnsupportedFormatError
-from ctlab_dask_zarr.runtime.storage import is_url, storage_path
+from ctlab_dask_zarr.store.storage import is_url, storage_path
 
 __all__ = ["guess_filetype"]
 

@@ -32,7 +32,7 @@ from ctlab_dask_zarr.formats.receipts import (
 )
 from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
+from ctlab_dask_zarr.planning.layout import resolve_layout
 from ctlab_dask_zarr.read.zarr_volume import (
     StoredLevel,
     Version,
@@ -40,8 +40,10 @@ from ctlab_dask_zarr.read.zarr_volume import (
     read_version,
     seal_of,
 )
-from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files
-from ctlab_dask_zarr.runtime.storage import (
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.files import LOCAL_FILES, Files
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
+from ctlab_dask_zarr.store.storage import (
     LocalStore,
     files_to_read,
     is_url,
@@ -50,8 +52,6 @@ from ctlab_dask_zarr.runtime.storage import (
     store_at,
 )
 from ctlab_dask_zarr.text import shown
-from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.layout import resolve_layout
 
 __all__ = [
     "StoreMetadata",

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.codec.odd import odd_dtype
 from ctlab_dask_zarr.codec.region import read_region
+from ctlab_dask_zarr.codec.zarr_fallback import odd_dtype
 from ctlab_dask_zarr.errors import DatasetNotFoundError, IncompleteSourceError
 from ctlab_dask_zarr.formats.receipts import level_entry
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.volume import split_index
-from ctlab_dask_zarr.runtime.files import LOCAL_FILES, Files
-from ctlab_dask_zarr.runtime.storage import is_url, store_at
+from ctlab_dask_zarr.store.files import LOCAL_FILES, Files
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
+from ctlab_dask_zarr.store.storage import is_url, store_at
 
 __all__ = ["Seal", "StoredLevel", "Version", "ZarrVolume", "read_version", "seal_of"]
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from ctlab_dask_zarr.dataset import FACTS_OF_THE_VOXELS, Dataset
 from ctlab_dask_zarr.errors import BlockError, CTLabError
+from ctlab_dask_zarr.execution.blocks import accepted_block
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.units import are_same_positions, are_same_sizes
 from ctlab_dask_zarr.read.zarr import ZarrVolume
-from ctlab_dask_zarr.write.blocks import accepted_block
 from ctlab_dask_zarr.write.sample import voxel_difference
 
 __all__ = ["block_problems", "metadata_differences", "native"]

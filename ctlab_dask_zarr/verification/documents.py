@@ -24,13 +24,13 @@ from ctlab_dask_zarr.formats.receipts import (
 )
 from ctlab_dask_zarr.formats.units import are_same_sizes, common_unit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, strangers
+from ctlab_dask_zarr.planning.plan import group_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata
-from ctlab_dask_zarr.runtime.documents import CONSOLIDATED
-from ctlab_dask_zarr.runtime.files import DOCUMENT_NBYTES, LocalFiles
-from ctlab_dask_zarr.runtime.storage import LocalStore
+from ctlab_dask_zarr.store.documents import CONSOLIDATED
+from ctlab_dask_zarr.store.files import DOCUMENT_NBYTES, LocalFiles
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, strangers
+from ctlab_dask_zarr.store.storage import LocalStore
 from ctlab_dask_zarr.verification.images import Documents, Image, document_key
-from ctlab_dask_zarr.write.plan import group_document
 
 #: Objects that are missing, by name; how many more there are is told in one line.
 _MAX_MISSING = 1000

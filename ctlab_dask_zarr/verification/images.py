@@ -22,10 +22,10 @@ from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatE
 from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.read.zarr import StoreMetadata
-from ctlab_dask_zarr.runtime.files import walk
-from ctlab_dask_zarr.runtime.storage import LocalStore, is_temporary
+from ctlab_dask_zarr.store.files import walk
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
+from ctlab_dask_zarr.store.storage import LocalStore, is_temporary
 
 __all__ = ["Documents", "Image", "document_key", "read_documents", "read_images"]
 

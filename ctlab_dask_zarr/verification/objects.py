@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from ctlab_dask_zarr.codec.chunk import chunk_codec
-from ctlab_dask_zarr.codec.odd import read_object
 from ctlab_dask_zarr.codec.region import object_crc32c
 from ctlab_dask_zarr.codec.shard import ABSENT, parse_index
+from ctlab_dask_zarr.codec.zarr_fallback import read_object
 from ctlab_dask_zarr.errors import CTLabError, ShardDecodeError
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import ReceiptTable, object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.runtime.storage import Store
+from ctlab_dask_zarr.store.storage import Store
 
 __all__ = ["Expected", "expected_objects", "object_problems"]
 

@@ -19,7 +19,7 @@ from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
 from ctlab_dask_zarr.read.receipts import array_receipts
 from ctlab_dask_zarr.read.zarr import StoreMetadata
 from ctlab_dask_zarr.read.zarr_volume import ZarrVolume
-from ctlab_dask_zarr.runtime.storage import is_url, store_at
+from ctlab_dask_zarr.store.storage import is_url, store_at
 from ctlab_dask_zarr.verification.documents import stored_objects
 from ctlab_dask_zarr.verification.images import document_key
 from ctlab_dask_zarr.verification.objects import Expected, expected_objects, object_problems

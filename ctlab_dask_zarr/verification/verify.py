@@ -20,23 +20,25 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from ctlab_dask_zarr.arguments import explains_keywords, is_delayed, no_dataset
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
+from ctlab_dask_zarr.execution.blocks import add_block_tasks, analyse_source
+from ctlab_dask_zarr.execution.reporting import Reporter, topic_of
+from ctlab_dask_zarr.execution.resources import current_client, waiting_for
+from ctlab_dask_zarr.execution.trees import add_tree
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT
+from ctlab_dask_zarr.planning.layout import Shape
 from ctlab_dask_zarr.read.receipts import array_receipts
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
 from ctlab_dask_zarr.read.zarr_volume import seal_of
-from ctlab_dask_zarr.runtime.reporting import Reporter, topic_of
-from ctlab_dask_zarr.runtime.resources import current_client, waiting_for
-from ctlab_dask_zarr.runtime.storage import (
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
+from ctlab_dask_zarr.store.storage import (
     LocalStore,
     files_at,
     storage_options_in_force,
     storage_path,
     store_at,
 )
-from ctlab_dask_zarr.runtime.trees import add_tree
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.verification.comparison import block_problems, metadata_differences, native
 from ctlab_dask_zarr.verification.documents import (
@@ -55,10 +57,8 @@ from ctlab_dask_zarr.verification.images import (
 )
 from ctlab_dask_zarr.verification.objects import Expected, expected_objects, object_problems
 from ctlab_dask_zarr.verification.sources import add_source_checks, refuse_itself
-from ctlab_dask_zarr.write.blocks import add_block_tasks, analyse_source
-from ctlab_dask_zarr.write.layout import Shape
-from ctlab_dask_zarr.write.request import plain_mask_value
 from ctlab_dask_zarr.write.sample import is_read
+from ctlab_dask_zarr.write.staging.request import plain_mask_value
 
 __all__ = ["Verification", "build_source_check", "build_verification", "verify"]
 

@@ -124,7 +124,7 @@ def _png(volume: Any, mask_value: Any) -> str:
     import numpy as np
     from PIL import Image
 
-    from ctlab_dask_zarr.read.sample import grey_range
+    from ctlab_dask_zarr.codec.sample import grey_range
     from ctlab_dask_zarr.views.slices import valid_voxels
 
     whole: Sequence[slice] = [slice(0, n) for n in volume.shape[-2:]]

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from ctlab_dask_zarr.formats.units import OME_UNITS, VoxelUnit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.read.hierarchy import label_names
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
+from ctlab_dask_zarr.store.hierarchy import label_names
 from ctlab_dask_zarr.views.neuroglancer import LABEL_DTYPES, SHOWN_DTYPES
 
 __all__ = ["ReaderReport", "check_readers"]

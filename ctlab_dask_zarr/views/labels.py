@@ -18,7 +18,7 @@ from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.zarr_array import is_key
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
-from ctlab_dask_zarr.runtime.storage import LocalStore, store_at
+from ctlab_dask_zarr.store.storage import LocalStore, store_at
 
 __all__ = ["LabelImage", "label_colors", "read_label_images"]
 

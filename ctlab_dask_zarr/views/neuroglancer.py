@@ -16,12 +16,12 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from ctlab_dask_zarr.codec.sample import grey_range
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import MissingExtraError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
-from ctlab_dask_zarr.read.sample import grey_range
 from ctlab_dask_zarr.read.zarr import ZarrVolume
-from ctlab_dask_zarr.runtime.storage import local_path
+from ctlab_dask_zarr.store.storage import local_path
 from ctlab_dask_zarr.views.labels import LabelImage, read_label_images
 from ctlab_dask_zarr.views.server import FolderServer
 from ctlab_dask_zarr.views.slices import read_mid_slices, valid_voxels

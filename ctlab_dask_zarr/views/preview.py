@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from ctlab_dask_zarr.codec.sample import grey_range
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.units import VoxelUnit
-from ctlab_dask_zarr.read.sample import grey_range
 from ctlab_dask_zarr.views.labels import LabelImage, label_colors, read_label_images
 from ctlab_dask_zarr.views.slices import Slice, read_mid_slices, valid_voxels
 

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from ctlab_dask_zarr.codec.values import ValueRange
 from ctlab_dask_zarr.errors import IncompleteDatasetError
+from ctlab_dask_zarr.execution.reporting import Reporter, topic_of
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
+from ctlab_dask_zarr.planning.layout import Shape
+from ctlab_dask_zarr.planning.levels import child_coords, parent_coords
+from ctlab_dask_zarr.planning.plan import Level
 from ctlab_dask_zarr.read.receipts import refuse_damaged
-from ctlab_dask_zarr.runtime.reporting import Reporter, topic_of
-from ctlab_dask_zarr.write.layout import Shape
-from ctlab_dask_zarr.write.merge import DamagedPieceError, EncodedPiece, find_piece, merge_pieces
-from ctlab_dask_zarr.write.pieces import FinerArray, Piece, ShardTask, piece_key, pieces_of
-from ctlab_dask_zarr.write.plan import Level
-from ctlab_dask_zarr.write.pyramid import child_coords, parent_coords
-from ctlab_dask_zarr.write.shard import StagedArray, write_shards
-from ctlab_dask_zarr.write.staged import StagedWrite
-from ctlab_dask_zarr.write.values import ValueRange
+from ctlab_dask_zarr.write.shards.merge import (
+    DamagedPieceError,
+    EncodedPiece,
+    find_piece,
+    merge_pieces,
+)
+from ctlab_dask_zarr.write.shards.pieces import FinerArray, Piece, ShardTask, piece_key, pieces_of
+from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
+from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 __all__ = ["write_coarser"]
 

@@ -21,28 +21,28 @@ from ctlab_dask_zarr.formats.ome import add_ome_levels, build_image_label
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_positions, are_same_sizes
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.read.hierarchy import ROOT_DOCUMENT, label_names
-from ctlab_dask_zarr.read.zarr import (
-    StoreMetadata,
-    ZarrVolume,
-    dataset_of,
-    read_store_metadata,
-)
-from ctlab_dask_zarr.runtime.documents import CONSOLIDATED
-from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.identity import plan_identity
-from ctlab_dask_zarr.write.labels import ImageIdentity
-from ctlab_dask_zarr.write.layout import Layout, resolve_layout
-from ctlab_dask_zarr.write.plan import Document, Level, WritePlan, plan_fingerprint
-from ctlab_dask_zarr.write.pyramid import (
+from ctlab_dask_zarr.planning.identity import plan_identity
+from ctlab_dask_zarr.planning.layout import Layout, resolve_layout
+from ctlab_dask_zarr.planning.levels import (
     LevelGeometry,
     LevelSpec,
     geometries_of_levels,
     level_geometries,
     resolve_downsample,
 )
-from ctlab_dask_zarr.write.request import StageRequest, plain_mask_value
-from ctlab_dask_zarr.write.resolve import coarser_levels
+from ctlab_dask_zarr.planning.plan import Document, Level, WritePlan, plan_fingerprint
+from ctlab_dask_zarr.planning.resolve import coarser_levels
+from ctlab_dask_zarr.read.zarr import (
+    StoreMetadata,
+    ZarrVolume,
+    dataset_of,
+    read_store_metadata,
+)
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.documents import CONSOLIDATED
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names
+from ctlab_dask_zarr.write.staging.labels import ImageIdentity
+from ctlab_dask_zarr.write.staging.request import StageRequest, plain_mask_value
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.dataset import Dataset

@@ -26,9 +26,7 @@ from dask._task_spec import DataNode, Dict, GraphNode, List, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from ctlab_dask_zarr.formats.receipts import ShardReceipt
-from ctlab_dask_zarr.runtime.trees import FAN_IN, add_tree
-from ctlab_dask_zarr.write.blocks import (
+from ctlab_dask_zarr.execution.blocks import (
     Accept,
     Place,
     SourceGraph,
@@ -37,19 +35,21 @@ from ctlab_dask_zarr.write.blocks import (
     add_closure,
     private_tasks,
 )
+from ctlab_dask_zarr.execution.recipe import BlockRecipe
+from ctlab_dask_zarr.execution.trees import FAN_IN, add_tree
+from ctlab_dask_zarr.formats.receipts import ShardReceipt
+from ctlab_dask_zarr.planning.layout import Layout, Shape
+from ctlab_dask_zarr.planning.levels import parent_coords
+from ctlab_dask_zarr.planning.plan import Level, WritePlan
+from ctlab_dask_zarr.planning.rechunk import block_ranges, group_axis_of, group_rows
 from ctlab_dask_zarr.write.coarser import write_coarser
-from ctlab_dask_zarr.write.commit import CommitResult, commit
-from ctlab_dask_zarr.write.layout import Layout, Shape
-from ctlab_dask_zarr.write.pieces import Piece, ShardTask
-from ctlab_dask_zarr.write.plan import Level, WritePlan
-from ctlab_dask_zarr.write.pyramid import parent_coords
-from ctlab_dask_zarr.write.rechunk import block_ranges, group_axis_of, group_rows
-from ctlab_dask_zarr.write.recipe import BlockRecipe
-from ctlab_dask_zarr.write.remaining import Remaining
-from ctlab_dask_zarr.write.request import StageRequest
 from ctlab_dask_zarr.write.sample import add_sample, stage_after
-from ctlab_dask_zarr.write.stage import stage
-from ctlab_dask_zarr.write.staged import StagedWrite
+from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
+from ctlab_dask_zarr.write.staging.commit import CommitResult, commit
+from ctlab_dask_zarr.write.staging.remaining import Remaining
+from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.staging.stage import stage
+from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 __all__ = ["build_completion", "build_graph"]
 

@@ -18,14 +18,14 @@ from ctlab_dask_zarr.errors import (
     WriteFailedError,
     WriteStoppedError,
 )
-from ctlab_dask_zarr.runtime.probe import SharedFolder
-from ctlab_dask_zarr.runtime.resources import current_client, waiting_for
-from ctlab_dask_zarr.runtime.stopping import Stop, compute_until
-from ctlab_dask_zarr.write.commit import committed_result
-from ctlab_dask_zarr.write.plan import WritePlan
-from ctlab_dask_zarr.write.remaining import Remaining
-from ctlab_dask_zarr.write.request import StageRequest
-from ctlab_dask_zarr.write.stage import is_committed
+from ctlab_dask_zarr.execution.resources import current_client, waiting_for
+from ctlab_dask_zarr.execution.stopping import Stop, compute_until
+from ctlab_dask_zarr.planning.plan import WritePlan
+from ctlab_dask_zarr.store.shared_folder import SharedFolder
+from ctlab_dask_zarr.write.staging.commit import committed_result
+from ctlab_dask_zarr.write.staging.remaining import Remaining
+from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.staging.stage import is_committed
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed

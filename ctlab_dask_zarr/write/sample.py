@@ -20,26 +20,26 @@ import numpy.typing as npt
 from dask._task_spec import GraphNode, Task, convert_legacy_graph
 from dask.highlevelgraph import HighLevelGraph
 
-from ctlab_dask_zarr.codec.odd import decode_object, encode_object
 from ctlab_dask_zarr.codec.region import read_region
+from ctlab_dask_zarr.codec.zarr_fallback import decode_object, encode_object
 from ctlab_dask_zarr.errors import (
     DestinationExistsError,
     IncompleteDatasetError,
     ShardDecodeError,
     StagingExistsError,
 )
-from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.write.blocks import (
+from ctlab_dask_zarr.execution.blocks import (
     SourceGraph,
     accepted_block,
     add_block_tasks,
     analyse_source,
 )
-from ctlab_dask_zarr.write.layout import Shape
-from ctlab_dask_zarr.write.plan import Level
-from ctlab_dask_zarr.write.request import StageRequest
-from ctlab_dask_zarr.write.stage import is_committed, stage
-from ctlab_dask_zarr.write.staged import StagedWrite
+from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.planning.layout import Shape
+from ctlab_dask_zarr.planning.plan import Level
+from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.staging.stage import is_committed, stage
+from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 if TYPE_CHECKING:
     import dask.array as da

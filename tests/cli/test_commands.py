@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 
 from ctlab_dask_zarr import Dataset, dataset_to_zarr, labels_to_zarr, verify
 from ctlab_dask_zarr.demo import write_mango_netcdf
-from ctlab_dask_zarr.runtime.files import LocalFiles
+from ctlab_dask_zarr.store.files import LocalFiles
 from tests.builders import make_dataset, random_voxels
 from tests.builders import run_here as run
 from tests.reliability.faults import run_cli

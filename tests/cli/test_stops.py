@@ -21,7 +21,7 @@ from distributed import LocalCluster
 from ctlab_dask_zarr import Dataset, verify
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
-from ctlab_dask_zarr.write.staged import StagedWrite
+from ctlab_dask_zarr.write.staging.staged import StagedWrite
 from tests.reliability.faults import TIMEOUT_S
 
 VOXELS = np.random.default_rng(0).integers(0, 4000, (20, 24, 28), dtype="uint16")

@@ -18,16 +18,16 @@ from distributed import Client, LocalCluster
 
 from ctlab_dask_zarr.cli import convert
 from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError
-from ctlab_dask_zarr.runtime import interface
-from ctlab_dask_zarr.runtime.cluster import (
+from ctlab_dask_zarr.execution import interface
+from ctlab_dask_zarr.execution.cluster import (
     cluster_from_config,
     configured_resources,
     connect,
     local_client,
 )
-from ctlab_dask_zarr.runtime.configuration import configured_kind, read_configuration
-from ctlab_dask_zarr.runtime.jobs import import_jobqueue, job_options, walltime_seconds
-from ctlab_dask_zarr.runtime.versions import same_versions
+from ctlab_dask_zarr.execution.configuration import configured_kind, read_configuration
+from ctlab_dask_zarr.execution.jobs import import_jobqueue, job_options, walltime_seconds
+from ctlab_dask_zarr.execution.versions import same_versions
 
 CONFIGS = Path(__file__).parents[2] / "cluster-configs"
 
@@ -180,7 +180,7 @@ def test_without_dask_jobqueue_the_error_says_what_to_install(tmp_path: Path) ->
     for name, extra in (("slurm", "jobqueue"), ("mpi", "mpi")):
         script = (
             f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-            "from ctlab_dask_zarr.runtime.cluster import cluster_from_config\n"
+            "from ctlab_dask_zarr.execution.cluster import cluster_from_config\n"
             f"cluster_from_config({name!r}).__enter__()\n"
         )
         done = subprocess.run(

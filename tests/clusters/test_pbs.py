@@ -17,9 +17,9 @@ import yaml
 from distributed import Client
 
 from ctlab_dask_zarr import Dataset, dataset_to_zarr
-from ctlab_dask_zarr.runtime.cluster import cluster_from_config
-from ctlab_dask_zarr.runtime.configuration import read_configuration
-from ctlab_dask_zarr.runtime.jobs import import_jobqueue, job_options
+from ctlab_dask_zarr.execution.cluster import cluster_from_config
+from ctlab_dask_zarr.execution.configuration import read_configuration
+from ctlab_dask_zarr.execution.jobs import import_jobqueue, job_options
 
 CONFIGS = Path(__file__).parents[2] / "cluster-configs"
 

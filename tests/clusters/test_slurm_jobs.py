@@ -17,9 +17,9 @@ from distributed import Client
 
 from ctlab_dask_zarr import Dataset, dataset_to_zarr
 from ctlab_dask_zarr.errors import ClusterError, WriteFailedError, WriteStoppedError
-from ctlab_dask_zarr.runtime import jobs
-from ctlab_dask_zarr.runtime.cluster import client_from_config, cluster_from_config
-from ctlab_dask_zarr.runtime.stopping import Stop
+from ctlab_dask_zarr.execution import jobs
+from ctlab_dask_zarr.execution.cluster import client_from_config, cluster_from_config
+from ctlab_dask_zarr.execution.stopping import Stop
 
 BLOCK = (16, 32, 32)
 

@@ -27,16 +27,16 @@ from zarr.codecs import (
 )
 
 from ctlab_dask_zarr.codec.chunk import ChunkCodec, chunk_codec
-from ctlab_dask_zarr.codec.odd import read_object
 from ctlab_dask_zarr.codec.shard import ABSENT, ChunkRow, parse_index
+from ctlab_dask_zarr.codec.zarr_fallback import read_object
 from ctlab_dask_zarr.errors import ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.planning.layout import Layout, resolve_layout
+from ctlab_dask_zarr.planning.plan import array_document
 from ctlab_dask_zarr.read.zarr import ZarrVolume
-from ctlab_dask_zarr.runtime.storage import LocalStore
-from ctlab_dask_zarr.write.layout import Layout, resolve_layout
-from ctlab_dask_zarr.write.pieces import Piece, ShardTask
-from ctlab_dask_zarr.write.plan import array_document
-from ctlab_dask_zarr.write.shard import StagedArray, write_shards
+from ctlab_dask_zarr.store.storage import LocalStore
+from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
+from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not in the Zarr version 3 specification")
 

@@ -25,8 +25,8 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
 )
 from ctlab_dask_zarr.demo import write_mango_netcdf
-from ctlab_dask_zarr.xarray import from_xarray
-from ctlab_dask_zarr.xarray_backend import CTLabBackendEntrypoint
+from ctlab_dask_zarr.interop.xarray import from_xarray
+from ctlab_dask_zarr.interop.xarray_backend import CTLabBackendEntrypoint
 from tests.builders import make_dataset, random_voxels
 
 LAYOUT: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32)}
@@ -245,7 +245,7 @@ def test_of_a_url_nothing_is_guessed_and_nobody_asked(
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr("ctlab_dask_zarr.read.zarr.read_store_metadata", refuse)
-    monkeypatch.setattr("ctlab_dask_zarr.runtime.objects._open", refuse)
+    monkeypatch.setattr("ctlab_dask_zarr.store.objects._open", refuse)
     backend = CTLabBackendEntrypoint()
     for url in ("https://localhost:1/x.zarr", "s3://bucket/x.zarr", "s3:/bucket/x.zarr"):
         assert not backend.guess_can_open(url)

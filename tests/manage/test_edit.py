@@ -29,7 +29,7 @@ from ctlab_dask_zarr import (
 )
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.manage.edit import build_edit
-from ctlab_dask_zarr.runtime.files import LocalFiles
+from ctlab_dask_zarr.store.files import LocalFiles
 from tests.builders import make_dataset, random_voxels
 
 SHAPE = (40, 65, 97)

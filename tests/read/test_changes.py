@@ -24,7 +24,7 @@ from ctlab_dask_zarr import (
 )
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import DatasetNotFoundError, IncompleteSourceError
-from ctlab_dask_zarr.runtime.files import LocalFiles
+from ctlab_dask_zarr.store.files import LocalFiles
 from tests.builders import make_dataset
 
 SHAPE = (16, 16, 64)
@@ -177,7 +177,7 @@ def test_attributes_of_anothers_image_may_be_edited_meanwhile(source: Path, tmp_
 
 
 def test_a_store_in_an_object_store_is_asked_for_too(source: Path) -> None:
-    from ctlab_dask_zarr.runtime.storage import store_at
+    from ctlab_dask_zarr.store.storage import store_at
 
     url = "memory://changes/source.zarr"
     store = store_at(url)

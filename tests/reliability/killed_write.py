@@ -19,12 +19,12 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     labels_to_zarr,
 )
+from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.manage.discard import discard_write
-from ctlab_dask_zarr.runtime.files import LOCAL_FILES
-from ctlab_dask_zarr.write.commit import commit
-from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.downsample import halve
-from ctlab_dask_zarr.write.stage import open_staged
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.files import LOCAL_FILES
+from ctlab_dask_zarr.write.staging.commit import commit
+from ctlab_dask_zarr.write.staging.stage import open_staged
 
 # Compiled before a process is forked, or it would be killed before its first shard, every time.
 halve(np.zeros((2, 2, 2), "uint16"), (1, 2, 2), "mean", 65535)

@@ -24,9 +24,9 @@ from ctlab_dask_zarr.formats.mango import parse_mango_block
 from ctlab_dask_zarr.formats.ome import parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import parse_receipts
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.runtime.storage import Store
-from ctlab_dask_zarr.write.layout import resolve_layout
-from ctlab_dask_zarr.write.plan import array_document
+from ctlab_dask_zarr.planning.layout import resolve_layout
+from ctlab_dask_zarr.planning.plan import array_document
+from ctlab_dask_zarr.store.storage import Store
 
 CODECS: dict[str, Any] = {
     "zstd": {"name": "zstd", "configuration": {"level": 1, "checksum": False}},

@@ -193,8 +193,10 @@ def test_an_abort_that_is_killed_before_any_effect_can_be_repeated_or_the_levels
     before = snapshot(path)
     with (
         # Both levels are in their places, and nothing names them yet.
-        patch("ctlab_dask_zarr.write.commit._settle_folder", side_effect=OSError("not yet")),
-        patch("ctlab_dask_zarr.write.commit._settle_folders"),
+        patch(
+            "ctlab_dask_zarr.write.staging.commit._settle_folder", side_effect=OSError("not yet")
+        ),
+        patch("ctlab_dask_zarr.write.staging.commit._settle_folders"),
         pytest.raises(WriteFailedError, match="not yet"),
     ):
         add_levels(path, 3)

@@ -23,11 +23,11 @@ from distributed import Client
 
 from ctlab_dask_zarr import Dataset, StagingExistsError, WriteStoppedError, verify
 from ctlab_dask_zarr.api import build_write
+from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.demo import write_mango_netcdf
-from ctlab_dask_zarr.runtime.reporting import listen
-from ctlab_dask_zarr.runtime.stopping import Stop
-from ctlab_dask_zarr.write.downsample import halve
-from ctlab_dask_zarr.write.resolve import WriteOptions
+from ctlab_dask_zarr.execution.reporting import listen
+from ctlab_dask_zarr.execution.stopping import Stop
+from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.write.run import run_write
 from tests.builders import make_dataset, random_voxels
 from tests.reliability import killed_write

@@ -18,23 +18,23 @@ import pytest
 
 from ctlab_dask_zarr import DestinationExistsError, IncompleteDatasetError
 from ctlab_dask_zarr.api import analysed_source, build_plan
+from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
-from ctlab_dask_zarr.read.hierarchy import read_json_object, read_ome
+from ctlab_dask_zarr.planning.plan import WritePlan
+from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.read.zarr import read_store_metadata
-from ctlab_dask_zarr.runtime.storage import LocalStore
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.hierarchy import read_json_object, read_ome
+from ctlab_dask_zarr.store.storage import LocalStore
 from ctlab_dask_zarr.write.coarser import write_coarser
-from ctlab_dask_zarr.write.commit import commit, refuse_missing
-from ctlab_dask_zarr.write.destination import Destination
-from ctlab_dask_zarr.write.downsample import halve
 from ctlab_dask_zarr.write.extend import images_to_extend, level_request, plan_labels
-from ctlab_dask_zarr.write.pieces import Piece
-from ctlab_dask_zarr.write.plan import WritePlan
-from ctlab_dask_zarr.write.remaining import all_tasks, find_remaining, part_tasks
-from ctlab_dask_zarr.write.request import StageRequest
-from ctlab_dask_zarr.write.resolve import WriteOptions
-from ctlab_dask_zarr.write.stage import open_staged, stage
-from ctlab_dask_zarr.write.staged import StagedWrite
+from ctlab_dask_zarr.write.shards.pieces import Piece
+from ctlab_dask_zarr.write.staging.commit import commit, refuse_missing
+from ctlab_dask_zarr.write.staging.remaining import all_tasks, find_remaining, part_tasks
+from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.staging.stage import open_staged, stage
+from ctlab_dask_zarr.write.staging.staged import StagedWrite
 from tests.builders import make_dataset, random_voxels
 from tests.reliability.fake_files import Died, FakeFiles, Interleaved
 
@@ -355,7 +355,7 @@ def test_levels_that_another_writer_removes_at_the_moment_of_the_commit_are_not_
     def remove_first(request: StageRequest) -> None:
         request.destination.discard_staging()
 
-    monkeypatch.setattr("ctlab_dask_zarr.write.commit.destination_problem", remove_first)
+    monkeypatch.setattr("ctlab_dask_zarr.write.staging.commit.destination_problem", remove_first)
     with pytest.raises(IncompleteDatasetError, match="removed by another write"):
         add_levels(files)
     monkeypatch.undo()

@@ -38,7 +38,7 @@ from ctlab_dask_zarr import (
     verify,
 )
 from tests.builders import make_dataset
-from tests.write.test_downsample import by_the_rules
+from tests.codec.test_downsample import by_the_rules
 
 pytestmark = [
     pytest.mark.slow,

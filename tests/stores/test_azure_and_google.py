@@ -41,9 +41,9 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import StorageError
 from ctlab_dask_zarr.manage.transfer import copy_dataset
-from ctlab_dask_zarr.runtime.objects import _open
-from ctlab_dask_zarr.runtime.storage import files_at, store_at
-from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.objects import _open
+from ctlab_dask_zarr.store.storage import files_at, store_at
 from tests.builders import make_dataset
 from tests.reliability.faults import free_port, listens, wait_until
 from tests.stores.conftest import LAYOUT, Network, Server, start_moto

@@ -16,8 +16,8 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
-from ctlab_dask_zarr.read.hierarchy import listed_labels
-from ctlab_dask_zarr.runtime.storage import files_at
+from ctlab_dask_zarr.store.hierarchy import listed_labels
+from ctlab_dask_zarr.store.storage import files_at
 from tests.builders import make_dataset, random_voxels
 from tests.stores.conftest import Network, Server
 

@@ -39,9 +39,9 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import StorageError
 from ctlab_dask_zarr.manage.transfer import copy_dataset
-from ctlab_dask_zarr.runtime import objects
-from ctlab_dask_zarr.runtime.objects import ObjectFiles, validated_options
-from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.store import objects
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.objects import ObjectFiles, validated_options
 from tests.builders import make_dataset
 from tests.reliability.faults import wait_until
 from tests.stores.conftest import LAYOUT, Network, Server

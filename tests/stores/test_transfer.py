@@ -26,7 +26,7 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.errors import StagingExistsError
 from ctlab_dask_zarr.manage import transfer
 from ctlab_dask_zarr.manage.transfer import copy_dataset
-from ctlab_dask_zarr.write.destination import Destination
+from ctlab_dask_zarr.store.destination import Destination
 from tests.stores.conftest import LAYOUT, Server
 from tests.stores.test_object_stores import cli, failing_after, with_event
 

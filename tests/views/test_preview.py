@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from ctlab_dask_zarr import Dataset, VoxelUnit, dataset_from_zarr, dataset_to_zarr
 from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
-from ctlab_dask_zarr.runtime.storage import LocalStore
+from ctlab_dask_zarr.store.storage import LocalStore
 from ctlab_dask_zarr.views.labels import label_colors, read_label_images
 from ctlab_dask_zarr.views.preview import preview, save_preview, scale_bar
 from ctlab_dask_zarr.views.slices import coarsest_sufficient, dataset_levels

@@ -25,7 +25,7 @@ from ctlab_dask_zarr import (
 )
 from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.demo import write_mango_netcdf
-from ctlab_dask_zarr.write.resolve import WriteOptions
+from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.write.run import run_write
 from tests.builders import make_dataset, random_voxels, run_here
 from tests.reliability.faults import everything

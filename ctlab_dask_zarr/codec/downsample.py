@@ -1,0 +1,430 @@
+"""From the voxels of one level to those of the next: mean, mode, nearest or max, with the mask.
+
+A voxel of a level has as parents the voxels of the finer level that it covers: two along an axis
+that is halved, one along another, and one at the end of an axis with an odd number of them.
+
+The rules:
+
+- A voxel is masked where at least half of its parents are. A parent is masked where it has the mask
+  value, or is NaN; a masked voxel gets the mask value, or NaN where the data type has none.
+- ``mean``: of the parents that are not masked, rounded half up for integers. A mean that would be
+  the mask value itself, as may happen where that lies among the data, is the first such parent.
+- ``mode``: the most frequent parent that is not masked; of several the smallest.
+- ``max``: the largest parent that is not masked.
+- ``nearest``: the first parent, masked or not.
+
+Compiled by numba (docs/design/pyramids.md has the measurements against other ways).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
+from numba.extending import overload
+
+from ctlab_dask_zarr.codec.kernels import compiled_for
+from ctlab_dask_zarr.codec.values import MIXED, PLAIN, SUMMABLE, UNIFORM
+
+__all__ = ["halve", "halve_chunks"]
+
+Factors = tuple[int, ...]
+
+
+#: What the compiled code calls the methods.
+_CODES = {"mean": 0, "mode": 1, "nearest": 2, "max": 3}
+_MEAN, _MODE, _NEAREST, _MAX = (_CODES[name] for name in ("mean", "mode", "nearest", "max"))
+#: The mean of 64-bit integers and of huge floats, of which eight cannot be added up in any type.
+_WIDE_MEAN = 4
+
+
+def halve(
+    block: npt.NDArray[Any], factors: tuple[int, ...], method: str, mask_value: Any
+) -> npt.NDArray[Any]:
+    """Return a block at half the resolution along the axes whose factor is 2.
+
+    Parameters
+    ----------
+    block
+        Two or three axes, of the finer level; begins at an even voxel along each axis halved.
+    factors
+        1 or 2 along each axis.
+    method
+        ``'mean'``, ``'mode'``, ``'nearest'`` or ``'max'``.
+    mask_value
+        Of masked voxels; None where the data type has none.
+
+    Examples
+    --------
+    >>> halve(np.array([[1, 2, 9], [4, 65535, 9]], "uint16"), (2, 2), "mean", 65535)
+    array([[2, 9]], dtype=uint16)
+    """
+    shape = tuple(-(-n // f) for n, f in zip(block.shape, factors, strict=True))
+    out = np.empty(shape, block.dtype)
+    chunks = np.ascontiguousarray(block).reshape((1,) * block.ndim + block.shape)
+    flags = np.full(1, MIXED, np.uint8)
+    halve_chunks(chunks, flags, block.shape, factors, method, mask_value, out, (0,) * block.ndim)
+    return out
+
+
+def halve_chunks(
+    chunks: npt.NDArray[Any],
+    flags: npt.NDArray[np.uint8],
+    extent: tuple[int, ...],
+    factors: tuple[int, ...],
+    method: str,
+    mask_value: Any,
+    out: npt.NDArray[Any],
+    origin: tuple[int, ...],
+) -> None:
+    """Halve a block that is cut into chunks, as `halve` does.
+
+    Parameters
+    ----------
+    chunks
+        The block in chunk order: shape (number of chunks along each axis, edges of a chunk),
+        contiguous. Edges are even along each axis halved that has more than one chunk.
+    flags
+        What is known of each chunk: `PLAIN`, `UNIFORM` or `MIXED`.
+    extent
+        Shape of the block; what the chunks have beyond it does not count.
+    factors, method, mask_value
+        As of `halve`.
+    out, origin
+        Receives the result, shape ``ceil(extent / factors)``, from `origin` on; contiguous.
+    """
+    if chunks.dtype == np.float16:
+        # numba has no such type on a CPU; float32 holds every value of it, and more of a mean.
+        shape = tuple(-(-n // f) for n, f in zip(extent, factors, strict=True))
+        wide = np.empty(shape, np.float32)
+        halve_chunks(
+            chunks.astype(np.float32), flags, extent, factors, method, mask_value, wide,
+            (0,) * out.ndim,
+        )  # fmt: skip
+        out[tuple(slice(o, o + n) for o, n in zip(origin, shape, strict=True))] = wide
+        return
+    ndim, dtype = out.ndim, chunks.dtype
+    halved = (-(-n // f) for n, f in zip(extent, factors, strict=True))
+    if any(not 0 <= o <= m - n for o, n, m in zip(origin, halved, out.shape, strict=True)):
+        # The compiled code would write there all the same.
+        raise IndexError(f"{extent} halved at {origin} is not inside of {out.shape}")
+    grid, edges = chunks.shape[:ndim], chunks.shape[ndim:]
+    one, none = (1,) * (3 - ndim), (0,) * (3 - ndim)
+    mask = np.nan if mask_value is None and dtype.kind == "f" else mask_value
+    arguments = (
+        chunks.reshape(one + grid + one + edges),
+        flags,
+        one + extent,
+        one + factors,
+        _WIDE_MEAN if method == "mean" and _is_wide(chunks, flags) else _CODES[method],
+        None if mask is None else dtype.type(mask),
+        _zero(dtype),
+        out.reshape(one + out.shape),
+        none + origin,
+    )
+    compiled_for(_halve_chunks, arguments)(*arguments)
+
+
+def _is_wide(chunks: npt.NDArray[Any], flags: npt.NDArray[np.uint8]) -> bool:
+    """Whether eight voxels may add up to more than any type holds.
+
+    Of floats only where a chunk is mixed, as `ValueRange.add` calls those that hold huge ones.
+    """
+    if chunks.dtype.kind != "f" or chunks.itemsize < 8:
+        return chunks.itemsize == 8
+    if not (flags == MIXED).any():
+        return False
+    lowest, highest = np.fmin.reduce(chunks, axis=None), np.fmax.reduce(chunks, axis=None)
+    return bool(max(-lowest, highest) > SUMMABLE)
+
+
+def _zero(dtype: np.dtype[Any]) -> Any:
+    """Return the zero of the type that eight voxels are added up in."""
+    if dtype.kind == "f":
+        return np.float64(0)
+    if dtype.itemsize == 8:
+        return dtype.type(0)
+    return np.int64(0) if dtype.itemsize == 4 else np.int32(0)
+
+
+_compiled = numba.njit(nogil=True)
+
+
+def _divide(total: Any, n: Any) -> Any:
+    raise NotImplementedError("replaced by the compiler")
+
+
+@overload(_divide)
+def _divide_by_type(total: Any, n: Any) -> Any:
+    def half_up(total: Any, n: Any) -> Any:
+        return (2 * total + n) // (2 * n)
+
+    def exact(total: Any, n: Any) -> Any:
+        return total / n
+
+    return half_up if isinstance(total, types.Integer) else exact
+
+
+def _eighth(total: Any) -> Any:
+    raise NotImplementedError("replaced by the compiler")
+
+
+@overload(_eighth, inline="always")
+def _eighth_by_type(total: Any) -> Any:
+    def half_up(total: Any) -> Any:
+        return (total + 4) >> 3
+
+    def exact(total: Any) -> Any:
+        return total * 0.125
+
+    return half_up if isinstance(total, types.Integer) else exact
+
+
+@_compiled
+def _is_masked(value: Any, mask: Any) -> Any:
+    if mask is None:
+        return False
+    # Only NaN differs from itself.
+    return value == mask or value != value
+
+
+def _halve_chunks(
+    chunks: Any,
+    flags: Any,
+    extent: Factors,
+    factors: Factors,
+    code: int,
+    mask: Any,
+    zero: Any,
+    out: Any,
+    origin: Factors,
+) -> None:
+    n0, n1, n2, c0, c1, c2 = chunks.shape
+    f0, f1, f2 = factors
+    voxels = chunks.reshape(chunks.size)
+    for i in range(n0):
+        for j in range(n1):
+            for k in range(n2):
+                within = (
+                    min(c0, extent[0] - i * c0),
+                    min(c1, extent[1] - j * c1),
+                    min(c2, extent[2] - k * c2),
+                )
+                if min(within) > 0:
+                    number = (i * n1 + j) * n2 + k
+                    start = (
+                        origin[0] + i * c0 // f0,
+                        origin[1] + j * c1 // f1,
+                        origin[2] + k * c2 // f2,
+                    )
+                    chunk = voxels[number * c0 * c1 * c2 : (number + 1) * c0 * c1 * c2]
+                    _halve_chunk(
+                        chunk, flags[number], (c1, c2), within, factors, code, mask, zero, out,
+                        start,
+                    )  # fmt: skip
+
+
+@_compiled
+def _halve_chunk(
+    chunk: Any,
+    flag: int,
+    edges: tuple[int, int],
+    within: Factors,
+    factors: Factors,
+    code: int,
+    mask: Any,
+    zero: Any,
+    out: Any,
+    start: Factors,
+) -> None:
+    """Halve the part `within` a chunk, given flat with its last two `edges`.
+
+    Where there is one parent along an axis instead of two it is taken twice, which changes neither
+    a mean, nor a majority, nor whether half of the parents are masked.
+    """
+    f0, f1, f2 = factors
+    n_pairs = within[2] // f2
+    n_columns = -(-within[2] // f2)
+    target = out.reshape(out.size)
+    for z in range(-(-within[0] // f0)):
+        i, k = z * f0, min(z * f0 + f0 - 1, within[0] - 1)
+        for y in range(-(-within[1] // f1)):
+            j, m = y * f1, min(y * f1 + f1 - 1, within[1] - 1)
+            # Unsigned, so that the compiler need not look for indices from the end.
+            rows = (
+                np.uintp((i * edges[0] + j) * edges[1]),
+                np.uintp((i * edges[0] + m) * edges[1]),
+                np.uintp((k * edges[0] + j) * edges[1]),
+                np.uintp((k * edges[0] + m) * edges[1]),
+            )
+            to = np.uintp(((start[0] + z) * out.shape[1] + start[1] + y) * out.shape[2] + start[2])
+            if flag == UNIFORM or code == _NEAREST:
+                for x in range(np.uintp(n_columns)):
+                    target[to + x] = chunk[rows[0] + x * np.uintp(f2)]
+                continue
+            n_done = 0
+            if f2 == 2:
+                n_done = n_pairs
+                if code != _MEAN:
+                    _pick_row(chunk, rows, np.uintp(n_pairs), code, mask, zero, target, to)
+                elif flag == PLAIN:
+                    _mean_row(chunk, rows, np.uintp(n_pairs), zero, target, to)
+                else:
+                    _masked_mean_row(chunk, rows, np.uintp(n_pairs), mask, zero, target, to)
+            for x in range(n_done, n_columns):
+                s = np.uintp(x * f2)
+                t = np.uintp(min(x * f2 + f2 - 1, within[2] - 1))
+                target[to + np.uintp(x)] = _from_parents(
+                    _parents(chunk, rows, s, t), code, mask, zero
+                )
+
+
+@_compiled
+def _parents(chunk: Any, rows: Any, s: Any, t: Any) -> Any:
+    a, b, c, d = rows
+    return (
+        *(chunk[a + s], chunk[a + t], chunk[b + s], chunk[b + t]),
+        *(chunk[c + s], chunk[c + t], chunk[d + s], chunk[d + t]),
+    )
+
+
+@_compiled
+def _mean_row(chunk: Any, rows: Any, n: Any, zero: Any, target: Any, to: Any) -> None:
+    a, b, c, d = rows
+    for x in range(n):
+        s = x + x
+        t = s + np.uintp(1)
+        total = zero + chunk[a + s] + chunk[a + t] + chunk[b + s] + chunk[b + t]
+        total = total + chunk[c + s] + chunk[c + t] + chunk[d + s] + chunk[d + t]
+        target[to + x] = _eighth(total)
+
+
+@_compiled
+def _masked_mean_row(
+    chunk: Any, rows: Any, n: Any, mask: Any, zero: Any, target: Any, to: Any
+) -> None:
+    for x in range(n):
+        s = x + x
+        total = zero
+        n_valid = 0
+        for row in rows:
+            for at in (row + s, row + s + np.uintp(1)):
+                value = chunk[at]
+                is_valid = not _is_masked(value, mask)
+                total += value if is_valid else zero
+                n_valid += is_valid
+        if n_valid == 8 or (mask is None):
+            target[to + x] = _eighth(total)
+        elif n_valid <= 4:
+            target[to + x] = mask
+        else:
+            target[to + x] = _from_parents(
+                _parents(chunk, rows, s, s + np.uintp(1)), _MEAN, mask, zero
+            )
+        if mask is not None and n_valid == 8 and _is_masked(target[to + x], mask):
+            target[to + x] = chunk[rows[0] + s]
+
+
+@_compiled
+def _pick_row(
+    chunk: Any, rows: Any, n: Any, code: int, mask: Any, zero: Any, target: Any, to: Any
+) -> None:
+    """Where nearly every voxel has eight parents that are the same, as labels have."""
+    a, b, c, d = rows
+    one = np.uintp(1)
+    n_different = np.uint32(0)
+    for x in range(n):
+        s = x + x
+        first = chunk[a + s]
+        target[to + x] = first
+        n_different += np.uint32(
+            (first != chunk[a + s + one])
+            | (first != chunk[b + s])
+            | (first != chunk[b + s + one])
+            | (first != chunk[c + s])
+            | (first != chunk[c + s + one])
+            | (first != chunk[d + s])
+            | (first != chunk[d + s + one])
+        )
+    if n_different:
+        for x in range(n):
+            parents = _parents(chunk, rows, x + x, x + x + one)
+            target[to + x] = _from_parents(parents, code, mask, zero)
+
+
+@_compiled
+def _from_parents(parents: Any, code: int, mask: Any, zero: Any) -> Any:
+    first = parents[0]
+    n_first = 0
+    for value in parents:
+        n_first += value == first
+    if n_first == 8:
+        return first
+    n_valid = 0
+    total = zero
+    best = first
+    for value in parents:
+        if not _is_masked(value, mask):
+            if n_valid == 0 or (code == _MAX and value > best):
+                best = value
+            n_valid += 1
+            total += value
+    if mask is not None and n_valid <= 4:
+        return mask
+    if code == _MAX:
+        return best
+    if code == _MODE:
+        return _most_frequent(parents, best, mask)
+    if code == _WIDE_MEAN:
+        mean = _wide_mean(parents, type(best)(n_valid), mask)
+    else:
+        mean = type(best)(_divide(total, n_valid))
+    return best if _is_masked(mean, mask) else mean
+
+
+def _wide_mean(parents: Any, n_valid: Any, mask: Any) -> Any:
+    raise NotImplementedError("replaced by the compiler")
+
+
+@overload(_wide_mean)
+def _wide_mean_by_type(parents: Any, n_valid: Any, mask: Any) -> Any:
+    def of_integers(parents: Any, n_valid: Any, mask: Any) -> Any:
+        # Quotients and remainders, which are not larger than the voxels.
+        whole = type(n_valid)(0)
+        rest = type(n_valid)(0)
+        for value in parents:
+            if not _is_masked(value, mask):
+                whole += type(n_valid)(value // n_valid)
+                rest += type(n_valid)(value % n_valid)
+        whole += type(n_valid)(rest // n_valid)
+        is_half = 2 * (rest % n_valid) >= n_valid
+        return type(n_valid)(whole + type(n_valid)(is_half))
+
+    def of_floats(parents: Any, n_valid: Any, mask: Any) -> Any:
+        # Powers of two change no digit.
+        total, lowest, highest = 0.0, np.inf, -np.inf
+        for value in parents:
+            if not _is_masked(value, mask):
+                total += value * 0.125
+                lowest, highest = min(lowest, value), max(highest, value)
+        mean = total / n_valid * 8.0
+        # Rounded up, the largest number of the type would be infinite.
+        return highest if mean > highest else lowest if mean < lowest else mean
+
+    return of_integers if isinstance(n_valid, types.Integer) else of_floats
+
+
+@_compiled
+def _most_frequent(parents: Any, best: Any, mask: Any) -> Any:
+    n_best = 0
+    for value in parents:
+        if not _is_masked(value, mask):
+            n_same = 0
+            for other in parents:
+                n_same += other == value
+            if n_same > n_best or (n_same == n_best and value < best):
+                best, n_best = value, n_same
+    return best

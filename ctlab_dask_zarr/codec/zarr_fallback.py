@@ -1,0 +1,211 @@
+"""Stored objects whose codecs the direct way does not know: zarr's own pipeline, in memory.
+
+A Zarr array of exactly one object, kept in a dict, is written to or read from through zarr's
+public API; what it stores under its only chunk key is the object. So every codec that zarr
+accepts works, in every release, at zarr's speed. zarr is loaded when such an object comes: workers
+that write and read the others start without it.
+
+zarr inflates whatever it gets. So the compressed bytes are inflated here first, up to the size that
+the array needs and no further.
+"""
+
+from __future__ import annotations
+
+import bz2
+import json
+import lzma
+import zlib
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numcodecs
+import numpy as np
+import numpy.typing as npt
+
+from ctlab_dask_zarr.codec.chunk import chunk_codec
+from ctlab_dask_zarr.errors import ShardDecodeError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.zarr_array import CodecSpec, StoredArray
+from ctlab_dask_zarr.store.storage import Store
+
+__all__ = ["decode_object", "encode_object", "odd_dtype", "read_object"]
+
+_DOCUMENT_KEY = "zarr.json"
+#: What an element of any volume has at most, in whatever dtype filters have put it.
+_ELEMENT_NBYTES = 16
+#: What an encoded chunk may have beyond its elements.
+_SURPLUS_NBYTES = 1 << 16
+#: lzma allocates the dictionary that a stream asks for: that of its highest preset is 65 MiB.
+_LZMA_NBYTES = 128 << 20
+
+
+def encode_object(array: StoredArray, block: npt.NDArray[Any]) -> bytes:
+    """Encode one stored object from its voxels, shape ``array.object_shape``."""
+    objects: dict[str, Any] = {}
+    target, key = _open_single(array, objects)
+    target[...] = block
+    if key not in objects:
+        # zarr 3.1 leaves out a shard that is all fill value, whatever it is asked. Here every
+        # object is written: with another fill value, its chunks are stored like any others.
+        other = 1 if array.fill_value == 0 else 0
+        target, key = _open_single(array, objects, fill_value=other)
+        target[...] = block
+    return bytes(objects[key].to_bytes())
+
+
+def read_object(store: Store, key: str, array: StoredArray) -> npt.NDArray[Any]:
+    """Read one stored object, and decode it to its voxels, shape ``array.object_shape``.
+
+    Raises
+    ------
+    ShardDecodeError
+        It cannot be decoded, or would become larger than the array's objects are.
+    """
+    limit = _encoded_limit(array.object_shape) + array.index_nbytes
+    data = store.get(key, limit)
+    _refuse_inflated(json.loads(array.document)["codecs"], array.object_shape, data)
+    return decode_object(array, data)
+
+
+def _encoded_limit(shape: tuple[int, ...]) -> int:
+    return prod(shape) * _ELEMENT_NBYTES + _SURPLUS_NBYTES
+
+
+def _refuse_inflated(codecs: list[Any], shape: tuple[int, ...], data: Any) -> None:
+    """Raise where a codec would make more of an object than an array of `shape` needs.
+
+    What codecs other than those below make of it is not known before zarr has done it.
+    """
+    steps = [(str(step["name"]), step.get("configuration") or {}) for step in codecs]
+    names = [name for name, _ in steps]
+    place = next((n for n, name in enumerate(names) if name in _ARRAY_TO_BYTES), None)
+    if place is None:
+        return
+    limit = _encoded_limit(shape)
+    for name, options in reversed(steps[place + 1 :]):
+        data = _inflated(name, options, data, limit)
+        if data is None:
+            return
+    if names[place] == "sharding_indexed":
+        _refuse_inflated_chunks(steps[place][1], shape, data)
+
+
+def _refuse_inflated_chunks(sharding: Any, shape: tuple[int, ...], data: Any) -> None:
+    names = [codec["name"] for codec in sharding["index_codecs"]]
+    if names not in (["bytes"], ["bytes", "crc32c"]):
+        return
+    chunk_shape = tuple(sharding["chunk_shape"])
+    n_chunks = prod(n // c for n, c in zip(shape, chunk_shape, strict=True))
+    endian = sharding["index_codecs"][0].get("configuration", {}).get("endian", "little")
+    n_bytes = n_chunks * 16 + 4 * (len(names) - 1)
+    if len(data) < n_bytes:
+        raise ShardDecodeError(f"it has {len(data)} bytes, fewer than its index has alone")
+    start = 0 if sharding.get("index_location") == "start" else len(data) - n_bytes
+    dtype = "<u8" if endian == "little" else ">u8"
+    index = np.frombuffer(data, dtype, n_chunks * 2, start).reshape(-1, 2)
+    for offset, nbytes in index.tolist():
+        if offset + nbytes <= len(data):
+            chunk = memoryview(data)[offset : offset + nbytes]
+            _refuse_inflated(sharding["codecs"], chunk_shape, chunk)
+
+
+def _inflated(name: str, options: dict[str, Any], data: Any, limit: int) -> Any:
+    """Return what a codec makes of bytes; None where that is not known here.
+
+    Raises
+    ------
+    ShardDecodeError
+        More than `limit` bytes.
+    """
+    plain = name.removeprefix("numcodecs.")
+    make = _INFLATERS.get(plain)
+    if make is not None:
+        return _read_streams(lambda: make(options), data, limit)
+    if name != plain and plain in _NEVER_LARGER:
+        return numcodecs.get_codec({"id": plain, **options}).decode(data)
+    known = {"lz4": "numcodecs.lz4"}.get(plain, plain)
+    if known not in ("zstd", "blosc", "numcodecs.lz4", "crc32c"):
+        return None
+    # To decode takes no options, but to make the codec does.
+    defaults = {"level": 0, "cname": "zstd", "clevel": 1, "shuffle": "noshuffle"}
+    return chunk_codec((CodecSpec(known, json.dumps(defaults)),)).decode_within(data, limit)
+
+
+def _read_streams(make: Callable[[], Any], data: Any, limit: int) -> bytes:
+    """Return what compressed streams that follow one another hold."""
+    parts: list[bytes] = []
+    n_left = limit
+    while len(data):
+        inflater = make()
+        try:
+            parts.append(inflater.decompress(data, n_left + 1))
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise ShardDecodeError(f"the codec rejects it: {error}") from error
+        n_left -= len(parts[-1])
+        if n_left < 0:
+            raise ShardDecodeError(f"it would become more than {limit:,} bytes")
+        data = inflater.unused_data if inflater.eof else b""
+    return b"".join(parts)
+
+
+def _lzma_inflater(options: dict[str, Any]) -> Any:
+    form = options.get("format", lzma.FORMAT_XZ)
+    if form == lzma.FORMAT_RAW:
+        return lzma.LZMADecompressor(format=form, filters=options.get("filters"))
+    return lzma.LZMADecompressor(format=form, memlimit=_LZMA_NBYTES)
+
+
+_ARRAY_TO_BYTES = ("bytes", "sharding_indexed")
+_NEVER_LARGER = ("adler32", "crc32", "crc32c", "fletcher32", "jenkins_lookup3", "shuffle")
+_INFLATERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "bz2": lambda _: bz2.BZ2Decompressor(),
+    "zlib": lambda _: zlib.decompressobj(),
+    "gzip": lambda _: zlib.decompressobj(31),
+    "lzma": _lzma_inflater,
+}
+
+
+def decode_object(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
+    """Decode one stored object to its voxels, shape ``array.object_shape``."""
+    if array.is_sharded and len(data) < array.index_nbytes:
+        # zarr 3.1 would read an empty object as fill values.
+        raise ShardDecodeError(f"it has {len(data)} bytes, fewer than its index has alone")
+    objects: dict[str, Any] = {}
+    source, key = _open_single(array, objects)
+    objects[key] = _buffer(data)
+    try:
+        return np.asarray(source[...])
+    except Exception as error:  # zarr's codecs raise what they like
+        raise ShardDecodeError(f"zarr cannot decode it: {error}") from error
+
+
+def _buffer(data: bytes) -> Any:
+    from zarr.core.buffer import default_buffer_prototype
+
+    return default_buffer_prototype().buffer.from_bytes(data)
+
+
+def _open_single(array: StoredArray, objects: dict[str, Any], **changes: Any) -> tuple[Any, str]:
+    import zarr
+    from zarr.storage import MemoryStore
+
+    document = json.loads(array.document) | changes
+    document["shape"] = list(array.object_shape)
+    text = json.dumps(document).encode()
+    objects[_DOCUMENT_KEY] = _buffer(text)
+    try:
+        opened = zarr.open_array(
+            MemoryStore(objects), mode="r+", zarr_format=3, config={"write_empty_chunks": True}
+        )
+    except Exception as error:  # zarr raises a different class for each part it does not know
+        raise UnsupportedFormatError(
+            f"zarr does not accept the array's zarr.json: {error}"
+        ) from error
+    return opened, array.key((0,) * len(array.object_shape))
+
+
+def odd_dtype(array: StoredArray) -> np.dtype[Any]:
+    """Return the NumPy dtype that zarr reads the array as."""
+    opened, _ = _open_single(array, {})
+    dtype: np.dtype[Any] = np.dtype(opened.dtype)
+    return dtype

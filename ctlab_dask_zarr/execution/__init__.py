@@ -1,0 +1,1 @@
+"""Where and how it runs: source graphs, clusters, progress, stopping, settings."""

@@ -1,0 +1,102 @@
+"""A block by the tasks that make it, whose results have memory of their own while others run."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from operator import getitem
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dask._task_spec import DataNode, GraphNode, Task
+
+from ctlab_dask_zarr.planning.layout import Shape
+
+__all__ = ["BlockRecipe", "may_reuse"]
+
+Key = Any
+
+
+@dataclass(frozen=True)
+class BlockRecipe:
+    """One block: where it lies, and the tasks that make it inside the task that writes it."""
+
+    start: Shape
+    shape: Shape
+    nodes: tuple[GraphNode, ...]
+
+    def make(self, shared: Mapping[Key, Any]) -> Any:
+        """Run the tasks and return the block, which nobody changes afterwards.
+
+        What somebody else may hold is copied: a buffer that the next block is written to, a result
+        that is kept for other threads.
+        """
+        return _owned(partial(self._run, shared), partial(self._is_input, shared))
+
+    def _run(self, shared: Mapping[Key, Any]) -> Any:
+        values = dict(shared)
+        *first, last = self.nodes
+        for node in first:
+            inputs = {d: values[d] for d in node.dependencies}
+            values[node.key] = _owned(partial(node, inputs)) if may_reuse(node) else node(inputs)
+        return last({d: values[d] for d in last.dependencies})
+
+    def _is_input(self, shared: Mapping[Key, Any], block: npt.NDArray[Any]) -> bool:
+        """Whether the block is a part of an array in the graph, of which tasks only take parts."""
+        if any(map(may_reuse, self.nodes)):
+            return False
+        inputs = [*shared.values(), *(n.value for n in self.nodes if isinstance(n, DataNode))]
+        return any(_owner(array) is _owner(block) for array in inputs)
+
+
+def _owner(array: Any) -> Any:
+    """Return the array that an array is a part of; itself where it is none."""
+    while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def may_reuse(node: GraphNode) -> bool:
+    """Whether a task may return memory that its function fills again for the next one."""
+    return isinstance(node, Task) and node.func is not getitem
+
+
+def _owned(
+    make: Callable[[], Any], is_input: Callable[[npt.NDArray[Any]], bool] = lambda block: False
+) -> Any:
+    """Return what is made, copied where somebody else may hold its memory and it is no input."""
+    block, references = _made(make)
+    is_alone = references[0] <= _ALONE[0] and all(n <= _ALONE[1] for n in references[1:])
+    if not isinstance(block, np.ndarray) or is_alone or is_input(block):
+        return block
+    return block.copy(order="K")
+
+
+def _made(make: Callable[[], Any]) -> tuple[Any, list[float]]:
+    """Return what was made, and how many references there are to it and to what it is a view of."""
+    block = make()
+    return block, _references(block)
+
+
+def _references(block: Any) -> list[float]:
+    counts: list[float] = []
+    owns_memory = False
+    link = block
+    while isinstance(link, np.ndarray):
+        counts.append(sys.getrefcount(link))
+        owns_memory = link.flags.owndata
+        link = link.base
+    is_mapped = isinstance(link, mmap.mmap) and not block.flags.writeable
+    if not (link is None and owns_memory) and not isinstance(link, bytes) and not is_mapped:
+        # The memory is of something else than NumPy, which may write to it.
+        counts.append(math.inf)
+    return counts
+
+
+#: The references to an array, and to one that it is a view of, where nobody else has any.
+_ALONE = _made(lambda: np.empty(2)[:1])[1]

@@ -1,0 +1,1 @@
+"""To other libraries: xarray, and filters that leave the mask out."""

@@ -1,0 +1,328 @@
+"""To xarray and back: physical coordinates, names, attributes.
+
+Importing this module gives every `xarray.DataArray` the accessor ``.ctlab``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ctlab_dask_zarr.dataset import Dataset
+from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.json_values import plain_json
+from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.text import shown
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+
+__all__ = ["CTLabAccessor", "from_xarray", "to_xarray"]
+
+#: Attributes of the array. Nested ones are JSON text, which netCDF can keep too.
+_DATATYPE, _ID, _HISTORY, _EXTRA = "datatype", "dataset_id", "ctlab_history", "ctlab_attributes"
+#: Where it is not what the data type says: 1 or 0, as netCDF has no truth values.
+_DISCRETE = "is_discrete"
+#: Attribute of a coordinate with one position, which does not tell the voxel's edge. Longer ones
+#: must not have it: it would outlast `coarsen`, and be that of the voxels before.
+_SPACING = "spacing"
+#: Positions may differ from regular ones by this part of a voxel: float32 ones do.
+_TOLERANCE = 1e-2
+#: Names of axes that are none of space.
+_NOT_OF_SPACE = frozenset({"t", "time", "c", "channel", "channels"})
+#: Of a `Dataset` that was an array of somebody else's: its name and its attributes.
+_FOREIGN = "xarray"
+#: The name of an array whose data type is not known.
+_NAME = "voxels"
+
+
+def to_xarray(dataset: Dataset) -> xr.DataArray:
+    """Return a dataset as a `xarray.DataArray`; the voxels stay lazy.
+
+    Parameters
+    ----------
+    dataset
+        What to convert.
+
+    Raises
+    ------
+    MetadataError
+        The history or a further attribute holds what JSON cannot hold; the message says where.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> ds = Dataset(
+    ...     da.zeros((4, 5, 6), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> array = to_xarray(ds)
+    >>> array.z.values.tolist(), array.z.attrs["units"]
+    ([0.0, 2.5, 5.0, 7.5], 'um')
+    >>> from_xarray(array.sel(x=slice(0, 5)))
+    <Dataset tomo (z: 4, y: 5, x: 3) uint16, voxel 2.5 um>
+    """
+    unit = str(dataset.voxel_unit)
+    coords = {
+        name: xr.Variable(
+            name,
+            start + size * np.arange(n),
+            {"units": unit} | ({_SPACING: size} if n == 1 else {}),
+        )
+        for name, n, size, start in zip(
+            dataset.dimension_names, dataset.shape, dataset.voxel_size, dataset.origin, strict=True
+        )
+    }
+    extra = plain_json(dataset.extra_attrs, "extra_attrs")
+    foreign = extra.pop(_FOREIGN) if _is_foreign(extra.get(_FOREIGN)) else {}
+    attributes: dict[str, Any] = dict(foreign.get("attributes", {}))
+    if dataset.datatype is not None:
+        attributes[_DATATYPE] = str(dataset.datatype)
+    if dataset.dataset_id is not None:
+        attributes[_ID] = dataset.dataset_id
+    if dataset.history:
+        attributes[_HISTORY] = json.dumps(plain_json(dataset.history, "history"))
+    if extra:
+        attributes[_EXTRA] = json.dumps(extra)
+    if dataset.is_discrete != (dataset.datatype is not None and dataset.datatype.is_discrete):
+        attributes[_DISCRETE] = int(dataset.is_discrete)
+    return xr.DataArray(
+        dataset.data,
+        coords,
+        dataset.dimension_names,
+        name=foreign.get("name", attributes.get(_DATATYPE, _NAME)),
+        attrs=attributes,
+    )
+
+
+def from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
+    """Return a `xarray.DataArray` as a dataset; lazy voxels stay lazy.
+
+    The voxel size is the spacing of the coordinates, its unit their ``units``. Name and attributes
+    are kept: those of others among ``extra_attrs``, from where `to_xarray` brings them back; an
+    array without a name gets that of its data type. The origin is the first position along each
+    axis; coordinates of no axis are not kept.
+
+    Parameters
+    ----------
+    array
+        Two or three axes of space, with regular increasing coordinates, or with none at all (the
+        unit is then the voxel). One position tells no size: an axis of one voxel needs the
+        attribute ``spacing`` of its coordinate.
+    datatype
+        The mango data type; by default the attribute ``datatype``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Other axes, coordinates that are not regular, units that are no lengths or not the same, or
+        attributes that cannot be read.
+    """
+    import dask.array as da
+
+    if not isinstance(array, xr.DataArray):
+        raise InvalidArgumentError(
+            f"a {type(array).__name__} is no DataArray: of a Dataset, choose a variable, as "
+            "ds['tomo']"
+        )
+    names = tuple(str(name) for name in array.dims)
+    if array.ndim not in (2, 3):
+        raise InvalidArgumentError(
+            f"the array has the axes {names}; volumes have two or three of space: choose one of "
+            "the others, as array.isel(t=0)"
+        )
+    for name in names:
+        if name.lower() in _NOT_OF_SPACE:
+            raise InvalidArgumentError(
+                f"the axis {name!r} is none of space: choose one of it, as array.isel({name}=0)"
+            )
+    if 0 in array.shape:
+        empty = names[array.shape.index(0)]
+        raise InvalidArgumentError(
+            f"the array has nothing along {empty!r}: look at what was selected; positions are "
+            "those of the centres of voxels"
+        )
+    size, unit, origin = _spacing(array, names)
+    # Another data type than that of the attribute decides.
+    said = array.attrs.get(_DISCRETE) if datatype in (None, array.attrs.get(_DATATYPE)) else None
+    data = array.data
+    if not hasattr(data, "dask"):
+        data = da.from_array(data)
+    try:
+        return Dataset(
+            data,
+            dimension_names=names,
+            voxel_unit=unit,
+            voxel_size=size,
+            datatype=datatype or array.attrs.get(_DATATYPE),
+            history=_mapping(array, _HISTORY),
+            dataset_id=array.attrs.get(_ID),
+            extra_attrs={**_mapping(array, _EXTRA), **_foreign(array)},
+            origin=origin,
+            is_discrete=None if said is None else bool(said),
+        )
+    except ValueError as error:
+        raise InvalidArgumentError(str(error)) from error
+
+
+def _mapping(array: xr.DataArray, name: str) -> Mapping[str, Any]:
+    text = array.attrs.get(name, "{}")
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"the attribute {name} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidArgumentError(f"the attribute {name} is no JSON object")
+    return found
+
+
+def _foreign(array: xr.DataArray) -> dict[str, Any]:
+    """Return what of an array has no other place in a dataset; nothing where there is nothing."""
+    attributes, refused = {}, []
+    for key, value in array.attrs.items():
+        if key in (_DATATYPE, _ID, _HISTORY, _EXTRA, _DISCRETE):
+            continue
+        try:
+            attributes[str(key)] = plain_json(value, str(key))
+        except MetadataError:
+            refused.append(str(key))
+    if refused:
+        warnings.warn(
+            shown(f"left out the attributes {', '.join(refused)}, whose values JSON cannot hold"),
+            stacklevel=3,
+        )
+    found: dict[str, Any] = {"attributes": attributes} if attributes else {}
+    if array.name is not None and array.name not in (_NAME, array.attrs.get(_DATATYPE)):
+        found["name"] = str(array.name)
+    return {_FOREIGN: found} if found else {}
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether it is what `_foreign` made: in a store may be anything under that name."""
+    if not isinstance(value, dict) or not value.keys() <= {"name", "attributes"}:
+        return False
+    return isinstance(value.get("attributes", {}), dict) and isinstance(value.get("name", ""), str)
+
+
+def _spacing(
+    array: xr.DataArray, names: Sequence[str]
+) -> tuple[tuple[float, ...], VoxelUnit, tuple[float, ...]]:
+    """Return the voxel size, its unit, and the origin that the coordinates tell."""
+    with_coords = [name for name in names if name in array.coords]
+    if not with_coords:
+        return (1.0,) * len(names), VoxelUnit.VOXEL, (0.0,) * len(names)
+    if len(with_coords) < len(names):
+        missing = next(name for name in names if name not in with_coords)
+        raise InvalidArgumentError(f"the axis {missing!r} has no coordinates, and others have")
+    sizes = tuple(_spacing_along(array.coords[name], name) for name in names)
+    units = {name: _unit(array.coords[name], name) for name in names}
+    first = units[names[0]]
+    try:
+        factors = [
+            1.0 if unit == first else unit.conversion_factor(first) for unit in units.values()
+        ]
+    except ValueError as error:
+        raise InvalidArgumentError(f"the units of the axes do not go together: {error}") from error
+    starts = (float(array.coords[name].values[0]) for name in names)
+    return (
+        tuple(size * factor for size, factor in zip(sizes, factors, strict=True)),
+        first,
+        tuple(start * factor for start, factor in zip(starts, factors, strict=True)),
+    )
+
+
+def _spacing_along(coordinate: xr.DataArray, name: str) -> float:
+    values = coordinate.values
+    if values.dtype.kind not in "iuf":
+        raise InvalidArgumentError(
+            f"the coordinates along {name!r} are {values.dtype}, not lengths"
+        )
+    if len(values) == 1:
+        if _SPACING not in coordinate.attrs:
+            raise InvalidArgumentError(
+                f"the axis {name!r} has one voxel, of which the coordinates do not tell the size: "
+                f"set array.{name}.attrs['{_SPACING}']"
+            )
+        return _length(coordinate.attrs[_SPACING], name)
+    positions = values.astype(float)
+    step = float((positions[-1] - positions[0]) / (len(positions) - 1))
+    if not step > 0:
+        raise InvalidArgumentError(
+            f"the coordinates along {name!r} do not increase: turn the axis round, as "
+            f"array.isel({name}=slice(None, None, -1))"
+        )
+    regular = np.linspace(positions[0], positions[-1], len(positions))
+    off = float(np.abs(positions - regular).max() / step)
+    if not off <= _TOLERANCE:
+        raise InvalidArgumentError(
+            f"the coordinates along {name!r} are not regular: one is {off:.2g} voxels from where "
+            f"steps of {step:.6g} put it; voxels are all of one size, so interpolate first"
+        )
+    return step
+
+
+def _length(value: Any, name: str) -> float:
+    try:
+        length = float(value)
+    except (TypeError, ValueError):
+        length = math.nan
+    if not 0 < length < math.inf:
+        raise InvalidArgumentError(
+            f"array.{name}.attrs['{_SPACING}'] is {value!r}, which is no length: set it to the "
+            "edge of a voxel"
+        )
+    return length
+
+
+def _unit(coordinate: xr.DataArray, name: str) -> VoxelUnit:
+    text = coordinate.attrs.get("units")
+    if text is None:
+        raise InvalidArgumentError(
+            f"the coordinates along {name!r} have no units: set array.{name}.attrs['units'] = 'um'"
+        )
+    try:
+        return VoxelUnit.from_str(str(text))
+    except ValueError as error:
+        raise InvalidArgumentError(f"the units {text!r} along {name!r} are no lengths") from error
+
+
+@xr.register_dataarray_accessor("ctlab")  # type: ignore[no-untyped-call]
+class CTLabAccessor:
+    """What this package does with an array: ``array.ctlab``."""
+
+    def __init__(self, array: xr.DataArray) -> None:
+        self._array = array
+
+    @property
+    def mask_value(self) -> Any:
+        """The value of masked voxels, by the attribute ``datatype``; None where it has none."""
+        datatype = self._array.attrs.get(_DATATYPE)
+        try:
+            return None if datatype is None else DataType.from_basename(str(datatype)).mask_value
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from error
+
+    @property
+    def mask(self) -> xr.DataArray:
+        """Which voxels are masked, lazy where they are: ``array.where(~array.ctlab.mask)``."""
+        if self.mask_value is None:
+            return xr.zeros_like(self._array, dtype=bool)
+        mask: xr.DataArray = self._array == self.mask_value
+        return mask
+
+    def to_dataset(self, *, datatype: str | None = None) -> Dataset:
+        """Return the array as a `Dataset`: see `from_xarray`."""
+        return from_xarray(self._array, datatype=datatype)
+
+    def to_zarr(self, path: Any, *, datatype: str | None = None, **options: Any) -> Delayed | None:
+        """Write the array: see `ctlab_dask_zarr.dataset_to_zarr` for the options."""
+        from ctlab_dask_zarr.api import dataset_to_zarr
+
+        return dataset_to_zarr(self.to_dataset(datatype=datatype), path, **options)

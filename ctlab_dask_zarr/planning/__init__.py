@@ -1,0 +1,1 @@
+"""What a write will do: pure values, computed before anything is touched."""

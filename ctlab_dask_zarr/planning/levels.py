@@ -1,0 +1,321 @@
+"""Which levels a dataset gets: how many, of what shape, where their voxels lie.
+
+Pure arithmetic, as `write.layout`. Level 0 is the data; each further level has half as many voxels
+along every axis that is halved, ``ceil(n / 2)`` where their number is odd.
+
+Which axes are halved from one level to the next:
+
+- one whose voxels are less than the square root of 2 times as long as the shortest edge of a
+  voxel: halving it brings the edges nearer to each other, or keeps them equal;
+- but none that is short: at most 32 voxels, and less than an eighth of the longest axis.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from math import sqrt
+from typing import Any, Literal
+
+from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.planning.layout import Layout, Shape
+
+__all__ = [
+    "DownsampleMethod",
+    "LevelGeometry",
+    "LevelSpec",
+    "child_coords",
+    "geometries_of_levels",
+    "level_geometries",
+    "level_layout",
+    "levels_problem",
+    "parent_coords",
+    "piece_layouts",
+    "resolve_downsample",
+]
+
+DownsampleMethod = Literal["mean", "mode", "nearest", "max"]
+LevelSpec = int | Literal["auto"]
+
+#: ``'auto'`` ends where the longest axis has no more voxels than this: a picture at a glance.
+_VIEW_LENGTH = 256
+#: Voxels are taken for equally long up to this ratio; beyond it, halving the shorter is better.
+_EQUAL_RATIO = sqrt(2)
+_SHORT_LENGTH = 32
+_SHORT_PART = 8
+
+
+@dataclass(frozen=True)
+class LevelGeometry:
+    """Where the voxels of one level lie.
+
+    Attributes
+    ----------
+    shape
+        Number of voxels along each axis.
+    factors
+        1 or 2 along each axis: voxels of the next finer level along one of this one.
+    scale, translation
+        Edge lengths of a voxel, and the position of the first one's centre, in the unit of the
+        voxel size.
+    """
+
+    shape: Shape
+    factors: Shape
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+
+
+def level_geometries(
+    shape: Shape,
+    voxel_size: Sequence[float],
+    levels: LevelSpec,
+    origin: Sequence[float] | None = None,
+) -> tuple[LevelGeometry, ...]:
+    """Return the geometry of each level, finest first.
+
+    Parameters
+    ----------
+    shape, voxel_size, origin
+        Of level 0; its origin is zero by default.
+    levels
+        How many, level 0 counted; ``'auto'``: until the longest axis has 256 voxels or fewer.
+
+    Raises
+    ------
+    InvalidArgumentError
+        `levels` is no number of levels, or more than there can be.
+
+    Examples
+    --------
+    >>> [level.shape for level in level_geometries((1000, 1001, 20), (1.0, 1.0, 1.0), "auto")]
+    [(1000, 1001, 20), (500, 501, 20), (250, 251, 20)]
+    >>> level_geometries((64, 64, 64), (2.0, 1.0, 1.0), 2)[1].factors
+    (1, 2, 2)
+    """
+    n_levels = _validated_levels(levels)
+    start = (0.0,) * len(shape) if origin is None else tuple(origin)
+    found = [LevelGeometry(shape, (1,) * len(shape), tuple(voxel_size), start)]
+    while n_levels is None or len(found) < n_levels:
+        last = found[-1]
+        if n_levels is None and max(last.shape) <= _VIEW_LENGTH:
+            break
+        if max(last.shape) == 1:
+            raise InvalidArgumentError(
+                f"levels={levels}: level {len(found) - 1} has one voxel, so that there can be "
+                f"{len(found)} levels; 'auto' makes as many as viewers need"
+            )
+        found.append(_next_level(last))
+    return tuple(found)
+
+
+def geometries_of_levels(
+    shapes: Sequence[Shape],
+    voxel_sizes: Sequence[Sequence[float]],
+    origins: Sequence[Sequence[float]],
+) -> tuple[LevelGeometry, ...]:
+    """Return the geometry of levels that are there, whoever has made them, finest first.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A level is not the one before it with half as many voxels along some axes.
+
+    Examples
+    --------
+    >>> levels = geometries_of_levels([(5, 8), (3, 8)], [(2.0, 1.0), (4.0, 1.0)], [(0, 0), (1, 0)])
+    >>> levels[1].factors
+    (2, 1)
+    """
+    found = [
+        LevelGeometry(shapes[0], (1,) * len(shapes[0]), tuple(voxel_sizes[0]), tuple(origins[0]))
+    ]
+    for shape, size, origin in zip(shapes[1:], voxel_sizes[1:], origins[1:], strict=True):
+        finer = found[-1].shape
+        factors = tuple(1 if n == f else 2 for n, f in zip(shape, finer, strict=True))
+        if shape != tuple(-(-f // by) for f, by in zip(finer, factors, strict=True)):
+            raise InvalidArgumentError(
+                f"level {len(found)} has the shape {shape}, which is not half of {finer}, rounded "
+                "up, along any axes: only such levels can be made here"
+            )
+        found.append(LevelGeometry(shape, factors, tuple(size), tuple(origin)))
+    return tuple(found)
+
+
+def _validated_levels(levels: Any) -> int | None:
+    """Return how many levels are asked for; None for as many as there should be."""
+    if isinstance(levels, str) and levels == "auto":
+        return None
+    try:
+        if isinstance(levels, bool):
+            raise TypeError
+        n_levels = operator.index(levels)
+    except TypeError:
+        raise InvalidArgumentError(
+            f"levels={levels!r} is neither a number of levels nor 'auto'"
+        ) from None
+    if n_levels < 1:
+        raise InvalidArgumentError(f"levels={n_levels}: level 0, the data itself, is the first")
+    return n_levels
+
+
+def _next_level(level: LevelGeometry) -> LevelGeometry:
+    longest = max(level.shape)
+    can_be = [n > 1 and not (n <= _SHORT_LENGTH and n * _SHORT_PART < longest) for n in level.shape]
+    finest = min(s for s, can in zip(level.scale, can_be, strict=True) if can)
+    factors = tuple(
+        2 if can and s < finest * _EQUAL_RATIO else 1
+        for s, can in zip(level.scale, can_be, strict=True)
+    )
+    return LevelGeometry(
+        shape=tuple(-(-n // f) for n, f in zip(level.shape, factors, strict=True)),
+        factors=factors,
+        scale=tuple(s * f for s, f in zip(level.scale, factors, strict=True)),
+        # The centre of a voxel is in the middle of its parents.
+        translation=tuple(
+            t + s * (f - 1) / 2
+            for t, s, f in zip(level.translation, level.scale, factors, strict=True)
+        ),
+    )
+
+
+def level_layout(finest: Layout, shape: Shape) -> Layout:
+    """Return the layout of a level of `shape`: that of the finest, cut down where it is longer.
+
+    Examples
+    --------
+    >>> from ctlab_dask_zarr.planning.layout import resolve_layout
+    >>> level_layout(resolve_layout((1024,) * 3), (20, 200, 512)).shard_shape
+    (20, 224, 512)
+    """
+    chunk = tuple(map(min, finest.inner_chunk_shape, shape))
+    covering = tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
+    task = tuple(
+        min(t // c0 * c, cover)
+        for t, c0, c, cover in zip(
+            finest.task_shape, finest.inner_chunk_shape, chunk, covering, strict=True
+        )
+    )
+    return Layout(shape, chunk, None if finest.shard_shape is None else task, task)
+
+
+def piece_layouts(layouts: Sequence[Layout], factors: Sequence[Shape]) -> tuple[Layout, ...] | None:
+    """Return how each level is cut into what single tasks of the next finer one make of it.
+
+    None where some of these pieces would not be made of whole inner chunks, or would lie in two
+    shards.
+
+    Parameters
+    ----------
+    layouts, factors
+        Of each level, finest first.
+
+    Examples
+    --------
+    >>> from ctlab_dask_zarr.planning.layout import resolve_layout
+    >>> finest = resolve_layout((2048, 2048, 2048))
+    >>> layouts = [finest, level_layout(finest, (1024,) * 3), level_layout(finest, (512,) * 3)]
+    >>> [piece.shard_shape for piece in piece_layouts(layouts, [(1, 1, 1), (2, 2, 2), (2, 2, 2)])]
+    [(256, 256, 256), (256, 256, 256)]
+    """
+    pieces: list[Layout] = []
+    for (finer, coarser), halved in zip(pairwise(layouts), factors[1:], strict=True):
+        piece = _piece_layout(finer, coarser, halved)
+        if piece is None or (pieces and levels_problem(pieces[-1], halved)):
+            return None
+        pieces.append(piece)
+    return tuple(pieces)
+
+
+def _piece_layout(finer: Layout, coarser: Layout, factors: Shape) -> Layout | None:
+    if coarser.shard_shape is None:
+        return None
+    edges = []
+    for shard, chunk, n, task, f, n_tasks in zip(
+        coarser.shard_shape, coarser.inner_chunk_shape, coarser.shape,
+        finer.task_shape, factors, finer.grid_shape, strict=True,
+    ):  # fmt: skip
+        edge = task // f if n_tasks > 1 else -(-n // chunk) * chunk
+        if edge % chunk or task % f or shard % edge:
+            return None
+        edges.append(edge)
+    piece = tuple(edges)
+    return Layout(coarser.shape, coarser.inner_chunk_shape, piece, piece)
+
+
+def parent_coords(finer: Layout, coarser: Layout, factors: Shape, coords: Shape) -> Iterator[Shape]:
+    """Yield the tasks of the finer level whose voxels a task of the coarser one is made of.
+
+    Examples
+    --------
+    >>> from ctlab_dask_zarr.planning.layout import resolve_layout
+    >>> finer = resolve_layout((1024, 1024, 600))
+    >>> coarser = level_layout(finer, (512, 512, 300))
+    >>> list(parent_coords(finer, coarser, (2, 2, 2), (0, 0, 0)))[-1]
+    (1, 1, 1)
+    """
+    ranges = [
+        range(part.start * f // t, -(-min(part.stop * f, n) // t))
+        for part, f, t, n in zip(
+            coarser.region(coords), factors, finer.task_shape, finer.shape, strict=True
+        )
+    ]
+    yield from product(*ranges)
+
+
+def child_coords(finer: Layout, coarser: Layout, factors: Shape, coords: Shape) -> Iterator[Shape]:
+    """Yield the tasks of the coarser level that are made of a task of the finer one."""
+    ranges = []
+    for part, f, t in zip(finer.region(coords), factors, coarser.task_shape, strict=True):
+        stop = -(-part.stop // f)
+        ranges.append(range(part.start // f // t, -(-stop // t)))
+    yield from product(*ranges)
+
+
+def resolve_downsample(
+    method: str | None, dtype_kind: str, *, is_discrete: bool
+) -> DownsampleMethod:
+    """Return the method to use, by default that of the kind of data.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There is no such method, or it means nothing for such data.
+    """
+    if method is None:
+        # Classes in floats, as others write them: hardly two need be equal for the mode.
+        return "mean" if not is_discrete else "nearest" if dtype_kind == "f" else "mode"
+    if method not in ("mean", "mode", "nearest", "max"):
+        raise InvalidArgumentError(
+            f"downsample={method!r} is none of 'mean', 'mode', 'nearest', 'max'"
+        )
+    if is_discrete and method in ("mean", "max"):
+        raise InvalidArgumentError(
+            f"downsample={method!r} makes no sense for segmentations and labels, whose values are "
+            "names of classes: use 'mode' or 'nearest'"
+        )
+    if method == "mode" and dtype_kind == "f":
+        raise InvalidArgumentError(
+            "downsample='mode' makes no sense for floats, of which hardly two are equal: use "
+            "'mean', 'max' or 'nearest'"
+        )
+    return method  # type: ignore[return-value]
+
+
+def levels_problem(layout: Layout, factors: Shape) -> str | None:
+    """Return why no level can be made of one with this layout, or None.
+
+    The two parents of a voxel have to lie in the same shard, so that a worker has both.
+    """
+    for axis, (f, t, n) in enumerate(
+        zip(factors, layout.task_shape, layout.grid_shape, strict=True)
+    ):
+        if f == 2 and n > 1 and t % 2:
+            what = "shards" if layout.shard_shape else "chunks"
+            return (
+                f"levels need {what} with an even edge along axis {axis}, which is halved: "
+                f"{layout.object_shape} has {t}"
+            )
+    return None

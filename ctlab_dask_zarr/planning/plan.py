@@ -1,0 +1,367 @@
+"""What a write will do, decided before anything is touched.
+
+A plan is made from values only: shapes, metadata and what is known of the source's blocks. It
+holds every document that the commit will put and every number that a user may want to see first.
+No clock, no file, no store: zarr itself makes the array's document, in a dict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
+from ctlab_dask_zarr.formats.zarr_array import (
+    StoredArray,
+    parse_array_document,
+    refuse_large_chunks,
+)
+from ctlab_dask_zarr.planning.layout import Layout, Shape
+from ctlab_dask_zarr.planning.levels import DownsampleMethod
+from ctlab_dask_zarr.planning.rechunk import Rechunk
+from ctlab_dask_zarr.text import nbytes_text, shown, table
+
+__all__ = [
+    "OWN_ARRAY_ARGUMENTS",
+    "Document",
+    "Level",
+    "WritePlan",
+    "array_document",
+    "group_document",
+    "plan_fingerprint",
+]
+
+#: Filters of warnings are the process's: of two threads, the one that ends last would put back what
+#: the other had set.
+_one_at_a_time = threading.Lock()
+#: Arguments of zarr.create_array that this package decides itself.
+OWN_ARRAY_ARGUMENTS = {"store", "name", "path", "shape", "dtype", "data", "chunks", "shards"} | {
+    *("overwrite", "order", "zarr_format", "attributes"),
+    *("dimension_names", "storage_options", "write_data"),
+}
+#: Fields of the mango block that nobody asks for: the identity has them, or they tell of times, as
+#: the entries that each step adds to a history.
+_NOT_REQUESTED = {"basename", "dataset_id", "history"} | {
+    *("metadata_version_major", "metadata_version_minor"),
+}
+#: From here on the number of objects is worth a warning: quotas on parallel file systems count
+#: files, and 2**21 of them have been a limit of whole directories.
+MANY_OBJECTS = 100_000
+
+
+@dataclass(frozen=True)
+class Document:
+    """A metadata document: its key below the root of the dataset, and its text."""
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """One array of the dataset: its path below the root ('' for the root), layout, document.
+
+    `factors` are 1 or 2 along each axis: voxels of the next finer level along one of this.
+    """
+
+    path: str
+    layout: Layout
+    document: str
+    factors: Shape = ()
+
+    @property
+    def array(self) -> StoredArray:
+        """The array as it will be stored."""
+        return parse_array_document(self.document)
+
+
+@dataclass(frozen=True, repr=False)
+class WritePlan:
+    """Everything that a write will do.
+
+    Attributes
+    ----------
+    destination
+        The store that will be there after the commit.
+    levels
+        The arrays, finest first.
+    documents
+        What the commit puts, leaf to root.
+    rechunk
+        How blocks become shards, and the memory that it takes.
+    fingerprint
+        Source, shape, dtype, layout, codecs and data type in one hash; an interrupted write goes
+        on only where it is the same.
+    identity
+        What went into the fingerprint, so that a difference can be named.
+    notes
+        What a user should know before starting.
+    downsample
+        How a level becomes the next one.
+    is_discrete
+        Whether voxels are names of classes, and not grey values.
+    labels_of
+        The image whose labels these are; None for an image.
+    image
+        What tells that image from another one, by `write.labels.image_identity`.
+    random_name
+        dask's name of a source that no other process can recognise; None where one can.
+    """
+
+    destination: str
+    levels: tuple[Level, ...]
+    documents: tuple[Document, ...]
+    rechunk: Rechunk
+    datatype: DataType | None
+    dataset_id: str | None
+    overwrite: bool
+    identity: str
+    notes: tuple[str, ...]
+    downsample: DownsampleMethod = "mean"
+    is_discrete: bool = False
+    labels_of: str | None = None
+    image: tuple[str, str] | None = None
+    random_name: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of `identity`."""
+        return plan_fingerprint(self.identity)
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the finest level, in voxels."""
+        return self.levels[0].layout.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy dtype of the voxels."""
+        return self.levels[0].array.dtype
+
+    @property
+    def n_objects(self) -> int:
+        """Number of stored objects besides metadata, over all levels."""
+        return sum(level.layout.n_objects for level in self.levels)
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards (without sharding: of shard-sized groups of chunks)."""
+        return sum(level.layout.n_tasks for level in self.levels)
+
+    @property
+    def requested(self) -> dict[str, Any]:
+        """What the metadata says at the user's request, and the identity does not have.
+
+        Without the dataset's identifier, of which the plan does not know whether it was given.
+        """
+        (root,) = [document for document in self.documents if document.key == "zarr.json"]
+        attributes = json.loads(root.text)["attributes"]
+        receipt = attributes[RECEIPT_ATTRIBUTE]
+        block = attributes.get("mango") or receipt["dataset"]
+        requested = {key: block[key] for key in block if key not in _NOT_REQUESTED}
+        facts = ("is_discrete", "origin_voxels")
+        requested |= {key: receipt[key] for key in facts if key in receipt}
+        if "ome" in attributes:
+            ome = attributes["ome"]
+            is_common = "coordinateTransformations" in ome["multiscales"][0]
+            requested["scale_placement"] = "multiscales" if is_common else "dataset"
+            requested["image-label"] = ome.get("image-label")
+            finest = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+            translations = (t["translation"] for t in finest if t["type"] == "translation")
+            requested["translation"] = next(translations, None)
+        return requested
+
+    def _level_rows(self) -> list[tuple[str, str]]:
+        if len(self.levels) == 1:
+            return []
+        shapes = ", ".join(_by(level.layout.shape) for level in self.levels[1:])
+        more = f"{nbytes_text(self.nbytes - self.level_nbytes)} more"
+        return [("levels", f"{len(self.levels)}: then {shapes}, by {self.downsample}, {more}")]
+
+    @property
+    def level_nbytes(self) -> int:
+        """Size of the finest level's voxels before compression, in bytes."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the voxels of all levels before compression, in bytes."""
+        return sum(prod(level.layout.shape) for level in self.levels) * self.dtype.itemsize
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan's figures as plain JSON."""
+        layout = self.levels[0].layout
+        return {
+            "destination": self.destination,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype),
+            "datatype": None if self.datatype is None else str(self.datatype),
+            "dataset_id": self.dataset_id,
+            "shards": None if layout.shard_shape is None else list(layout.shard_shape),
+            "chunks": list(layout.inner_chunk_shape),
+            "codecs": [spec.name for spec in self.levels[0].array.codecs],
+            "n_shards": self.n_shards,
+            "n_objects": self.n_objects + len(self.documents),
+            "nbytes": self.nbytes,
+            "levels": [list(level.layout.shape) for level in self.levels],
+            "downsample": self.downsample,
+            "fingerprint": self.fingerprint,
+            "rechunk": asdict(self.rechunk),
+            "notes": list(self.notes),
+        }
+
+    def describe(self) -> str:
+        """Return the plan as a table for people."""
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {text}" for name, text in rows]
+        return shown("\n".join(lines + [f"note: {note}" for note in self.notes]))
+
+    def __repr__(self) -> str:
+        levels = f"{len(self.levels)} levels, " if len(self.levels) > 1 else ""
+        return shown(
+            f"<WritePlan {self.destination}: {_by(self.shape)} {self.dtype}, {levels}"
+            f"{self.n_shards:,} shards, {nbytes_text(self.nbytes)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the table as notebooks show it."""
+        return table([*self._rows(), *(("note", note) for note in self.notes)])
+
+    def _rows(self) -> list[tuple[str, str]]:
+        layout = self.levels[0].layout
+        array = self.levels[0].array
+        shard = layout.shard_shape
+        codecs = " + ".join(spec.name for spec in array.codecs) or "none"
+        n_coarser = self.n_shards - layout.n_tasks
+        return [
+            ("destination", self.destination),
+            ("shape", f"{_by(self.shape)} {self.dtype}, {nbytes_text(self.level_nbytes)}"),
+            ("data type", "not known" if self.datatype is None else str(self.datatype)),
+            ("shards", "none" if shard is None else f"{_by(shard)}, {layout.n_tasks} of them"),
+            ("inner chunks", f"{_by(layout.inner_chunk_shape)}, {codecs}"),
+            ("objects", f"{self.n_objects:,} and {len(self.documents)} of metadata"),
+            ("rechunking", f"{self.rechunk.method}: {self.rechunk.reason}"),
+            *self._level_rows(),
+            ("tasks", f"{self.rechunk.n_tasks + n_coarser:,}"),
+            ("memory", f"{nbytes_text(self.rechunk.peak_nbytes)} a worker thread"),
+        ]
+
+
+def _by(shape: Shape) -> str:
+    return " x ".join(map(str, shape))
+
+
+def array_document(
+    layout: Layout,
+    dtype: np.dtype[Any],
+    *,
+    fill_value: Any,
+    dimension_names: tuple[str, ...],
+    attributes: Mapping[str, Any],
+    separator_threshold: int | None,
+    create_array_kwargs: Mapping[str, Any],
+) -> str:
+    """Let zarr make the array's ``zarr.json`` from the layout and the user's own arguments.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An argument that this package decides itself, or one that zarr or a codec refuses.
+    """
+    # Here and not above, for workers, which need plans and no new documents.
+    import zarr
+    from zarr.storage import MemoryStore
+
+    kwargs = dict(create_array_kwargs)
+    own = sorted(OWN_ARRAY_ARGUMENTS.intersection(kwargs))
+    if own:
+        raise InvalidArgumentError(
+            f"create_array_kwargs holds {own[0]!r}, which follows from the dataset and the other "
+            "arguments: use those instead"
+        )
+    kwargs.setdefault("fill_value", fill_value)
+    if "chunk_key_encoding" not in kwargs and separator_threshold is not None:
+        separator = "/" if layout.n_objects > separator_threshold else "."
+        kwargs["chunk_key_encoding"] = {"name": "default", "separator": separator}
+    objects: dict[str, Any] = {}
+    try:
+        with _one_at_a_time, warnings.catch_warnings():
+            # A codec or dtype without a v3 specification is the user's choice, made elsewhere.
+            warnings.simplefilter("ignore")
+            zarr.create_array(
+                MemoryStore(objects),
+                shape=layout.shape,
+                dtype=dtype,
+                chunks=layout.inner_chunk_shape,
+                shards=layout.shard_shape,
+                dimension_names=dimension_names,
+                attributes=dict(attributes),
+                zarr_format=3,
+                **kwargs,
+            )
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise InvalidArgumentError(
+            f"zarr does not accept create_array_kwargs={dict(create_array_kwargs)!r} for this "
+            f"array: {error}"
+        ) from error
+    text = str(objects["zarr.json"].to_bytes().decode())
+    refuse_large_chunks(text)
+    return text
+
+
+def document_of_shape(document: str, layout: Layout) -> str:
+    """Return an array's document, made for another array of the same kind with this layout."""
+    content = json.loads(document)
+    content["shape"] = list(layout.shape)
+    content["attributes"] = {}
+    grid = content["chunk_grid"]["configuration"]
+    grid["chunk_shape"] = list(layout.object_shape)
+    for codec in content["codecs"]:
+        if codec["name"] == "sharding_indexed":
+            codec["configuration"]["chunk_shape"] = list(layout.inner_chunk_shape)
+    return json.dumps(content, indent=2)
+
+
+def group_document(attributes: Mapping[str, Any]) -> str:
+    """Let zarr make a group's ``zarr.json``."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    objects: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(objects), zarr_format=3, attributes=dict(attributes))
+    return str(objects["zarr.json"].to_bytes().decode())
+
+
+def plan_fingerprint(identity: str) -> str:
+    """Return the hash by which an interrupted write knows its own staging folder."""
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def plan_notes(levels: tuple[Level, ...], rechunk: Rechunk) -> tuple[str, ...]:
+    """Return what a user should know before starting."""
+    notes = []
+    n_objects = sum(level.layout.n_objects for level in levels)
+    if n_objects >= MANY_OBJECTS:
+        notes.append(
+            f"{n_objects:,} objects: quotas of parallel file systems count files; larger shards "
+            "make fewer"
+        )
+    if levels[0].layout.shard_shape is None:
+        notes.append(f"without sharding every chunk is an object of its own, {n_objects:,} of them")
+    if not levels[0].array.is_direct:
+        notes.append(
+            "the codecs are not among zstd, blosc, gzip, lz4, crc32c and none: shards are encoded "
+            "by zarr, in memory and more slowly"
+        )
+    return tuple(notes)

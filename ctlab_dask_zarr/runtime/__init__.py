@@ -1,1 +1,0 @@
-"""Where it runs and stores."""

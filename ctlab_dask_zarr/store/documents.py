@@ -1,0 +1,270 @@
+"""Documents that several programs may change at once: each change is one step for the others.
+
+On a file system there is no request to replace a file only where it is still the same. What is
+dependable everywhere, network and parallel file systems included, is that a folder is renamed onto
+an empty one or none, and that a file is renamed once. So a change is first announced, complete, in
+a folder whose name tells what document it changes::
+
+    .zarr.json.<hash of zarr.json>.partial/.zarr.json.<unique>.partial     what it will be
+
+Of all who would change the same document one makes this folder. Its file is then renamed onto the
+document by whoever comes first: by its maker, or, where that one has died or is slow, by the next
+who wants to change the document. There is no lock that could be left behind, and nothing to wait
+for. A change that was announced is made; one that was not has never been.
+
+In an object store it is one conditional request.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError, WriteFailedError
+from ctlab_dask_zarr.store.files import Files, remove_tree
+from ctlab_dask_zarr.store.objects import ObjectFiles
+from ctlab_dask_zarr.store.storage import LocalStore, is_temporary, is_url, store_at
+from ctlab_dask_zarr.text import shown
+
+__all__ = [
+    *("CONSOLIDATED", "change_document", "discard_announced", "drop_consolidated"),
+    *("swap_document", "until_done"),
+]
+
+_DOCUMENT = "zarr.json"
+#: Where zarr keeps copies of the documents below a group, which readers believe.
+CONSOLIDATED = "consolidated_metadata"
+#: Each try that fails is a change that another has made; this many seconds of them are enough.
+_LONGEST_WAIT_S = 60.0
+_FIRST_PAUSE_S = 0.002
+#: Another has announced a change, or taken this for what a dead process has left.
+_NOT_ANNOUNCED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+_LONGEST_PAUSE_S = 0.5
+
+
+def change_document(
+    store: LocalStore, change: Callable[[dict[str, Any] | None], dict[str, Any] | None]
+) -> None:
+    """Change the ``zarr.json`` of a store in one step, whoever else changes it at the same time.
+
+    `change` is given what the document says, None where there is none, and returns what it is to
+    say, None to leave it; it is asked again where another was faster.
+
+    Raises
+    ------
+    MetadataError
+        What is there is no JSON object.
+    WriteFailedError
+        Others have changed it all the time, or somebody holds it.
+    """
+
+    def step() -> bool:
+        text = _read(store)
+        content = None if text is None else _parsed(text, store.path(_DOCUMENT))
+        changed = change(content)
+        if changed is None or changed == content:
+            return True
+        # zarr-python writes NaN as that word, and reads it: what others say is kept.
+        new = json.dumps(changed, indent=2).encode()
+        return swap_document(store, None if text is None else _hash(text), new)
+
+    until_done(store, step)
+
+
+def until_done(store: LocalStore, step: Callable[[], bool]) -> None:
+    """Take a step that changes the ``zarr.json`` of a store until it returns True.
+
+    Raises
+    ------
+    WriteFailedError
+        Others have changed it all the time, or somebody holds it.
+    """
+    pause, until = _FIRST_PAUSE_S, time.monotonic() + _LONGEST_WAIT_S
+    while not step():
+        if time.monotonic() > until:
+            path = store.path(_DOCUMENT)
+            names = [name for name, _ in store.files.entries(store.root)]
+            held = [name for name in names if is_temporary(name, _DOCUMENT)]
+            by = f", or {store.path(held[0])} holds it (remove it, if nobody is at work)"
+            raise WriteFailedError(
+                f"{path} could not be changed for {_LONGEST_WAIT_S:.0f} s: others change it all "
+                f"the time{by if held else ''}. Try again"
+            )
+        time.sleep(random.uniform(0, pause))
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def discard_announced(store: LocalStore) -> None:
+    """Remove the changes of a document that were announced and not made, or not whole.
+
+    Only for who knows that nobody is at work on it.
+    """
+    for name, kind in store.files.entries(store.root):
+        if is_temporary(name, _DOCUMENT):
+            path = store.path(name)
+            remove_tree(store.files, path) if kind == "folder" else store.files.remove_file(path)
+
+
+def _temporary(unique: str) -> str:
+    return f".{_DOCUMENT}.{unique[:32]}.partial"
+
+
+def swap_document(store: LocalStore, before: str | None, new: bytes) -> bool:
+    """Replace the ``zarr.json`` of a store if its SHA-256 is still `before`; return whether it was.
+
+    None is that of no document. Nothing is lost where this dies: the document is the old one or
+    the new one, at the latest when the next one changes it. Copies of it that groups keep in which
+    the store lies are dropped.
+    """
+    for folder in _above(store.root):
+        drop_consolidated(store.files, folder)
+    if isinstance(store.files, ObjectFiles):
+        return _swap_object(store.files, store.path(_DOCUMENT), before, new)
+    files, path = store.files, store.path(_DOCUMENT)
+    claim = store.path(_temporary(_hash(b"") if before is None else before))
+    own = os.path.join(claim, _temporary(uuid.uuid4().hex))
+    if not _announce(store, claim, own, new):
+        _finish_others(store, claim, before)
+        return False
+    try:
+        if _found(store) == before:
+            files.rename(own, path)
+            files.sync_folder(store.root)
+            return True
+        # Changed before this was announced: nobody takes it up any more.
+        files.remove_file(own)
+        return False
+    except FileNotFoundError:
+        # Another has made the change for us, or removed it; unless the whole store is gone.
+        files.nbytes(path)
+        files.sync_folder(store.root)
+        return _found(store) != before
+    finally:
+        with suppress(OSError):
+            files.remove_file(own)
+        with suppress(OSError):
+            files.remove_folder(claim)
+
+
+def _announce(store: LocalStore, claim: str, own: str, new: bytes) -> bool:
+    """Make the folder of the claim with the new document in it; return False if there is one."""
+    files = store.files
+    prepared = store.path(_temporary(uuid.uuid4().hex))
+    files.make_folder(prepared)
+    try:
+        permissions = files.permissions(store.path(_DOCUMENT))
+        file = files.open_new(os.path.join(prepared, os.path.basename(own)), permissions)
+        try:
+            file.write(new)
+            file.sync()
+        except BaseException:
+            file.discard()
+            raise
+        file.close()
+        files.rename(prepared, claim)
+    except BaseException as error:
+        remove_tree(files, prepared)
+        if isinstance(error, OSError) and error.errno in _NOT_ANNOUNCED:
+            return False
+        raise
+    return True
+
+
+def _finish_others(store: LocalStore, claim: str, before: str | None) -> None:
+    """Make the change that another has announced, who may have died."""
+    files = store.files
+    # Where its folder is not ours to take it from, only its maker can make the change.
+    with suppress(FileNotFoundError, PermissionError):
+        names = [name for name, _ in files.entries(claim) if is_temporary(name, _DOCUMENT)]
+        # In this order: as long as what was announced is there, the document is only changed by it.
+        if _found(store) == before:
+            for name in names:
+                files.rename(os.path.join(claim, name), store.path(_DOCUMENT))
+            files.sync_folder(store.root)
+    with suppress(OSError):
+        files.remove_folder(claim)
+
+
+def _swap_object(files: ObjectFiles, path: str, before: str | None, new: bytes) -> bool:
+    try:
+        if before is not None:
+            return files.replace(path, lambda found: _hash(found) == before, new)
+        files.create(path, new)
+    except (FileExistsError, FileNotFoundError):
+        return False
+    return True
+
+
+def _read(store: LocalStore) -> bytes | None:
+    try:
+        return store.get(_DOCUMENT)
+    except FileNotFoundError:
+        return None
+
+
+def _found(store: LocalStore) -> str | None:
+    text = _read(store)
+    return None if text is None else _hash(text)
+
+
+def _hash(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
+
+
+def _parsed(text: bytes, path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MetadataError(f"{path} is no JSON: {error}. Repair it, then try again") from error
+    if not isinstance(content, dict):
+        raise MetadataError(f"{path} is no JSON object. Repair it, then try again")
+    return content
+
+
+def drop_consolidated(files: Files, folder: str) -> None:
+    """Drop the copies of what lies below them that a group, and those that it lies in, keep.
+
+    To be done before something below changes: without them readers look at the documents
+    themselves, which is always right. What cannot be dropped is warned of.
+    """
+    if not (is_url(folder) or os.path.isabs(folder)):
+        return
+    store = store_at(folder, files)
+    try:
+        text = _read(store)
+        if text is None:
+            return
+        if CONSOLIDATED.encode() in text:
+            change_document(store, _without_copies)
+    except (MetadataError, UnsupportedFormatError):
+        return
+    except OSError as error:
+        warnings.warn(
+            f"{shown(store.path(_DOCUMENT))} may hold copies of documents that are changed now "
+            f"({CONSOLIDATED}) and cannot be changed itself ({error}): readers that believe them "
+            "see what was there before. Consolidate it anew",
+            UserWarning,
+            stacklevel=2,
+        )
+        return
+    for above in _above(folder):
+        drop_consolidated(files, above)
+
+
+def _above(path: str) -> set[str]:
+    """Return the folder that something lies in, and that in which it lies where it is a link."""
+    places = {path} if is_url(path) else {path, os.path.realpath(path)}
+    return {os.path.dirname(place) for place in places} - {path}
+
+
+def _without_copies(document: dict[str, Any] | None) -> dict[str, Any] | None:
+    return document and {key: value for key, value in document.items() if key != CONSOLIDATED}

@@ -1,0 +1,171 @@
+"""What is at a destination already, and whether it may be replaced, or written beside."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from typing import Any
+
+from ctlab_dask_zarr.errors import InvalidArgumentError, StorageError
+from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.files import Kind
+from ctlab_dask_zarr.store.hierarchy import (
+    ROOT_DOCUMENT,
+    listed_arrays,
+    read_json_object,
+    read_ome,
+    strangers,
+)
+
+__all__ = [
+    *("identity_of_occupant", "occupied_problem", "refuse_long_name", "refuse_missing_folder"),
+    *("refuse_place", "store_around"),
+]
+
+#: What file systems take for the name of a file or a folder.
+_MAX_NAME_NBYTES = 255
+#: Attributes of volumes, and of groups of many images.
+_MARKS = {"ome", "mango", RECEIPT_ATTRIBUTE}
+_MARKS_OF_MANY = {"plate", "well", "bioformats2raw.layout"}
+
+
+def refuse_long_name(destination: Destination) -> None:
+    """Raise where the name leaves no room for those of what is hidden beside it."""
+    name = os.path.basename(destination.beside_staging())
+    n_over = len(os.fsencode(name)) - _MAX_NAME_NBYTES
+    if n_over > 0 and destination.can_rename:
+        raise InvalidArgumentError(
+            f"the name {os.path.basename(destination.path)!r} is too long by {n_over} bytes: a "
+            f"hidden folder with a longer name ({name[:16]}...) lies beside it while it is "
+            f"written, and no name has more than {_MAX_NAME_NBYTES} bytes"
+        )
+
+
+def refuse_place(destination: Destination, source: Any) -> None:
+    """Raise where a store cannot be at a destination, whatever is there."""
+    refuse_long_name(destination)
+    folder = getattr(source, "folder", "")
+    is_folder_of_blocks = folder.endswith("_nc") or len(getattr(source, "blocks", ())) > 1
+    if is_folder_of_blocks and destination.path.startswith(
+        os.path.join(os.path.realpath(folder), "")
+    ):
+        raise InvalidArgumentError(
+            f"{destination.path} would be inside its source {folder}, and be lost with it: give a "
+            "place outside of it"
+        )
+
+
+def refuse_missing_folder(destination: Destination) -> None:
+    """Raise where the folder in which this would be is not there: none is made unasked."""
+    folder = os.path.dirname(destination.staging)
+    if destination.can_rename and destination.files.kind(folder) is None:
+        raise InvalidArgumentError(
+            f"the folder {folder}, in which {os.path.basename(destination.path)} would be, does "
+            f"not exist: if that is the place you mean, make it by `mkdir -p {folder}` (--mkdir), "
+            f"or in Python by os.makedirs({folder!r})"
+        )
+
+
+def occupied_problem(destination: Destination, *, overwrite: bool) -> str | None:
+    """Return why nothing may be committed to a destination, or None.
+
+    Only a Zarr v3 store with the marks of a volume is ever replaced, and only if it holds nothing
+    else: an unrelated file in it would be lost.
+    """
+    try:
+        return _problem(destination, overwrite=overwrite)
+    except StorageError:
+        raise
+    except OSError as error:
+        return f"{destination.path} cannot be looked at: {error}"
+
+
+def _problem(destination: Destination, *, overwrite: bool) -> str | None:
+    path = destination.path
+    kind = destination.files.kind(path)
+    store = None if destination.labels_of else store_around(destination)
+    if store is not None:
+        return (
+            f"{path} would be inside {store}, which is a Zarr store: no document of it would list "
+            "it. Choose a place outside of it; labels are written by labels_to_zarr (`ctlab-zarr "
+            "add-labels`)"
+        )
+    if not destination.can_rename:
+        return _problem_of_objects(destination, overwrite=overwrite) if kind else None
+    if kind is None:
+        return None
+    lost = destination.replacement_problem()
+    if lost is not None:
+        return lost
+    if not overwrite:
+        return (
+            f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)"
+        )
+    problem = _not_replaceable(destination, kind)
+    return None if problem is None else f"{path} exists and is not replaced: {problem}"
+
+
+def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
+    """Return what is there, and would be lost if a dataset took its place."""
+    files, path = destination.files, destination.path
+    if kind == "link":
+        return "it is a symbolic link, give the path that it points to"
+    if kind != "folder":
+        return "it is no Zarr store but a file"
+    attributes = read_json_object(files, os.path.join(path, ROOT_DOCUMENT)).get("attributes")
+    if not isinstance(attributes, dict) or not _MARKS & attributes.keys():
+        return "it is no OME-Zarr or mango store of Zarr v3"
+    of_many = _MARKS_OF_MANY & {*attributes, *read_ome(files, path)}
+    if of_many:
+        return f"it is a collection of images ({min(of_many)}), and not one: move it elsewhere"
+    if files.kind(os.path.join(path, "labels")) is not None:
+        return "it has labels, which would be lost: move the folder labels elsewhere"
+    stranger = next(strangers(files, path, listed_arrays(files, path)), None)
+    if stranger is not None:
+        return f"it holds {stranger!r}, which is no part of the dataset: move it elsewhere"
+    return None
+
+
+def identity_of_occupant(destination: Destination) -> str | None:
+    """Return what tells the dataset that is there from any other one; None for none.
+
+    Of our own it stays when the metadata is edited.
+    """
+    staging_id = destination.committed().get("staging_id")
+    if isinstance(staging_id, str):
+        return staging_id
+    try:
+        root = destination.files.read(os.path.join(destination.path, ROOT_DOCUMENT))
+    except OSError:
+        return None
+    return hashlib.sha256(root).hexdigest()
+
+
+def store_around(destination: Destination) -> str | None:
+    """Return the Zarr store in which a destination would be, or None."""
+    below, folder = destination.path, os.path.dirname(destination.path)
+    while folder != below and not folder.endswith(":"):
+        for name in (ROOT_DOCUMENT, ".zgroup", ".zarray"):
+            # Who may write in one place may not be allowed to look at those above it.
+            with suppress(OSError):
+                if destination.files.kind(os.path.join(folder, name)) is not None:
+                    return folder
+        below, folder = folder, os.path.dirname(folder)
+    return None
+
+
+def _problem_of_objects(destination: Destination, *, overwrite: bool) -> str | None:
+    path = destination.path
+    if destination.files.kind(destination.store.path(ROOT_DOCUMENT)) is not None:
+        advice = "choose another name, or remove it first"
+        if overwrite:
+            advice = "an object store cannot replace it in one step: remove it first"
+        return f"{path} exists: {advice}"
+    if not destination.staged_plan():
+        return (
+            f"{path} holds objects that are no dataset, nor the shards of a write that can be gone "
+            "on with: remove them, or choose another name"
+        )
+    return None

@@ -1,0 +1,224 @@
+"""A write under way, as workers see it: where its shards, receipts and pieces go.
+
+What was written is kept in the staging folder too, so that whoever goes on, or commits, needs
+nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ctlab_dask_zarr.errors import StagingExistsError
+from ctlab_dask_zarr.execution.reporting import Reporter, topic_of
+from ctlab_dask_zarr.formats.receipts import ShardReceipt
+from ctlab_dask_zarr.planning.layout import Shape
+from ctlab_dask_zarr.planning.levels import piece_layouts
+from ctlab_dask_zarr.store.storage import LocalStore, store_at
+from ctlab_dask_zarr.write.shards.pieces import Halving, Piece, ShardTask
+from ctlab_dask_zarr.write.shards.shard import StagedArray, receipt_of_stored, write_shards
+from ctlab_dask_zarr.write.staging.request import StageRequest
+
+__all__ = ["StagedWrite"]
+
+
+@dataclass(frozen=True)
+class StagedWrite:
+    """A write under way, as workers see it."""
+
+    request: StageRequest
+    staging_id: str
+    is_committed: bool = False
+
+    @property
+    def store(self) -> LocalStore:
+        """Where the dataset is put together."""
+        return self.request.destination.staged_store(self.staging_id)
+
+    @property
+    def receipts(self) -> LocalStore:
+        """Where receipts are kept until the commit."""
+        return self.request.destination.staged_receipts(self.staging_id)
+
+    @property
+    def pieces(self) -> LocalStore:
+        """Where the tasks of one level leave what those of the next need."""
+        return self.request.destination.staged_pieces(self.staging_id)
+
+    def array(self, level: int) -> StagedArray:
+        """Return one array of the write."""
+        request = self.request
+        chosen = request.levels[level]
+        is_in_place = level < request.n_existing or self._is_moved(level)
+        return StagedArray(
+            store=request.destination.store if is_in_place else self.store,
+            path=chosen.path,
+            layout=chosen.layout,
+            document=chosen.document,
+            mask_value=request.mask_value,
+            level=level,
+            pieces=self.pieces,
+            halving=self._halving(level),
+            coarser=self._encoded_pieces(level + 1),
+        )
+
+    def _is_moved(self, level: int) -> bool:
+        """Whether a commit has moved a level into the store that it is added to."""
+        destination = self.request.destination
+        if self.request.extends is None or not destination.can_rename:
+            return False
+        kind, path = destination.files.kind, self.request.levels[level].path
+        is_staged = kind(self.store.path(path)) is not None
+        return not is_staged and kind(destination.store.path(path)) == "folder"
+
+    def _halving(self, level: int) -> Halving | None:
+        """Return how a level becomes the next one; None for the last."""
+        request = self.request
+        if level + 1 == len(request.levels):
+            return None
+        factors = request.levels[level + 1].factors
+        return Halving(factors, request.downsample, request.mask_value)
+
+    def _encoded_pieces(self, level: int) -> StagedArray | None:
+        """Return a level as it is cut into the encoded pieces that tasks of the finer one leave."""
+        levels = self.request.levels
+        if level == len(levels) or not all(level.array.is_direct for level in levels):
+            return None
+        layouts = piece_layouts([a.layout for a in levels], [a.factors for a in levels])
+        if layouts is None:
+            return None
+        return StagedArray(
+            store=self.pieces,
+            path=f"{level - 1}",
+            layout=layouts[level - 1],
+            document=levels[level].document,
+            mask_value=self.request.mask_value,
+            level=level,
+            pieces=self.pieces,
+            halving=self._halving(level),
+            is_piece=True,
+        )
+
+    def refuse_taken_over(self) -> None:
+        """Raise where another write has the destination now.
+
+        On a file system the folder of this write is gone then. In an object store shards have one
+        place for all writes, so that whoever is late has to look, before each shard.
+        """
+        destination = self.request.destination
+        if destination.can_rename:
+            return
+        if destination.staged_plan().get("staging_id") != self.staging_id:
+            raise StagingExistsError(
+                f"{destination.staging}, in which this write was staged, was removed or committed "
+                "meanwhile by another write: look whether that one is still under way, then try "
+                "again"
+            )
+
+    def write(
+        self, level: int, group: Sequence[Shape], pieces: Iterable[Piece]
+    ) -> list[ShardReceipt]:
+        """Write the shards at the coordinates of `group`, but those that are there whole.
+
+        An attempt that died with its worker may have finished some of a row of shards.
+        """
+        if self.is_committed:
+            return []
+        self.refuse_taken_over()
+        staged = self.array(level)
+        receipts: list[ShardReceipt] = []
+        missing = []
+        for coords in group:
+            found = self.find(level, coords)
+            if found is None:
+                missing.append(ShardTask(level, coords))
+            else:
+                receipts += found
+        if missing:
+            reporter = Reporter(topic_of(self.request.run_id[:8]))
+            receipts += write_shards(staged, missing, pieces, reporter.add, reporter.finish)
+            reporter.finish()
+        return receipts
+
+    def find(self, level: int, coords: Shape) -> list[ShardReceipt] | None:
+        """Return receipts for the objects of a task, read back, if all are there whole.
+
+        Those of the first level added to a store tell the range of the level before, which cannot
+        be read back from them: they count as missing.
+        """
+        if level == self.request.n_existing > 0:
+            return None
+        staged = self.array(level)
+        receipts = []
+        for object_coords in staged.layout.object_coords(coords):
+            receipt = receipt_of_stored(staged, object_coords)
+            if receipt is None:
+                return None
+            receipts.append(receipt)
+        return receipts
+
+    def record(self, receipts: Sequence[ShardReceipt]) -> int:
+        """Keep receipts in the staging folder; return how many."""
+        if receipts and not self.is_committed:
+            text = json.dumps([list(receipt) for receipt in receipts])
+            self.receipts.put(f"{uuid.uuid4().hex}.json", text.encode())
+        return len(receipts)
+
+    def recorded(self, sizes: Mapping[str, int]) -> dict[str, ShardReceipt]:
+        """Return the receipts that were kept, by key, of objects that have that size in `sizes`.
+
+        Where two attempts disagree about an object, neither is believed.
+        """
+        kept = self.receipts
+        found: dict[str, ShardReceipt] = {}
+        doubtful = set()
+        for name in kept.list():
+            try:
+                text = kept.get(name)
+            except FileNotFoundError:
+                # Somebody else removes, or has committed, this staging folder.
+                continue
+            for receipt in _parsed(text):
+                if found.setdefault(receipt.key, receipt) != receipt:
+                    doubtful.add(receipt.key)
+        return {
+            key: receipt
+            for key, receipt in found.items()
+            if key not in doubtful and sizes.get(key) == receipt.nbytes
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of every object of this write, by key."""
+        return {key: nbytes for key, (nbytes, _) in self.stats().items()}
+
+    def stats(self) -> dict[str, tuple[int, float]]:
+        """Return size and time of every object of this write, by key."""
+        found = self.store.stats()
+        destination = self.request.destination.store
+        for number, level in enumerate(self.request.levels):
+            if number >= self.request.n_existing and self._is_moved(number):
+                moved = store_at(destination.path(level.path), destination.files)
+                found |= {f"{level.path}/{key}": facts for key, facts in moved.stats().items()}
+        return found
+
+    def planned_keys(self) -> Iterator[str]:
+        """Yield the key of every object of the dataset."""
+        for level in range(self.request.n_existing, len(self.request.levels)):
+            yield from self.level_keys(level)
+
+    def level_keys(self, level: int) -> Iterator[str]:
+        """Yield the key of every object of one level."""
+        array = self.array(level)
+        for coords in array.layout.task_coords():
+            yield from map(array.key, array.layout.object_coords(coords))
+
+
+def _parsed(text: bytes) -> list[ShardReceipt]:
+    """Return receipts that were kept; none where they are damaged, as if they were not there."""
+    try:
+        found = [ShardReceipt(*fields) for fields in json.loads(text)]
+    except (TypeError, ValueError, RecursionError):
+        return []
+    return found if all(isinstance(receipt.key, str) for receipt in found) else []
