@@ -58,7 +58,7 @@ def write_peer(task: dict[str, Any], out: str) -> Callable[[], Any]:
 
 def write_ours(task: dict[str, Any], out: str) -> Callable[[], Any]:
     from ctlab_dask_zarr import Dataset, dataset_to_zarr
-    from ctlab_dask_zarr.codec.named import array_kwargs
+    from ctlab_dask_zarr.formats.codecs import array_kwargs
 
     array = source(task)
     edge = task.get("edge", task["size"] // 2)

@@ -21,7 +21,7 @@ _UNITS = {"z": "micrometer", "y": "micrometer", "x": "micrometer"}
 
 
 def _layout(edge: int, codec: str) -> dict[str, Any]:
-    from ctlab_dask_zarr.codec.named import array_kwargs
+    from ctlab_dask_zarr.formats.codecs import array_kwargs
 
     return {"chunks": (32,) * 3, "shards": (edge,) * 3, **array_kwargs(codec)}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctlab_dask_zarr.additions import add_levels, labels_to_zarr
     from ctlab_dask_zarr.api import commit, dataset_to_zarr, plan
-    from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.dataset import Dataset, dataset_from_zarr
     from ctlab_dask_zarr.errors import (
         BlockError,
         ClusterError,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.units import VoxelUnit
     from ctlab_dask_zarr.manage.edit import edit_metadata
     from ctlab_dask_zarr.planning.plan import WritePlan
-    from ctlab_dask_zarr.read.zarr import dataset_from_zarr
     from ctlab_dask_zarr.verification.verify import verify
 
 __all__ = [
@@ -83,7 +82,7 @@ _HOMES = {
     "add_levels": "additions",
     "cluster_from_config": "execution.cluster",
     "commit": "api",
-    "dataset_from_zarr": "read.zarr",
+    "dataset_from_zarr": "dataset",
     "dataset_to_zarr": "api",
     "edit_metadata": "manage.edit",
     "labels_to_zarr": "additions",

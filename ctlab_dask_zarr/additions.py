@@ -15,17 +15,17 @@ import dask.array as da
 import numpy as np
 
 from ctlab_dask_zarr.api import analysed_source, build_plan, build_planned
-from ctlab_dask_zarr.arguments import explains_keywords, no_dataset
-from ctlab_dask_zarr.dataset import Dataset
+from ctlab_dask_zarr.arguments import explains_keywords
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
-from ctlab_dask_zarr.read.zarr import dataset_from_zarr, read_store_metadata
+from ctlab_dask_zarr.read.zarr import read_store_metadata, volume_from_zarr
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import drop_consolidated
 from ctlab_dask_zarr.store.storage import files_at, storage_options_in_force, storage_path
+from ctlab_dask_zarr.volume import Volume, no_dataset
 from ctlab_dask_zarr.write.extend import (
     images_to_extend,
     level_request,
@@ -122,7 +122,7 @@ def build_levels(
 
 @explains_keywords
 def labels_to_zarr(
-    labels: Dataset | da.Array | npt.NDArray[Any],
+    labels: Volume | da.Array | npt.NDArray[Any],
     image_path: str | os.PathLike[str],
     name: str,
     *,
@@ -172,7 +172,7 @@ def labels_to_zarr(
     >>> image = folder.name + "/scan.zarr"
     >>> dataset_to_zarr(ds, image, levels=2)
     >>> labels_to_zarr((ds.data > 0).astype("uint8"), image, "phases", colors={1: (255, 0, 0)})
-    >>> [level.shape for level in dataset_from_zarr(image + "/labels/phases").levels]
+    >>> [level.shape for level in volume_from_zarr(image + "/labels/phases").levels]
     [(40, 65, 97), (20, 33, 49)]
     >>> folder.cleanup()
     """
@@ -191,7 +191,7 @@ def labels_to_zarr(
 
 
 def build_labels(
-    labels: Dataset | da.Array | npt.NDArray[Any],
+    labels: Volume | da.Array | npt.NDArray[Any],
     image_path: str | os.PathLike[str],
     name: str,
     options: WriteOptions,
@@ -209,7 +209,7 @@ def build_labels(
     path = storage_path(image_path)
     # First, so that an image which takes the place of this one meanwhile is seen.
     identity = image_identity(files_at(path), path)
-    image = dataset_from_zarr(path)
+    image = volume_from_zarr(path)
     if not image.source.array_path:
         raise UnsupportedFormatError(
             f"{path} is a plain array: labels belong to an OME-Zarr image, convert it to one first"
@@ -235,21 +235,21 @@ def build_labels(
     return build_planned(write_plan, source, resume=resume, restart=restart, part=part)
 
 
-def _labels_dataset(labels: Any, image: Dataset) -> Any:
+def _labels_dataset(labels: Any, image: Volume) -> Any:
     """Return labels as a dataset in the unit of their image, whose voxels an array has."""
-    if isinstance(labels, Dataset):
+    if isinstance(labels, Volume):
         units = (labels.voxel_unit, image.voxel_unit)
         if VoxelUnit.VOXEL in units:
             return labels
         size = labels.voxel_size_with_unit(image.voxel_unit)
-        return Dataset.from_modified(labels, voxel_size=size, voxel_unit=image.voxel_unit)
+        return Volume.from_modified(labels, voxel_size=size, voxel_unit=image.voxel_unit)
     if hasattr(labels, "dimension_names"):
         return labels
     if isinstance(labels, np.ndarray):
         labels = da.from_array(labels)
     if not hasattr(labels, "dask"):
         raise no_dataset(labels, "labels")
-    return Dataset(
+    return Volume(
         labels,
         dimension_names=image.dimension_names,
         voxel_unit=image.voxel_unit,

@@ -19,17 +19,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 from dask.base import is_dask_collection
 
-from ctlab_dask_zarr.arguments import (
-    explains_keywords,
-    is_delayed,
-    no_dataset,
-    refuse_other_meanings,
-)
-from ctlab_dask_zarr.codec.named import array_kwargs
+from ctlab_dask_zarr.arguments import explains_keywords, refuse_other_meanings
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.execution.blocks import SourceGraph, analyse_source
 from ctlab_dask_zarr.execution.resources import scheduler_resources
-from ctlab_dask_zarr.execution.settings import setting
+from ctlab_dask_zarr.formats.codecs import array_kwargs
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
@@ -41,8 +35,10 @@ from ctlab_dask_zarr.planning.resolve import (
     plan_write,
     refuse_contradictions,
 )
+from ctlab_dask_zarr.settings import setting
 from ctlab_dask_zarr.store.occupied import identity_of_occupant
 from ctlab_dask_zarr.store.storage import storage_options_in_force
+from ctlab_dask_zarr.volume import is_delayed, no_dataset
 from ctlab_dask_zarr.write.graph import build_completion, build_graph
 from ctlab_dask_zarr.write.run import Completion, Write, run_or_return, run_write
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result, refuse_missing
@@ -54,9 +50,9 @@ from ctlab_dask_zarr.write.staging.stage import open_staged
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
-    from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.formats.history import History
     from ctlab_dask_zarr.planning.rechunk import Resources
+    from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
     "analysed_source",
@@ -74,7 +70,7 @@ R = TypeVar("R")
 
 
 def dataset_to_zarr(
-    dataset: Dataset,
+    dataset: Volume,
     path: str | os.PathLike[str],
     datatype: DataType | str | None = None,
     dataset_id: str | None = None,
@@ -235,7 +231,7 @@ def _bound(given: Mapping[str, Any], stacklevel: int = 4) -> WriteOptions:
 
 
 def build_plan(
-    dataset: Dataset,
+    dataset: Volume,
     path: str | os.PathLike[str],
     options: WriteOptions,
     source: SourceGraph | None = None,
@@ -262,7 +258,7 @@ def build_plan(
 
 
 def build_write(
-    dataset: Dataset,
+    dataset: Volume,
     path: str | os.PathLike[str],
     options: WriteOptions,
     *,
@@ -390,7 +386,7 @@ def build_commit(path: str | os.PathLike[str], *, overwrite: bool) -> CommitResu
     return Completion(build_completion(staged, remaining), request, remaining)
 
 
-def analysed_source(dataset: Dataset) -> SourceGraph:
+def analysed_source(dataset: Volume) -> SourceGraph:
     """Return the graph of a dataset's voxels, or say why none can be written from it."""
     is_array = hasattr(dataset, "dtype") and not hasattr(dataset, "dimension_names")
     if is_delayed(dataset) or is_array or not hasattr(dataset, "data"):

@@ -6,22 +6,18 @@ something elsewhere would be such a field too, and not do what was meant, so tha
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-import ctlab_dask_zarr
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 
 __all__ = [
-    "copied_mapping",
     "explains_keywords",
-    "is_delayed",
-    "no_dataset",
     "refuse_other_meanings",
     "refuse_unknown",
 ]
@@ -107,50 +103,6 @@ _FIELDS = frozenset({*CARRIED_DEFAULTS, "filter", "computer"})
 _DEPRECATED = {"max_shard_size_mb": "shards", "chunk_size_mb": "chunks"}
 
 
-def copied_mapping(name: str, mapping: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a deep copy of an argument that has to be a mapping; of None an empty one."""
-    if not isinstance(mapping, Mapping | None):
-        raise InvalidArgumentError(
-            f"{name} is a {type(mapping).__name__}, where a mapping of names is needed"
-        )
-    return copy.deepcopy(dict(mapping or {}))
-
-
-def is_delayed(value: Any) -> bool:
-    """Whether a value is one of dask.delayed, which has every attribute that it is asked for."""
-    return type(value).__module__ == "dask.delayed"
-
-
-def no_dataset(value: Any, argument: str, wanted: str = "Dataset") -> InvalidArgumentError:
-    """Return the error for what stands in place of a dataset: it shows the line to write."""
-    kind = type(value)
-    home = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]} "
-    return InvalidArgumentError(
-        f"{argument} is a {home}{kind.__name__}, where a {wanted} is needed: write {_line(value)}"
-    )
-
-
-def _line(value: Any) -> str:
-    """Return what makes a dataset of a value."""
-    kind = type(value)
-    if kind.__module__.startswith("xarray."):
-        if kind.__name__ == "DataArray":
-            return "Dataset.from_xarray(array)"
-        name = next(iter(getattr(value, "data_vars", ())), "tomo")
-        return f"Dataset.from_xarray(ds[{name!r}]), for one of its variables"
-    if is_delayed(value):
-        return "Dataset(da.from_delayed(value, shape, dtype), ...), after `import dask.array as da`"
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        return "Dataset.from_path(path), for what is stored at a path"
-    n_axes = 2 if len(value.shape) == 2 else 3
-    data = "data" if hasattr(value, "dask") else "da.from_array(data)"
-    imports = "" if hasattr(value, "dask") else ", after `import dask.array as da`"
-    return (
-        f"Dataset({data}, dimension_names={('z', 'y', 'x')[-n_axes:]}, voxel_unit='um', "
-        f"voxel_size={(2.5,) * n_axes}), with the size of its voxels{imports}"
-    )
-
-
 def explains_keywords(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function say what was meant by a keyword that it does not take."""
 
@@ -233,9 +185,10 @@ def _advice(name: str, owner: str) -> str:
 
 def _owners(name: str) -> Iterator[str]:
     """Yield what takes a keyword of that name. Imports much: only for keywords not known."""
-    dataset = ctlab_dask_zarr.Dataset
+    package = sys.modules[__name__.partition(".")[0]]
+    dataset = package.Dataset
     functions = {
-        **{key: getattr(ctlab_dask_zarr, key) for key in ctlab_dask_zarr.__all__ if key.islower()},
+        **{key: getattr(package, key) for key in package.__all__ if key.islower()},
         "Dataset": dataset,
         **{f"Dataset.{key}": getattr(dataset, key) for key in ("from_path", "from_modified")},
         "Dataset.to_path": dataset.to_path,

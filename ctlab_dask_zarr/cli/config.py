@@ -27,7 +27,7 @@ def config_command(as_json: bool, example: bool) -> None:
     and in environment variables, as DASK_CTLAB_ZARR__LEVELS=auto.
     """
     with exit_codes():
-        from ctlab_dask_zarr.execution.settings import packaged_settings, settings_in_force
+        from ctlab_dask_zarr.settings import packaged_settings, settings_in_force
 
         if example:
             say(packaged_settings().rstrip("\n"))

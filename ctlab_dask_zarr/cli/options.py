@@ -246,7 +246,7 @@ def _configured(taken: dict[str, Any], given: list[str]) -> dict[str, Any]:
     from ctlab_dask_zarr.cli.errors import exit_codes
 
     with exit_codes():
-        from ctlab_dask_zarr.execution.settings import setting
+        from ctlab_dask_zarr.settings import setting
 
         if not given and setting("cluster"):
             return {key: setting(key) for key in _STARTED_KEYS}
@@ -308,7 +308,7 @@ def open_source(source: str, options: dict[str, Any]) -> Dataset:
 
 def layout_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Return chunks, shards and codec as the API takes them."""
-    from ctlab_dask_zarr.codec.named import array_kwargs
+    from ctlab_dask_zarr.formats.codecs import array_kwargs
 
     codec = options["codec"]
     return {

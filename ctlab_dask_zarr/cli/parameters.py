@@ -178,7 +178,7 @@ class _Codec(click.ParamType):  # type: ignore[type-arg]
     name = "codec"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from ctlab_dask_zarr.codec.named import array_kwargs
+        from ctlab_dask_zarr.formats.codecs import array_kwargs
 
         text = str(value).strip().lower()
         try:

@@ -11,7 +11,7 @@ import dask
 import yaml
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.execution.settings import (
+from ctlab_dask_zarr.settings import (
     WITHOUT_DEFAULT,
     canonical_name,
     load_defaults,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-from ctlab_dask_zarr.execution.settings import setting
+from ctlab_dask_zarr.settings import setting
 from ctlab_dask_zarr.text import duration_text, nbytes_text
 
 __all__ = ["Progress"]

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.history import unused_key
+from ctlab_dask_zarr.volume import Volume
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.formats.history import HistoryValue
 
 __all__ = ["MaskedMethod", "map_masked"]
@@ -33,7 +33,7 @@ Filter = Callable[..., Any]
 
 
 def map_masked(
-    dataset: Dataset,
+    dataset: Volume,
     func: Filter,
     *,
     method: MaskedMethod = "linear",
@@ -41,7 +41,7 @@ def map_masked(
     datatype: DataType | str | None = None,
     history_key: str | None = None,
     **kwargs: Any,
-) -> Dataset:
+) -> Volume:
     """Return a dataset whose valid voxels went through `func`: see `Dataset.map_masked`."""
     import dask.array as da
 
@@ -84,7 +84,7 @@ def map_masked(
         "arguments": _arguments(func, kwargs),
     }
     key = history_key or unused_key(f"{datetime.now():%Y%m%d_%H%M%S}_{name}", dataset.history)
-    return type(dataset).from_modified(
+    return Volume.from_modified(
         dataset,
         data=data,
         datatype=kind,

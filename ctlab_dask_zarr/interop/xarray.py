@@ -9,22 +9,22 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
-from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.json_values import plain_json
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.volume import Volume
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
-__all__ = ["CTLabAccessor", "from_xarray", "to_xarray"]
+__all__ = ["CTLabAccessor", "to_xarray", "volume_from_xarray"]
 
 #: Attributes of the array. Nested ones are JSON text, which netCDF can keep too.
 _DATATYPE, _ID, _HISTORY, _EXTRA = "datatype", "dataset_id", "ctlab_history", "ctlab_attributes"
@@ -43,7 +43,7 @@ _FOREIGN = "xarray"
 _NAME = "voxels"
 
 
-def to_xarray(dataset: Dataset) -> xr.DataArray:
+def to_xarray(dataset: Volume) -> xr.DataArray:
     """Return a dataset as a `xarray.DataArray`; the voxels stay lazy.
 
     Parameters
@@ -59,6 +59,7 @@ def to_xarray(dataset: Dataset) -> xr.DataArray:
     Examples
     --------
     >>> import dask.array as da
+    >>> from ctlab_dask_zarr import Dataset
     >>> ds = Dataset(
     ...     da.zeros((4, 5, 6), dtype="uint16"), dimension_names=("z", "y", "x"),
     ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
@@ -66,7 +67,7 @@ def to_xarray(dataset: Dataset) -> xr.DataArray:
     >>> array = to_xarray(ds)
     >>> array.z.values.tolist(), array.z.attrs["units"]
     ([0.0, 2.5, 5.0, 7.5], 'um')
-    >>> from_xarray(array.sel(x=slice(0, 5)))
+    >>> Dataset.from_xarray(array.sel(x=slice(0, 5)))
     <Dataset tomo (z: 4, y: 5, x: 3) uint16, voxel 2.5 um>
     """
     unit = str(dataset.voxel_unit)
@@ -102,7 +103,7 @@ def to_xarray(dataset: Dataset) -> xr.DataArray:
     )
 
 
-def from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
+def volume_from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Volume:
     """Return a `xarray.DataArray` as a dataset; lazy voxels stay lazy.
 
     The voxel size is the spacing of the coordinates, its unit their ``units``. Name and attributes
@@ -156,7 +157,7 @@ def from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Dataset:
     if not hasattr(data, "dask"):
         data = da.from_array(data)
     try:
-        return Dataset(
+        return Volume(
             data,
             dimension_names=names,
             voxel_unit=unit,
@@ -297,6 +298,9 @@ def _unit(coordinate: xr.DataArray, name: str) -> VoxelUnit:
 class CTLabAccessor:
     """What this package does with an array: ``array.ctlab``."""
 
+    #: What `to_dataset` gives back: `Dataset`, which stands above this module, puts itself here.
+    dataset_class: ClassVar[Any] = None
+
     def __init__(self, array: xr.DataArray) -> None:
         self._array = array
 
@@ -317,9 +321,9 @@ class CTLabAccessor:
         mask: xr.DataArray = self._array == self.mask_value
         return mask
 
-    def to_dataset(self, *, datatype: str | None = None) -> Dataset:
+    def to_dataset(self, *, datatype: str | None = None) -> Any:
         """Return the array as a `Dataset`: see `from_xarray`."""
-        return from_xarray(self._array, datatype=datatype)
+        return self.dataset_class.from_xarray(self._array, datatype=datatype)
 
     def to_zarr(self, path: Any, *, datatype: str | None = None, **options: Any) -> Delayed | None:
         """Write the array: see `ctlab_dask_zarr.dataset_to_zarr` for the options."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import (
     CTLabError,
     InvalidArgumentError,
@@ -40,6 +39,7 @@ from ctlab_dask_zarr.store.storage import (
     storage_path,
     store_at,
 )
+from ctlab_dask_zarr.volume import Volume
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import HistoryValue
@@ -283,7 +283,7 @@ def _refuse_unfinished(metadata: StoreMetadata) -> None:
         )
 
 
-def _refuse_wrong_entries(entries: Mapping[str, Any], dataset: Dataset) -> None:
+def _refuse_wrong_entries(entries: Mapping[str, Any], dataset: Volume) -> None:
     for key in entries:
         if not isinstance(key, str) or not key.strip():
             raise InvalidArgumentError(f"{key!r} is no name for an entry of the history")
@@ -295,7 +295,7 @@ def _refuse_wrong_entries(entries: Mapping[str, Any], dataset: Dataset) -> None:
 
 
 def _wanted_size(
-    dataset: Dataset, voxel_size: Sequence[float] | float | None, unit: VoxelUnit | str | None
+    dataset: Volume, voxel_size: Sequence[float] | float | None, unit: VoxelUnit | str | None
 ) -> _Size | None:
     """Return the voxel size to be, of as many axes as the volume has; None where none is asked."""
     if voxel_size is None and unit is None:
@@ -331,7 +331,7 @@ def _size_entry(
 
 
 def _changes_of_labels(
-    metadata: StoreMetadata, image: Dataset, wanted: _Size, stamp: str
+    metadata: StoreMetadata, image: Volume, wanted: _Size, stamp: str
 ) -> Iterator[tuple[str, _NewDocument | None]]:
     """Yield what changes in the labels that are not as an image of the wanted size has them.
 
@@ -363,7 +363,7 @@ def _changes_of_labels(
 
 def _changed_root(
     metadata: StoreMetadata,
-    dataset: Dataset,
+    dataset: Volume,
     size: _Size | None,
     dataset_id: str | None,
     history: Mapping[str, Any],

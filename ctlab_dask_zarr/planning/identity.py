@@ -16,10 +16,10 @@ from dask.tokenize import TokenizationError, tokenize
 if TYPE_CHECKING:
     import dask.array as da
 
-    from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.formats.datatype import DataType
     from ctlab_dask_zarr.planning.levels import DownsampleMethod
     from ctlab_dask_zarr.planning.plan import Level
+    from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["SourceIdentity", "plan_identity", "source_identity"]
 
@@ -51,7 +51,7 @@ class SourceIdentity(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def source_identity(dataset: Dataset) -> SourceIdentity:
+def source_identity(dataset: Volume) -> SourceIdentity:
     """Return what the user says of the voxels, else their reader, else dask's name of them.
 
     Where dask's names are random, the tasks themselves are what is compared: their functions and

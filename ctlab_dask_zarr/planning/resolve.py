@@ -53,8 +53,8 @@ from ctlab_dask_zarr.store.occupied import refuse_place
 from ctlab_dask_zarr.store.storage import files_at, is_url, storage_path
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.dataset import Dataset
     from ctlab_dask_zarr.formats.history import History
+    from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
     "WriteOptions",
@@ -88,7 +88,7 @@ class WriteOptions:
 
 
 def plan_write(
-    dataset: Dataset,
+    dataset: Volume,
     path: str | os.PathLike[str],
     options: WriteOptions,
     *,
@@ -300,7 +300,7 @@ def refuse_contradictions(resume: bool, restart: bool, part: tuple[int, int] | N
         raise InvalidArgumentError(f"part {number} of {n_parts}: parts are counted from 1")
 
 
-def _resolve_datatype(dataset: Dataset, datatype: DataType | str | None) -> DataType | None:
+def _resolve_datatype(dataset: Volume, datatype: DataType | str | None) -> DataType | None:
     if datatype is None:
         # An anu_ctlab_io.Dataset keeps its data type in a private attribute.
         datatype = getattr(dataset, "datatype", None) or getattr(dataset, "_datatype", None)
@@ -312,7 +312,7 @@ def _resolve_datatype(dataset: Dataset, datatype: DataType | str | None) -> Data
         raise InvalidArgumentError(f"datatype: {error}") from error
 
 
-def _validated_dtype(dataset: Dataset, datatype: DataType | None) -> np.dtype[Any]:
+def _validated_dtype(dataset: Volume, datatype: DataType | None) -> np.dtype[Any]:
     dtype: np.dtype[Any] = np.dtype(dataset.data.dtype)
     if dtype.kind not in _DTYPE_KINDS or dtype.itemsize > 8:
         raise InvalidArgumentError(

@@ -15,7 +15,6 @@ import dask.array as da
 import numpy as np
 
 from ctlab_dask_zarr.arguments import refuse_unknown
-from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import (
     DatasetNotFoundError,
     IncompleteSourceError,
@@ -50,6 +49,7 @@ from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
 from ctlab_dask_zarr.store.storage import local_path
 from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["dataset_from_netcdf", "is_mango_netcdf"]
 
@@ -74,7 +74,7 @@ def dataset_from_netcdf(
     voxel_size: Sequence[float] | None = None,
     voxel_unit: VoxelUnit | str | None = None,
     **kwargs: Any,
-) -> Dataset:
+) -> Volume:
     """Open a mango netCDF volume lazily; only headers are read.
 
     Every block is opened and all are checked against each other first, so that a volume that
@@ -148,7 +148,7 @@ def dataset_from_netcdf(
             stacklevel=2,
         )
     size, unit = _resolve_voxel_size(local, first, voxel_size, voxel_unit)
-    return Dataset(
+    return Volume(
         _lazy_array(volume, chunks, kwargs),
         dimension_names=("z", "y", "x"),
         voxel_unit=unit,

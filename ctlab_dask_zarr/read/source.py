@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from ctlab_dask_zarr.errors import DatasetNotFoundError, UnsupportedFormatError
+from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf
+from ctlab_dask_zarr.read.zarr import volume_from_zarr
 from ctlab_dask_zarr.store.storage import is_url, storage_path
+from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["guess_filetype"]
+__all__ = ["guess_filetype", "open_volume"]
 
 _NETCDF_MAGIC = (b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05")
 _ZARR_DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
@@ -46,3 +50,19 @@ def guess_filetype(path: str | os.PathLike[str]) -> str:
     raise UnsupportedFormatError(
         f"{local} is neither a mango netCDF file, a folder of netCDF blocks nor a Zarr store"
     )
+
+
+def open_volume(
+    path: str | os.PathLike[str],
+    filetype: str = "auto",
+    *,
+    parse_history: bool = True,
+    **kwargs: Any,
+) -> Volume:
+    """Open whatever is read here: see `Dataset.from_path`."""
+    kind = guess_filetype(path) if filetype == "auto" else filetype
+    if kind.lower() == "netcdf":
+        return dataset_from_netcdf(path, parse_history=parse_history, **kwargs)
+    if kind.lower() == "zarr":
+        return volume_from_zarr(path, **kwargs)
+    raise UnsupportedFormatError(f"filetype {filetype!r} is none of 'NetCDF', 'zarr', 'auto'")

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ctlab_dask_zarr.arguments import explains_keywords
-from ctlab_dask_zarr.dataset import Dataset
+from ctlab_dask_zarr.arguments import refuse_unknown
 from ctlab_dask_zarr.errors import (
     DatasetNotFoundError,
     IncompleteDatasetError,
@@ -52,14 +51,15 @@ from ctlab_dask_zarr.store.storage import (
     store_at,
 )
 from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
     "StoreMetadata",
     "StoredLevel",
     "ZarrVolume",
-    "dataset_from_zarr",
     "dataset_of",
     "read_store_metadata",
+    "volume_from_zarr",
     "volume_of",
 ]
 
@@ -124,8 +124,7 @@ class StoreMetadata:
         return () if self.given.unit else common_unit([self.mango_block.get("voxel_unit")]).unknown
 
 
-@explains_keywords
-def dataset_from_zarr(
+def volume_from_zarr(
     path: str | os.PathLike[str],
     *,
     level: int = 0,
@@ -135,51 +134,9 @@ def dataset_from_zarr(
     voxel_unit: VoxelUnit | str | None = None,
     follow_links: bool | None = None,
     **kwargs: Any,
-) -> Dataset:
-    """Open a Zarr v3 store lazily, as a `Dataset` whose blocks are shards.
-
-    OME-Zarr 0.5 images and plain arrays are read, with or without the mango block. The voxel size
-    of an OME group is that of its OME metadata, of a plain array its ``voxel_size_xyz``, taken as
-    x, y, z. Axes of channels and times that have one element are left out. Nothing is ever written.
-    Of axes with different units every length is converted to one; where a unit is not known, as
-    ``pixel``, lengths are taken for voxels, with a warning.
-
-    Parameters
-    ----------
-    path
-        The store.
-    level
-        Which level of detail, 0 for the finest; `Dataset.levels` lists them.
-    strict
-        Whether a missing shard is an error (True) or fill values (False). By default it is an
-        error where this package wrote the store, since it writes every shard, and fill values
-        elsewhere, as the Zarr specification says.
-    storage_options
-        For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names; never
-        credentials, which come from the environment.
-    voxel_size, voxel_unit
-        Edge lengths of a voxel (one for all axes, or one each) and their unit, instead of what the
-        store says. The unit alone only names what its numbers are.
-    follow_links
-        Whether links are followed that lead out of the store, as git-annex has them. By default as
-        the setting ``ctlab-zarr.follow-links`` says: they are refused.
-    **kwargs
-        For `dask.array.from_array`, for example ``chunks=(64, 512, 512)``.
-
-    Raises
-    ------
-    DatasetNotFoundError
-        There is nothing at the path.
-    UnsupportedFormatError
-        It is no Zarr v3 store, a version of OME-Zarr or mango metadata not known here, or an image
-        with other than two or three axes of space, or with several channels or times.
-    IncompleteDatasetError
-        An array that the metadata lists is not there.
-    MetadataError
-        The metadata contradicts itself.
-    InvalidArgumentError
-        There is no such level.
-    """
+) -> Volume:
+    """Open a Zarr v3 store lazily: see `ctlab_dask_zarr.dataset_from_zarr`."""
+    refuse_unknown(volume_from_zarr, kwargs)
     given = Given(voxel_size is not None, voxel_unit is not None)
     with storage_options_in_force(storage_options):
         files = files_to_read(storage_path(path), follow_links)
@@ -191,20 +148,20 @@ def dataset_from_zarr(
             f"({', '.join(metadata.unknown_units)}): they are taken for voxels. Say what they are "
             "when it is opened, as voxel_unit='um' (--voxel-unit um), or in the store itself "
             "(ctlab-zarr set-voxel)",
-            stacklevel=3,
+            stacklevel=4,
         )
     if given == NOTHING_GIVEN:
         return dataset
     size = [voxel_size] if isinstance(voxel_size, int | float) else voxel_size
     if size is not None and len(size) == 1:
         size = [*size] * len(dataset.shape)
-    return Dataset.from_modified(dataset, voxel_size=size, voxel_unit=voxel_unit)
+    return Volume.from_modified(dataset, voxel_size=size, voxel_unit=voxel_unit)
 
 
 def dataset_of(
     metadata: StoreMetadata, level: int = 0, *, strict: bool | None = None, **kwargs: Any
-) -> Dataset:
-    """Return the dataset that the documents of a store describe: see `dataset_from_zarr`."""
+) -> Volume:
+    """Return the dataset that the documents of a store describe: see `volume_from_zarr`."""
     # Not for workers, which read by a `ZarrVolume` alone.
     import dask.array as da
 
@@ -230,7 +187,7 @@ def dataset_of(
         "asarray": False,
         "meta": np.empty((0,) * volume.ndim, volume.dtype),
     }
-    return Dataset(
+    return Volume(
         da.from_array(volume, **(options | kwargs)),
         dimension_names=names,
         voxel_unit=unit,

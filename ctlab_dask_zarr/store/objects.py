@@ -136,7 +136,7 @@ def _refuse_credentials_in(url: str, name: str) -> None:
 
 def configured_options() -> tuple[tuple[str, str], ...]:
     """Return the storage options in force: the call's, or else those of dask's settings."""
-    from ctlab_dask_zarr.execution.settings import setting
+    from ctlab_dask_zarr.settings import setting
 
     given = options_of_call.get()
     return validated_options(setting("storage-options")) if given is None else given

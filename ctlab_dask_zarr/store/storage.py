@@ -343,7 +343,7 @@ def files_to_read(path: str, follow_links: bool | None = None) -> Files:
 
     None is as dask's setting ``ctlab-zarr.follow-links`` says. It travels with the files.
     """
-    from ctlab_dask_zarr.execution.settings import setting
+    from ctlab_dask_zarr.settings import setting
 
     if is_url(path):
         return files_at(path)

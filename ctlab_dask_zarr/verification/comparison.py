@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ctlab_dask_zarr.dataset import FACTS_OF_THE_VOXELS, Dataset
 from ctlab_dask_zarr.errors import BlockError, CTLabError
 from ctlab_dask_zarr.execution.blocks import accepted_block
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
@@ -15,12 +14,13 @@ from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.units import are_same_positions, are_same_sizes
 from ctlab_dask_zarr.read.zarr import ZarrVolume
+from ctlab_dask_zarr.volume import FACTS_OF_THE_VOXELS, Volume
 from ctlab_dask_zarr.write.sample import voxel_difference
 
 __all__ = ["block_problems", "metadata_differences", "native"]
 
 
-def metadata_differences(found: Dataset, source: Dataset) -> Iterator[Problem]:
+def metadata_differences(found: Volume, source: Volume) -> Iterator[Problem]:
     """Yield what of the source's metadata did not carry over."""
     for name in ("shape", "dimension_names", "voxel_unit"):
         yield from _difference(name, getattr(found, name), getattr(source, name))

@@ -17,8 +17,7 @@ from dask._task_spec import GraphNode, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from ctlab_dask_zarr.arguments import explains_keywords, is_delayed, no_dataset
-from ctlab_dask_zarr.dataset import Dataset
+from ctlab_dask_zarr.arguments import explains_keywords
 from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
 from ctlab_dask_zarr.execution.blocks import add_block_tasks, analyse_source
 from ctlab_dask_zarr.execution.reporting import Reporter, topic_of
@@ -29,6 +28,7 @@ from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.planning.layout import Shape
 from ctlab_dask_zarr.read.receipts import array_receipts
+from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
 from ctlab_dask_zarr.read.zarr_volume import seal_of
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
@@ -57,6 +57,7 @@ from ctlab_dask_zarr.verification.images import (
 )
 from ctlab_dask_zarr.verification.objects import Expected, expected_objects, object_problems
 from ctlab_dask_zarr.verification.sources import add_source_checks, refuse_itself
+from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
 from ctlab_dask_zarr.write.sample import is_read
 from ctlab_dask_zarr.write.staging.request import plain_mask_value
 
@@ -100,7 +101,7 @@ class Verification(NamedTuple):
 @explains_keywords
 def verify(
     path: str | os.PathLike[str],
-    source: Dataset | str | os.PathLike[str] | None = None,
+    source: Volume | str | os.PathLike[str] | None = None,
     *,
     checksums: bool = True,
     storage_options: Mapping[str, Any] | None = None,
@@ -155,7 +156,7 @@ def verify(
     """
     with storage_options_in_force(storage_options):
         if isinstance(source, str | os.PathLike):
-            source = Dataset.from_path(source)
+            source = open_volume(source)
         is_known = source is None or hasattr(source, "dimension_names")
         if is_delayed(source) or not is_known:
             raise no_dataset(source, "source")
@@ -167,7 +168,7 @@ def verify(
 
 
 def build_verification(
-    path: str | os.PathLike[str], source: Dataset | None, *, checksums: bool
+    path: str | os.PathLike[str], source: Volume | None, *, checksums: bool
 ) -> Verification:
     """Look at everything that is small, and prepare tasks for the rest.
 
@@ -288,7 +289,7 @@ def _check_objects(
 
 
 def _compare(
-    graph: dict[Key, GraphNode], image: Image, source: Dataset, token: str
+    graph: dict[Key, GraphNode], image: Image, source: Volume, token: str
 ) -> tuple[list[Problem], list[Key], list[str]]:
     """Compare metadata; add tasks that compare voxels, and the source with its own checksums."""
     path = image.metadata.path
@@ -331,7 +332,7 @@ def _check_block(
     return problems
 
 
-def build_source_check(source: Dataset) -> Verification:
+def build_source_check(source: Volume) -> Verification:
     """Prepare to hold what a dataset is read from against the checksums that are kept of it."""
     token = uuid.uuid4().hex[:8]
     graph: dict[Key, GraphNode] = {}

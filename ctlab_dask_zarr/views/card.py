@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ctlab_dask_zarr.text import nbytes_text, shown, table
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["dataset_card"]
 
@@ -25,7 +25,7 @@ _PICTURE_PIXELS = 160
 _N_HISTORY = 3
 
 
-def dataset_card(dataset: Dataset) -> str:
+def dataset_card(dataset: Volume) -> str:
     """Return a dataset as an HTML table with a small picture; nothing of a graph is computed.
 
     The picture is the middle slice, along the first axis, of the coarsest level of the store that
@@ -72,7 +72,7 @@ def _source(source: Any) -> str:
     return "memory" if path is None else str(path)
 
 
-def _history(dataset: Dataset) -> str:
+def _history(dataset: Volume) -> str:
     history = dataset.history
     if not history:
         return ""
@@ -95,7 +95,7 @@ def _shortened(value: Any) -> str:
     return text if len(text) < 2000 else f"{text[:2000]} ..."
 
 
-def _picture(dataset: Dataset) -> str | None:
+def _picture(dataset: Volume) -> str | None:
     """Return the picture as an address that holds it, or None where there is none."""
     from ctlab_dask_zarr.read.zarr import ZarrVolume
     from ctlab_dask_zarr.views.slices import dataset_levels

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.zarr_array import is_key
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
 from ctlab_dask_zarr.store.storage import LocalStore, store_at
+from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["LabelImage", "label_colors", "read_label_images"]
 
@@ -44,11 +44,11 @@ class LabelImage:
     """
 
     name: str
-    dataset: Dataset
+    dataset: Volume
     colors: Mapping[int, RGB]
 
 
-def read_label_images(dataset: Dataset) -> tuple[LabelImage, ...]:
+def read_label_images(dataset: Volume) -> tuple[LabelImage, ...]:
     """Return the label images of the store that a dataset was opened from.
 
     Of any dtype: what is no integer is for those who draw them to refuse.

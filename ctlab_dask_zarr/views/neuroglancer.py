@@ -17,14 +17,15 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from ctlab_dask_zarr.codec.sample import grey_range
-from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import MissingExtraError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.read.zarr import ZarrVolume
 from ctlab_dask_zarr.store.storage import local_path
 from ctlab_dask_zarr.views.labels import LabelImage, read_label_images
 from ctlab_dask_zarr.views.server import FolderServer
 from ctlab_dask_zarr.views.slices import read_mid_slices, valid_voxels
+from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["LABEL_DTYPES", "SHOWN_DTYPES", "build_state", "serve_store"]
 
@@ -78,7 +79,7 @@ def serve_store(
     UnsupportedFormatError
         It is no Zarr store, or one of a data type that Neuroglancer does not show.
     """
-    dataset = Dataset.from_path(path)
+    dataset = open_volume(path)
     if not isinstance(dataset.source, ZarrVolume):
         raise UnsupportedFormatError(
             f"{os.fspath(path)} is no Zarr store: `ctlab-zarr convert` makes one of it, and "
@@ -109,7 +110,7 @@ def serve_store(
     return server
 
 
-def _obstacle(image: LabelImage, dataset: Dataset) -> str | None:
+def _obstacle(image: LabelImage, dataset: Volume) -> str | None:
     """Return why a label image cannot be shown over a volume; None if it can."""
     labels = image.dataset
     if len(labels.shape) != len(dataset.shape):
@@ -120,7 +121,7 @@ def _obstacle(image: LabelImage, dataset: Dataset) -> str | None:
 
 
 def build_state(
-    dataset: Dataset,
+    dataset: Volume,
     url: str,
     *,
     grey: tuple[float, float] | None,
@@ -165,7 +166,7 @@ def build_state(
 
 def _layer(
     name: str,
-    dataset: Dataset,
+    dataset: Volume,
     url: str,
     grey: tuple[float, float] | None,
     colors: Mapping[int, tuple[int, int, int]] | None = None,
@@ -197,7 +198,7 @@ def _layer(
     }
 
 
-def _equivalences(dataset: Dataset) -> list[list[str]]:
+def _equivalences(dataset: Volume) -> list[list[str]]:
     """Return which segments are the same to Neuroglancer: the mask is background.
 
     It hides no segment but 0, and of equivalent ones takes the smallest.
@@ -209,7 +210,7 @@ def _equivalences(dataset: Dataset) -> list[list[str]]:
     return [["0", str(int(mask_value))]]
 
 
-def _shader(dataset: Dataset) -> str:
+def _shader(dataset: Volume) -> str:
     if dataset.mask_value is None:
         return _SHADER.format(mask="")
     kind = dataset.dtype.kind
@@ -219,14 +220,14 @@ def _shader(dataset: Dataset) -> str:
     return _SHADER.format(mask=condition)
 
 
-def _contrast(dataset: Dataset) -> tuple[float, float]:
+def _contrast(dataset: Volume) -> tuple[float, float]:
     """Return the grey range of the mid-slices, at about the resolution of a screen."""
     extents = [n * v for n, v in zip(dataset.shape, dataset.voxel_size, strict=True)]
     voxels = [part.voxels for part in read_mid_slices(dataset, max(extents) / _PANEL_PIXELS)]
     return grey_range(np.concatenate([v[valid_voxels(v, dataset.mask_value)] for v in voxels]))
 
 
-def _scales(dataset: Dataset) -> dict[str, list[Any]]:
+def _scales(dataset: Volume) -> dict[str, list[Any]]:
     """Return length and unit of a voxel along each axis, as Neuroglancer's dimensions."""
     factor, unit = 1.0, ""
     if dataset.voxel_unit != VoxelUnit.VOXEL:
@@ -235,14 +236,14 @@ def _scales(dataset: Dataset) -> dict[str, list[Any]]:
     return {name: [size * factor, unit] for name, size in pairs}
 
 
-def _middle(dataset: Dataset) -> list[float]:
+def _middle(dataset: Volume) -> list[float]:
     """Return the middle of the volume in voxels, where its metadata places it."""
     finest = dataset.levels[0]
     origin = [t / s for t, s in zip(finest.origin, finest.voxel_size, strict=True)]
     return [o + n / 2 for o, n in zip(origin, dataset.shape, strict=True)]
 
 
-def _is_plain_array(dataset: Dataset) -> bool:
+def _is_plain_array(dataset: Volume) -> bool:
     return not dataset.source.array_path
 
 

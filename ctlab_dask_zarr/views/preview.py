@@ -12,11 +12,12 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from ctlab_dask_zarr.codec.sample import grey_range
-from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.views.labels import LabelImage, label_colors, read_label_images
 from ctlab_dask_zarr.views.slices import Slice, read_mid_slices, valid_voxels
+from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["preview", "save_preview", "scale_bar"]
 
@@ -37,7 +38,7 @@ RGBPicture = npt.NDArray[np.uint8]
 
 
 def preview(
-    source: Dataset | str | os.PathLike[str],
+    source: Volume | str | os.PathLike[str],
     *,
     size: int = 512,
     labels: Sequence[str] | None = None,
@@ -71,6 +72,7 @@ def preview(
     Examples
     --------
     >>> import dask.array as da
+    >>> from ctlab_dask_zarr import Dataset
     >>> volume = Dataset(
     ...     da.random.random((20, 30, 40)), dimension_names=("z", "y", "x"),
     ...     voxel_unit="um", voxel_size=(2.0, 1.0, 1.0),
@@ -80,7 +82,7 @@ def preview(
     """
     if size < 1:
         raise InvalidArgumentError(f"a picture cannot be {size} pixels wide")
-    dataset = source if isinstance(source, Dataset) else Dataset.from_path(source)
+    dataset = source if isinstance(source, Volume) else open_volume(source)
     if 0 in dataset.shape:
         raise InvalidArgumentError(f"{dataset!r} has no voxels to draw")
     chosen = _chosen(read_label_images(dataset), labels, dataset)
@@ -102,7 +104,7 @@ def preview(
 
 
 def save_preview(
-    source: Dataset | str | os.PathLike[str],
+    source: Volume | str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
     size: int = 512,
@@ -131,7 +133,7 @@ def save_preview(
 
 
 def _chosen(
-    images: Sequence[LabelImage], names: Sequence[str] | None, dataset: Dataset
+    images: Sequence[LabelImage], names: Sequence[str] | None, dataset: Volume
 ) -> list[LabelImage]:
     known = {image.name: image for image in images}
     if names is None:
@@ -223,7 +225,7 @@ def _overlay(picture: RGBPicture, part: Slice, pixel_size: float, image: LabelIm
 
 
 def _compose(
-    dataset: Dataset,
+    dataset: Volume,
     slices: Sequence[Slice],
     pictures: Sequence[RGBPicture],
     pixel_size: float,
@@ -261,7 +263,7 @@ def _compose(
     return canvas
 
 
-def _titles(dataset: Dataset, part: Slice) -> list[str]:
+def _titles(dataset: Volume, part: Slice) -> list[str]:
     """Return what can be written below a slice, the most telling first."""
     names = dataset.dimension_names
     shown = f"{names[part.axes[1]]} {names[part.axes[0]]}"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.read.zarr import ZarrVolume, read_store_metadata, volume_of
+from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["Level", "Slice", "dataset_levels", "read_mid_slices", "valid_voxels"]
 
@@ -54,7 +54,7 @@ class Slice:
     voxel_size: tuple[float, float]
 
 
-def dataset_levels(dataset: Dataset) -> tuple[Level, ...]:
+def dataset_levels(dataset: Volume) -> tuple[Level, ...]:
     """Return the levels that a dataset has been opened with, its own first.
 
     Only a dataset that is as its store says has others; what was computed has one.
@@ -96,7 +96,7 @@ def coarsest_sufficient(levels: Sequence[Level], pixel_size: float) -> Level:
     return min(sufficient, key=lambda level: int(np.prod(level.array.shape)))
 
 
-def read_mid_slices(dataset: Dataset, pixel_size: float) -> tuple[Slice, ...]:
+def read_mid_slices(dataset: Volume, pixel_size: float) -> tuple[Slice, ...]:
     """Read the slices through the middle of a volume, perpendicular to each axis.
 
     Parameters

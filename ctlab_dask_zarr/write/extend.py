@@ -45,7 +45,7 @@ from ctlab_dask_zarr.write.staging.labels import ImageIdentity
 from ctlab_dask_zarr.write.staging.request import StageRequest, plain_mask_value
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.dataset import Dataset
+    from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
     "images_to_extend",
@@ -109,7 +109,7 @@ def images_to_extend(
     return geometries, images
 
 
-def stored_geometries(image: Dataset, path: str) -> tuple[LevelGeometry, ...]:
+def stored_geometries(image: Volume, path: str) -> tuple[LevelGeometry, ...]:
     """Return the geometry of the levels that an image has.
 
     Raises
@@ -177,7 +177,7 @@ def _stored_layout(stored: StoredArray) -> Layout:
     return resolve_layout(stored.shape, chunks=stored.object_shape, shards=None)
 
 
-def refuse_unfit_labels(labels: Dataset, image: Dataset, path: str) -> None:
+def refuse_unfit_labels(labels: Volume, image: Volume, path: str) -> None:
     """Raise `InvalidArgumentError` where labels do not belong to an image."""
     if np.dtype(labels.dtype).kind not in "iu":
         raise InvalidArgumentError(
@@ -208,7 +208,7 @@ def refuse_unfit_labels(labels: Dataset, image: Dataset, path: str) -> None:
         )
 
 
-def _axes(dataset: Dataset) -> str:
+def _axes(dataset: Volume) -> str:
     axes = zip(dataset.dimension_names, dataset.shape, strict=True)
     return ", ".join(f"{name}: {n}" for name, n in axes)
 

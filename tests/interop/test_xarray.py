@@ -25,8 +25,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
 )
 from ctlab_dask_zarr.demo import write_mango_netcdf
-from ctlab_dask_zarr.interop.xarray import from_xarray
-from ctlab_dask_zarr.interop.xarray_backend import CTLabBackendEntrypoint
+from ctlab_dask_zarr.xarray import CTLabBackendEntrypoint, from_xarray
 from tests.builders import make_dataset, random_voxels
 
 LAYOUT: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32)}

@@ -79,6 +79,9 @@ def test_labels_that_are_killed_again_and_again_are_gone_on_with(
             break
         n_kills += 1
         kept = {k: v for k, v in everything(image).items() if not str(k).startswith("labels")}
+        if (image / "labels").exists():
+            # An entry more in the folder of the image gives it a new time.
+            before["."] = kept["."]
         assert kept == before
         if not (image / "labels" / "phases").exists():
             with pytest.raises(DatasetNotFoundError):

@@ -16,7 +16,7 @@ from ctlab_dask_zarr import InvalidArgumentError, dataset_from_zarr, dataset_to_
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.cli.options import cluster_arguments
 from ctlab_dask_zarr.execution.configuration import read_configuration
-from ctlab_dask_zarr.execution.settings import load_defaults, packaged_settings, setting
+from ctlab_dask_zarr.settings import load_defaults, packaged_settings, setting
 from tests.builders import make_dataset, random_voxels
 
 UNGIVEN = dict.fromkeys(

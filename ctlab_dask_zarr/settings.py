@@ -198,7 +198,7 @@ def _is_shape(value: Any) -> bool:
 
 
 def _is_codec(value: Any) -> bool:
-    from ctlab_dask_zarr.codec.named import array_kwargs
+    from ctlab_dask_zarr.formats.codecs import array_kwargs
 
     try:
         array_kwargs(str(value))

@@ -1,0 +1,339 @@
+"""The record of a volume: a lazy dask array, and what is known about it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.history import unused_key
+from ctlab_dask_zarr.formats.units import (
+    VoxelUnit,
+    size_text,
+    validated_axes,
+    validated_origin,
+)
+from ctlab_dask_zarr.text import shown
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+    from ctlab_dask_zarr.formats.history import History, HistoryValue
+
+__all__ = ["FACTS_OF_THE_VOXELS", "Volume", "copied_mapping", "is_delayed", "no_dataset"]
+
+#: Fields of the mango block that other voxels would make untrue.
+FACTS_OF_THE_VOXELS = frozenset({"data_min_max"})
+
+
+class Volume:
+    """The record of a volume; `Dataset`, which users have, adds what reads, writes and shows.
+
+    The parameters are those of `Dataset`.
+    """
+
+    def __init__(
+        self,
+        data: da.Array,
+        *,
+        dimension_names: Sequence[str],
+        voxel_unit: VoxelUnit | str,
+        voxel_size: Sequence[float],
+        datatype: DataType | str | None = None,
+        history: Mapping[str, HistoryValue] | None = None,
+        dataset_id: str | None = None,
+        extra_attrs: Mapping[str, Any] | None = None,
+        source: Any = None,
+        origin: Sequence[float] | None = None,
+        is_discrete: bool | None = None,
+        identity: str | None = None,
+    ) -> None:
+        if is_delayed(data) or not hasattr(data, "dask"):
+            raise no_dataset(data, "data", "dask array")
+        self._data = data
+        self._dimension_names, self._voxel_size = validated_axes(
+            dimension_names, voxel_size, data.ndim
+        )
+        try:
+            self._voxel_unit = VoxelUnit.from_str(str(voxel_unit))
+            self._datatype = None if datatype is None else DataType.from_basename(str(datatype))
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from error
+        self._history: History = copied_mapping("history", history)
+        if not isinstance(dataset_id, str | None):
+            raise InvalidArgumentError(f"dataset_id={dataset_id!r} is no text")
+        self._dataset_id = dataset_id
+        self._extra_attrs = copied_mapping("extra_attrs", extra_attrs)
+        if identity is not None and not (isinstance(identity, str) and identity):
+            raise InvalidArgumentError(f"identity={identity!r} is no text")
+        self._source = source
+        self._origin = validated_origin(origin, data.ndim)
+        if not isinstance(is_discrete, bool | None):
+            raise InvalidArgumentError(f"is_discrete={is_discrete!r} is neither True nor False")
+        if is_discrete is None:
+            is_discrete = self._datatype is not None and self._datatype.is_discrete
+        self._is_discrete = is_discrete
+        self._identity = identity
+        # dask's assignment in place, as data[0] = 0, gives the array another name.
+        self._opened_as = getattr(data, "name", None)
+
+    @classmethod
+    def from_modified(
+        cls,
+        source: Volume,
+        *,
+        data: da.Array | None = None,
+        voxel_size: Sequence[float] | None = None,
+        voxel_unit: VoxelUnit | str | None = None,
+        dimension_names: Sequence[str] | None = None,
+        datatype: DataType | str | None = None,
+        history_entry: HistoryValue | None = None,
+        history_key: str | None = None,
+        dataset_id_suffix: str | None = None,
+        dataset_id: str | None = None,
+        origin: Sequence[float] | None = None,
+        is_discrete: bool | None = None,
+        identity: str | None = None,
+        extra_attrs: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return a new dataset with some things changed; `source` stays as it is.
+
+        Parameters
+        ----------
+        source
+            Gives everything that is not given here.
+        data
+            Other voxels. Those of another shape are a part of which nobody knows where it begins:
+            their origin is zero where `origin` is not given.
+        voxel_size, voxel_unit
+            The numbers of the voxel size, and their unit: one of them alone leaves the other as it
+            is. The origin stays at the same number of voxels from zero.
+        datatype
+            Another one decides `is_discrete` too, where that is not given.
+        history_entry, history_key
+            An entry to add, and its key (``YYYYMMDD_HHMMSS_modification`` by default).
+        dataset_id_suffix
+            Makes the identifier ``<id>_<suffix>``; ignored where the source has none.
+        identity
+            Of the voxels, as of `Dataset`; by default that of `source`, where they are the same.
+        extra_attrs
+            Fields to add to the mango block.
+        """
+        if not isinstance(source, Volume):
+            raise no_dataset(source, "source")
+        history = copy.deepcopy(source._history)
+        if history_entry is not None:
+            default = f"{datetime.now():%Y%m%d_%H%M%S}_modification"
+            history[history_key or unused_key(default, history)] = history_entry
+        dataset_id = source._dataset_id if dataset_id is None else dataset_id
+        if dataset_id is not None and dataset_id_suffix is not None:
+            dataset_id = f"{dataset_id}_{dataset_id_suffix}"
+        if is_discrete is None and (datatype is None or datatype == source._datatype):
+            is_discrete = source._is_discrete
+        modified = cls(
+            source._data if data is None else data,
+            dimension_names=dimension_names or source._dimension_names,
+            voxel_unit=source._voxel_unit if voxel_unit is None else voxel_unit,
+            voxel_size=source._voxel_size if voxel_size is None else voxel_size,
+            datatype=source._datatype if datatype is None else datatype,
+            history=history,
+            dataset_id=dataset_id,
+            extra_attrs={
+                key: value
+                for key, value in source.extra_attrs.items()
+                if data is None or key not in FACTS_OF_THE_VOXELS
+            }
+            | copied_mapping("extra_attrs", extra_attrs),
+            source=source.source if data is None else None,
+            origin=origin,
+            is_discrete=is_discrete,
+            identity=source.identity if identity is None and data is None else identity,
+        )
+        if origin is None and modified.shape == source.shape:
+            edges = zip(source._origin, source._voxel_size, modified._voxel_size, strict=True)
+            modified._origin = tuple(start * (new / old) for start, old, new in edges)
+        return modified
+
+    @property
+    def data(self) -> da.Array:
+        """The voxels, a lazy dask array."""
+        return self._data
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of voxels along each axis."""
+        return tuple(self._data.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """NumPy dtype of the voxels."""
+        return self._data.dtype
+
+    @property
+    def dimension_names(self) -> tuple[str, ...]:
+        """Name of each axis."""
+        return self._dimension_names
+
+    @property
+    def voxel_size(self) -> tuple[float, ...]:
+        """Edge lengths of a voxel in `voxel_unit`, in the order of `dimension_names`."""
+        return self._voxel_size
+
+    @property
+    def voxel_unit(self) -> VoxelUnit:
+        """Unit of the voxel size."""
+        return self._voxel_unit
+
+    @property
+    def datatype(self) -> DataType | None:
+        """The mango data type, where it is known."""
+        return self._datatype
+
+    @property
+    def history(self) -> History:
+        """A copy of the history, entries by their key; `add_to_history` adds to it."""
+        return copy.deepcopy(self._history)
+
+    @property
+    def dataset_id(self) -> str | None:
+        """Mango's identifier, where there is one."""
+        return self._dataset_id
+
+    @property
+    def extra_attrs(self) -> dict[str, Any]:
+        """A copy of the further fields of the mango block, carried through to what is written."""
+        lost = frozenset() if self._is_as_opened else FACTS_OF_THE_VOXELS
+        return copy.deepcopy({k: v for k, v in self._extra_attrs.items() if k not in lost})
+
+    @property
+    def source(self) -> Any:
+        """What the data was opened from; None for an array from memory, or changed in place."""
+        return self._source if self._is_as_opened else None
+
+    @property
+    def identity(self) -> str | None:
+        """The text that was given for the voxels; None where none was, or they were changed."""
+        return self._identity if self._is_as_opened else None
+
+    @property
+    def _is_as_opened(self) -> bool:
+        return getattr(self._data, "name", None) == self._opened_as
+
+    @property
+    def levels(self) -> tuple[Any, ...]:
+        """The levels of the stored image that this was opened from, finest first; else none.
+
+        `dataset_from_zarr` opens one of them.
+        """
+        levels: tuple[Any, ...] = getattr(self.source, "levels", ())
+        return levels
+
+    @property
+    def origin(self) -> tuple[float, ...]:
+        """Position of the first voxel's centre, in `voxel_unit`, one number an axis."""
+        return self._origin
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether voxels are names of classes, as in segmentations and labels, not grey values."""
+        return self._is_discrete
+
+    @property
+    def mask_value(self) -> Any:
+        """The value that marks voxels outside the sample; None where the type has none."""
+        return None if self._datatype is None else self._datatype.mask_value
+
+    @property
+    def mask(self) -> da.Array:
+        """Which voxels are masked: a boolean dask array of the data's shape."""
+        import dask.array as da
+
+        if self.mask_value is None:
+            return cast("da.Array", da.zeros_like(self._data, dtype=bool))
+        return cast("da.Array", self._data == self.mask_value)
+
+    @property
+    def masked_data(self) -> da.Array:
+        """The voxels as a dask array of masked arrays, with `nomask` where no mask is defined."""
+        import dask.array as da
+
+        if self.mask_value is None:
+            return cast("da.Array", da.ma.masked_array(self._data))
+        return cast("da.Array", da.ma.masked_array(self._data, mask=self.mask))
+
+    def voxel_size_with_unit(self, unit: VoxelUnit | str) -> tuple[float, ...]:
+        """Return the voxel size in `unit`.
+
+        Raises
+        ------
+        ValueError
+            One of the two units is `VoxelUnit.VOXEL`, which is no length.
+        """
+        target = VoxelUnit.from_str(str(unit))
+        if target == self._voxel_unit:
+            return self._voxel_size
+        factor = self._voxel_unit.conversion_factor(target)
+        return tuple(v * factor for v in self._voxel_size)
+
+    def add_to_history(self, key: str, value: HistoryValue) -> None:
+        """Add one entry to this dataset's history."""
+        self._history[key] = copy.deepcopy(value)
+
+    def update_history(self, entries: Mapping[str, HistoryValue]) -> None:
+        """Add several entries to this dataset's history."""
+        self._history.update(copy.deepcopy(dict(entries)))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{name}: {n}" for name, n in zip(self._dimension_names, self.shape, strict=True)
+        )
+        voxel = size_text(self._voxel_size, self._voxel_unit)
+        kind = "" if self._datatype is None else f"{self._datatype} "
+        return shown(f"<{type(self).__name__} {kind}({sizes}) {self.dtype}, voxel {voxel}>")
+
+
+def copied_mapping(name: str, mapping: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a deep copy of an argument that has to be a mapping; of None an empty one."""
+    if not isinstance(mapping, Mapping | None):
+        raise InvalidArgumentError(
+            f"{name} is a {type(mapping).__name__}, where a mapping of names is needed"
+        )
+    return copy.deepcopy(dict(mapping or {}))
+
+
+def is_delayed(value: Any) -> bool:
+    """Whether a value is one of dask.delayed, which has every attribute that it is asked for."""
+    return type(value).__module__ == "dask.delayed"
+
+
+def no_dataset(value: Any, argument: str, wanted: str = "Dataset") -> InvalidArgumentError:
+    """Return the error for what stands in place of a dataset: it shows the line to write."""
+    kind = type(value)
+    home = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]} "
+    return InvalidArgumentError(
+        f"{argument} is a {home}{kind.__name__}, where a {wanted} is needed: write {_line(value)}"
+    )
+
+
+def _line(value: Any) -> str:
+    """Return what makes a dataset of a value."""
+    kind = type(value)
+    if kind.__module__.startswith("xarray."):
+        if kind.__name__ == "DataArray":
+            return "Dataset.from_xarray(array)"
+        name = next(iter(getattr(value, "data_vars", ())), "tomo")
+        return f"Dataset.from_xarray(ds[{name!r}]), for one of its variables"
+    if is_delayed(value):
+        return "Dataset(da.from_delayed(value, shape, dtype), ...), after `import dask.array as da`"
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return "Dataset.from_path(path), for what is stored at a path"
+    n_axes = 2 if len(value.shape) == 2 else 3
+    data = "data" if hasattr(value, "dask") else "da.from_array(data)"
+    imports = "" if hasattr(value, "dask") else ", after `import dask.array as da`"
+    return (
+        f"Dataset({data}, dimension_names={('z', 'y', 'x')[-n_axes:]}, voxel_unit='um', "
+        f"voxel_size={(2.5,) * n_axes}), with the size of its voxels{imports}"
+    )
