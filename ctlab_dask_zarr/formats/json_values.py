@@ -1,7 +1,8 @@
-"""Metadata values: made plain, or refused with the place where they stand."""
+"""Metadata as JSON: parsed, made plain, or refused with the place where it stands."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +11,35 @@ import numpy as np
 
 from ctlab_dask_zarr.errors import MetadataError
 
-__all__ = ["plain_json"]
+__all__ = ["json_object_or_empty", "parse_json_object", "plain_json"]
 
 #: Python's own JSON reader gives up near 1,000 levels; real mango histories have fewer than ten.
 _MAX_DEPTH = 64
+
+
+def parse_json_object(text: str | bytes, where: str, advice: str = "") -> dict[str, Any]:
+    """Return the JSON object that a text is.
+
+    Raises
+    ------
+    MetadataError
+        The text is no JSON, or no object; the message begins with `where` and ends with `advice`.
+    """
+    try:
+        document = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MetadataError(f"{where} is no JSON: {error}{advice}") from error
+    if not isinstance(document, dict):
+        raise MetadataError(f"{where} is no JSON object{advice}")
+    return document
+
+
+def json_object_or_empty(text: str | bytes) -> dict[str, Any]:
+    """Return the JSON object that a text is; empty where it is none."""
+    try:
+        return parse_json_object(text, "")
+    except MetadataError:
+        return {}
 
 
 def plain_json(value: Any, where: str, *, depth: int = 0) -> Any:

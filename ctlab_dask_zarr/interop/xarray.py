@@ -16,7 +16,7 @@ import xarray as xr
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.datatype import DataType
-from ctlab_dask_zarr.formats.json_values import plain_json
+from ctlab_dask_zarr.formats.json_values import parse_json_object, plain_json
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.volume import Volume
@@ -174,14 +174,7 @@ def volume_from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> V
 
 
 def _mapping(array: xr.DataArray, name: str) -> Mapping[str, Any]:
-    text = array.attrs.get(name, "{}")
-    try:
-        found = json.loads(text)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"the attribute {name} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InvalidArgumentError(f"the attribute {name} is no JSON object")
-    return found
+    return parse_json_object(array.attrs.get(name, "{}"), f"the attribute {name}")
 
 
 def _foreign(array: xr.DataArray) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ctlab_dask_zarr.errors import (
     MetadataError,
     UnsupportedFormatError,
 )
+from ctlab_dask_zarr.formats.json_values import parse_json_object
 from ctlab_dask_zarr.formats.mango import MangoBlock, parse_mango_block
 from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import (
@@ -235,7 +236,7 @@ def read_store_metadata(
     store = store_at(root, files)
     versions: dict[str, Version] = {}
     text = _read_root(store, versions)
-    document = _parse_json(text, os.path.join(root, ROOT_DOCUMENT))
+    document = parse_json_object(text, os.path.join(root, ROOT_DOCUMENT))
     attributes = document.get("attributes") or {}
     if not isinstance(attributes, dict):
         raise MetadataError(f"the attributes of {root} are no object")
@@ -322,16 +323,6 @@ def _read_array_document(store: LocalStore, array_path: str, versions: dict[str,
             f"{root} lists the array {array_path!r}, but {array_path}/{ROOT_DOCUMENT} is missing: "
             "the dataset is incomplete"
         ) from None
-
-
-def _parse_json(text: str, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MetadataError(f"{where} is no JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise MetadataError(f"{where} is no JSON object")
-    return document
 
 
 def _block_shape(volume: ZarrVolume) -> tuple[int, ...]:

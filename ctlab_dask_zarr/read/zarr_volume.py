@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.codec.zarr_fallback import odd_dtype
 from ctlab_dask_zarr.errors import DatasetNotFoundError, IncompleteSourceError
+from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.formats.receipts import level_entry
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.volume import split_index
@@ -217,22 +217,14 @@ def _change(volume: ZarrVolume, version: Version | None) -> str | None:
             return f"its {key} says something else now"
         is_known = version is not None and volume.version is not None
         return f"its {key} was written again" if is_known and version != volume.version else None
-    root = _parsed(store.get(ROOT_DOCUMENT))
+    root = json_object_or_empty(store.get(ROOT_DOCUMENT))
     if seal_of(root.get("attributes"), volume.array_path) != volume.seal:
         return "another dataset is in its place, by the checksums in its zarr.json"
     if not volume.array_path and _without_attributes(root) != _without_attributes(
-        _parsed(volume.document)
+        json_object_or_empty(volume.document)
     ):
         return f"its {ROOT_DOCUMENT} describes another array"
     return None
-
-
-def _parsed(text: str | bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _without_attributes(document: dict[str, Any]) -> dict[str, Any]:

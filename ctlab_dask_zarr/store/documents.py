@@ -30,6 +30,7 @@ from contextlib import suppress
 from typing import Any
 
 from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError, WriteFailedError
+from ctlab_dask_zarr.formats.json_values import parse_json_object
 from ctlab_dask_zarr.store.files import Files, remove_tree
 from ctlab_dask_zarr.store.objects import ObjectFiles
 from ctlab_dask_zarr.store.storage import LocalStore, is_temporary, is_url, store_at
@@ -49,6 +50,7 @@ _FIRST_PAUSE_S = 0.002
 #: Another has announced a change, or taken this for what a dead process has left.
 _NOT_ANNOUNCED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
 _LONGEST_PAUSE_S = 0.5
+_REPAIR = ". Repair it, then try again"
 
 
 def change_document(
@@ -69,7 +71,8 @@ def change_document(
 
     def step() -> bool:
         text = _read(store)
-        content = None if text is None else _parsed(text, store.path(_DOCUMENT))
+        path = store.path(_DOCUMENT)
+        content = None if text is None else parse_json_object(text, path, _REPAIR)
         changed = change(content)
         if changed is None or changed == content:
             return True
@@ -218,16 +221,6 @@ def _found(store: LocalStore) -> str | None:
 
 def _hash(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
-
-
-def _parsed(text: bytes, path: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MetadataError(f"{path} is no JSON: {error}. Repair it, then try again") from error
-    if not isinstance(content, dict):
-        raise MetadataError(f"{path} is no JSON object. Repair it, then try again")
-    return content
 
 
 def drop_consolidated(files: Files, folder: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ctlab_dask_zarr.errors import CTLabError
+from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
 from ctlab_dask_zarr.store.files import Files, walk
@@ -35,14 +36,13 @@ def read_json_object(files: Files, path: str) -> dict[str, Any]:
     An object store that does not answer is no absence.
     """
     try:
-        document = json.loads(files.read(path))
-    except (ValueError, RecursionError):
+        return json_object_or_empty(files.read(path))
+    except ValueError:
         return {}
     except OSError as error:
         if is_url(path) and not isinstance(error, FileNotFoundError):
             raise
         return {}
-    return document if isinstance(document, dict) else {}
 
 
 def listed_arrays(files: Files, root: str) -> dict[str, StoredArray | None]:

@@ -5,10 +5,10 @@ Whoever can write beside a destination can put a folder there that looks like on
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
+from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT
 from ctlab_dask_zarr.formats.zarr_array import is_key, parse_array_document
 from ctlab_dask_zarr.store.files import Files, walk
@@ -68,19 +68,12 @@ def plan_problem(plan: dict[str, Any]) -> str | None:
     extends = plan.get("extends")
     if extends is not None and not re.fullmatch("[0-9a-f]{64}", str(extends)):
         return f"its {STAGED_PLAN} adds levels to {extends!r}"
-    if not is_copy and not _is_json(plan.get("identity")):
+    if not is_copy and not json_object_or_empty(plan.get("identity", "")):
         return f"its {STAGED_PLAN} does not say what was being written"
     staging_id = plan.get("staging_id")
     if not is_copy and not re.fullmatch(f"[0-9a-f]{{{N_DIGITS}}}", str(staging_id)):
         return f"its {STAGED_PLAN} has the id {staging_id!r}"
     return None
-
-
-def _is_json(text: Any) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (TypeError, ValueError, RecursionError):
-        return False
 
 
 def is_object_of(document: str, key: str) -> bool:

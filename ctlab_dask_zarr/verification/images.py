@@ -19,6 +19,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.json_values import parse_json_object
 from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
@@ -138,11 +139,9 @@ def _read_document(store: LocalStore, key: str) -> str:
     content = store.get(key)
     try:
         text = content.decode()
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MetadataError(f"it is no JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise MetadataError("it is no JSON object")
+    document = parse_json_object(text, "it")
     if document.get("zarr_format") != 3:
         raise UnsupportedFormatError(
             f"its zarr_format is {document.get('zarr_format')!r}; only 3 is read here"
