@@ -1,6 +1,6 @@
 """The defaults that users can set, the dask way: files, environment, `dask.config.set`.
 
-They are what ``ctlab-zarr.yaml`` in this package lists, below ``ctlab-zarr``.
+``ctlab-zarr.yaml`` in this package lists them, below ``ctlab-zarr``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import dask
+from dask.utils import parse_bytes, parse_timedelta
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.formats.codecs import array_kwargs
 
 __all__ = [
-    "WITHOUT_DEFAULT",
+    "KEYS_WITHOUT_DEFAULT",
     "Setting",
     "canonical_name",
     "load_defaults",
@@ -29,19 +31,19 @@ __all__ = [
 ]
 
 _SECTION = "ctlab-zarr"
-#: Mappings whose keys are the user's own.
-_OPEN = {
+#: Mappings whose keys users choose themselves.
+_OPEN_MAPPINGS = {
     *("distributed.nanny.environ", "distributed.nanny.pre-spawn-environ", "logging"),
     "ctlab-zarr.storage-options",
 }
 #: Keys that dask reads without having a default for them.
-WITHOUT_DEFAULT = ("num-workers", "pool", "scheduler", "scheduler-address")
+KEYS_WITHOUT_DEFAULT = ("num-workers", "pool", "scheduler", "scheduler-address")
 #: A worker needs more than this to start at all; a smaller number lacks its unit.
 _LEAST_WORKER_NBYTES = 2**26
 
 
 class Setting(NamedTuple):
-    """One setting: its name, what is in force, and where that comes from."""
+    """One setting: its name, its value in force, and where the value comes from."""
 
     name: str
     value: Any
@@ -49,7 +51,7 @@ class Setting(NamedTuple):
 
 
 def packaged_settings() -> str:
-    """Return the text of the packaged defaults, an example of a file of one's own."""
+    """Return the text of the packaged defaults, which users can copy as an example."""
     return (files("ctlab_dask_zarr") / "ctlab-zarr.yaml").read_text()
 
 
@@ -59,15 +61,7 @@ def setting(name: str) -> Any:
     Raises
     ------
     InvalidArgumentError
-        Somebody has set one that there is not, or this one to what makes no sense.
-
-    Examples
-    --------
-    >>> setting("levels")
-    1
-    >>> with dask.config.set({"ctlab-zarr.levels": "auto"}):
-    ...     setting("levels")
-    'auto'
+        The value is wrong, or the configuration has a setting that does not exist.
     """
     defaults = load_defaults()
     problems = list(wrong_keys({_SECTION: _section_in_force()}, {_SECTION: defaults}))
@@ -75,7 +69,7 @@ def setting(name: str) -> Any:
         raise InvalidArgumentError(
             f"dask's configuration: {'; '.join(problems)} (`ctlab-zarr config` shows where it is)"
         )
-    # Not in the configuration where somebody has set the section as a whole.
+    # Somebody may have set the whole section, and left this setting out.
     value = dask.config.get(f"{_SECTION}.{name}", defaults[name])
     is_right, meant = _RULES[name]
     if not is_right(value):
@@ -88,40 +82,39 @@ def setting(name: str) -> Any:
 
 
 def settings_in_force() -> list[Setting]:
-    """Return every setting, and those that are set and are none, with where they come from."""
+    """Return every setting with its origin, and also names that are set but do not exist."""
     defaults = load_defaults()
     origins = list(_origins())
     given = _section_in_force()
-    names = [*defaults, *(key for key in given if canonical_name(key) not in defaults)]
     found = []
-    for name in names:
-        key = canonical_name(name)
-        value = dask.config.get(f"{_SECTION}.{name}", defaults.get(key))
-        # The last one takes the place of those before.
-        places = [where for where, section in origins if key in section]
-        if key in defaults:
-            origin = places[-1] if places else "default"
+    for name in (*defaults, *(key for key in given if key not in defaults)):
+        # Later places override earlier ones.
+        place = next((where for where, section in reversed(origins) if name in section), None)
+        if name in defaults:
+            origin = place or "default"
         else:
-            origin = f"{places[-1]}: there is" if places else "set, but there is"
+            origin = f"{place}: there is" if place else "set, but there is"
             origin += " no such setting"
-        found.append(Setting(name, value, origin))
+        found.append(Setting(name, given.get(name, defaults.get(name)), origin))
     return found
 
 
 def wrong_keys(
     given: Mapping[str, Any], known: Mapping[str, Any], parent: str = ""
 ) -> Iterator[str]:
-    """Yield one message for each key that is not among the known ones, with the nearest of them.
+    """Yield a message for each key that is not known, with the nearest known one.
 
-    On the first level only near misses count: any package may have a section of its own.
+    On the first level only near misses count, since any package may have a section of its own.
     """
-    spelled = {canonical_name(key): key for key in (*known, *(() if parent else WITHOUT_DEFAULT))}
+    spelled = {
+        canonical_name(key): key for key in (*known, *(() if parent else KEYS_WITHOUT_DEFAULT))
+    }
     for key, value in given.items():
         name = f"{parent}{key}"
         if canonical_name(key) in spelled:
             below = known.get(spelled[canonical_name(key)])
-            # An empty mapping as default says that its keys are the user's own, too.
-            is_open = not below or canonical_name(name) in _OPEN
+            # An empty mapping as default also means that users choose the keys.
+            is_open = not below or canonical_name(name) in _OPEN_MAPPINGS
             if isinstance(value, Mapping) and isinstance(below, Mapping) and not is_open:
                 yield from wrong_keys(value, below, f"{name}.")
             continue
@@ -133,7 +126,7 @@ def wrong_keys(
 
 
 def canonical_name(key: object) -> str:
-    """Return a key in the one of its two spellings that dask takes for the same."""
+    """Return a key with hyphens; dask takes underscores for the same."""
     return str(key).replace("_", "-")
 
 
@@ -143,7 +136,7 @@ def load_defaults() -> dict[str, Any]:
     import yaml
 
     content = yaml.safe_load(packaged_settings())
-    # What is no section would be overwritten without a word.
+    # update_defaults would silently overwrite a value that is not a section.
     _section_in_force()
     dask.config.update_defaults(content)
     section: dict[str, Any] = content[_SECTION]
@@ -151,7 +144,7 @@ def load_defaults() -> dict[str, Any]:
 
 
 def _origins() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield files, then the environment, and what each says, by canonical names."""
+    """Yield each file, then each variable of the environment, and what it sets."""
     for path, content in dask.config.collect_yaml(dask.config.paths, return_paths=True):
         yield str(path), _section(content, str(path))
     for variable, value in os.environ.items():
@@ -160,6 +153,7 @@ def _origins() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _section(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the settings in a configuration, by canonical names."""
     sections = (value for key, value in content.items() if canonical_name(key) == _SECTION)
     found = next(sections, None)
     if not isinstance(found, Mapping | None):
@@ -170,10 +164,10 @@ def _section(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {canonical_name(key): value for key, value in (found or {}).items()}
 
 
-def _section_in_force() -> Mapping[str, Any]:
+def _section_in_force() -> dict[str, Any]:
     found = dask.config.get(_SECTION, None)
     if not isinstance(found, Mapping | None):
-        # Says in which file it is, where it is in one.
+        # If a file is the culprit, this raises an error that names it.
         list(_origins())
     return _section({_SECTION: found}, "dask's configuration")
 
@@ -186,10 +180,6 @@ def _is_count_or_none(value: Any) -> bool:
     return value is None or _is_count(value)
 
 
-def _is_text_or_none(value: Any) -> bool:
-    return isinstance(value, str | None)
-
-
 def _is_shape(value: Any) -> bool:
     if isinstance(value, list | tuple):
         # 0 spans the axis.
@@ -197,53 +187,42 @@ def _is_shape(value: Any) -> bool:
     return value == "auto" or _is_count(value)
 
 
-def _is_codec(value: Any) -> bool:
-    from ctlab_dask_zarr.formats.codecs import array_kwargs
-
+def _parsed(parse: Callable[[str], Any], value: Any) -> Any:
+    """Return the result of `parse`, or None if it refuses the value."""
     try:
-        array_kwargs(str(value))
-    except (ValueError, IndexError):
-        return False
-    return True
-
-
-def _is_memory_or_none(value: Any) -> bool:
-    from dask.utils import parse_bytes
-
-    try:
-        return value is None or parse_bytes(str(value)) >= _LEAST_WORKER_NBYTES
-    except ValueError:
-        return False
-
-
-def _is_interval(value: Any) -> bool:
-    from dask.utils import parse_timedelta
-
-    try:
-        seconds = parse_timedelta(str(value))
+        return parse(str(value))
     except (ValueError, KeyError):
-        return False
-    return bool(0 < seconds < math.inf)
+        return None
 
 
-#: Of each setting: what is right, and how to say it.
+#: For each setting: what is right, and how to say it.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "chunks": (_is_shape, "a shape as [32, 32, 32], a number of elements, or auto"),
     "shards": (
         lambda value: value in (None, "none") or _is_shape(value),
         "a shape as [512, 512, 512], a number of elements, auto or none",
     ),
-    "codec": (_is_codec, "a codec: zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none"),
+    "codec": (
+        lambda value: _parsed(array_kwargs, value) is not None,
+        "a codec: zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none",
+    ),
     "levels": (lambda value: value == "auto" or _is_count(value), "a number from 1 on, or auto"),
     "scale-placement": (
         lambda value: value in ("dataset", "multiscales"), "dataset or multiscales",
     ),
     "workers": (_is_count_or_none, "a number of worker processes from 1 on"),
     "threads": (_is_count_or_none, "a number of threads of a worker from 1 on"),
-    "memory-limit": (_is_memory_or_none, "the memory of a worker, as 4GiB; it needs 64MiB or more"),
-    "cluster": (_is_text_or_none, "a file (.yaml), or local, slurm, pbs or mpi"),
+    "memory-limit": (
+        lambda value: value is None or (_parsed(parse_bytes, value) or 0) >= _LEAST_WORKER_NBYTES,
+        "the memory of a worker, as 4GiB; it needs 64MiB or more",
+    ),
+    "cluster": (
+        lambda value: isinstance(value, str | None), "a file (.yaml), or local, slurm, pbs or mpi",
+    ),
     "jobs": (_is_count_or_none, "a number of jobs from 1 on"),
-    "progress-interval": (_is_interval, "a time as 5s or 1m"),
+    "progress-interval": (
+        lambda value: 0 < (_parsed(parse_timedelta, value) or 0) < math.inf, "a time as 5s or 1m",
+    ),
     "follow-links": (lambda value: isinstance(value, bool), "true or false"),
     "storage-options": (
         lambda value: isinstance(value, Mapping | None), "a mapping, as {region: ap-southeast-2}",

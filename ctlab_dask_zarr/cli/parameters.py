@@ -183,7 +183,7 @@ class _Codec(click.ParamType):  # type: ignore[type-arg]
         text = str(value).strip().lower()
         try:
             array_kwargs(text)
-        except (ValueError, IndexError):
+        except ValueError:
             self.fail(
                 f"{value!r} is no codec: write zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none"
             )

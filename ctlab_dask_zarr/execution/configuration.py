@@ -12,7 +12,7 @@ import yaml
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.settings import (
-    WITHOUT_DEFAULT,
+    KEYS_WITHOUT_DEFAULT,
     canonical_name,
     load_defaults,
     wrong_keys,
@@ -109,7 +109,7 @@ def _misplaced_keys(given: Mapping[str, Any]) -> Iterator[str]:
         near = get_close_matches(name, sections, 1, cutoff=0.75)
         places = [f"jobqueue.{near[0]}"] if near else []
         places += [f"jobqueue.{system}.{name}" for system in sections if name in sections[system]]
-        if places and name not in WITHOUT_DEFAULT:
+        if places and name not in KEYS_WITHOUT_DEFAULT:
             yield f"{key} is no setting of its own; is {' or '.join(places)} meant?"
 
 

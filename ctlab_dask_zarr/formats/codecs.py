@@ -7,15 +7,17 @@ from typing import Any
 __all__ = ["array_kwargs"]
 
 _BLOSC_DEFAULTS = ["zstd", "5", "bitshuffle"]
+_BLOSC_CODECS = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
+_BLOSC_SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 
 
 def array_kwargs(codec: str) -> dict[str, Any]:
-    """Return what `zarr.create_array` needs for a codec by its short name.
+    """Return the arguments of `zarr.create_array` for a codec by its short name.
 
     Raises
     ------
-    ValueError, IndexError
-        It is none.
+    ValueError
+        No codec has this name.
 
     Examples
     --------
@@ -23,25 +25,21 @@ def array_kwargs(codec: str) -> dict[str, Any]:
     {'compressors': None}
     """
     name, *options = codec.split(":")
-    compressors: Any
+    settings: dict[str, Any]
     if name == "none" and not options:
-        compressors = None
-    elif name == "zstd" and len(options) < 2:
-        level = int(options[0]) if options else 0
-        compressors = [{"name": "zstd", "configuration": {"level": level, "checksum": False}}]
+        return {"compressors": None}
+    if name == "zstd" and len(options) < 2:
+        settings = {"level": int(options[0]) if options else 0, "checksum": False}
     elif name == "gzip" and len(options) < 2:
-        compressors = [
-            {"name": "gzip", "configuration": {"level": int(options[0]) if options else 5}}
-        ]
+        settings = {"level": int(options[0]) if options else 5}
     elif name == "lz4" and not options:
-        compressors = [{"name": "numcodecs.lz4", "configuration": {"acceleration": 1}}]
+        name, settings = "numcodecs.lz4", {"acceleration": 1}
     elif name == "blosc" and len(options) <= len(_BLOSC_DEFAULTS):
-        cname, level_text, shuffle = options + _BLOSC_DEFAULTS[len(options) :]
-        from zarr.codecs import BloscCodec
-
-        # By its class, so that zarr sets the type size from the array's dtype.
-        settings: dict[str, Any] = {"cname": cname, "clevel": int(level_text), "shuffle": shuffle}
-        compressors = [BloscCodec(**settings)]
+        cname, level, shuffle = options + _BLOSC_DEFAULTS[len(options) :]
+        if not (cname in _BLOSC_CODECS and int(level) in range(10) and shuffle in _BLOSC_SHUFFLES):
+            raise ValueError(codec)
+        # Without a type size: zarr takes it from the array's dtype.
+        settings = {"cname": cname, "clevel": int(level), "shuffle": shuffle}
     else:
         raise ValueError(codec)
-    return {"compressors": compressors}
+    return {"compressors": [{"name": name, "configuration": settings}]}
