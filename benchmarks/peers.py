@@ -48,7 +48,7 @@ def xarray_to_zarr(array: Any, out: str, edge: int, codec: str) -> str:
 
 
 def ngff_zarr(
-    array: Any, out: str, edge: int, codec: str, *, levels: int = 1, use_tensorstore: bool = False
+    array: Any, out: str, edge: int, codec: str, *, levels: int = 1, by_zarrista: bool = False
 ) -> str:
     from ngff_zarr import Methods, to_multiscales, to_ngff_image, to_ngff_zarr
 
@@ -57,15 +57,16 @@ def ngff_zarr(
     multiscales = to_multiscales(
         image, scale_factors=_factors(levels), chunks=32, method=Methods.DASK_BIN_SHRINK
     )
+    # Since 0.50 its option of that name writes by zarrista.
     to_ngff_zarr(
         out, multiscales, version="0.5", chunks_per_shard=edge // 32,
-        use_tensorstore=use_tensorstore,
+        use_tensorstore=by_zarrista,
     )  # fmt: skip
     return _finest_array(out)
 
 
-def ngff_zarr_tensorstore(array: Any, out: str, edge: int, codec: str, *, levels: int = 1) -> str:
-    return ngff_zarr(array, out, edge, codec, levels=levels, use_tensorstore=True)
+def ngff_zarr_zarrista(array: Any, out: str, edge: int, codec: str, *, levels: int = 1) -> str:
+    return ngff_zarr(array, out, edge, codec, levels=levels, by_zarrista=True)
 
 
 def tensorstore(array: Any, out: str, edge: int, codec: str) -> str:
@@ -153,7 +154,7 @@ WRITERS: dict[str, Writer] = {
     "dask.array.to_zarr": dask_to_zarr,
     "xarray to_zarr": xarray_to_zarr,
     "ngff-zarr": ngff_zarr,
-    "ngff-zarr, tensorstore": ngff_zarr_tensorstore,
+    "ngff-zarr, zarrista": ngff_zarr_zarrista,
     "tensorstore": tensorstore,
     "ome-zarr": ome_zarr,
     "bioio-ome-zarr": bioio_ome_zarr,
@@ -162,7 +163,7 @@ WRITERS: dict[str, Writer] = {
 
 
 #: Which of them make levels too.
-LEVEL_WRITERS = ("ngff-zarr", "ngff-zarr, tensorstore", "ome-zarr")
+LEVEL_WRITERS = ("ngff-zarr", "ngff-zarr, zarrista", "ome-zarr")
 
 
 def _factors(levels: int) -> list[int]:
