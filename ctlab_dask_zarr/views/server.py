@@ -1,8 +1,8 @@
-"""A file server for one browser: named folders, read-only, on loopback, behind a token.
+"""A read-only file server for one browser: named folders, on loopback, behind a token.
 
 Other users of the same node can connect to a loopback port too, so every address begins with a
-token that only the one who started the server is told. What is not a plain file of a served
-folder is not found: no listings, no hidden files, no way out of the folder.
+token that only the person who started the server is told. Only plain files of a served folder are
+found: no listings, no hidden files, no way out of the folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import threading
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
@@ -28,13 +27,13 @@ _CONTENT_TYPES = {
     ".json": "application/json",
     ".wasm": "application/wasm",
 }
-#: So often a waiting page is written to, which is how it is noticed that the page was closed.
+#: An event stream is written to this often; the write fails once the page is closed.
 _EVENT_INTERVAL_S = 15.0
-#: A browser that left without a word gives its connection back after this.
+#: A connection that stays silent for this long is closed.
 _IDLE_S = 120.0
 
 
-class FolderServer:
+class FolderServer(ThreadingHTTPServer):
     """Serves folders on 127.0.0.1 until it is closed; nothing can be changed through it.
 
     Parameters
@@ -44,27 +43,19 @@ class FolderServer:
     port
         0 takes a free one.
     event_paths
-        Addresses below the token that are kept open as event streams without events, for pages
-        that show by them whether the server is still there.
+        Addresses below the token that are kept open as event streams without events. Pages use
+        them to see whether the server is still there.
 
     Attributes
     ----------
     url
         The address with the token, ending in a slash; whoever knows it can read the folders.
     redirects
-        Where addresses lead to: path below the token, then the full address. To be filled in
-        while serving, since full addresses are known only when the port is.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile, urllib.request
-    >>> folder = tempfile.mkdtemp()
-    >>> _ = pathlib.Path(folder, "zarr.json").write_text("{}")
-    >>> with FolderServer({"scan.zarr": folder}) as server:
-    ...     with urllib.request.urlopen(f"{server.url}scan.zarr/zarr.json") as response:
-    ...         response.read()
-    b'{}'
+        Full address by the path below the token that redirects to it. Fill it in while serving,
+        since the port is known only then.
     """
+
+    daemon_threads = True
 
     def __init__(
         self,
@@ -73,16 +64,16 @@ class FolderServer:
         port: int = 0,
         event_paths: frozenset[str] = frozenset(),
     ) -> None:
-        self._http = _HTTPServer(("127.0.0.1", port), _Handler)
-        self._http.token = secrets.token_urlsafe(24)
-        self._http.folders = {name: os.path.realpath(path) for name, path in folders.items()}
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.token = secrets.token_urlsafe(24)
+        self.folders = {name: os.path.realpath(path) for name, path in folders.items()}
         self.redirects: dict[str, str] = {}
-        self._http.redirects = self.redirects
-        self._http.event_paths = event_paths
-        self.port: int = self._http.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/{self._http.token}/"
+        self.event_paths = event_paths
+        self.closing = threading.Event()
+        self.port: int = self.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/{self.token}/"
         self._thread = threading.Thread(
-            target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+            target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         )
         self._thread.start()
 
@@ -91,52 +82,39 @@ class FolderServer:
         return f"{self.url}{quote(name)}/"
 
     def close(self) -> None:
-        """Stop serving and give the port back."""
-        self._http.closing.set()
-        self._http.shutdown()
-        self._http.server_close()
+        """Stop serving and release the port."""
+        self.closing.set()
+        self.shutdown()
+        self.server_close()
         self._thread.join()
 
-    def __enter__(self) -> FolderServer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _HTTPServer(ThreadingHTTPServer):
-    daemon_threads = True
-    token: str
-    folders: dict[str, str]
-    redirects: dict[str, str]
-    event_paths: frozenset[str]
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.closing = threading.Event()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: browsers break connections off whenever the view moves on."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _HTTPServer
-    # Connections are kept: a view asks for thousands of small ranges.
+    server: FolderServer
+    # Connections stay open, because a view asks for thousands of small ranges.
     protocol_version = "HTTP/1.1"
     server_version = "ctlab-zarr"
     sys_version = ""
     timeout = _IDLE_S
 
     def do_GET(self) -> None:
-        self._answer()
+        path = self._path_below_token()
+        if path is None:
+            self._respond(HTTPStatus.NOT_FOUND)
+        elif path in self.server.redirects:
+            self._respond(HTTPStatus.FOUND, {"Location": self.server.redirects[path]})
+        elif path in self.server.event_paths:
+            self._keep_open()
+        else:
+            self._send_file(path)
 
-    def do_HEAD(self) -> None:
-        self._answer()
+    do_HEAD = do_GET
 
     def do_OPTIONS(self) -> None:
         if self._path_below_token() is None:
@@ -158,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         # a plain 404, for a broken connection.
         self.send_header("Access-Control-Allow-Origin", "*")
         self.send_header("Access-Control-Expose-Headers", "Accept-Ranges, Content-Range")
-        # The token must not leave in a Referer, nor the data stay in the browser's cache.
+        # Keep the token out of Referer headers, and the data out of the browser's cache.
         self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
@@ -167,25 +145,13 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         """Log nothing: a view makes thousands of requests."""
 
-    def _answer(self) -> None:
-        path = self._path_below_token()
-        if path is None:
-            self._respond(HTTPStatus.NOT_FOUND)
-        elif path in self.server.redirects:
-            self._respond(HTTPStatus.FOUND, {"Location": self.server.redirects[path]})
-        elif path in self.server.event_paths:
-            self._keep_open()
-        else:
-            self._send_file(path)
-
     def _path_below_token(self) -> str | None:
-        """Return the path after the token, still quoted; None where the token is not ours."""
+        """Return the path after the token, still quoted; None where the token is wrong."""
         _, _, rest = self.path.partition("?")[0].partition("/")
         token, slash, path = rest.partition("/")
         known = self.server.token.encode()
-        if not slash or not secrets.compare_digest(token.encode(errors="replace"), known):
-            return None
-        return path
+        is_known = secrets.compare_digest(token.encode(errors="replace"), known)
+        return path if slash and is_known else None
 
     def _send_file(self, path: str) -> None:
         file = self._open(path)
@@ -194,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with file:
             nbytes = os.fstat(file.fileno()).st_size
-            # There is no validator that an If-Range could name, so its condition is never met.
+            # This server sends no validators, so the condition of an If-Range never holds.
             asked = None if "If-Range" in self.headers else self.headers.get("Range")
             part = parse_range(asked, nbytes)
             if part is not None and not part:
@@ -203,12 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
                     {"Content-Range": f"bytes */{nbytes}"},
                 )
                 return
-            headers = {
-                "Content-Type": _CONTENT_TYPES.get(
-                    os.path.splitext(path)[1], "application/octet-stream"
-                ),
-                "Accept-Ranges": "bytes",
-            }
+            kind = _CONTENT_TYPES.get(os.path.splitext(path)[1], "application/octet-stream")
+            headers = {"Content-Type": kind, "Accept-Ranges": "bytes"}
             if part is None:
                 part = range(nbytes)
                 self._respond(HTTPStatus.OK, headers, nbytes)
@@ -220,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _open(self, path: str) -> BinaryIO | None:
         """Open a plain file of a served folder; None for everything else."""
-        # Split first: a quoted slash is part of a name, and no file has such a name.
+        # Split before unquoting: a quoted slash is part of a name, and no file has such a name.
         parts = [unquote(part) for part in path.split("/")]
         if any(_is_forbidden(part) for part in parts):
             return None
@@ -253,17 +215,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _is_forbidden(part: str) -> bool:
-    """Whether a part of a path is none of a served file: empty, hidden, a step up, no name."""
+    """Whether no served file has this part in its path: empty, hidden, '..', or no file name."""
     return not part or part.startswith(".") or any(sign in part for sign in "/\\\0")
 
 
 def _open_inside(root: str, parts: list[str]) -> BinaryIO | None:
     try:
         real = os.path.realpath(os.path.join(root, *parts))
-        # Links are followed inside the folder; what one leads to is held to the same rules.
+        # Links are followed inside the folder; their targets have to obey the same rules.
         if any(_is_forbidden(part) for part in os.path.relpath(real, root).split(os.sep)):
             return None
-        # Not to wait for a writer, should it be a pipe.
+        # Without O_NONBLOCK, opening a pipe would wait for its writer.
         descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError):
         return None
@@ -279,13 +241,8 @@ _ONE_RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.IGNORECASE | re
 def parse_range(header: str | None, nbytes: int) -> range | None:
     """Return which bytes of an object a Range header asks for; empty if it has none of them.
 
-    None stands for the whole object: no header, several ranges, other units and what is no range
-    at all, which RFC 9110 (section 14.2) allows to ignore.
-
-    Examples
-    --------
-    >>> parse_range("bytes=2-5", 100), parse_range("bytes=-10", 100), parse_range("bytes=9-", 9)
-    (range(2, 6), range(90, 100), range(9, 9))
+    None stands for the whole object: no header, several ranges, other units, or no valid range,
+    all of which RFC 9110 (section 14.2) allows to ignore.
     """
     match = _ONE_RANGE.fullmatch(header or "")
     if match is None:

@@ -290,7 +290,7 @@ def test_redirects_and_event_streams_are_below_the_token_too(server: FolderServe
         response = connection.getresponse()
         assert response.headers["Content-Type"] == "text/event-stream"
         assert response.read(3) == b":\n\n", "the stream has begun"
-        server._http.closing.set()
+        server.close()
         assert response.read() == b"", "and ends when the server does"
     finally:
         connection.close()
