@@ -1,16 +1,17 @@
-"""Which programs will show a store, and what they will not: from its metadata alone.
+"""Which programs will show a store, and what they will not show: from its metadata alone.
 
-What is said of a reader was read off that reader; a program that changes may do better.
+What each rule says of a program was read in that program's source or seen when it was run.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
+from ctlab_dask_zarr.formats.ome import OMEImage
 from ctlab_dask_zarr.formats.units import OME_UNITS, VoxelUnit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
@@ -19,9 +20,7 @@ from ctlab_dask_zarr.views.neuroglancer import LABEL_DTYPES, SHOWN_DTYPES
 
 __all__ = ["ReaderReport", "check_readers"]
 
-Verdict = Literal["shows it", "shows it, but", "does not show it"]
-
-#: Beyond this, a level is no longer looked at as a whole: 512**3 voxels.
+#: A larger level is no longer looked at as a whole: 512**3 voxels.
 _LARGE = 512**3
 _WEBKNOSSOS_DTYPES = SHOWN_DTYPES | {"int64"}
 _COMMON_CODECS = frozenset({"zstd", "blosc", "gzip", "crc32c"})
@@ -42,25 +41,8 @@ class ReaderReport:
     """
 
     reader: str
-    verdict: Verdict
+    verdict: Literal["shows it", "shows it, but", "does not show it"]
     remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What the readers' rules ask for; `labels` are data types by name."""
-
-    array: StoredArray
-    has_dotted_keys: bool
-    is_group: bool
-    has_outer_transform: bool
-    n_levels: int
-    lacks_translation: bool
-    unit: VoxelUnit | None
-    axes: tuple[str, ...]
-    mango: dict[str, Any]
-    labels: dict[str, str]
-    ome: dict[str, Any]
 
 
 def check_readers(path: str | os.PathLike[str]) -> list[ReaderReport]:
@@ -80,207 +62,209 @@ def check_readers(path: str | os.PathLike[str]) -> list[ReaderReport]:
     >>> reports["Neuroglancer"], reports["ngff-zarr"]
     ('does not show it', 'shows it')
     """
-    facts = _facts(read_store_metadata(path))
+    facts = _facts_of(read_store_metadata(path))
     reports = []
-    for reader, rules in _READERS.items():
-        failures: list[str] = []
-        remarks: list[str] = []
-        for is_fatal, remark in rules(facts):
-            (failures if is_fatal else remarks).append(remark)
-        verdict: Verdict = "shows it, but" if remarks else "shows it"
-        if failures:
-            verdict, remarks = "does not show it", failures
-        reports.append(ReaderReport(reader, verdict, tuple(remarks)))
+    for reader, (obstacles, flaws) in _READERS.items():
+        if found := _remarks(obstacles, facts):
+            reports.append(ReaderReport(reader, "does not show it", found))
+        elif found := _remarks(flaws, facts):
+            reports.append(ReaderReport(reader, "shows it, but", found))
+        else:
+            reports.append(ReaderReport(reader, "shows it"))
     return reports
 
 
-def _facts(metadata: StoreMetadata) -> _Facts:
+@dataclass(frozen=True)
+class _Facts:
+    """What rules ask for; `labels` are data types by name."""
+
+    array: StoredArray
+    dtype: str
+    n_levels: int
+    has_dotted_keys: bool
+    image: OMEImage | None
+    ome: dict[str, Any]
+    multiscale: dict[str, Any]
+    has_outer_scale: bool
+    mango: dict[str, Any]
+    labels: dict[str, str]
+
+
+def _facts_of(metadata: StoreMetadata) -> _Facts:
     arrays = [parse_array_document(document) for _, document in metadata.arrays]
-    ome = metadata.attributes.get("ome") if metadata.ome else None
-    ome = ome if isinstance(ome, dict) else {}
-    levels = () if metadata.ome is None else metadata.ome.levels
-    coarser = [
-        any(abs(t - (s - f) / 2 - o) > 1e-6 * s for t, s, f, o in zip(
-            level.translation, level.scale, levels[0].scale, levels[0].translation, strict=True
-        ))
-        for level in levels[1:]
-    ]  # fmt: skip
+    ome = metadata.attributes["ome"] if metadata.ome else {}
+    multiscale = ome["multiscales"][0] if ome else {}
     mango = metadata.attributes.get("mango")
+    folder = metadata.store.path("labels")
+    labels = {}
+    for name in label_names(metadata.files, folder):
+        found = read_store_metadata(os.path.join(folder, name), metadata.files)
+        labels[name] = _dtype_name(parse_array_document(found.arrays[0][1]))
     return _Facts(
         array=arrays[0],
+        dtype=_dtype_name(arrays[0]),
+        n_levels=len(arrays),
         has_dotted_keys=any(array.separator == "." for array in arrays),
-        is_group=metadata.ome is not None,
-        has_outer_transform=bool(ome and ome["multiscales"][0].get("coordinateTransformations")),
-        n_levels=len(metadata.arrays),
-        lacks_translation=any(coarser),
-        unit=None if metadata.ome is None else metadata.ome.voxel_unit,
-        axes=() if metadata.ome is None else metadata.ome.axes,
-        mango=mango if isinstance(mango, dict) else {},
-        labels=_label_dtypes(metadata),
+        image=metadata.ome,
         ome=ome,
+        multiscale=multiscale,
+        has_outer_scale=bool(multiscale.get("coordinateTransformations")),
+        mango=mango if isinstance(mango, dict) else {},
+        labels=labels,
     )
-
-
-def _label_dtypes(metadata: StoreMetadata) -> dict[str, str]:
-    folder = os.path.join(metadata.path, "labels")
-    dtypes = {}
-    for name in label_names(metadata.files, folder):
-        labels = read_store_metadata(os.path.join(folder, name), metadata.files)
-        dtypes[name] = _dtype_name(parse_array_document(labels.arrays[0][1]))
-    return dtypes
 
 
 def _dtype_name(array: StoredArray) -> str:
     return str(array.dtype.newbyteorder("="))
 
 
-Remark = tuple[bool, str]
+#: What a rule looks for, and the remark on it. It may find several things, as a list, and a remark
+#: is made on each.
+_Rule = tuple[Callable[[_Facts], Any], str]
 
 
-def _ome_readers(facts: _Facts) -> Iterator[Remark]:
-    """Yield what ome-zarr-py, napari-ome-zarr and ngff-zarr have in common."""
-    if not facts.is_group:
-        yield True, "it is a plain array, not an OME-Zarr group: convert it with --layout ome"
-    if facts.has_outer_transform:
-        yield (
-            False,
+def _remarks(rules: Iterable[_Rule], facts: _Facts) -> tuple[str, ...]:
+    texts = []
+    for find, remark in rules:
+        found = find(facts)
+        things = found if isinstance(found, list) else [found] if found else []
+        texts += [remark.format(*(x if isinstance(x, tuple) else [x])) for x in things]
+    return tuple(texts)
+
+
+def _refused_units(facts: _Facts) -> list[str]:
+    axes = [axis for axis in facts.multiscale.get("axes", ()) if isinstance(axis, dict)]
+    units = [axis.get("unit", "") for axis in axes if axis.get("type", "space") == "space"]
+    return [unit for unit in units if unit != "" and unit not in OME_UNITS][:1]
+
+
+def _has_shifted_levels(facts: _Facts) -> bool:
+    """Whether the centre of a coarser voxel is not in the middle of the voxels below it."""
+    levels = facts.image.levels if facts.image else ()
+    return any(
+        abs(t - (s - f) / 2 - o) > 1e-6 * s
+        for level in levels[1:]
+        for t, s, f, o in zip(
+            level.translation, level.scale, levels[0].scale, levels[0].translation, strict=True
+        )
+    )
+
+
+_NO_GROUP: _Rule = (
+    lambda f: not f.image,
+    "it is a plain array, not an OME-Zarr group: convert it with --layout ome",
+)
+_OUTER_SCALE: _Rule = (
+    lambda f: f.has_outer_scale,
+    "the voxel size stands on the multiscales entry, which is not read: voxels appear with an "
+    "edge of 1. Convert with --scale-placement dataset",
+)
+_UNUSUAL_CODECS: _Rule = (
+    lambda f: not f.array.is_direct,
+    "its codecs are unusual: nobody has tried whether this program knows them",
+)
+_UNCOMMON_CODECS: _Rule = (
+    lambda f: ", ".join(sorted({spec.name for spec in f.array.codecs} - _COMMON_CODECS)),
+    "the codec {} is known to zarr-python only, with numcodecs",
+)
+_SHIFTED: _Rule = (
+    _has_shifted_levels,
+    "its levels have no translation: they are shifted against each other by half a voxel",
+)
+_ONE_LEVEL: _Rule = (
+    lambda f: f.n_levels == 1 and prod(f.array.shape) > _LARGE,
+    "it has one level only, so that looking at the whole reads every voxel: use "
+    "`ctlab-zarr pyramid`",
+)
+_DOTTED_KEYS: _Rule = (
+    lambda f: f.has_dotted_keys,
+    "keys of chunks are separated by '.', as in arrays of few shards: some readers do not find "
+    "them, and this one was not tried. If it shows nothing, write the store from Python with "
+    "dimension_separator_threshold=0",
+)
+_UNSHOWN = "voxels of {} are not shown: convert them to float32 or uint16"
+_FLAWS_OF_IMAGES = (_OUTER_SCALE, _UNUSUAL_CODECS, _UNCOMMON_CODECS)
+
+#: By the program: what keeps it from showing a store, and what it does not show, or shows wrongly.
+_READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
+    "napari-ome-zarr": (
+        (_NO_GROUP,),
+        (
+            *(*_FLAWS_OF_IMAGES, _SHIFTED, _ONE_LEVEL),
             (
-                "the voxel size stands on the multiscales entry, which is not read: voxels appear "
-                "with an edge of 1. Convert with --scale-placement dataset"
+                lambda f: f.image and "omero" not in f.ome and not f.labels,
+                "no contrast is suggested (omero): it is estimated from the voxels",
             ),
-        )
-    yield from _codec_remarks(facts)
-
-
-def _viewers(facts: _Facts) -> Iterator[Remark]:
-    """Yield what concerns everything that is looked at as a whole."""
-    if facts.lacks_translation:
-        yield (
-            False,
-            ("its levels have no translation: they are shifted against each other by half a voxel"),
-        )
-    if facts.n_levels == 1 and prod(facts.array.shape) > _LARGE:
-        yield (
-            False,
+        ),
+    ),
+    "ome-zarr-py": ((_NO_GROUP,), _FLAWS_OF_IMAGES),
+    "ngff-zarr": ((_NO_GROUP,), _FLAWS_OF_IMAGES),
+    "Neuroglancer": (
+        (
+            (lambda f: f.dtype not in SHOWN_DTYPES and f.dtype, _UNSHOWN),
             (
-                "it has one level only, so that looking at the whole reads every voxel: use "
-                "`ctlab-zarr pyramid`"
+                lambda f: any(spec.name.startswith("numcodecs.") for spec in f.array.codecs),
+                "it does not know the codec: convert with --codec zstd:3",
             ),
-        )
-
-
-def _codec_remarks(facts: _Facts) -> Iterator[Remark]:
-    if not facts.array.is_direct:
-        yield False, "its codecs are unusual: whether they are known there was not tried"
-        return
-    odd = sorted({spec.name for spec in facts.array.codecs} - _COMMON_CODECS)
-    if odd:
-        yield False, f"the codec {', '.join(odd)} is known to zarr-python only, with numcodecs"
-
-
-def _untried_keys(facts: _Facts) -> Iterator[Remark]:
-    """Yield what concerns readers that have not been tried with every way to name a chunk."""
-    if facts.has_dotted_keys:
-        yield (
-            False,
+            (_refused_units, "it refuses {!r} as the unit of an axis: correct it (set-voxel)"),
+        ),
+        (
             (
-                "keys of chunks are separated by '.', as in arrays of few shards: some readers do "
-                "not find those, and this one was not tried. Should it show nothing, write the "
-                "store from Python with dimension_separator_threshold=0"
+                lambda f: not f.image,
+                "it is a plain array: `ctlab-zarr view` adds the voxel size, others do not",
             ),
-        )
-
-
-def _napari(facts: _Facts) -> Iterator[Remark]:
-    yield from _ome_readers(facts)
-    yield from _viewers(facts)
-    if facts.is_group and "omero" not in facts.ome and not facts.labels:
-        yield False, "no contrast is suggested (omero): it is estimated from the voxels"
-
-
-def _neuroglancer(facts: _Facts) -> Iterator[Remark]:
-    dtype = _dtype_name(facts.array)
-    if dtype not in SHOWN_DTYPES:
-        yield True, f"voxels of {dtype} are not shown: convert them to float32 or uint16"
-    if any(spec.name.startswith("numcodecs.") for spec in facts.array.codecs):
-        yield True, "its codec is not known there: convert with --codec zstd:3"
-    units = [a.get("unit", "") for a in _axes(facts) if a.get("type", "space") == "space"]
-    refused = [unit for unit in units if unit != "" and unit not in OME_UNITS]
-    if refused:
-        yield True, f"an axis has the unit {refused[0]!r}, which is refused: correct it (set-voxel)"
-    if not facts.is_group:
-        yield False, "it is a plain array: `ctlab-zarr view` adds the voxel size, others do not"
-    for name, label_dtype in facts.labels.items():
-        if label_dtype not in LABEL_DTYPES:
-            yield (
-                False,
-                (
-                    f"the labels {name!r} are {label_dtype} and not shown (`ctlab-zarr view` "
-                    "leaves them out): write them as uint32 or int32"
-                ),
-            )
-    yield from _viewers(facts)
-
-
-def _axes(facts: _Facts) -> list[dict[str, Any]]:
-    if not facts.ome:
-        return []
-    return [axis for axis in facts.ome["multiscales"][0]["axes"] if isinstance(axis, dict)]
-
-
-def _webknossos(facts: _Facts) -> Iterator[Remark]:
-    if not facts.is_group:
-        yield True, "it is a plain array, not an OME-Zarr group: convert it with --layout ome"
-    dtype = _dtype_name(facts.array)
-    if dtype not in _WEBKNOSSOS_DTYPES:
-        yield True, f"voxels of {dtype} are not shown: convert them to float32 or uint16"
-    if facts.is_group and facts.unit == VoxelUnit.VOXEL:
-        yield False, "its axes have no unit: nanometres are assumed"
-    yield from _codec_remarks(facts)
-    yield from _untried_keys(facts)
-    yield from _viewers(facts)
-    yield False, "by its documentation: it was not tried with this package"
-
-
-def _drishti(facts: _Facts) -> Iterator[Remark]:
-    if not facts.mango:
-        yield False, "there is no mango block: voxel size and history are not shown"
-    elif facts.is_group and not facts.has_outer_transform:
-        yield (
-            False,
             (
+                lambda f: [item for item in f.labels.items() if item[1] not in LABEL_DTYPES],
+                "the labels {!r} are {} and not shown (`ctlab-zarr view` leaves them out): write "
+                "them as uint32 or int32",
+            ),
+            *(_SHIFTED, _ONE_LEVEL),
+        ),
+    ),
+    "WebKnossos": (
+        (_NO_GROUP, (lambda f: f.dtype not in _WEBKNOSSOS_DTYPES and f.dtype, _UNSHOWN)),
+        (
+            (
+                lambda f: f.image and f.image.voxel_unit == VoxelUnit.VOXEL,
+                "its axes have no unit: nanometres are assumed",
+            ),
+            *(_UNUSUAL_CODECS, _UNCOMMON_CODECS, _DOTTED_KEYS, _SHIFTED, _ONE_LEVEL),
+            (lambda f: True, "by its documentation: it was not tried with this package"),
+        ),
+    ),
+    "Drishti": (
+        ((lambda f: len(f.array.shape) != 3, "it shows volumes of three axes"),),
+        (
+            (
+                lambda f: not f.mango,
+                "there is no mango block: voxel size and history are not shown",
+            ),
+            (
+                lambda f: f.mango and f.image and not f.has_outer_scale,
                 "it multiplies the voxel size of the mango block by that of the dataset, so that "
-                "the scale is wrong: convert with --scale-placement multiscales"
+                "the scale is wrong: convert with --scale-placement multiscales",
             ),
-        )
-    if facts.mango and "data_min_max" not in facts.mango:
-        yield False, "the mango block has no data_min_max: set the contrast by hand"
-    if len(facts.array.shape) != 3:
-        yield True, "it shows volumes of three axes"
-    yield from _codec_remarks(facts)
-    yield from _untried_keys(facts)
-
-
-def _reference(facts: _Facts) -> Iterator[Remark]:
-    if "basename" not in facts.mango or "history" not in facts.mango:
-        yield (
-            True,
-            ("the mango block lacks its data type or history: convert with --datatype, as tomo"),
-        )
-    if facts.is_group and len(facts.axes) != 3:
-        yield True, "it reads groups of three axes only"
-    if facts.n_levels > 1:
-        yield False, "it reads level 0 only"
-    if facts.labels:
-        yield False, "it does not see labels; open each by its own path"
-
-
-_READERS: dict[str, Callable[[_Facts], Iterator[Remark]]] = {
-    "napari-ome-zarr": _napari,
-    "ome-zarr-py": _ome_readers,
-    "ngff-zarr": _ome_readers,
-    "Neuroglancer": _neuroglancer,
-    "WebKnossos": _webknossos,
-    "Drishti": _drishti,
-    "anu_ctlab_io": _reference,
+            (
+                lambda f: f.mango and "data_min_max" not in f.mango,
+                "the mango block has no data_min_max: set the contrast by hand",
+            ),
+            *(_UNUSUAL_CODECS, _UNCOMMON_CODECS, _DOTTED_KEYS),
+        ),
+    ),
+    "anu_ctlab_io": (
+        (
+            (
+                lambda f: not {"basename", "history"} <= f.mango.keys(),
+                "the mango block lacks its data type or history: convert with --datatype, as tomo",
+            ),
+            (
+                lambda f: f.image and len(f.image.axes) != 3,
+                "it reads groups of three axes only",
+            ),
+        ),
+        (
+            (lambda f: f.n_levels > 1, "it reads level 0 only"),
+            (lambda f: f.labels, "it does not see labels; open each by its own path"),
+        ),
+    ),
 }
