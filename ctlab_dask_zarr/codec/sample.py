@@ -14,7 +14,7 @@ from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.store.storage import Store
 
-__all__ = ["contrast_of", "grey_range", "sample_voxels"]
+__all__ = ["contrast_of", "sample_voxels", "valid_voxels"]
 
 #: Grey levels run between these percentiles of the voxels that are not masked.
 _PERCENTILES = (0.5, 99.5)
@@ -42,34 +42,28 @@ def sample_voxels(store: Store, path: str, array: StoredArray) -> npt.NDArray[An
     return sample[:: -(-sample.size // _MAX_VOXELS)]
 
 
+def valid_voxels(voxels: npt.NDArray[Any], mask_value: Number | None) -> npt.NDArray[np.bool_]:
+    """Return which voxels are finite and not masked."""
+    valid: npt.NDArray[np.bool_] = np.isfinite(voxels)
+    return valid if mask_value is None else valid & (voxels != mask_value)
+
+
 def contrast_of(voxels: npt.NDArray[Any], mask_value: Number | None) -> tuple[float, float]:
-    """Return the grey levels of black and white for voxels of which some may be masked."""
-    valid = np.isfinite(voxels)
-    if mask_value is not None:
-        valid &= voxels != voxels.dtype.type(mask_value)
-    return grey_range(voxels[valid])
-
-
-def grey_range(values: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return the values that black and white stand for; the first is below the second.
-
-    Parameters
-    ----------
-    values
-        Of voxels that are not masked; there may be none.
+    """Return the grey levels of black and white for some voxels; black is below white.
 
     Examples
     --------
-    >>> grey_range(np.arange(1001))
+    >>> contrast_of(np.arange(1001), None)
     (5.0, 995.0)
-    >>> grey_range(np.array([7, 7]))
+    >>> contrast_of(np.array([7, 7, 9]), 9)
     (6.5, 7.5)
     """
+    values = voxels[valid_voxels(voxels, mask_value)]
     if not values.size:
         return 0.0, 1.0
     low, high = (float(v) for v in np.percentile(values, _PERCENTILES))
     if high <= low:
-        # One value only, or nearly so: it is shown in medium grey.
+        # All voxels have one value, or nearly so: it is shown in medium grey.
         half = max(0.5, abs(low) * 1e-6)
         return low - half, low + half
     return low, high

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from ctlab_dask_zarr.codec.sample import grey_range
+from ctlab_dask_zarr.codec.sample import contrast_of
 from ctlab_dask_zarr.errors import MissingExtraError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.source import open_volume
@@ -24,7 +24,7 @@ from ctlab_dask_zarr.read.zarr import ZarrVolume
 from ctlab_dask_zarr.store.storage import local_path
 from ctlab_dask_zarr.views.labels import LabelImage, read_label_images
 from ctlab_dask_zarr.views.server import FolderServer
-from ctlab_dask_zarr.views.slices import read_mid_slices, valid_voxels
+from ctlab_dask_zarr.views.slices import extents_of, read_mid_slices
 from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["LABEL_DTYPES", "SHOWN_DTYPES", "build_state", "serve_store"]
@@ -141,9 +141,8 @@ def build_state(
         Label images of the store, each a layer over the volume.
     """
     scales = _scales(dataset)
-    extents = [n * v for n, v in zip(dataset.shape, dataset.voxel_size, strict=True)]
     # Zoom counts in the shortest edge of a voxel.
-    longest = max(extents) / min(dataset.voxel_size)
+    longest = max(extents_of(dataset)) / min(dataset.voxel_size)
     title = os.path.basename(url.rstrip("/"))
     layers = [_layer(unquote(title), dataset, url, grey)]
     for image in labels:
@@ -221,10 +220,10 @@ def _shader(dataset: Volume) -> str:
 
 
 def _contrast(dataset: Volume) -> tuple[float, float]:
-    """Return the grey range of the mid-slices, at about the resolution of a screen."""
-    extents = [n * v for n, v in zip(dataset.shape, dataset.voxel_size, strict=True)]
-    voxels = [part.voxels for part in read_mid_slices(dataset, max(extents) / _PANEL_PIXELS)]
-    return grey_range(np.concatenate([v[valid_voxels(v, dataset.mask_value)] for v in voxels]))
+    """Return the contrast of the mid-slices, at about the resolution of a screen."""
+    slices = read_mid_slices(dataset, max(extents_of(dataset)) / _PANEL_PIXELS)
+    voxels = np.concatenate([part.voxels.ravel() for part in slices])
+    return contrast_of(voxels, dataset.mask_value)
 
 
 def _scales(dataset: Volume) -> dict[str, list[Any]]:

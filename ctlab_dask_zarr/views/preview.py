@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ctlab_dask_zarr.codec.sample import grey_range
+from ctlab_dask_zarr.codec.sample import contrast_of, valid_voxels
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.views.labels import LabelImage, label_colors, read_label_images
-from ctlab_dask_zarr.views.slices import Slice, read_mid_slices, valid_voxels
+from ctlab_dask_zarr.views.slices import Slice, extents_of, grey_levels, read_mid_slices
 from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["preview", "save_preview", "scale_bar"]
@@ -27,14 +27,15 @@ _FONT_PIXELS = 13
 _LINE_PIXELS = 20
 _PAPER = (255, 255, 255)
 _INK = (0, 0, 0)
-#: Masked voxels: dark, and yet no grey that a voxel could have.
+#: Masked voxels are dark, in a colour that no grey voxel has.
 _MASKED = np.array((24, 30, 52), np.uint8)
 #: How much of a label's colour covers the grey below it.
 _OVERLAY = 0.5
-#: The longest a scale bar becomes, as a part of the first slice's width.
+#: The scale bar is at most this part of the first slice's width.
 _LONGEST_BAR = 0.4
 
 RGBPicture = npt.NDArray[np.uint8]
+Shape = tuple[int, ...]
 
 
 def preview(
@@ -46,12 +47,12 @@ def preview(
     """Draw the slices through the middle of a volume, perpendicular to z, y and x.
 
     All three have the same physical scale in both directions, whatever the shape of a voxel. Grey
-    levels run from the 0.5th to the 99.5th percentile of what is drawn, without the mask; masked
-    voxels are dark blue. Volumes of labels and segmentations are drawn in colours. A picture too
-    small for all that is written below it has less written below it.
+    levels run from the 0.5th to the 99.5th percentile of the voxels that are drawn and not masked;
+    masked voxels are dark blue. Volumes of labels and segmentations are drawn in colours. Captions
+    that a small picture has no room for are left out.
 
-    Of a store with several levels the coarsest is read that is as fine as the picture, and of any
-    dataset only what the slices cross.
+    Only what the slices cross is read; of a store with several levels, from the coarsest that is
+    as fine as the picture.
 
     Parameters
     ----------
@@ -60,12 +61,12 @@ def preview(
     size
         Pixels along the longest edge of the volume.
     labels
-        Names of label images in the store that are drawn over the slices; None: all there are.
+        Names of the label images in the store to draw over the slices; None: all of them.
 
     Raises
     ------
     InvalidArgumentError
-        A size that is no number of pixels; a label image that is not there.
+        The size is not at least one pixel, or a label image is not there.
     MetadataError
         A label image that is to be drawn, or the list of them, is not as OME-Zarr says.
 
@@ -86,19 +87,15 @@ def preview(
     if 0 in dataset.shape:
         raise InvalidArgumentError(f"{dataset!r} has no voxels to draw")
     chosen = _chosen(read_label_images(dataset), labels, dataset)
-    extents = [n * v for n, v in zip(dataset.shape, dataset.voxel_size, strict=True)]
+    extents = extents_of(dataset)
     pixel_size = max(extents) / size
     slices = read_mid_slices(dataset, pixel_size)
-    shapes = [_shape_pixels(extents, part.axes, pixel_size) for part in slices]
-    if dataset.is_discrete:
-        pictures = [
-            _colored(part, shape, pixel_size, dataset.mask_value)
-            for part, shape in zip(slices, shapes, strict=True)
-        ]
-    else:
-        pictures = _greys(slices, shapes, dataset.mask_value)
+    shapes = [tuple(max(round(extents[n] / pixel_size), 1) for n in part.axes) for part in slices]
+    draw = _colored if dataset.is_discrete else _greys
+    pictures = draw(slices, shapes, pixel_size, dataset.mask_value)
     for image in chosen:
-        for picture, part in zip(pictures, read_mid_slices(image.dataset, pixel_size), strict=True):
+        parts = read_mid_slices(image.dataset, pixel_size)
+        for picture, part in zip(pictures, parts, strict=True):
             _overlay(picture, part, pixel_size, image)
     return _compose(dataset, slices, pictures, pixel_size, chosen)
 
@@ -117,12 +114,12 @@ def save_preview(
     source, size, labels
         As in `preview`.
     path
-        The picture to write; its ending says the format, for example ``.png``.
+        The picture to write; its ending names the format, for example ``.png``.
 
     Raises
     ------
     InvalidArgumentError
-        The ending is that of no format that pictures are written in; before anything is read.
+        No picture format has this ending; nothing was read.
     """
     ending = os.path.splitext(os.fspath(path))[1].lower()
     if Image.registered_extensions().get(ending) not in Image.SAVE:
@@ -142,83 +139,77 @@ def _chosen(
         if name not in known:
             there = ", ".join(known) or "none"
             raise InvalidArgumentError(f"there is no label image {name!r} (there are: {there})")
-        if len(known[name].dataset.shape) != len(dataset.shape):
-            raise InvalidArgumentError(f"the label image {name!r} has not the axes of {dataset!r}")
-        if known[name].dataset.dtype.kind not in "iu":
+        labels = known[name].dataset
+        if len(labels.shape) != len(dataset.shape):
+            raise InvalidArgumentError(f"the label image {name!r} has other axes than {dataset!r}")
+        if labels.dtype.kind not in "iu":
             raise MetadataError(
-                f"the label image {name!r} holds {known[name].dataset.dtype}, and labels are "
-                "integers: name those to draw (--labels NAME), or none (--no-labels)"
+                f"the label image {name!r} holds {labels.dtype}, and labels are integers: name "
+                "the ones to draw (--labels NAME), or none (--no-labels)"
             )
     return [known[name] for name in names]
 
 
-def _shape_pixels(
-    extents: Sequence[float], axes: tuple[int, int], pixel_size: float
-) -> tuple[int, int]:
-    height, width = (max(round(extents[axis] / pixel_size), 1) for axis in axes)
-    return height, width
-
-
 def _greys(
-    slices: Sequence[Slice], shapes: Sequence[tuple[int, int]], mask_value: Any
+    slices: Sequence[Slice], shapes: Sequence[Shape], pixel_size: float, mask_value: Any
 ) -> list[RGBPicture]:
-    means = [
-        _mean(part.voxels, shape, mask_value) for part, shape in zip(slices, shapes, strict=True)
-    ]
-    low, high = grey_range(np.concatenate([mean[np.isfinite(mean)] for mean in means]))
+    means = [_mean(part.voxels, n, mask_value) for part, n in zip(slices, shapes, strict=True)]
+    contrast = contrast_of(np.concatenate([mean.ravel() for mean in means]), None)
     pictures = []
     for mean in means:
         valid = np.isfinite(mean)
-        scaled = np.clip((np.where(valid, mean, low) - low) / (high - low), 0, 1)
-        grey = np.rint(scaled * 255).astype(np.uint8)[..., None]
+        grey = grey_levels(mean, valid, contrast)[..., None]
         pictures.append(np.where(valid[..., None], np.repeat(grey, 3, axis=2), _MASKED))
     return pictures
 
 
-def _mean(
-    voxels: npt.NDArray[Any], shape: tuple[int, int], mask_value: Any
-) -> npt.NDArray[np.float64]:
+def _mean(voxels: npt.NDArray[Any], shape: Shape, mask_value: Any) -> npt.NDArray[np.float64]:
     """Average the valid voxels below each pixel; NaN where they are fewer than half of them."""
+    height, width = shape
+
+    def shrunk(plane: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        image = Image.fromarray(plane.astype(np.float32))
+        return np.asarray(image.resize((width, height), Image.Resampling.BOX), np.float64)
+
     valid = valid_voxels(voxels, mask_value)
-    # Sums are of what sets the voxels apart, so that single precision is enough.
+    # Pillow averages in single precision: relative to the mean, that keeps small differences.
     origin = voxels.dtype.type(np.mean(voxels, where=valid, dtype=np.float64) if valid.any() else 0)
     apart = np.subtract(np.where(valid, voxels, origin), origin, dtype=np.float64)
-    total, weight = _shrunk(apart, shape), _shrunk(valid, shape)
+    total, weight = shrunk(apart), shrunk(valid)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(weight >= 0.5, total / weight + float(origin), np.nan)
 
 
-def _shrunk(plane: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    height, width = shape
-    image = Image.fromarray(plane.astype(np.float32))
-    return np.asarray(image.resize((width, height), Image.Resampling.BOX), np.float64)
-
-
 def _nearest(
-    part: Slice, shape: tuple[int, int], pixel_size: float
+    part: Slice, shape: Shape, pixel_size: float
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Return the voxel below the centre of each pixel, and where there is one at all.
 
-    By physical place: a label image need not have the shape of what it lies over.
+    They are found by their physical place: a label image may have another shape than the volume.
     """
     rows, columns = (
         ((np.arange(n_pixels) + 0.5) * pixel_size / edge).astype(np.int64)
         for n_pixels, edge in zip(shape, part.voxel_size, strict=True)
     )
-    height, width = part.voxels.shape
-    there = (rows < height)[:, None] & (columns < width)
-    return part.voxels[np.ix_(np.minimum(rows, height - 1), np.minimum(columns, width - 1))], there
+    n_rows, n_columns = part.voxels.shape
+    there = (rows < n_rows)[:, None] & (columns < n_columns)
+    places = np.ix_(np.minimum(rows, n_rows - 1), np.minimum(columns, n_columns - 1))
+    return part.voxels[places], there
 
 
-def _colored(part: Slice, shape: tuple[int, int], pixel_size: float, mask_value: Any) -> RGBPicture:
-    values, _ = _nearest(part, shape, pixel_size)
-    masked = ~valid_voxels(values, mask_value)[..., None]
-    return np.where(masked, _MASKED, label_colors(values, {0: (0, 0, 0)}))
+def _colored(
+    slices: Sequence[Slice], shapes: Sequence[Shape], pixel_size: float, mask_value: Any
+) -> list[RGBPicture]:
+    pictures = []
+    for part, shape in zip(slices, shapes, strict=True):
+        values, _ = _nearest(part, shape, pixel_size)
+        valid = valid_voxels(values, mask_value)[..., None]
+        pictures.append(np.where(valid, label_colors(values, {0: (0, 0, 0)}), _MASKED))
+    return pictures
 
 
 def _overlay(picture: RGBPicture, part: Slice, pixel_size: float, image: LabelImage) -> None:
-    height, width = picture.shape[:2]
-    values, there = _nearest(part, (height, width), pixel_size)
+    values, there = _nearest(part, picture.shape[:2], pixel_size)
     seen = there & (values != 0) & valid_voxels(values, image.dataset.mask_value)
     mixed = (1 - _OVERLAY) * picture[seen] + _OVERLAY * label_colors(values[seen], image.colors)
     picture[seen] = np.rint(mixed).astype(np.uint8)
@@ -231,7 +222,7 @@ def _compose(
     pixel_size: float,
     labels: Sequence[LabelImage],
 ) -> Image.Image:
-    """Put the slices side by side, what they are below them, and below that the scale bar."""
+    """Put the slices side by side, their titles below them, and below those the scale bar."""
     font = ImageFont.load_default(_FONT_PIXELS)
     height = max(picture.shape[0] for picture in pictures)
     widths = [picture.shape[1] for picture in pictures]
@@ -264,55 +255,42 @@ def _compose(
 
 
 def _titles(dataset: Volume, part: Slice) -> list[str]:
-    """Return what can be written below a slice, the most telling first."""
+    """Return the titles that a slice may have, the longest first."""
     names = dataset.dimension_names
     shown = f"{names[part.axes[1]]} {names[part.axes[0]]}"
     if part.cut_axis is None:
         return [shown]
-    where = f"{names[part.cut_axis]} = {dataset.shape[part.cut_axis] // 2}"
-    return [f"{shown}  at  {where}", shown]
+    return [f"{shown}  at  {names[part.cut_axis]} = {dataset.shape[part.cut_axis] // 2}", shown]
 
 
 def _first_fitting(texts: Sequence[str], width: float, font: Any) -> str:
-    """Return the first text for which there is room, whole: half a number is a wrong one."""
+    """Return the first text that has room as a whole: half a number is a wrong one."""
     return next((text for text in texts if font.getlength(text) <= width), "")
 
 
 def scale_bar(longest: float, unit: VoxelUnit) -> tuple[float, str]:
-    """Return the length of a scale bar, in `unit`, and what to write beside it.
+    """Return the length of a scale bar, in `unit`, and the text beside it.
 
-    Parameters
-    ----------
-    longest
-        The bar is 1, 2 or 5 times a power of ten long, in the unit that is written, and no longer
-        than this.
-    unit
-        Of `longest`.
+    The bar is 1, 2 or 5 times a power of ten long, in the unit of the text, and no longer than
+    `longest`.
 
     Examples
     --------
-    >>> scale_bar(730.0, VoxelUnit.NM)
-    (500.0, '500 nm')
     >>> scale_bar(2100.0, VoxelUnit.UM)
     (2000.0, '2 mm')
-    >>> scale_bar(99.0, VoxelUnit.VOXEL)
-    (50.0, '50 voxels')
     """
     written, factor = unit, 1.0
     if unit != VoxelUnit.VOXEL:
-        # The largest unit of which the bar is at least one.
+        # The largest unit in which the bar is at least 1 long.
         for candidate in (VoxelUnit.NM, VoxelUnit.UM, VoxelUnit.MM, VoxelUnit.M):
             in_candidate = unit.conversion_factor(candidate)
             if candidate == VoxelUnit.NM or longest * in_candidate >= 1 - 1e-9:
                 written, factor = candidate, in_candidate
-    # A hair of room: 0.2 * 25 pixels of 20 um are 100 um, but for a rounding error.
-    number = _round_down(longest * factor * (1 + 1e-9))
-    # Units by their short names, as everywhere: Pillow's own font has no micro sign.
+    # With room for a rounding error: 0.2 * 25 pixels of 20 um are 100 um.
+    room = longest * factor * (1 + 1e-9)
+    power = math.floor(math.log10(room))
+    # Parsed as decimal, because products of powers of ten are not exact.
+    number = max(n for digit in (1, 2, 5) if (n := float(f"{digit}e{power}")) <= room)
+    # Short names of units, because Pillow's own font has no micro sign.
     symbol = "voxels" if written == VoxelUnit.VOXEL else str(written)
     return number / factor, f"{number:.6g} {symbol}"
-
-
-def _round_down(number: float) -> float:
-    power = math.floor(math.log10(number))
-    # Parsed as decimal, because products of powers of ten are not exact.
-    return max(n for digit in (1, 2, 5) if (n := float(f"{digit}e{power}")) <= number)

@@ -1,51 +1,30 @@
-"""The mid-slices of a volume, read at the resolution at which they will be seen."""
+"""The slices through the middle of a volume, at the resolution at which they will be seen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.read.zarr import ZarrVolume, read_store_metadata, volume_of
+from ctlab_dask_zarr.read.zarr import StoredLevel, ZarrVolume, read_store_metadata, volume_of
 from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["Level", "Slice", "dataset_levels", "read_mid_slices", "valid_voxels"]
-
-
-@dataclass(frozen=True)
-class Level:
-    """One resolution of a volume.
-
-    Attributes
-    ----------
-    array
-        A stored or a dask array; only what is sliced from it is read.
-    voxel_size
-        One edge length an axis, in the dataset's unit.
-    """
-
-    array: Any
-    voxel_size: tuple[float, ...]
+__all__ = [
+    *("Slice", "array_of", "coarsest_sufficient", "extents_of", "grey_levels", "levels_of"),
+    *("read_mid_slices", "read_slice"),
+]
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A cut through the middle of a volume.
+    """A cut through the middle of a volume, perpendicular to `cut_axis`; None: the whole image.
 
-    Attributes
-    ----------
-    cut_axis
-        The axis that the cut is perpendicular to; None where the dataset is an image.
-    axes
-        The two axes that it shows, downwards and to the right.
-    voxels
-        Of two axes.
-    voxel_size
-        Along these two axes.
+    `axes` run downwards and to the right; `voxel_size` is along them.
     """
 
     cut_axis: int | None
@@ -54,38 +33,35 @@ class Slice:
     voxel_size: tuple[float, float]
 
 
-def dataset_levels(dataset: Volume) -> tuple[Level, ...]:
-    """Return the levels that a dataset has been opened with, its own first.
+def levels_of(volume: Volume) -> tuple[StoredLevel, ...]:
+    """Return the level that a volume was opened at and all coarser ones, in its voxel size.
 
-    Only a dataset that is as its store says has others; what was computed has one.
+    A volume that is not as its store says, such as one that was computed, is its only level.
     """
-    source = dataset.source
+    source = volume.source
     if not isinstance(source, ZarrVolume):
-        return (Level(dataset.data, dataset.voxel_size),)
-    source.check_unchanged()
-    metadata = read_store_metadata(source.path, source.files)
-    paths = [path for path, _ in metadata.arrays]
-    if metadata.ome is None or source.array_path not in paths:
-        return (Level(source, dataset.voxel_size),)
-    first = paths.index(source.array_path)
-    # By its ratio: the voxel size may have been corrected after opening.
-    finest = metadata.ome.levels[first].scale
-    return tuple(
-        Level(
-            volume_of(metadata, number, strict=source.strict),
-            tuple(
-                v * s / f for v, s, f in zip(dataset.voxel_size, level.scale, finest, strict=True)
-            ),
-        )
-        for number, level in enumerate(metadata.ome.levels[first:], first)
-    )
+        return (StoredLevel("", volume.shape, volume.voxel_size, volume.origin),)
+    first = [level.path for level in source.levels].index(source.array_path)
+    finest = source.levels[first].voxel_size
+
+    def in_its_size(level: StoredLevel) -> StoredLevel:
+        # The voxel size may have been corrected after the volume was opened.
+        sizes = zip(volume.voxel_size, level.voxel_size, finest, strict=True)
+        return replace(level, voxel_size=tuple(v * size / f for v, size, f in sizes))
+
+    return tuple(map(in_its_size, source.levels[first:]))
 
 
-def coarsest_sufficient(levels: Sequence[Level], pixel_size: float) -> Level:
+def extents_of(volume: Volume) -> list[float]:
+    """Return the length of a volume along each axis, in its voxel unit."""
+    return [n * v for n, v in zip(volume.shape, volume.voxel_size, strict=True)]
+
+
+def coarsest_sufficient(levels: Sequence[StoredLevel], pixel_size: float) -> StoredLevel:
     """Return the smallest level whose voxels are no longer than a pixel.
 
-    Along an axis whose voxels are longer than a pixel to begin with, they must not become longer
-    still.
+    Where voxels of the finest level are longer than a pixel along an axis, they must not become
+    longer still.
     """
     longest = [max(pixel_size, v) * (1 + 1e-6) for v in levels[0].voxel_size]
     sufficient = [
@@ -93,45 +69,54 @@ def coarsest_sufficient(levels: Sequence[Level], pixel_size: float) -> Level:
         for level in levels
         if all(v <= limit for v, limit in zip(level.voxel_size, longest, strict=True))
     ]
-    return min(sufficient, key=lambda level: int(np.prod(level.array.shape)))
+    return min(sufficient, key=lambda level: prod(level.shape))
 
 
-def read_mid_slices(dataset: Volume, pixel_size: float) -> tuple[Slice, ...]:
+def read_mid_slices(volume: Volume, pixel_size: float) -> tuple[Slice, ...]:
     """Read the slices through the middle of a volume, perpendicular to each axis.
 
-    Parameters
-    ----------
-    dataset
-        Three axes, or two: then the image itself is the only slice.
-    pixel_size
-        Edge length, in the dataset's unit, that a pixel of the picture will have. The coarsest
-        level is read that is as fine as that, and only the inner chunks that the slices cross.
+    They are read from the coarsest level whose voxels are no longer than `pixel_size` (in the
+    volume's unit), and only the inner chunks that they cross. An image of two axes is its only
+    slice.
     """
-    levels = dataset_levels(dataset)
-    level = coarsest_sufficient(levels, pixel_size)
-    finest = levels[0]
-
-    def read(cut_axis: int | None) -> Slice:
-        axes = tuple(axis for axis in range(len(level.voxel_size)) if axis != cut_axis)
-        index: list[Any] = [slice(None)] * len(level.voxel_size)
-        if cut_axis is not None:
-            # The same place in the sample, whatever the level.
-            middle = (finest.array.shape[cut_axis] // 2 + 0.5) * finest.voxel_size[cut_axis]
-            n = level.array.shape[cut_axis]
-            index[cut_axis] = min(int(middle / level.voxel_size[cut_axis]), n - 1)
-        voxels = np.asarray(level.array[tuple(index)])
-        down, right = axes
-        return Slice(
-            cut_axis, (down, right), voxels, (level.voxel_size[down], level.voxel_size[right])
-        )
-
-    cut_axes = [None] if len(level.voxel_size) == 2 else list(range(len(level.voxel_size)))
+    level = coarsest_sufficient(levels_of(volume), pixel_size)
+    array = array_of(volume, level)
+    cut_axes = [None] if len(level.shape) == 2 else list(range(len(level.shape)))
     # Decoding releases the interpreter lock, and a slice across all shards is many chunks.
     with ThreadPoolExecutor(len(cut_axes)) as pool:
-        return tuple(pool.map(read, cut_axes))
+        return tuple(pool.map(lambda axis: read_slice(volume, level, array, axis), cut_axes))
 
 
-def valid_voxels(voxels: npt.NDArray[Any], mask_value: Any) -> npt.NDArray[np.bool_]:
-    """Return which voxels are finite and not masked."""
-    valid: npt.NDArray[np.bool_] = np.isfinite(voxels)
-    return valid if mask_value is None else valid & (voxels != mask_value)
+def array_of(volume: Volume, level: StoredLevel) -> Any:
+    """Return a level of a volume as something to slice; only what is sliced is read."""
+    source = volume.source
+    if not isinstance(source, ZarrVolume):
+        return volume.data
+    if level.path == source.array_path:
+        return source
+    source.check_unchanged()
+    metadata = read_store_metadata(source.path, source.files)
+    number = [path for path, _ in metadata.arrays].index(level.path)
+    return volume_of(metadata, number, strict=source.strict)
+
+
+def read_slice(volume: Volume, level: StoredLevel, array: Any, cut_axis: int | None) -> Slice:
+    """Read one slice of a level: through the same place of the sample, whatever the level."""
+    axes = [axis for axis in range(len(level.shape)) if axis != cut_axis]
+    index: list[Any] = [slice(None)] * len(level.shape)
+    if cut_axis is not None:
+        middle = (volume.shape[cut_axis] // 2 + 0.5) * volume.voxel_size[cut_axis]
+        number = int(middle / level.voxel_size[cut_axis])
+        index[cut_axis] = min(number, level.shape[cut_axis] - 1)
+    down, right = axes
+    sizes = level.voxel_size[down], level.voxel_size[right]
+    return Slice(cut_axis, (down, right), np.asarray(array[tuple(index)]), sizes)
+
+
+def grey_levels(
+    values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], contrast: tuple[float, float]
+) -> npt.NDArray[np.uint8]:
+    """Return values as greys from 0 to 255; those that are not valid are black."""
+    low, high = contrast
+    scaled = (np.where(valid, values, low).astype(np.float64) - low) / (high - low)
+    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)

@@ -19,7 +19,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.store.storage import LocalStore
 from ctlab_dask_zarr.views.labels import label_colors, read_label_images
 from ctlab_dask_zarr.views.preview import preview, save_preview, scale_bar
-from ctlab_dask_zarr.views.slices import coarsest_sufficient, dataset_levels
+from ctlab_dask_zarr.views.slices import coarsest_sufficient, levels_of
 from tests.builders import make_dataset
 from tests.views.stores import halved, write_labels, write_store
 
@@ -416,8 +416,8 @@ def test_an_axis_of_long_voxels_does_not_hold_back_the_others(tmp_path: Path) ->
     volume = np.zeros((8, 64, 64), np.uint8)
     levels = [volume, volume[:, ::2, ::2], volume[:, ::4, ::4], volume[::2, ::8, ::8]]
     store = write_store(tmp_path / "scan.zarr", levels, voxel_size=(8.0, 1.0, 1.0))
-    found = dataset_levels(Dataset.from_path(store))
-    shapes = [coarsest_sufficient(found, size).array.shape for size in (0.5, 1, 2, 3, 4, 7, 16)]
+    found = levels_of(Dataset.from_path(store))
+    shapes = [coarsest_sufficient(found, size).shape for size in (0.5, 1, 2, 3, 4, 7, 16)]
     assert shapes == [
         *[(8, 64, 64)] * 2,
         *[(8, 32, 32)] * 2,
@@ -441,7 +441,7 @@ def test_levels_of_other_writers_are_drawn_like_the_finest(tmp_path: Path) -> No
     path = tmp_path / "scan.zarr"
     ngff_zarr.to_ngff_zarr(str(path), multiscales, version="0.5")
     dataset = Dataset.from_path(path)
-    assert [level.array.shape[0] for level in dataset_levels(dataset)] == [64, 32, 16]
+    assert [level.shape[0] for level in levels_of(dataset)] == [64, 32, 16]
     coarse = panels(preview(dataset, size=32), (32,) * 3, 32)
     alone = Dataset.from_modified(dataset, data=dataset.data.rechunk(64))
     fine = panels(preview(alone, size=32), (32,) * 3, 32)
@@ -493,7 +493,7 @@ def test_a_corrected_voxel_size_stretches_all_levels(tmp_path: Path) -> None:
     volume = ramp((16, 16, 16))
     store = write_store(tmp_path / "scan.zarr", [volume, halved(volume)])
     scan = Dataset.from_modified(Dataset.from_path(store), voxel_size=(4.0, 2.0, 2.0))
-    assert [level.voxel_size for level in dataset_levels(scan)] == [(4, 2, 2), (8, 4, 4)]
+    assert [level.voxel_size for level in levels_of(scan)] == [(4, 2, 2), (8, 4, 4)]
 
 
 def test_netcdf_and_plain_arrays_are_drawn_alike(tmp_path: Path) -> None:
