@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from ctlab_dask_zarr.api import analysed_source, build_plan, build_planned
+from ctlab_dask_zarr.api import analysed_source, build_plan
 from ctlab_dask_zarr.arguments import explains_keywords
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
@@ -33,11 +33,10 @@ from ctlab_dask_zarr.write.extend import (
     refuse_unfit_labels,
     stored_geometries,
 )
-from ctlab_dask_zarr.write.graph import build_completion
-from ctlab_dask_zarr.write.run import Completion, Write, run_or_return, run_write
+from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare, prepare_levels
+from ctlab_dask_zarr.write.run import run
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
 from ctlab_dask_zarr.write.staging.labels import image_identity
-from ctlab_dask_zarr.write.staging.remaining import resolve_request
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -73,9 +72,9 @@ def add_levels(
         The image has several levels already, or an argument is wrong; nothing was touched.
     """
     with storage_options_in_force(storage_options):
-        completions = build_levels(path, levels, downsample, resume=resume, restart=restart)
+        writes = build_levels(path, levels, downsample, resume=resume, restart=restart)
         destination = Destination.at(storage_path(path))
-    results: list[CommitResult] = [run_write(completion) for completion in completions]
+    results = [run(prepared) for prepared in writes]
     # A commit that died at its very end has left its staging folder.
     destination.discard_committed_staging()
     return results[-1] if results else committed_result(destination)
@@ -88,8 +87,8 @@ def build_levels(
     *,
     resume: bool,
     restart: bool,
-) -> list[Completion]:
-    """Plan the further levels of labels and of their image, in this order.
+) -> list[PreparedWrite]:
+    """Prepare the further levels of labels and of their image, in this order.
 
     Nothing is touched but copies of the labels' documents that the image keeps: levels of labels
     make them untrue, and to drop them then would change the image under its plan. None where all
@@ -100,7 +99,7 @@ def build_levels(
     geometries, lacking = images_to_extend(image, levels)
     if not lacking and not (resume and levels in ("auto", len(geometries))):
         raise InvalidArgumentError(f"{image.path} has {len(geometries)} levels already")
-    completions = []
+    writes = []
     if len(lacking) > 1:
         drop_consolidated(image.files, image.path)
         geometries, lacking = images_to_extend(read_store_metadata(path), levels)
@@ -115,9 +114,8 @@ def build_levels(
             resume=resume,
             restart=restart,
         )
-        request, remaining = resolve_request(request, None)
-        completions.append(Completion(build_completion(request, remaining), request, remaining))
-    return completions
+        writes.append(prepare_levels(request))
+    return writes
 
 
 @explains_keywords
@@ -184,10 +182,13 @@ def labels_to_zarr(
         downsample=downsample,
     )
     with storage_options_in_force(storage_options):
-        write = build_labels(
+        prepared = build_labels(
             labels, image_path, name, options, colors=colors, resume=resume, restart=restart
         )
-    return run_or_return(write, compute=compute)
+    if not compute:
+        return prepared.graph
+    run(prepared)
+    return None
 
 
 def build_labels(
@@ -200,8 +201,8 @@ def build_labels(
     resume: bool,
     restart: bool,
     part: tuple[int, int] | None = None,
-) -> Write:
-    """Plan the labels of an image and build their graph; nothing is touched.
+) -> PreparedWrite:
+    """Plan the labels of an image and prepare their write; nothing is touched.
 
     `part` as of `build_write`.
     """
@@ -232,7 +233,7 @@ def build_labels(
     geometries = stored_geometries(image, path)
     image_plan = build_plan(dataset, placed, options, source, geometries=geometries)
     write_plan = plan_labels(image_plan, path, name, colors, identity)
-    return build_planned(write_plan, source, resume=resume, restart=restart, part=part)
+    return prepare(write_plan, source, resume=resume, restart=restart, part=part)
 
 
 def _labels_dataset(labels: Any, image: Volume) -> Any:

@@ -1,6 +1,6 @@
 """The write: resolve, plan, build, write shards, commit.
 
-`dataset_to_zarr` reads top to bottom as the write happens. Everything up to `build_graph` is
+`dataset_to_zarr` reads top to bottom as the write happens. Everything up to `run` is
 free of side effects. What is added to an image that is there stands in `additions`.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -36,16 +35,11 @@ from ctlab_dask_zarr.planning.resolve import (
     refuse_contradictions,
 )
 from ctlab_dask_zarr.settings import setting
-from ctlab_dask_zarr.store.occupied import identity_of_occupant
 from ctlab_dask_zarr.store.storage import storage_options_in_force
 from ctlab_dask_zarr.volume import is_delayed, no_dataset
-from ctlab_dask_zarr.write.graph import build_completion, build_graph
-from ctlab_dask_zarr.write.run import Completion, Write, run_or_return, run_write
-from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result, refuse_missing
-from ctlab_dask_zarr.write.staging.commit import commit as commit_staged
-from ctlab_dask_zarr.write.staging.remaining import all_tasks, find_remaining, resolve_request
-from ctlab_dask_zarr.write.staging.request import StageRequest
-from ctlab_dask_zarr.write.staging.stage import open_staged
+from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare, prepare_commit
+from ctlab_dask_zarr.write.run import run
+from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -56,7 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "analysed_source",
-    "build_commit",
     "build_plan",
     "build_write",
     "commit",
@@ -175,8 +168,11 @@ def dataset_to_zarr(
     """
     options = _bound(locals())
     with storage_options_in_force(storage_options):
-        write = build_write(dataset, path, options, resume=resume, restart=restart)
-    return run_or_return(write, compute=compute)
+        prepared = build_write(dataset, path, options, resume=resume, restart=restart)
+    if not compute:
+        return prepared.graph
+    run(prepared)
+    return None
 
 
 def _with_arguments_of(
@@ -265,8 +261,8 @@ def build_write(
     resume: bool = False,
     restart: bool = False,
     part: tuple[int, int] | None = None,
-) -> Write:
-    """Plan a write and build its graph; nothing is touched.
+) -> PreparedWrite:
+    """Plan a write and prepare it; nothing is touched.
 
     `resume` looks what is there already, and `part` (number from 1, of how many) leaves the rest
     to others.
@@ -274,7 +270,7 @@ def build_write(
     refuse_contradictions(resume, restart, part)
     source = analysed_source(dataset)
     write_plan = build_plan(dataset, path, options, source)
-    return build_planned(
+    return prepare(
         write_plan,
         source,
         resume=resume,
@@ -282,32 +278,6 @@ def build_write(
         part=part,
         dataset_id=options.dataset_id or getattr(dataset, "dataset_id", None),
     )
-
-
-def build_planned(
-    write_plan: WritePlan,
-    source: SourceGraph,
-    *,
-    resume: bool,
-    restart: bool,
-    part: tuple[int, int] | None,
-    dataset_id: str | None = None,
-) -> Write:
-    """Build the graph of what is left of a planned write; nothing is touched.
-
-    `dataset_id` is the identifier that was given; None where it was made from the time.
-    """
-    request = StageRequest.of(
-        write_plan,
-        uuid.uuid4().hex,
-        resume=resume,
-        restart=restart,
-        n_parts=None if part is None else part[1],
-        dataset_id=dataset_id,
-    )
-    request, remaining = resolve_request(request, part)
-    graph = build_graph(write_plan, source, request, remaining, publish=part is None)
-    return Write(graph, write_plan, remaining, request)
 
 
 def _with_settings(options: WriteOptions) -> WriteOptions:
@@ -357,33 +327,9 @@ def commit(
         There is something at the destination.
     """
     with storage_options_in_force(storage_options):
-        completion = build_commit(path, overwrite=overwrite)
-    if isinstance(completion, CommitResult):
-        return completion
-    result: CommitResult = run_write(completion)
-    return result
-
-
-def build_commit(path: str | os.PathLike[str], *, overwrite: bool) -> CommitResult | Completion:
-    """Commit at once where nothing is left to write; else return what is."""
-    destination = named_destination(path)
-    destination.finish_interrupted_replacement()
-    destination.discard_committed_staging()
-    if not destination.staged_plan() and destination.committed():
-        return committed_result(destination)
-    staged = open_staged(destination)
-    if overwrite:
-        found = identity_of_occupant(destination)
-        staged = replace(staged, request=replace(staged.request, overwrite=True, replaces=found))
-    if staged.request.extends is None:
-        refuse_missing(staged, staged.recorded(staged.sizes()), staged.level_keys(0))
-    remaining = find_remaining(staged, all_tasks(staged.request.levels, first=1))
-    if not remaining.tasks and not remaining.found:
-        return commit_staged(staged)
-    # A run of its own, so that its progress is not taken for that of a part.
-    request = replace(staged.request, run_id=uuid.uuid4().hex)
-    staged = replace(staged, request=request)
-    return Completion(build_completion(staged, remaining), request, remaining)
+        destination = named_destination(path)
+        prepared = prepare_commit(destination, overwrite=overwrite)
+    return committed_result(destination) if prepared is None else run(prepared)
 
 
 def analysed_source(dataset: Volume) -> SourceGraph:

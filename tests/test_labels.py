@@ -31,7 +31,7 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.additions import build_labels
 from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.write.run import run_write
+from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset
 from tests.test_levels import (
     ISOTROPIC,
@@ -160,7 +160,7 @@ def test_labels_written_by_parts_appear_when_all_are_there(image: Path) -> None:
     def add(part: tuple[int, int], **how: bool) -> None:
         same = {"colors": None, "resume": False, "restart": False} | how
         whole = da.from_array(phases(), chunks=32)
-        run_write(build_labels(whole, image, "phases", options, part=part, **same))
+        run(build_labels(whole, image, "phases", options, part=part, **same))
 
     with pytest.raises(InvalidArgumentError, match="abort"):
         add((1, 2), restart=True)

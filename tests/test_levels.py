@@ -35,7 +35,7 @@ from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.write.run import run_write
+from ctlab_dask_zarr.write.run import run
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 from tests.builders import make_dataset
 
@@ -281,7 +281,7 @@ def test_a_resumed_write_makes_the_same_levels(tmp_path: Path, lose_pieces: bool
     dataset = make_dataset(voxels, 32, **known)
     write = build_write(dataset, tmp_path / "a.zarr", options, resume=True)
     assert write.remaining.n_done > 0
-    run_write(write)
+    run(write)
     assert_levels(tmp_path / "a.zarr", halved(voxels, 3, (2, 2, 2)))
 
 
@@ -300,10 +300,10 @@ def test_parts_leave_the_coarser_levels_to_the_commit(tmp_path: Path) -> None:
     dataset = make_dataset(voxels, 32, **ISOTROPIC)
     options = WriteOptions(levels=3, **LAYOUT)
     for part in (3, 1):
-        run_write(build_write(dataset, tmp_path / "a.zarr", options, part=(part, 3)))
+        run(build_write(dataset, tmp_path / "a.zarr", options, part=(part, 3)))
     with pytest.raises(CTLabError, match="not whole: 2"):
         commit(tmp_path / "a.zarr")
-    run_write(build_write(dataset, tmp_path / "a.zarr", options, part=(2, 3)))
+    run(build_write(dataset, tmp_path / "a.zarr", options, part=(2, 3)))
     result = commit(tmp_path / "a.zarr")
     assert result.n_objects == sum(1 for _ in (tmp_path / "a.zarr").glob("[0-9]/c*"))
     assert_levels(tmp_path / "a.zarr", halved(voxels, 3, (2, 2, 2)))
@@ -436,7 +436,7 @@ def test_the_contrast_of_another_writers_store_has_the_true_range(
         patch.setattr(StagedWrite, "record", stopping)
         (completion,) = build_levels(tmp_path / "other.zarr", 3, None, resume=False, restart=False)
         with pytest.raises(CTLabError):
-            run_write(completion)
+            run(completion)
     assert len(kept) == n_kept
     add_levels(tmp_path / "other.zarr", 3, resume=True)
     (channel,) = attributes(tmp_path / "other.zarr")["ome"]["omero"]["channels"]
@@ -485,9 +485,9 @@ def test_a_commit_of_levels_that_dies_is_finished_by_the_next_call(
         patch.setattr(LocalFiles, "rename", dying)
         if n_renames < 4:
             with pytest.raises(KeyboardInterrupt):
-                run_write(completion)
+                run(completion)
         else:
-            run_write(completion)
+            run(completion)
     n_levels = len(Dataset.from_path(path).levels)
     assert n_levels == (1 if n_renames < 4 else 3)
     np.testing.assert_array_equal(Dataset.from_path(path).data, masked_voxels())
@@ -511,7 +511,7 @@ def test_an_image_that_is_replaced_meanwhile_does_not_get_the_levels_of_the_old(
     (completion,) = build_levels(path, 2, None, resume=False, restart=False)
     dataset_to_zarr(make_dataset(masked_voxels() // 2, 32), path, overwrite=True, **LAYOUT)
     with pytest.raises(DestinationExistsError, match="was changed since"):
-        run_write(completion)
+        run(completion)
     assert len(Dataset.from_path(path).levels) == 1
 
 

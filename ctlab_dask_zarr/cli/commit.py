@@ -18,9 +18,10 @@ from ctlab_dask_zarr.cli.output import say
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.execution.stopping import Stop
-    from ctlab_dask_zarr.write.run import Completion, Write
+    from ctlab_dask_zarr.write.prepared import PreparedWrite
+    from ctlab_dask_zarr.write.staging.commit import CommitResult
 
-__all__ = ["commit_command", "compute_with_progress"]
+__all__ = ["commit_command", "run_with_progress"]
 
 
 @click.command("commit")
@@ -50,98 +51,46 @@ def commit_command(
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
-        from ctlab_dask_zarr.api import build_commit
-        from ctlab_dask_zarr.write.staging.commit import CommitResult
+        from ctlab_dask_zarr.planning.resolve import named_destination
+        from ctlab_dask_zarr.write.prepared import prepare_commit
+        from ctlab_dask_zarr.write.run import run
+        from ctlab_dask_zarr.write.staging.commit import committed_result
 
-        result = build_commit(destination, overwrite=overwrite)
-        if not isinstance(result, CommitResult):
+        place = named_destination(destination)
+        prepared = prepare_commit(place, overwrite=overwrite)
+        if prepared is None:
+            result = committed_result(place)
+        elif not prepared.needs_workers:
+            result = run(prepared)
+        else:
             with client_for(**cluster, stop=stop) as client:
-                result = compute_with_progress(
-                    result, client, quiet, stop, again="the same command goes on"
-                )
+                result = run_with_progress(prepared, client, quiet, stop)
     if as_json:
         say(json.dumps(result._asdict()))
     else:
         say(f"{result.destination}: {result.n_objects} objects committed")
 
 
-def compute_with_progress(
-    completion: Completion | Write,
-    client: Any,
-    quiet: bool,
-    stop: Stop | None = None,
-    *,
-    again: str = "go on by --resume",
-) -> Any:
-    """Write what remains, with progress, and commit; return what `run_write` does.
-
-    `again` says how to go on after a stop.
-    """
-    from ctlab_dask_zarr.errors import WriteFailedError, WriteStoppedError
+def run_with_progress(
+    prepared: PreparedWrite, client: Any, quiet: bool, stop: Stop | None = None
+) -> CommitResult:
+    """Run a prepared write and show how far it is."""
     from ctlab_dask_zarr.execution.progress import Progress
-    from ctlab_dask_zarr.execution.reporting import listen
     from ctlab_dask_zarr.execution.stopping import Stop
-    from ctlab_dask_zarr.write.run import run_write
+    from ctlab_dask_zarr.write.run import WriteProgress, run
 
-    stop = stop or Stop()
-    levels = completion.request.levels
-    tasks = completion.remaining.tasks
-    n_elements = sum(levels[task.level].layout.n_elements(task.coords) for task in tasks)
-    nbytes = n_elements * levels[0].array.dtype.itemsize
-    nbytes_done = 0
-    progress = Progress(
-        len(tasks),
-        nbytes,
+    bar = Progress(
+        len(prepared.remaining.tasks),
+        prepared.nbytes,
         quiet=quiet,
         n_workers=lambda: len(client.scheduler_info(n_workers=-1)["workers"]),
     )
+    nbytes_shown = 0
 
-    def on_report(nbytes: int, task_s: float) -> None:
-        nonlocal nbytes_done
-        nbytes_done += nbytes
-        progress.add(nbytes)
-        stop.saw(task_s)
+    def show(progress: WriteProgress) -> None:
+        nonlocal nbytes_shown
+        bar.add(progress.nbytes_done - nbytes_shown)
+        nbytes_shown = progress.nbytes_done
 
-    try:
-        with progress, listen(completion.graph, on_report, client):
-            result = run_write(completion, client, stop)
-    except WriteStoppedError as error:
-        # Counted by what workers tell, as the progress is: to list the shards could take longer
-        # than a job has left.
-        n_done = completion.remaining.n_done
-        if stop.is_futile():
-            # Another exit code than that of a stop: job scripts would repeat it for ever.
-            raise WriteFailedError(_futile(completion, stop)) from error
-        n_written = n_done + int(len(tasks) * min(nbytes_done / max(nbytes, 1), 1.0))
-        raise WriteStoppedError(
-            f"stopped ({stop.reason()}): about {n_written} of {n_done + len(tasks)} shards are "
-            f"written, and the destination is as it was; {again}"
-        ) from error
-    request = completion.request
-    if tasks or request.destination.committed().get("run_id") == request.run_id:
-        stop.progressed()
-    return result
-
-
-def _futile(completion: Completion | Write, stop: Stop) -> str:
-    """Return what to say where the time did not do for a single shard."""
-    from ctlab_dask_zarr.execution.stopping import MORE_TIME
-    from ctlab_dask_zarr.write.run import Write
-
-    request, remaining = completion.request, completion.remaining
-    n_shards = remaining.n_done + len(remaining.tasks)
-    what = "no shard was finished"
-    advice = f"{MORE_TIME} or more workers"
-    if not remaining.tasks:
-        what = "all shards are there, but their commit was not finished"
-        advice = MORE_TIME
-    elif isinstance(completion, Write):
-        anew = "--restart"
-        if request.n_parts is not None:
-            anew = f"`ctlab-zarr abort {request.destination.path}` and all parts again"
-        advice = f"{MORE_TIME}, more workers, or smaller --shards, which begin anew ({anew})"
-    return (
-        f"stopped ({stop.reason()}): {what} in the {stop.time_spent()} that there were, "
-        f"{remaining.n_done} of {n_shards} shards were there before, and the destination is as it "
-        f"was. With as much time it would get no further: give it {advice}"
-    )
+    with bar:
+        return run(prepared, client=client, progress=show, stop=stop or Stop())

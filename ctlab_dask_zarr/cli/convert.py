@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctlab_dask_zarr.cli.commit import compute_with_progress
+from ctlab_dask_zarr.cli.commit import run_with_progress
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import (
     client_for,
@@ -217,19 +217,21 @@ def write_dataset(
     write = build_write(
         dataset, destination, WriteOptions(**arguments), resume=resume, restart=restart, part=part
     )
-    _refuse_what_does_not_fit(write.plan)
-    result = compute_with_progress(write, client, quiet, stop)
+    plan = write.plan
+    assert plan is not None
+    _refuse_what_does_not_fit(plan)
+    result = run_with_progress(write, client, quiet, stop)
     return {
-        "destination": write.plan.destination,
+        "destination": plan.destination,
         "n_shards": len(write.remaining.tasks) + write.remaining.n_done,
         "n_resumed": write.remaining.n_done,
         "n_half_made": write.remaining.n_half_made,
-        "n_objects": result if part is not None else result.n_objects,
+        "n_objects": result.n_objects,
         "stored_nbytes": None if part is not None else result.nbytes,
-        "nbytes": write.plan.nbytes,
-        "nbytes_text": nbytes_text(write.plan.nbytes),
-        "shape": list(write.plan.shape),
-        "n_levels": len(write.plan.levels),
+        "nbytes": plan.nbytes,
+        "nbytes_text": nbytes_text(plan.nbytes),
+        "shape": list(plan.shape),
+        "n_levels": len(plan.levels),
         "seconds": round(time.monotonic() - start_s, 3),
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ctlab_dask_zarr.cli.commit import compute_with_progress
+from ctlab_dask_zarr.cli.commit import run_with_progress
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import (
     client_for,
@@ -92,12 +92,12 @@ def add_labels_command(
                 labels, image, name, arguments,
                 colors=dict(colors), resume=resume, restart=restart, part=part,
             )  # fmt: skip
-            result = compute_with_progress(write, client, quiet, stop)
+            result = run_with_progress(write, client, quiet, stop)
     if part is not None:
         n_shards = len(write.remaining.tasks) + write.remaining.n_done
         say(
             f"part {part[0]} of {part[1]}: {n_shards} shards; when all parts are there: "
-            f"ctlab-zarr commit {write.plan.destination}"
+            f"ctlab-zarr commit {result.destination}"
         )
         return
     say(f"{result.destination}: labels with {len(write.request.levels)} levels")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctlab_dask_zarr.cli.commit import compute_with_progress
+from ctlab_dask_zarr.cli.commit import run_with_progress
 from ctlab_dask_zarr.cli.errors import exit_codes
 from ctlab_dask_zarr.cli.options import (
     client_for,
@@ -70,11 +70,11 @@ def pyramid_command(
         from ctlab_dask_zarr.read.zarr import volume_from_zarr
         from ctlab_dask_zarr.store.destination import Destination
 
-        completions = build_levels(path, levels, downsample, resume=resume, restart=restart)
-        if completions:
+        writes = build_levels(path, levels, downsample, resume=resume, restart=restart)
+        if writes:
             with client_for(**cluster, stop=stop) as client:
-                for completion in completions:
-                    compute_with_progress(completion, client, quiet, stop)
+                for prepared in writes:
+                    run_with_progress(prepared, client, quiet, stop)
         image = volume_from_zarr(path)
         # A commit that died at its very end has left its staging folder.
         Destination.at(image.source.path).discard_committed_staging()

@@ -25,6 +25,7 @@ from typing import Literal
 from ctlab_dask_zarr.planning.layout import Layout, Shape
 
 __all__ = [
+    "Method",
     "Rechunk",
     "Resources",
     "block_ranges",

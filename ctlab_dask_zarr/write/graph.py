@@ -40,8 +40,8 @@ from ctlab_dask_zarr.execution.trees import FAN_IN, add_tree
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.layout import Layout, Shape
 from ctlab_dask_zarr.planning.levels import parent_coords
-from ctlab_dask_zarr.planning.plan import Level, WritePlan
-from ctlab_dask_zarr.planning.rechunk import block_ranges, group_axis_of, group_rows
+from ctlab_dask_zarr.planning.plan import Level
+from ctlab_dask_zarr.planning.rechunk import Method, block_ranges, group_axis_of, group_rows
 from ctlab_dask_zarr.write.coarser import write_coarser
 from ctlab_dask_zarr.write.sample import add_sample, stage_after
 from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
@@ -51,7 +51,7 @@ from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import stage
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-__all__ = ["build_completion", "build_graph"]
+__all__ = ["build_graph"]
 
 Key = Any
 #: Pieces that one shard's task may gather.
@@ -59,82 +59,78 @@ _MAX_FAN_IN = 256
 
 
 def build_graph(
-    plan: WritePlan,
-    source: SourceGraph,
     request: StageRequest,
     remaining: Remaining,
+    source: SourceGraph | None = None,
     *,
+    method: Method = "none",
+    staged: StagedWrite | None = None,
     publish: bool = True,
 ) -> Delayed:
-    """Return a Delayed whose computing stages, writes every shard, and commits.
+    """Return a Delayed that stages, writes the remaining shards and commits: a `CommitResult`.
 
     Parameters
     ----------
-    plan
-        What to do.
-    source
-        The blocks of the finest level.
     request
-        What staging is asked for.
+        What the staging folder keeps.
     remaining
         The shards to write.
+    source
+        The blocks of level 0; None where only coarser levels are written.
+    method
+        How blocks become shards.
+    staged
+        The write, where it is staged already.
     publish
-        Whether to commit at the end; else the result is the number of objects written.
+        Whether to commit at the end.
     """
-    token = request.run_id[:8]
-    stage_key = f"stage-{token}"
-    graph: dict[Key, GraphNode] = {}
-    sample = List(*map(TaskRef, add_sample(graph, source, request, remaining.stored)))
-    graph[stage_key] = Task(stage_key, stage_after, request, sample)
-    staged = TaskRef(stage_key)
-    layout = plan.levels[0].layout
-    coords = remaining.of_level(0)
-    is_streamed = plan.rechunk.method == "stream"
-    groups = list(group_rows(layout, coords)) if is_streamed else [[c] for c in coords]
-    if source.is_independent and _makes(plan):
-        keys = _add_making(graph, source, layout, groups, staged, token)
-    else:
-        accept = partial(accepted_block, dtype=plan.dtype, mask_value=request.mask_value)
-        keys = _add_gathering(graph, source, layout, groups, staged, token, accept)
-    writers = {coords: key for key, group in zip(keys, groups, strict=True) for coords in group}
-    keys += _add_coarser(graph, plan.levels, remaining, writers, staged, token)
-    last = _add_recording(graph, keys, remaining.found, staged, token)
-    volumes = source.volumes if publish else ()
-    return _ending(graph, last, staged, token, publish=publish, volumes=volumes)
-
-
-def build_completion(first: StagedWrite | StageRequest, remaining: Remaining) -> Delayed:
-    """Return a Delayed that writes what remains of the coarser levels, and commits.
-
-    What is staged already is given as it is, else what staging is asked for.
-    """
-    request = first if isinstance(first, StageRequest) else first.request
     token = request.run_id[:8]
     key = f"stage-{token}"
-    staging = Task(key, stage, first) if isinstance(first, StageRequest) else DataNode(key, first)
-    graph: dict[Key, GraphNode] = {key: staging}
+    graph: dict[Key, GraphNode] = {}
     ref = TaskRef(key)
-    keys = _add_coarser(graph, request.levels, remaining, {}, ref, token)
-    last = _add_recording(graph, keys, remaining.found, ref, token)
-    return _ending(graph, last, ref, token, publish=True)
+    keys: list[Key] = []
+    writers: dict[Shape, Key] = {}
+    if source is not None:
+        sample = List(*map(TaskRef, add_sample(graph, source, request, remaining.stored)))
+        graph[key] = Task(key, stage_after, request, sample)
+        keys, writers = _add_finest(graph, source, request, remaining, method, ref, token)
+    elif staged is not None:
+        graph[key] = DataNode(key, staged)
+    else:
+        graph[key] = Task(key, stage, request)
+    keys += _add_coarser(graph, request.levels, remaining, writers, ref, token)
+    recorded = TaskRef(_add_recording(graph, keys, remaining.found, ref, token))
+    end = f"{'commit' if publish else 'part'}-{token}"
+    if publish:
+        volumes = DataNode(f"{end}-sources", () if source is None else source.volumes)
+        graph[end] = Task(end, _commit, ref, recorded, volumes)
+    else:
+        graph[end] = Task(end, _end_part, ref, recorded)
+    return Delayed(end, HighLevelGraph({end: MaterializedLayer(graph)}, {end: set()}))
 
 
-def _ending(
+def _add_finest(
     graph: dict[Key, GraphNode],
-    last: Key,
+    source: SourceGraph,
+    request: StageRequest,
+    remaining: Remaining,
+    method: Method,
     staged: TaskRef,
     token: str,
-    *,
-    publish: bool,
-    volumes: tuple[Any, ...] = (),
-) -> Delayed:
-    if publish:
-        end = f"commit-{token}"
-        graph[end] = Task(end, _commit, staged, TaskRef(last), DataNode(f"{end}-sources", volumes))
+) -> tuple[list[Key], dict[Shape, Key]]:
+    """Add the tasks that write shards of level 0; return their keys, also by coordinates."""
+    level = request.levels[0]
+    coords = remaining.of_level(0)
+    is_streamed = method == "stream"
+    groups = list(group_rows(level.layout, coords)) if is_streamed else [[c] for c in coords]
+    if source.is_independent and method in ("none", "stream"):
+        keys = _add_making(graph, source, level.layout, groups, staged, token)
     else:
-        end = f"part-{token}"
-        graph[end] = Task(end, int, TaskRef(last))
-    return Delayed(end, HighLevelGraph({end: MaterializedLayer(graph)}, {end: set()}))
+        dtype = level.array.dtype
+        accept = partial(accepted_block, dtype=dtype, mask_value=request.mask_value)
+        keys = _add_gathering(graph, source, level.layout, groups, staged, token, accept)
+    writers = {coords: key for key, group in zip(keys, groups, strict=True) for coords in group}
+    return keys, writers
 
 
 def _add_coarser(
@@ -165,10 +161,6 @@ def _add_coarser(
         writers = mine
         keys += mine.values()
     return keys
-
-
-def _makes(plan: WritePlan) -> bool:
-    return plan.rechunk.method in ("none", "stream")
 
 
 def _add_making(
@@ -291,7 +283,7 @@ def _add_recording(
         key = (f"record-receipts-{token}", "found")
         graph[key] = Task(key, _record, staged, [list(found)])
         parents.append(key)
-    return add_tree(graph, parents, sum, f"count-receipts-{token}")
+    return add_tree(graph, parents, _sums, f"count-receipts-{token}")
 
 
 class _Blocks:
@@ -357,10 +349,20 @@ def _write_coarser(staged: StagedWrite, task: ShardTask, parents: Any) -> list[S
     return write_coarser(staged, task)
 
 
-def _record(staged: StagedWrite, parts: Sequence[Sequence[ShardReceipt]]) -> int:
-    return staged.record([receipt for part in parts for receipt in part])
+def _record(staged: StagedWrite, parts: Sequence[Sequence[ShardReceipt]]) -> tuple[int, int]:
+    """Keep the receipts; return how many objects they are of, and their size in bytes."""
+    receipts = [receipt for part in parts for receipt in part]
+    return staged.record(receipts), sum(receipt.nbytes for receipt in receipts)
 
 
-def _commit(staged: StagedWrite, n_recorded: int, volumes: Sequence[Any]) -> CommitResult:
+def _sums(recorded: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return sum(n for n, _ in recorded), sum(nbytes for _, nbytes in recorded)
+
+
+def _end_part(staged: StagedWrite, recorded: tuple[int, int]) -> CommitResult:
+    return CommitResult(staged.request.destination.path, *recorded)
+
+
+def _commit(staged: StagedWrite, recorded: tuple[int, int], volumes: Sequence[Any]) -> CommitResult:
     """Commit after everything is recorded; the receipts themselves are in the staging folder."""
     return commit(staged, volumes)

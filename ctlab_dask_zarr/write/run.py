@@ -1,13 +1,16 @@
-"""A write that is planned and built is run: its graph is computed, and a failure is explained."""
+"""Compute the graph of a prepared write, and explain where it stopped or failed."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
 import dask.threaded
+from dask.callbacks import Callback
 from dask.delayed import delayed
 from dask.system import CPU_COUNT
 
@@ -18,158 +21,236 @@ from ctlab_dask_zarr.errors import (
     WriteFailedError,
     WriteStoppedError,
 )
+from ctlab_dask_zarr.execution.reporting import listen
 from ctlab_dask_zarr.execution.resources import current_client, waiting_for
-from ctlab_dask_zarr.execution.stopping import Stop, compute_until
-from ctlab_dask_zarr.planning.plan import WritePlan
+from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop, compute_until
 from ctlab_dask_zarr.store.shared_folder import SharedFolder
-from ctlab_dask_zarr.write.staging.commit import committed_result
-from ctlab_dask_zarr.write.staging.remaining import Remaining
-from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.prepared import PreparedWrite
+from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
 from ctlab_dask_zarr.write.staging.stage import is_committed
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
     from distributed import Client
 
-__all__ = ["Completion", "Write", "run_or_return", "run_write"]
+__all__ = ["WriteProgress", "run"]
 
 
-class Write(NamedTuple):
-    """A write that is planned and built: compute `graph`, and it is done.
+class WriteProgress(NamedTuple):
+    """How far a run is: shards to write, and bytes of voxels in all and so far."""
 
-    Attributes
+    n_shards: int
+    nbytes: int
+    nbytes_done: int
+
+
+def run(
+    prepared: PreparedWrite,
+    *,
+    client: Client | None = None,
+    progress: Callable[[WriteProgress], None] | None = None,
+    stop: Stop | None = None,
+) -> CommitResult:
+    """Compute a prepared write and wait for its end; for a part, the result tells of the part.
+
+    Parameters
     ----------
-    graph
-        Stages, writes every shard and commits; of a part, everything but the commit.
-    plan
-        Of the whole write.
-    remaining
-        What of it this graph does.
-    request
-        What its staging is asked for.
-    """
-
-    graph: Delayed
-    plan: WritePlan
-    remaining: Remaining
-    request: StageRequest
-
-
-class Completion(NamedTuple):
-    """What is still to do before a dataset can be committed: compute `graph`, and it is."""
-
-    graph: Delayed
-    request: StageRequest
-    remaining: Remaining
-
-
-def run_or_return(write: Write, *, compute: bool) -> Delayed | None:
-    """Run a write at once, or return its graph, which does the same wherever it is computed."""
-    if compute:
-        run_write(write)
-        return None
-    graph: Delayed = write.graph
-    return graph
-
-
-def run_write(
-    write: Write | Completion, client: Client | None = None, stop: Stop | None = None
-) -> Any:
-    """Compute a write, on `client` or on the scheduler in force, and wait for its end.
-
-    Returns the `CommitResult`; of a part, how many objects it has.
+    prepared
+        From `prepare`, `prepare_levels` or `prepare_commit`.
+    client
+        Where to compute; by default the scheduler in force.
+    progress
+        Called before the first shard, and then as shards are written, from one thread at a time.
+    stop
+        Asks the write to stop before its end. In this process it is heard between two shards.
 
     Raises
     ------
     WriteStoppedError
-        `stop` was asked for.
+        `stop` asked; the shards that were under way are finished.
     InvalidArgumentError
         The client is asynchronous; nothing was touched.
     ClusterError
-        A worker does not see the folder of the destination, or the source is held by a cluster
-        where it cannot be had; nothing was touched, or where the worker came later, what others
-        have written stays.
+        A worker does not see the folder of the destination, or a cluster holds the source and it
+        cannot be had. Nothing was touched; if the worker came later, the shards so far stay.
     WriteFailedError
-        A task failed.
+        A task failed; the destination is as it was, the staging folder is kept.
     """
+    if not prepared.needs_workers:
+        committed: CommitResult = prepared.graph.compute(scheduler="sync")
+        return committed
     running = client or current_client()
-    if running is None or not write.request.destination.can_rename:
-        with waiting_for(write.graph, running):
-            return _run_write(write, client, stop)
-    folder = os.path.dirname(write.request.destination.staging)
-    with waiting_for(write.graph, running), SharedFolder(running, folder) as shared:
+    tasks, request = prepared.remaining.tasks, prepared.request
+    with (
+        waiting_for(prepared.graph, running),
+        _reported(prepared, running, progress, stop) as told,
+    ):
+        if stop is None:
+            return _run(prepared, running, None)
+        try:
+            result = _run(prepared, running, stop)
+        except WriteStoppedError as error:
+            if stop.is_futile():
+                # Not the exit code of a stop: job scripts would repeat it for ever.
+                raise WriteFailedError(_futile(prepared, stop)) from error
+            raise WriteStoppedError(_stopped(prepared, stop, told[0])) from error
+    if tasks or request.destination.committed().get("run_id") == request.run_id:
+        stop.progressed()
+    return result
+
+
+@contextmanager
+def _reported(
+    prepared: PreparedWrite,
+    client: Client | None,
+    progress: Callable[[WriteProgress], None] | None,
+    stop: Stop | None,
+) -> Iterator[list[WriteProgress]]:
+    """Tell `progress` and `stop` what the workers report; yield what was told last."""
+    if progress is None and stop is None:
+        yield []
+        return
+    told = [WriteProgress(len(prepared.remaining.tasks), prepared.nbytes, 0)]
+
+    def on_report(nbytes: int, task_s: float) -> None:
+        nbytes_done = min(told[0].nbytes_done + nbytes, told[0].nbytes)
+        told[0] = told[0]._replace(nbytes_done=nbytes_done)
+        if stop is not None:
+            stop.saw(task_s)
+        if progress is not None:
+            progress(told[0])
+
+    if progress is not None:
+        progress(told[0])
+    with listen(prepared.graph, on_report, client):
+        yield told
+
+
+def _run(prepared: PreparedWrite, client: Client | None, stop: Stop | None) -> CommitResult:
+    """Compute; on a cluster only if its workers see the folder of the destination."""
+    destination = prepared.request.destination
+    if client is None or not destination.can_rename:
+        return _compute(prepared, client, stop)
+    with SharedFolder(client, os.path.dirname(destination.staging)) as shared:
         shared.check()
         try:
-            result = _run_write(write, running, stop, shared)
+            result = _compute(prepared, client, stop, shared)
         except WriteStoppedError:
             raise
         except CTLabError:
-            # On such a worker tasks fail, for want of what others have written.
+            # Tasks fail on a worker that does not see what the others have written.
             shared.check_late()
             raise
-        if not is_committed(write.request):
-            # Of a part, or committed where it is not seen here.
+        if not is_committed(prepared.request):
+            # A part, or a commit that is not seen from here.
             shared.check_late()
         return result
 
 
-def _run_write(
-    write: Write | Completion,
+def _compute(
+    prepared: PreparedWrite,
     client: Client | None,
     stop: Stop | None,
     shared: SharedFolder | None = None,
-) -> Any:
+) -> CommitResult:
+    graph, destination = prepared.graph, prepared.request.destination
+    result: CommitResult
     try:
         if client is None:
-            return _compute_here(write.graph)
+            return _compute_here(graph, stop)
         if shared is not None and not client.scheduler_info(n_workers=-1)["workers"]:
-            # Staged by a worker that does not see the folder, all of it would be there alone.
+            # The first worker may not see the folder, and would stage in one of its own.
             reading = "no worker was there, and nothing is begun; give the same command again"
             compute_until(delayed(len)(()), client, stop, reading=reading)
             shared.check()
-        return compute_until(write.graph, client, stop, shared=shared)
+        result = compute_until(graph, client, stop, shared=shared)
+        return result
     except WriteStoppedError:
-        # The commit itself may have been what was finished.
-        if write.request.destination.committed().get("run_id") == write.request.run_id:
-            return committed_result(write.request.destination)
+        # The commit may have been what was finished last.
+        if destination.committed().get("run_id") == prepared.request.run_id:
+            return committed_result(destination)
         raise
     except Exception as error:
         if isinstance(error, CTLabError) and not isinstance(error, BlockError | StorageError):
             raise
-        destination = write.request.destination
         message = (
             f"writing {destination.path} failed: {type(error).__name__}: {error}. "
-            f"{_state_after_failure(write)}"
+            f"{_state_after_failure(prepared)}"
         )
         raise WriteFailedError(message) from error
 
 
-def _compute_here(graph: Delayed) -> Any:
+def _compute_here(graph: Delayed, stop: Stop | None) -> CommitResult:
     """Compute on the scheduler in force; a failure in threads is told when all of them are done.
 
-    One that went on would put its shard beside those of the next write that goes on here, which
-    may have other voxels.
+    A thread that went on would put its shard beside those of the next write that goes on here,
+    which may have other voxels.
     """
+
+    def refuse_to_begin(key: Any, *state: Any) -> None:
+        # dask calls this for whatever this process computes meanwhile.
+        if stop is not None and key in graph.dask and stop.reason() is not None:
+            raise WriteStoppedError(f"stopped ({stop.reason()})")
+
     get = dask.base.get_scheduler(collections=[graph])
-    if get is not dask.threaded.get or dask.config.get("pool", None) is not None:
-        return graph.compute()
-    pool = ThreadPoolExecutor(dask.config.get("num_workers", None) or CPU_COUNT)
-    try:
-        return graph.compute(pool=pool)
-    except Exception:
-        pool.shutdown(cancel_futures=True)
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    is_ours = get is dask.threaded.get and dask.config.get("pool", None) is None
+    result: CommitResult
+    with Callback(pretask=refuse_to_begin) if stop is not None else nullcontext():
+        if not is_ours:
+            result = graph.compute()
+            return result
+        pool = ThreadPoolExecutor(dask.config.get("num_workers", None) or CPU_COUNT)
+        try:
+            result = graph.compute(pool=pool)
+            return result
+        except Exception:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _state_after_failure(write: Write | Completion) -> str:
+def _stopped(prepared: PreparedWrite, stop: Stop, told: WriteProgress) -> str:
+    """Return what to say after a stop; the reports of the workers say how far it came.
+
+    To list the shards could take longer than a job has left.
+    """
+    n_done = prepared.remaining.n_done
+    n_written = n_done + told.n_shards * told.nbytes_done // max(told.nbytes, 1)
+    return (
+        f"stopped ({stop.reason()}): about {n_written} of {n_done + told.n_shards} shards are "
+        f"written, and the destination is as it was; {prepared.how_to_go_on}"
+    )
+
+
+def _futile(prepared: PreparedWrite, stop: Stop) -> str:
+    """Return what to say where the time was too short for a single shard."""
+    request, remaining = prepared.request, prepared.remaining
+    n_shards = remaining.n_done + len(remaining.tasks)
+    what = "no shard was finished"
+    advice = f"{MORE_TIME} or more workers"
+    if not remaining.tasks:
+        what = "all shards are there, but their commit was not finished"
+        advice = MORE_TIME
+    elif prepared.plan is not None:
+        anew = "--restart"
+        if request.n_parts is not None:
+            anew = f"`ctlab-zarr abort {request.destination.path}` and all parts again"
+        advice = f"{MORE_TIME}, more workers, or smaller --shards, which begin anew ({anew})"
+    return (
+        f"stopped ({stop.reason()}): {what} in the {stop.time_spent()} that there were, "
+        f"{remaining.n_done} of {n_shards} shards were there before, and the destination is as it "
+        f"was. With as much time it would get no further: give it {advice}"
+    )
+
+
+def _state_after_failure(prepared: PreparedWrite) -> str:
     """Say what is at the destination after a write that failed, and how to go on."""
-    destination = write.request.destination
+    destination = prepared.request.destination
     try:
         aside = list(destination.all_replaced().values())
         is_there = destination.files.kind(destination.path) is not None
-        if destination.committed().get("run_id") == write.request.run_id:
+        if destination.committed().get("run_id") == prepared.request.run_id:
             return "The new dataset is at the destination, but may not outlast a power failure yet"
         if aside and not is_there:
             return (
@@ -181,7 +262,7 @@ def _state_after_failure(write: Write | Completion) -> str:
         return f"What is at the destination cannot be looked at: {error}"
     if not is_staged:
         return "The destination is as it was"
-    name = write.plan.random_name if isinstance(write, Write) else None
+    name = prepared.plan and prepared.plan.random_name
     where = (
         ""
         if name is None

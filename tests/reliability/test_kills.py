@@ -28,7 +28,7 @@ from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.execution.reporting import listen
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.write.run import run_write
+from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels
 from tests.reliability import killed_write
 from tests.reliability.faults import kill_group
@@ -236,7 +236,7 @@ def test_no_shard_is_begun_that_could_not_be_finished_before_the_deadline(
         listen(write.graph, lambda nbytes, task_s: stop.saw(task_s), cluster),
         pytest.raises(WriteStoppedError, match="--resume") as error,
     ):
-        run_write(write, cluster, stop)
+        run(write, client=cluster, stop=stop)
     assert error.value.exit_code == 75
     assert os.listdir(tmp_path) == [".a.zarr.staging"]
     assert 0 < len(shards_of(tmp_path)) < 8**3
@@ -288,7 +288,7 @@ def test_a_source_that_changed_cannot_be_resumed(
 def test_parts_of_another_version_are_refused(tmp_path: Path) -> None:
     dataset = make_dataset(random_voxels((32, 32, 32)))
     options = WriteOptions(chunks=(16, 16, 16), shards=(16, 32, 32))
-    run_write(build_write(dataset, tmp_path / "scan", options, part=(1, 2)))
+    run(build_write(dataset, tmp_path / "scan", options, part=(1, 2)))
     plan = tmp_path / ".scan.zarr.staging" / "plan.json"
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "version": "0.0.9"}))
     with pytest.raises(StagingExistsError, match=r"ctlab-dask-zarr 0\.0\.9, and this"):

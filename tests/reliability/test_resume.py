@@ -29,7 +29,7 @@ from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.manage.status import write_status
 from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.write.run import run_write
+from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels, run_here
 from tests.reliability.faults import everything
 
@@ -211,7 +211,7 @@ class TestAnInterruptedWrite:
     def test_chunks_without_shards_of_which_some_are_missing_are_half_made(
         self, tmp_path: Path
     ) -> None:
-        run_write(build_part(tmp_path / "plain", 1, 1, scan(), shards=None))
+        run(build_part(tmp_path / "plain", 1, 1, scan(), shards=None))
         chunks = list(tmp_path.rglob("c.*"))
         assert len(chunks) == 64
         chunks[0].unlink()
@@ -257,7 +257,7 @@ class TestReplacing:
 class TestParts:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
-        run_write(build_part(tmp_path / "scan", 1, 3, scan()))
+        run(build_part(tmp_path / "scan", 1, 3, scan()))
         return tmp_path / "scan.zarr"
 
     @pytest.mark.parametrize("resume", [False, True])
@@ -291,7 +291,7 @@ class TestParts:
         with pytest.raises(StagingExistsError, match="voxel_size_xyz was"):
             build_part(path, 2, 3, scan(voxel_size=(5.0, 5.0, 5.0)))
         for part in (2, 3):
-            run_write(build_part(path, part, 3, scan()))
+            run(build_part(path, part, 3, scan()))
         commit(path)
         assert dataset_from_zarr(path).voxel_size == (3.0, 2.0, 1.5)
 
@@ -302,13 +302,13 @@ class TestParts:
             build_part(tmp_path / "scan.zarr", 1, 2, scan())
         assert "restart" not in str(error.value)
         for part in (1, 2):
-            run_write(build_part(tmp_path / "scan.zarr", part, 2, scan(), resume=True))
+            run(build_part(tmp_path / "scan.zarr", part, 2, scan(), resume=True))
         assert commit(tmp_path / "scan.zarr").n_objects == 8
 
     def test_more_than_there_are_shards_leave_some_jobs_nothing_to_do(self, tmp_path: Path) -> None:
         """As where a script for eight jobs is given a small volume."""
         for part in range(1, 11):
-            run_write(build_part(tmp_path / "scan", part, 10, scan()))
+            run(build_part(tmp_path / "scan", part, 10, scan()))
         assert commit(tmp_path / "scan").n_objects == 8
 
     def test_of_millions_have_their_status_at_once(self, path: Path) -> None:
@@ -327,13 +327,13 @@ def test_the_advice_that_is_given_works_on_the_command_line(
         where = ("--scheduler", cluster.scheduler.address)
         return run_here("convert", source, path, *CLI_LAYOUT, *where, *options)
 
-    run_write(build_part(path, 1, 3, Dataset.from_path(source)))
+    run(build_part(path, 1, 3, Dataset.from_path(source)))
     refused = convert("--part", "2/4", "--resume")
     assert refused.returncode == 4
     advice = refused.stderr.split("`")[1].split()
     assert advice[0] == "ctlab-zarr"
     assert run_here(*advice[1:]).returncode == 0
-    run_write(build_part(path, 2, 4, Dataset.from_path(source)))
+    run(build_part(path, 2, 4, Dataset.from_path(source)))
     shard = next((tmp_path / ".scan.zarr.staging").rglob("c.*"))
     shard.write_bytes(shard.read_bytes()[:-5])
     whole = convert("--resume", "--voxel-size", "5um")

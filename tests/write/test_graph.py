@@ -19,7 +19,7 @@ from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.execution.blocks import analyse_source
 from ctlab_dask_zarr.execution.reporting import listen
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.write.run import run_write
+from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels
 
 SHAPE = (48, 50, 70)
@@ -199,7 +199,7 @@ def test_progress_tells_every_byte_once(tmp_path: Path, cluster: Client) -> None
         told: list[int] = []
         write = build_write(dataset, tmp_path / name, WriteOptions(**LAYOUT))
         with listen(write.graph, lambda nbytes, _, told=told: told.append(nbytes), client):
-            run_write(write, client)
+            run(write, client=client)
             wait_until(lambda told=told: sum(told) >= VOXELS.nbytes)
         assert sum(told) == VOXELS.nbytes
 

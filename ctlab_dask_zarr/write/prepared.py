@@ -1,0 +1,160 @@
+"""A write that is planned and looked at, and ready to run.
+
+The acts of a write are plan, prepare, run and commit. `prepare` comes after the plan: it looks at
+what is there already, and builds the dask graph of the rest. Nothing is written yet. `write.run`
+computes the graph, whose last task commits::
+
+    prepared = prepare(plan, source, resume=resume, restart=restart)
+    result = run(prepared, client=client, progress=progress, stop=stop)
+
+For a Delayed (``compute=False``) give back `PreparedWrite.graph` instead of running it. There are
+two other ways to a `PreparedWrite`: `prepare_levels` for an image that is there, and
+`prepare_commit` for what several jobs have written.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ctlab_dask_zarr.planning.plan import WritePlan
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.occupied import identity_of_occupant
+from ctlab_dask_zarr.write.graph import build_graph
+from ctlab_dask_zarr.write.staging.commit import refuse_missing
+from ctlab_dask_zarr.write.staging.remaining import (
+    Remaining,
+    all_tasks,
+    find_remaining,
+    resolve_request,
+)
+from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.staging.stage import open_staged
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+
+    from ctlab_dask_zarr.execution.blocks import SourceGraph
+
+__all__ = ["PreparedWrite", "prepare", "prepare_commit", "prepare_levels"]
+
+
+@dataclass(frozen=True)
+class PreparedWrite:
+    """A write that is ready to run.
+
+    Attributes
+    ----------
+    graph
+        Stages, writes the remaining shards and commits; for a part, everything but the commit. Its
+        result is a `CommitResult`.
+    request
+        What the staging folder keeps about the write.
+    remaining
+        The shards to write, and how many are there already.
+    plan
+        None where no voxels of level 0 are written: of further levels, and of a commit.
+    how_to_go_on
+        What a user does after the write was stopped.
+    """
+
+    graph: Delayed
+    request: StageRequest
+    remaining: Remaining
+    plan: WritePlan | None = None
+    how_to_go_on: str = "go on by resume=True (--resume)"
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the voxels of the remaining shards, before compression, in bytes."""
+        levels = self.request.levels
+        n_elements = (levels[t.level].layout.n_elements(t.coords) for t in self.remaining.tasks)
+        return sum(n_elements) * levels[0].array.dtype.itemsize
+
+    @property
+    def needs_workers(self) -> bool:
+        """Whether voxels are read or written; if not, `run` commits in this process."""
+        return self.plan is not None or bool(self.remaining.tasks)
+
+
+def prepare(
+    plan: WritePlan,
+    source: SourceGraph,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    part: tuple[int, int] | None = None,
+    dataset_id: str | None = None,
+) -> PreparedWrite:
+    """Look at what is there of a planned write, and build the graph of the rest.
+
+    Parameters
+    ----------
+    plan
+        The whole write.
+    source
+        The blocks of level 0.
+    resume, restart
+        Go on from the staging folder of an interrupted write, or remove it first.
+    part
+        (number from 1, of how many): write only this part, and commit nothing.
+    dataset_id
+        The identifier that the user gave; None where the plan has made one from the time.
+
+    Raises
+    ------
+    DestinationExistsError, StagingExistsError
+        Something is in the way; nothing was touched.
+    """
+    n_parts = None if part is None else part[1]
+    request = StageRequest.of(
+        plan, uuid.uuid4().hex,
+        resume=resume, restart=restart, n_parts=n_parts, dataset_id=dataset_id,
+    )  # fmt: skip
+    request, remaining = resolve_request(request, part)
+    graph = build_graph(
+        request, remaining, source, method=plan.rechunk.method, publish=part is None
+    )
+    return PreparedWrite(graph, request, remaining, plan)
+
+
+def prepare_levels(request: StageRequest) -> PreparedWrite:
+    """Look at what is there of the further levels of an image, and build the graph of the rest.
+
+    Raises
+    ------
+    DestinationExistsError, StagingExistsError
+        Something is in the way; nothing was touched.
+    """
+    request, remaining = resolve_request(request, None)
+    return PreparedWrite(build_graph(request, remaining), request, remaining)
+
+
+def prepare_commit(destination: Destination, *, overwrite: bool) -> PreparedWrite | None:
+    """Look at what the jobs of a shared write have left, and build the graph of the rest.
+
+    What a commit has left that died between its two renames is repaired first. Returns None where
+    the dataset is committed already.
+
+    Raises
+    ------
+    IncompleteDatasetError
+        A part is missing or incomplete, or nothing is staged.
+    """
+    destination.finish_interrupted_replacement()
+    destination.discard_committed_staging()
+    if not destination.staged_plan() and destination.committed():
+        return None
+    staged = open_staged(destination)
+    if overwrite:
+        found = identity_of_occupant(destination)
+        staged = replace(staged, request=replace(staged.request, overwrite=True, replaces=found))
+    if staged.request.extends is None:
+        refuse_missing(staged, staged.recorded(staged.sizes()), staged.level_keys(0))
+    remaining = find_remaining(staged, all_tasks(staged.request.levels, first=1))
+    if remaining.tasks:
+        # A run of its own, so that its progress is not taken for that of a part.
+        staged = replace(staged, request=replace(staged.request, run_id=uuid.uuid4().hex))
+    graph = build_graph(staged.request, remaining, staged=staged)
+    return PreparedWrite(graph, staged.request, remaining, how_to_go_on="the same command goes on")
