@@ -3,105 +3,82 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.additions import add_levels, labels_to_zarr
-    from ctlab_dask_zarr.api import commit, dataset_to_zarr, plan
-    from ctlab_dask_zarr.dataset import Dataset, dataset_from_zarr
-    from ctlab_dask_zarr.errors import (
-        BlockError,
-        ClusterError,
-        CTLabError,
-        DatasetNotFoundError,
-        DestinationExistsError,
-        IncompleteDatasetError,
-        IncompleteSourceError,
-        InvalidArgumentError,
-        MetadataError,
-        MissingExtraError,
-        ShardDecodeError,
-        StagingExistsError,
-        StorageError,
-        UnsupportedFormatError,
-        VerificationError,
-        WriteFailedError,
-        WriteStoppedError,
-    )
-    from ctlab_dask_zarr.execution.cluster import cluster_from_config
-    from ctlab_dask_zarr.formats.datatype import DataType
-    from ctlab_dask_zarr.formats.history import History
-    from ctlab_dask_zarr.formats.ome import OMEZarrVersion
-    from ctlab_dask_zarr.formats.units import VoxelUnit
-    from ctlab_dask_zarr.manage.edit import edit_metadata
-    from ctlab_dask_zarr.planning.plan import WritePlan
-    from ctlab_dask_zarr.verification.verify import verify
+    from ctlab_dask_zarr.additions import add_levels as add_levels
+    from ctlab_dask_zarr.additions import labels_to_zarr as labels_to_zarr
+    from ctlab_dask_zarr.api import commit as commit
+    from ctlab_dask_zarr.api import dataset_to_zarr as dataset_to_zarr
+    from ctlab_dask_zarr.api import plan as plan
+    from ctlab_dask_zarr.dataset import Dataset as Dataset
+    from ctlab_dask_zarr.dataset import dataset_from_zarr as dataset_from_zarr
+    from ctlab_dask_zarr.errors import BlockError as BlockError
+    from ctlab_dask_zarr.errors import ClusterError as ClusterError
+    from ctlab_dask_zarr.errors import CTLabError as CTLabError
+    from ctlab_dask_zarr.errors import DatasetNotFoundError as DatasetNotFoundError
+    from ctlab_dask_zarr.errors import DestinationExistsError as DestinationExistsError
+    from ctlab_dask_zarr.errors import IncompleteDatasetError as IncompleteDatasetError
+    from ctlab_dask_zarr.errors import IncompleteSourceError as IncompleteSourceError
+    from ctlab_dask_zarr.errors import InvalidArgumentError as InvalidArgumentError
+    from ctlab_dask_zarr.errors import MetadataError as MetadataError
+    from ctlab_dask_zarr.errors import MissingExtraError as MissingExtraError
+    from ctlab_dask_zarr.errors import ShardDecodeError as ShardDecodeError
+    from ctlab_dask_zarr.errors import StagingExistsError as StagingExistsError
+    from ctlab_dask_zarr.errors import StorageError as StorageError
+    from ctlab_dask_zarr.errors import UnsupportedFormatError as UnsupportedFormatError
+    from ctlab_dask_zarr.errors import VerificationError as VerificationError
+    from ctlab_dask_zarr.errors import WriteFailedError as WriteFailedError
+    from ctlab_dask_zarr.errors import WriteStoppedError as WriteStoppedError
+    from ctlab_dask_zarr.execution.cluster import cluster_from_config as cluster_from_config
+    from ctlab_dask_zarr.formats.datatype import DataType as DataType
+    from ctlab_dask_zarr.formats.history import History as History
+    from ctlab_dask_zarr.formats.ome import OMEZarrVersion as OMEZarrVersion
+    from ctlab_dask_zarr.formats.units import VoxelUnit as VoxelUnit
+    from ctlab_dask_zarr.manage.edit import edit_metadata as edit_metadata
+    from ctlab_dask_zarr.planning.plan import WritePlan as WritePlan
+    from ctlab_dask_zarr.verification.verify import verify as verify
 
-__all__ = [
-    "BlockError",
-    "CTLabError",
-    "ClusterError",
-    "DataType",
-    "Dataset",
-    "DatasetNotFoundError",
-    "DestinationExistsError",
-    "History",
-    "IncompleteDatasetError",
-    "IncompleteSourceError",
-    "InvalidArgumentError",
-    "MetadataError",
-    "MissingExtraError",
-    "OMEZarrVersion",
-    "ShardDecodeError",
-    "StagingExistsError",
-    "StorageError",
-    "UnsupportedFormatError",
-    "VerificationError",
-    "VoxelUnit",
-    "WriteFailedError",
-    "WritePlan",
-    "WriteStoppedError",
-    "add_levels",
-    "cluster_from_config",
-    "commit",
-    "dataset_from_zarr",
-    "dataset_to_zarr",
-    "edit_metadata",
-    "labels_to_zarr",
-    "plan",
-    "verify",
-]
-
+#: The public names, by the module that has them. A test holds the imports above and docs/api.md
+#: against this list.
 _HOMES = {
-    "Dataset": "dataset",
-    "DataType": "formats.datatype",
-    "History": "formats.history",
-    "OMEZarrVersion": "formats.ome",
-    "VoxelUnit": "formats.units",
-    "WritePlan": "planning.plan",
-    "add_levels": "additions",
-    "cluster_from_config": "execution.cluster",
-    "commit": "api",
-    "dataset_from_zarr": "dataset",
-    "dataset_to_zarr": "api",
-    "edit_metadata": "manage.edit",
-    "labels_to_zarr": "additions",
-    "plan": "api",
-    "verify": "verification.verify",
+    "additions": "add_levels labels_to_zarr",
+    "api": "commit dataset_to_zarr plan",
+    "dataset": "Dataset dataset_from_zarr",
+    "errors": (
+        "BlockError CTLabError ClusterError DatasetNotFoundError DestinationExistsError "
+        "IncompleteDatasetError IncompleteSourceError InvalidArgumentError MetadataError "
+        "MissingExtraError ShardDecodeError StagingExistsError StorageError "
+        "UnsupportedFormatError VerificationError WriteFailedError WriteStoppedError"
+    ),
+    "execution.cluster": "cluster_from_config",
+    "formats.datatype": "DataType",
+    "formats.history": "History",
+    "formats.ome": "OMEZarrVersion",
+    "formats.units": "VoxelUnit",
+    "manage.edit": "edit_metadata",
+    "planning.plan": "WritePlan",
+    "verification.verify": "verify",
 }
+_MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names when they are first used: the command line has to start quickly."""
-    if name == "__version__":
-        from ctlab_dask_zarr._version import __version__
+    """Import a public name when it is first used: the command line has to start quickly.
 
-        globals()[name] = __version__
-        return __version__
-    if name not in __all__:
+    Functions get the explanation of keywords that they do not take.
+    """
+    if name not in _MODULES and name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
-    value = globals()[name] = getattr(home, name)
+    home = import_module(f"{__name__}.{_MODULES.get(name, '_version')}")
+    value = getattr(home, name)
+    if isinstance(value, FunctionType):
+        from ctlab_dask_zarr.arguments import explains_keywords
+
+        value = explains_keywords(value)
+    globals()[name] = value
     return value
 
 

@@ -15,7 +15,6 @@ import dask.array as da
 import numpy as np
 
 from ctlab_dask_zarr.api import analysed_source, build_plan
-from ctlab_dask_zarr.arguments import explains_keywords
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["add_levels", "build_labels", "build_levels", "labels_to_zarr"]
 
 
-@explains_keywords
 def add_levels(
     path: str | os.PathLike[str],
     levels: LevelSpec = "auto",
@@ -118,7 +116,6 @@ def build_levels(
     return writes
 
 
-@explains_keywords
 def labels_to_zarr(
     labels: Volume | da.Array | npt.NDArray[Any],
     image_path: str | os.PathLike[str],

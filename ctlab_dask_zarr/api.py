@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 from dask.base import is_dask_collection
 
-from ctlab_dask_zarr.arguments import explains_keywords, refuse_other_meanings
+from ctlab_dask_zarr.arguments import refuse_other_meanings
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.execution.blocks import SourceGraph, analyse_source
 from ctlab_dask_zarr.execution.resources import scheduler_resources
@@ -298,7 +298,6 @@ def _with_settings(options: WriteOptions) -> WriteOptions:
     return replace(options, **found)
 
 
-@explains_keywords
 def commit(
     path: str | os.PathLike[str],
     *,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from ctlab_dask_zarr.arguments import explains_keywords
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.mango import new_dataset_id
@@ -252,7 +251,6 @@ class Dataset(Volume):
         return dataset
 
 
-@explains_keywords
 def dataset_from_zarr(
     path: str | os.PathLike[str],
     *,

@@ -30,7 +30,7 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
-from ctlab_dask_zarr.arguments import INSTEAD, OF_XARRAY, OPTIONS
+from ctlab_dask_zarr.arguments import ELSEWHERE, INSTEAD
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from tests.builders import make_dataset, random_voxels
@@ -96,11 +96,20 @@ def test_a_keyword_that_means_something_elsewhere_is_no_metadata(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_lists_are_those_of_the_commands_and_of_xarray() -> None:
+def test_advice_names_only_what_takes_the_keyword() -> None:
     options = set(options_of_commands())
-    assert options - KNOWN - taken_by(Dataset) - set(INSTEAD) <= OPTIONS <= options
     of_xarray = taken_by(xr.Dataset.to_zarr) | taken_by(xr.DataArray.to_zarr)
-    assert of_xarray - KNOWN <= OF_XARRAY
+    for owner, names in ELSEWHERE.items():
+        if owner.startswith("an option"):
+            others = KNOWN | taken_by(Dataset) | set(INSTEAD) | set().union(*ELSEWHERE.values())
+            assert names <= options <= others
+        elif "xarray" in owner:
+            assert of_xarray - KNOWN <= names
+        else:
+            function = ctlab_dask_zarr
+            for part in owner.removeprefix("a parameter of ").split("."):
+                function = getattr(function, part)
+            assert names <= taken_by(function), owner
 
 
 def test_what_is_written_down_beside_a_scan_is_metadata(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from dask._task_spec import GraphNode, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from ctlab_dask_zarr.arguments import explains_keywords
 from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
 from ctlab_dask_zarr.execution.blocks import add_block_tasks, analyse_source
 from ctlab_dask_zarr.execution.reporting import Reporter, topic_of
@@ -98,7 +97,6 @@ class Verification(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-@explains_keywords
 def verify(
     path: str | os.PathLike[str],
     source: Volume | str | os.PathLike[str] | None = None,
