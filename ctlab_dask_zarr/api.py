@@ -20,8 +20,8 @@ from dask.base import is_dask_collection
 
 from ctlab_dask_zarr.arguments import refuse_other_meanings
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.execution.blocks import SourceGraph, analyse_source
-from ctlab_dask_zarr.execution.resources import scheduler_resources
+from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
+from ctlab_dask_zarr.execution.scheduler import scheduler_resources
 from ctlab_dask_zarr.formats.codecs import array_kwargs
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement

@@ -239,7 +239,7 @@ def write_dataset(
 def _refuse_what_does_not_fit(write_plan: WritePlan) -> None:
     """Refuse before the first byte what would have its workers killed after hours."""
     from ctlab_dask_zarr.errors import InvalidArgumentError
-    from ctlab_dask_zarr.execution.resources import scheduler_resources
+    from ctlab_dask_zarr.execution.scheduler import scheduler_resources
     from ctlab_dask_zarr.text import nbytes_text
 
     memory = scheduler_resources().thread_nbytes

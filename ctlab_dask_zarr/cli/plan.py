@@ -65,7 +65,7 @@ def _resources(
 ) -> Resources:
     """Return what `convert` would have with the same options; no worker is started."""
     from ctlab_dask_zarr.execution.cluster import configured_resources, connect, local_workers
-    from ctlab_dask_zarr.execution.resources import scheduler_resources
+    from ctlab_dask_zarr.execution.scheduler import scheduler_resources
     from ctlab_dask_zarr.planning.rechunk import Resources
 
     if cluster:

@@ -97,8 +97,7 @@ def verify_written(
 def _compute(
     verification: Verification, client: Any, quiet: bool, stop: Stop, if_stopped: str
 ) -> list[Problem]:
-    from ctlab_dask_zarr.execution.progress import Progress
-    from ctlab_dask_zarr.execution.reporting import listen
+    from ctlab_dask_zarr.execution.progress import Progress, listen
     from ctlab_dask_zarr.execution.stopping import compute_until
 
     for note in verification.notes:

@@ -280,7 +280,7 @@ def configured_resources(config: str | os.PathLike[str], jobs: int | None = None
     The number of ranks of MPI is not known before they are: one thread stands for them.
     """
     from ctlab_dask_zarr.execution.jobs import job_size
-    from ctlab_dask_zarr.execution.resources import scheduler_resources
+    from ctlab_dask_zarr.execution.scheduler import scheduler_resources
     from ctlab_dask_zarr.planning.rechunk import Resources
 
     with _configured(os.fspath(config), jobs) as (kind, config_file):

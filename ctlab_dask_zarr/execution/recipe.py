@@ -1,4 +1,4 @@
-"""A block by the tasks that make it, whose results have memory of their own while others run."""
+"""A block, made by its tasks in memory that nothing else writes to."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class BlockRecipe:
     nodes: tuple[GraphNode, ...]
 
     def make(self, shared: Mapping[Key, Any]) -> Any:
-        """Run the tasks and return the block, which nobody changes afterwards.
+        """Run the tasks and return the block, which does not change afterwards.
 
-        What somebody else may hold is copied: a buffer that the next block is written to, a result
-        that is kept for other threads.
+        Memory that somebody else may hold is copied: a buffer into which a function puts the next
+        block as well, or a result that is kept for other threads.
         """
-        return _owned(partial(self._run, shared), partial(self._is_input, shared))
+        return _owned(partial(self._run, shared), partial(self._is_part_of_input, shared))
 
     def _run(self, shared: Mapping[Key, Any]) -> Any:
         values = dict(shared)
@@ -46,30 +46,30 @@ class BlockRecipe:
             values[node.key] = _owned(partial(node, inputs)) if may_reuse(node) else node(inputs)
         return last({d: values[d] for d in last.dependencies})
 
-    def _is_input(self, shared: Mapping[Key, Any], block: npt.NDArray[Any]) -> bool:
-        """Whether the block is a part of an array in the graph, of which tasks only take parts."""
+    def _is_part_of_input(self, shared: Mapping[Key, Any], block: npt.NDArray[Any]) -> bool:
+        """Whether the tasks only slice an array in the graph, and the block is a part of it."""
         if any(map(may_reuse, self.nodes)):
             return False
         inputs = [*shared.values(), *(n.value for n in self.nodes if isinstance(n, DataNode))]
-        return any(_owner(array) is _owner(block) for array in inputs)
+        return any(_base(array) is _base(block) for array in inputs)
 
 
-def _owner(array: Any) -> Any:
-    """Return the array that an array is a part of; itself where it is none."""
+def may_reuse(node: GraphNode) -> bool:
+    """Whether a task may return memory that its function fills again for the next block."""
+    return isinstance(node, Task) and node.func is not getitem
+
+
+def _base(array: Any) -> Any:
+    """Return the array that `array` is a view of, or itself."""
     while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
         array = array.base
     return array
 
 
-def may_reuse(node: GraphNode) -> bool:
-    """Whether a task may return memory that its function fills again for the next one."""
-    return isinstance(node, Task) and node.func is not getitem
-
-
 def _owned(
     make: Callable[[], Any], is_input: Callable[[npt.NDArray[Any]], bool] = lambda block: False
 ) -> Any:
-    """Return what is made, copied where somebody else may hold its memory and it is no input."""
+    """Return what `make` does, copied if somebody else may hold its memory and it is no input."""
     block, references = _made(make)
     is_alone = references[0] <= _ALONE[0] and all(n <= _ALONE[1] for n in references[1:])
     if not isinstance(block, np.ndarray) or is_alone or is_input(block):
@@ -78,7 +78,10 @@ def _owned(
 
 
 def _made(make: Callable[[], Any]) -> tuple[Any, list[float]]:
-    """Return what was made, and how many references there are to it and to what it is a view of."""
+    """Return what `make` does, and the numbers of references to it and to arrays it is a view of.
+
+    Counted in this one place, because a frame of the interpreter holds references too.
+    """
     block = make()
     return block, _references(block)
 
@@ -93,10 +96,10 @@ def _references(block: Any) -> list[float]:
         link = link.base
     is_mapped = isinstance(link, mmap.mmap) and not block.flags.writeable
     if not (link is None and owns_memory) and not isinstance(link, bytes) and not is_mapped:
-        # The memory is of something else than NumPy, which may write to it.
+        # The memory does not belong to NumPy, and its owner may write to it.
         counts.append(math.inf)
     return counts
 
 
-#: The references to an array, and to one that it is a view of, where nobody else has any.
+#: The references to an array, and to one that it is a view of, if nobody else has any.
 _ALONE = _made(lambda: np.empty(2)[:1])[1]

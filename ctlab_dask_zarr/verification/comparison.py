@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ctlab_dask_zarr.errors import BlockError, CTLabError
-from ctlab_dask_zarr.execution.blocks import accepted_block
+from ctlab_dask_zarr.execution.graphs import accepted_block
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number

@@ -18,10 +18,9 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
-from ctlab_dask_zarr.execution.blocks import add_block_tasks, analyse_source
-from ctlab_dask_zarr.execution.reporting import Reporter, topic_of
-from ctlab_dask_zarr.execution.resources import current_client, waiting_for
-from ctlab_dask_zarr.execution.trees import add_tree
+from ctlab_dask_zarr.execution.graphs import add_block_tasks, add_tree, analyse_source
+from ctlab_dask_zarr.execution.progress import Reporter, topic_of
+from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document

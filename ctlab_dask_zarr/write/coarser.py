@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ctlab_dask_zarr.codec.values import ValueRange
 from ctlab_dask_zarr.errors import IncompleteDatasetError
-from ctlab_dask_zarr.execution.reporting import Reporter, topic_of
+from ctlab_dask_zarr.execution.progress import Reporter, topic_of
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.layout import Shape
 from ctlab_dask_zarr.planning.levels import child_coords, parent_coords

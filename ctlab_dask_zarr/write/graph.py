@@ -26,17 +26,18 @@ from dask._task_spec import DataNode, Dict, GraphNode, List, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from ctlab_dask_zarr.execution.blocks import (
+from ctlab_dask_zarr.execution.graphs import (
+    FAN_IN,
     Accept,
     Place,
     SourceGraph,
     accepted_block,
     add_blocks,
     add_closure,
+    add_tree,
     private_tasks,
 )
 from ctlab_dask_zarr.execution.recipe import BlockRecipe
-from ctlab_dask_zarr.execution.trees import FAN_IN, add_tree
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.layout import Layout, Shape
 from ctlab_dask_zarr.planning.levels import parent_coords

@@ -35,7 +35,7 @@ from ctlab_dask_zarr.write.staging.stage import open_staged
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
-    from ctlab_dask_zarr.execution.blocks import SourceGraph
+    from ctlab_dask_zarr.execution.graphs import SourceGraph
 
 __all__ = ["PreparedWrite", "prepare", "prepare_commit", "prepare_levels"]
 

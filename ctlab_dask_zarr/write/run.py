@@ -21,8 +21,8 @@ from ctlab_dask_zarr.errors import (
     WriteFailedError,
     WriteStoppedError,
 )
-from ctlab_dask_zarr.execution.reporting import listen
-from ctlab_dask_zarr.execution.resources import current_client, waiting_for
+from ctlab_dask_zarr.execution.progress import listen
+from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop, compute_until
 from ctlab_dask_zarr.store.shared_folder import SharedFolder
 from ctlab_dask_zarr.write.prepared import PreparedWrite

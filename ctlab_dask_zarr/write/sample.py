@@ -28,7 +28,7 @@ from ctlab_dask_zarr.errors import (
     ShardDecodeError,
     StagingExistsError,
 )
-from ctlab_dask_zarr.execution.blocks import (
+from ctlab_dask_zarr.execution.graphs import (
     SourceGraph,
     accepted_block,
     add_block_tasks,

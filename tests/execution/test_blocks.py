@@ -24,7 +24,7 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
-from ctlab_dask_zarr.execution.blocks import accepted_block, analyse_source, private_tasks
+from ctlab_dask_zarr.execution.graphs import accepted_block, analyse_source, private_tasks
 from ctlab_dask_zarr.execution.recipe import BlockRecipe
 from tests.builders import make_dataset
 

@@ -25,7 +25,7 @@ from ctlab_dask_zarr import Dataset, StagingExistsError, WriteStoppedError, veri
 from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.demo import write_mango_netcdf
-from ctlab_dask_zarr.execution.reporting import listen
+from ctlab_dask_zarr.execution.progress import listen
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.write.run import run

@@ -16,8 +16,8 @@ from distributed import Client
 from ctlab_dask_zarr import Dataset, dataset_from_zarr, dataset_to_zarr, plan
 from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.demo import write_mango_netcdf
-from ctlab_dask_zarr.execution.blocks import analyse_source
-from ctlab_dask_zarr.execution.reporting import listen
+from ctlab_dask_zarr.execution.graphs import analyse_source
+from ctlab_dask_zarr.execution.progress import listen
 from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels

@@ -27,7 +27,7 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
-from ctlab_dask_zarr.execution.resources import current_client
+from ctlab_dask_zarr.execution.scheduler import current_client
 from tests.builders import make_dataset
 
 SHAPE = (16, 16, 16)

@@ -22,7 +22,7 @@ from ctlab_dask_zarr.codec.shard import ChunkRow, ShardEncoder, row_axis_of
 from ctlab_dask_zarr.codec.values import MIXED, UNIFORM, ValueRange
 from ctlab_dask_zarr.codec.zarr_fallback import encode_object
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
-from ctlab_dask_zarr.execution.blocks import accepted_block
+from ctlab_dask_zarr.execution.graphs import accepted_block
 from ctlab_dask_zarr.formats.receipts import Number, ShardReceipt, object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout, Shape

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ctlab_dask_zarr.errors import StagingExistsError
-from ctlab_dask_zarr.execution.reporting import Reporter, topic_of
+from ctlab_dask_zarr.execution.progress import Reporter, topic_of
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.layout import Shape
 from ctlab_dask_zarr.planning.levels import piece_layouts

@@ -1,4 +1,4 @@
-"""What the dask scheduler in force has to offer, for the plan."""
+"""The dask scheduler in force: what it has to offer, and what it has to hold for a graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["current_client", "future_of", "scheduler_resources", "waiting_for"]
 
 
 def scheduler_resources() -> Resources:
-    """Return threads over all workers, and memory of one thread, of the scheduler in force.
+    """Return the threads of all workers, and the memory of one thread, of the scheduler in force.
 
     A cluster without workers yet (a batch queue) counts as unknown: one thread for every CPU here.
     """
@@ -31,11 +31,11 @@ def scheduler_resources() -> Resources:
         workers = known["workers"].values()
         n_threads = sum(worker["nthreads"] for worker in workers)
         if not workers and known.get("total_threads"):
-            # All that an asynchronous client knows without waiting.
+            # An asynchronous client knows only these totals without waiting.
             n_threads = known["total_threads"]
             return Resources(n_threads, known.get("total_memory", 0) // n_threads or None)
         if n_threads:
-            # Jobs that still wait in a queue are counted as if they were there already.
+            # Jobs that still wait in a queue count as if they had started.
             n_planned = len(getattr(client.cluster, "plan", ()))
             n_threads = max(n_threads, n_planned * n_threads // len(workers))
             limits = [w["memory_limit"] // w["nthreads"] for w in workers if w["memory_limit"]]
@@ -48,7 +48,7 @@ def scheduler_resources() -> Resources:
 def current_client() -> Any:
     """Return the client that a plain ``compute()`` would use, without importing distributed.
 
-    Within a task it is one of the worker's own.
+    Within a task it is a client of the worker.
     """
     scheduler = dask.config.get("scheduler", None)
     if "distributed" not in sys.modules:
@@ -77,14 +77,16 @@ def future_of(key: Any) -> TaskRef:
 
 @contextmanager
 def waiting_for(graph: Delayed, client: Any) -> Iterator[None]:
-    """Wait, within this context, for `graph` to be computed on `client`; None is for no cluster.
+    """Check that `graph` can be waited for here; enter this before anything is touched.
+
+    `client` is None where no cluster computes it.
 
     Raises
     ------
     InvalidArgumentError
-        The client runs in the event loop that would wait; nothing is computed.
+        The client runs in the event loop that would wait.
     ClusterError
-        The graph needs results which a cluster holds, and which cannot be had; nothing is computed.
+        The graph needs results that a cluster holds and this scheduler cannot get.
     """
     if client is not None and client.asynchronous:
         raise InvalidArgumentError(
@@ -101,22 +103,22 @@ def waiting_for(graph: Delayed, client: Any) -> Iterator[None]:
     ]
     lost = [task for task in held if getattr(task, "status", None) in ("cancelled", "lost")]
     if lost:
-        raise _cannot_be_had(lost, "their client was closed, or they were cancelled")
+        raise _cannot_get(lost, "their client was closed, or they were cancelled")
     if held and client is None:
-        raise _cannot_be_had(held, "the scheduler in force is another")
+        raise _cannot_get(held, "the scheduler in force is another one")
     try:
         yield
     except Exception as error:
         if held and "lost dependencies" in str(error):
-            why = "the cluster in force does not know them: it is another, or has lost them"
-            raise _cannot_be_had(held, why) from error
+            why = "the cluster in force does not know them: it is another one, or has lost them"
+            raise _cannot_get(held, why) from error
         raise
 
 
-def _cannot_be_had(held: Sequence[TaskRef], why: str) -> ClusterError:
+def _cannot_get(held: Sequence[TaskRef], why: str) -> ClusterError:
     return ClusterError(
-        "the array is made from results that a dask cluster holds (blocks that were persisted, or "
-        f"Futures as arguments; the first of {len(held)} is {held[0].key!r}), and they cannot be "
-        f"had: {why}. Do this while the client of that cluster is open and in force, without "
-        "another scheduler in dask's configuration; or make the array anew"
+        "the array is made from results that a dask cluster holds (persisted blocks, or Futures as "
+        f"arguments; the first of {len(held)} is {held[0].key!r}), and the scheduler in force "
+        f"cannot get them: {why}. Keep the client of that cluster open and in force, with no other "
+        "scheduler in dask's configuration; or make the array anew"
     )

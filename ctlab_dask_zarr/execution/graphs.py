@@ -1,14 +1,14 @@
-"""The blocks of a source: which tasks make each, and what of them may be written.
+"""Parts of dask graphs: the blocks of a source, and trees of tasks.
 
-Whatever a task of the source returns is looked at before anything is made of it
-(`accepted_block`), wherever it comes in. What is held while others are made has memory of its own
-(`write.recipe`): functions may fill one buffer again and again.
+`accepted_block` checks what a task of the source returns, wherever it enters a write. Blocks that
+wait while others are made need memory of their own (`execution.recipe`), because functions may
+fill one buffer again and again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from operator import getitem
@@ -16,12 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from dask._task_spec import Alias, DataNode, Dict, GraphNode, Task, TaskRef, convert_legacy_graph
+from dask._task_spec import (
+    Alias,
+    DataNode,
+    Dict,
+    GraphNode,
+    List,
+    Task,
+    TaskRef,
+    convert_legacy_graph,
+)
 from dask.highlevelgraph import MaterializedLayer
 
 from ctlab_dask_zarr.errors import BlockError
 from ctlab_dask_zarr.execution.recipe import BlockRecipe, may_reuse
-from ctlab_dask_zarr.execution.resources import future_of
+from ctlab_dask_zarr.execution.scheduler import future_of
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.planning.layout import Shape
 
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
     import dask.array as da
 
 __all__ = [
+    "FAN_IN",
     "Accept",
     "Place",
     "SourceGraph",
@@ -36,6 +46,7 @@ __all__ = [
     "add_block_tasks",
     "add_blocks",
     "add_closure",
+    "add_tree",
     "analyse_source",
     "private_tasks",
 ]
@@ -45,11 +56,13 @@ Key = Any
 Place = tuple[Shape, Shape]
 #: `accepted_block`, but for the block and its place.
 Accept = Callable[[Any, Shape, Shape], npt.NDArray[Any]]
-#: Tasks that blocks may share and still count as independent: the opened source, a constant, a
-#: calibration. Their results are held while blocks are made, so that there may be a few, and far
-#: fewer than blocks: blocks that overlap share whole blocks.
+#: How many tasks blocks may share and still count as independent: the opened source, a constant,
+#: a calibration. Their results stay in memory while blocks are made, so that they have to be few,
+#: and far fewer than blocks: blocks that overlap share whole blocks.
 _MAX_SHARED = 8
 _BLOCKS_PER_SHARED = 8
+#: The most tasks that a task of a tree depends on.
+FAN_IN = 32
 
 
 @dataclass(frozen=True)
@@ -61,12 +74,9 @@ class SourceGraph:
     data
         The dask array.
     nodes
-        Every task, by key.
-    name, chunks
-        As of the dask array; block keys are ``(name, i, j, k)``.
+        Every task, by key; the keys of blocks are ``(data.name, i, j, k)``.
     held
-        Results that a cluster holds already (persisted blocks, Futures among the arguments of
-        blocks), by key.
+        Results that a cluster holds (persisted blocks, Futures among the arguments), by key.
     shared
         Tasks and held results that more than one block needs.
     is_independent
@@ -76,14 +86,23 @@ class SourceGraph:
     data: da.Array
     nodes: Mapping[Key, GraphNode]
     held: Mapping[Key, Any]
-    name: str
-    chunks: tuple[tuple[int, ...], ...]
     shared: frozenset[Key]
     is_independent: bool
 
     @property
+    def name(self) -> str:
+        """The name of the dask array."""
+        return str(self.data.name)
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        """The lengths of the blocks along each axis."""
+        chunks: tuple[tuple[int, ...], ...] = self.data.chunks
+        return chunks
+
+    @property
     def volumes(self) -> tuple[Any, ...]:
-        """Stored volumes that blocks are read from, which know whether they have changed."""
+        """The stored volumes that blocks are read from; they know whether they have changed."""
         found = {
             id(value): value
             for value in _plain_values(self.nodes.values())
@@ -93,7 +112,7 @@ class SourceGraph:
 
 
 def _plain_values(nodes: Iterable[GraphNode]) -> Iterator[Any]:
-    """Yield what stands in tasks beside other tasks; dask puts tasks that it fuses into one."""
+    """Yield the arguments of tasks that are no tasks; dask nests tasks that it fuses."""
     for node in nodes:
         if type(node) is not Task:
             yield getattr(node, "value", None)
@@ -132,16 +151,14 @@ def analyse_source(data: da.Array) -> SourceGraph:
             inputs.update(private_tasks(nodes, key, shared)[1])
     n_allowed = min(_MAX_SHARED, max(1, len(keys) // _BLOCKS_PER_SHARED))
     is_independent = shared.isdisjoint(keys) and len(inputs) <= n_allowed
-    futures = _futures(graph, held) if held else {}
-    name, chunks = data.name, data.chunks
-    return SourceGraph(data, nodes, futures, name, chunks, frozenset(shared), is_independent)
+    return SourceGraph(data, nodes, _futures(graph, held), frozenset(shared), is_independent)
 
 
 def _without_dask_array(nodes: Mapping[Key, GraphNode]) -> dict[Key, GraphNode]:
-    """Return the same tasks; those that only index a source need no ``dask.array``.
+    """Return the same tasks, but slice a source by `getitem` instead of dask's own function.
 
-    A worker would load it for dask's own function alone, with xarray and pandas where they are
-    installed: most of a second, and many workers ask one file system for all of these files.
+    A worker would import ``dask.array`` for that function alone, and with it xarray and pandas if
+    they are installed: most of a second, and many workers ask one file system for all these files.
     """
     from dask.array.core import getter
 
@@ -161,19 +178,19 @@ def _without_dask_array(nodes: Mapping[Key, GraphNode]) -> dict[Key, GraphNode]:
 
 
 def _futures(graph: Any, keys: set[Key]) -> dict[Key, TaskRef]:
-    """Return the futures of what a graph needs and does not have, which a cluster holds.
+    """Return the futures of results that a cluster holds and the graph needs.
 
-    dask drops them when it optimises, since the scheduler knows their keys; the graph that is
-    submitted has to hold them all the same, or they could be forgotten meanwhile.
+    dask drops them when it optimises, because the scheduler knows their keys. The graph has to
+    hold them all the same, or the cluster may forget the results before it is submitted.
     """
     found = {
         key: value
         for layer in getattr(graph, "layers", {}).values()
-        if isinstance(layer, MaterializedLayer)
+        if keys and isinstance(layer, MaterializedLayer)
         for key, value in layer.items()
         if key in keys and isinstance(value, TaskRef)
     }
-    # Of one that is an argument of blocks, only its key is left.
+    # If it was an argument of blocks, only its key is left.
     return {key: future_of(key) for key in keys - found.keys()} | found
 
 
@@ -200,21 +217,11 @@ def private_tasks(
 def accepted_block(
     block: Any, start: Shape, shape: Shape, dtype: np.dtype[Any], mask_value: Number | None
 ) -> npt.NDArray[Any]:
-    """Return the voxels of a block as they may be written.
+    """Return a block as it may be written, or raise `BlockError`.
 
-    Parameters
-    ----------
-    block
-        Whatever a task returned.
-    start, shape, dtype
-        Where it lies in the dask array, and what that declares.
-    mask_value
-        What masked voxels of a masked array become; None where there is no such value.
-
-    Raises
-    ------
-    BlockError
-        It is something else than was declared. Nothing is converted: values would be lost.
+    `block` is whatever a task returned; `start`, `shape` and `dtype` are what the dask array
+    declares; masked voxels of a masked array become `mask_value`. Nothing is converted, because
+    values would be lost.
     """
     place = ", ".join(f"{s}:{s + n}" for s, n in zip(start, shape, strict=True))
     what = f"the block at voxels {place}"
@@ -239,7 +246,7 @@ def accepted_block(
     if mask_value is None:
         raise BlockError(
             f"{what} has masked voxels, for which there is no mask value: pass a datatype that has "
-            "one, or fill them with one of your own by dask.array.ma.filled(data, ...)"
+            "one, or fill them with a value of your own by dask.array.ma.filled(data, ...)"
         )
     filled: npt.NDArray[Any] = block.filled(mask_value)
     return filled
@@ -251,10 +258,10 @@ def add_blocks(
     places: Mapping[Key, Place],
     accept: Accept,
 ) -> None:
-    """Add the tasks of blocks that are to be held, and all they depend on, to the graph.
+    """Add the tasks of blocks that wait in memory, and all they depend on, to the graph.
 
-    `places` are by the blocks' keys. Other tasks run between a block's own and the one that takes
-    it, so that it has to leave its own as it may be written, in memory of its own.
+    `places` are by the blocks' keys. Other tasks run before a block is taken, so that its own task
+    has to check it, and to give it memory of its own.
     """
     n_uses = Counter(d for node in source.nodes.values() for d in node.dependencies)
     for key, place in places.items():
@@ -262,14 +269,20 @@ def add_blocks(
         while nodes and isinstance(nodes[0], Alias) and n_uses[nodes[0].target] == 1:
             nodes.insert(0, source.nodes[nodes[0].target])
         if key not in source.held and n_uses[key] == 0 and nodes and isinstance(nodes[0], Task):
-            needed = nodes[0].dependencies
-            inputs = Dict({d: TaskRef(d) for d in needed}) if needed else {}
+            first = nodes[0]
             recipe = BlockRecipe(*place, tuple(nodes))
-            producer = nodes[0].data_producer
+            inputs = _results_of(first.dependencies)
+            producer = first.data_producer
             graph[key] = Task(key, _accepted, accept, recipe, inputs, _data_producer=producer)
-            add_closure(graph, source, needed)
+            add_closure(graph, source, first.dependencies)
         else:
             add_closure(graph, source, [key])
+
+
+def _results_of(keys: Iterable[Key]) -> Dict | dict[Key, Any]:
+    """Return the results of `keys` as an argument of a task: a mapping by key."""
+    # An empty Dict would be one more node of the graph for each task.
+    return Dict({key: TaskRef(key) for key in keys}) or {}
 
 
 def _accepted(accept: Accept, recipe: BlockRecipe, shared: Mapping[Key, Any]) -> npt.NDArray[Any]:
@@ -279,9 +292,9 @@ def _accepted(accept: Accept, recipe: BlockRecipe, shared: Mapping[Key, Any]) ->
 def add_closure(graph: dict[Key, GraphNode], source: SourceGraph, keys: Iterable[Key]) -> None:
     """Add `keys` of the source, and all they depend on, to the graph.
 
-    Of blocks that depend on others' the results are held while more are made, so that each has to
-    have memory of its own. The few that independent ones share are left as they are: a whole
-    volume may be among them.
+    Results of blocks that depend on other blocks wait while more are made, so that each needs
+    memory of its own. The few that independent blocks share are left as they are: a whole volume
+    may be among them.
     """
     todo = list(keys)
     while todo:
@@ -290,15 +303,13 @@ def add_closure(graph: dict[Key, GraphNode], source: SourceGraph, keys: Iterable
             graph[key] = source.held[key]
         elif key not in graph:
             node = source.nodes[key]
-            owns = not source.is_independent and may_reuse(node)
-            graph[key] = _owning_task(node) if owns else node
+            if not source.is_independent and may_reuse(node):
+                recipe = BlockRecipe((), (), (node,))
+                inputs = _results_of(node.dependencies)
+                graph[key] = Task(key, recipe.make, inputs, _data_producer=node.data_producer)
+            else:
+                graph[key] = node
             todo += node.dependencies
-
-
-def _owning_task(node: GraphNode) -> Task:
-    inputs = Dict({d: TaskRef(d) for d in node.dependencies})
-    recipe = BlockRecipe((), (), (node,))
-    return Task(node.key, recipe.make, inputs or {}, _data_producer=node.data_producer)
 
 
 def add_block_tasks(
@@ -310,24 +321,25 @@ def add_block_tasks(
 ) -> list[Key]:
     """Add a task for each block of the source that calls ``function(start, shape, block)``.
 
-    Start and shape are where it lies in the array; of the block nothing is known
-    (`accepted_block`). Blocks that can be are made inside the task; those without voxels are left
+    Start and shape say where the block lies in the array; the function has to check the block
+    itself (`accepted_block`). Independent blocks are made inside the task; empty ones are left
     out. `indices` are those of the blocks, all by default. Returns the keys of the tasks.
     """
     keys: list[Key] = []
     used: set[Key] = set()
-    for index in product(*map(range, map(len, source.chunks))) if indices is None else indices:
-        start = tuple(sum(c[:i]) for c, i in zip(source.chunks, index, strict=True))
-        shape = tuple(c[i] for c, i in zip(source.chunks, index, strict=True))
+    chunks = source.chunks
+    for index in product(*map(range, map(len, chunks))) if indices is None else indices:
+        start = tuple(sum(c[:i]) for c, i in zip(chunks, index, strict=True))
+        shape = tuple(c[i] for c, i in zip(chunks, index, strict=True))
         if 0 in shape:
             continue
         block: Key = (source.name, *index)
         key: Key = (name, *index)
         if source.is_independent:
             nodes, needed = private_tasks(source.nodes, block, source.shared)
-            shared = Dict({k: TaskRef(k) for k in needed}) if needed else {}
             recipe = BlockRecipe(start, shape, nodes)
-            graph[key] = Task(key, _call_with_made, function, recipe, shared, _data_producer=True)
+            inputs = _results_of(needed)
+            graph[key] = Task(key, _call_with_made, function, recipe, inputs, _data_producer=True)
             used.update(needed)
         else:
             graph[key] = Task(key, function, start, shape, TaskRef(block))
@@ -338,8 +350,32 @@ def add_block_tasks(
 
 
 def _call_with_made(
-    function: Callable[[Shape, Shape, Any], Any],
-    recipe: BlockRecipe,
-    shared: Mapping[Key, Any],
+    function: Callable[[Shape, Shape, Any], Any], recipe: BlockRecipe, shared: Mapping[Key, Any]
 ) -> Any:
     return function(recipe.start, recipe.shape, recipe.make(shared))
+
+
+def add_tree(
+    graph: dict[Key, GraphNode],
+    keys: Sequence[Key],
+    combine: Callable[[Sequence[Any]], Any],
+    name: str,
+) -> Key:
+    """Add tasks that combine the results of `keys` to one; return the key of the last.
+
+    `combine` is called with lists of results of `keys`, or of itself, so that no task depends on
+    thousands of others.
+    """
+    level = list(keys)
+    height = 0
+    while True:
+        parents: list[Key] = []
+        for n in range(0, max(len(level), 1), FAN_IN):
+            key = (name, height, n // FAN_IN)
+            children = [TaskRef(child) for child in level[n : n + FAN_IN]]
+            graph[key] = Task(key, combine, List(*children) if children else [])
+            parents.append(key)
+        if len(parents) == 1:
+            return parents[0]
+        level = parents
+        height += 1
