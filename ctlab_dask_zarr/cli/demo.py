@@ -97,6 +97,6 @@ def _compare(source: str, store: str) -> None:
 
 
 def _picture(store: str, path: str) -> None:
-    from ctlab_dask_zarr.views.preview import save_preview
+    from ctlab_dask_zarr.views.preview import preview
 
-    save_preview(store, path)
+    preview(store, path)

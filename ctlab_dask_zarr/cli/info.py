@@ -101,4 +101,4 @@ def _label_facts(dataset: Any) -> list[dict[str, Any]] | None:
         # What the image is, is known all the same.
         say(f"the labels cannot be read: {error}", err=True)
         return None
-    return [{"name": image.name, "n_levels": len(image.dataset.levels)} for image in images]
+    return [{"name": image.name, "n_levels": len(image.volume.levels)} for image in images]

@@ -47,8 +47,8 @@ def preview_command(
     if labels and no_labels:
         raise click.UsageError("--labels and --no-labels exclude one another")
     with exit_codes():
-        from ctlab_dask_zarr.views.preview import save_preview
+        from ctlab_dask_zarr.views.preview import preview
 
         names = () if no_labels else labels or None
-        save_preview(path, output, size=size, labels=names)
+        preview(path, output, size=size, labels=names)
     say(output)

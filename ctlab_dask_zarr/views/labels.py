@@ -1,12 +1,12 @@
-"""The label images that lie in a store, and the colours of labels.
+"""The label images in a store, and the colours of labels.
 
-OME-Zarr 0.5, section "labels": ``labels/zarr.json`` lists the names, each is an image group of its
-own, with ``image-label`` metadata in which colours may be given.
+OME-Zarr 0.5, section "labels": ``labels/zarr.json`` lists their names. Each is an image group of
+its own, whose ``image-label`` metadata may give colours.
 """
 
 from __future__ import annotations
 
-import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import MetadataError
+from ctlab_dask_zarr.formats.json_values import parse_json_object
 from ctlab_dask_zarr.formats.zarr_array import is_key
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
 from ctlab_dask_zarr.store.storage import LocalStore, store_at
@@ -24,58 +25,49 @@ __all__ = ["LabelImage", "label_colors", "read_label_images"]
 
 RGB = tuple[int, int, int]
 
-#: The golden ratio as a fraction of 2**64: multiples of it are spread evenly over the circle of
-#: hues, so that neighbouring labels get colours that are far apart.
+#: The golden ratio as a fraction of 2**64. Its multiples are spread evenly over the circle of hues,
+#: so that the colours of neighbouring labels are far apart.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
 class LabelImage:
-    """A label image of a store.
+    """A label image of a store, and the colours that its metadata gives to labels.
 
-    Attributes
-    ----------
-    name
-        As ``labels/zarr.json`` lists it.
-    dataset
-        Its voxels; 0 is background, and its mask value, where it has one, is no label.
-    colors
-        Those that its metadata gives, by value.
+    0 is background, and the mask value of the volume, where it has one, is no label.
     """
 
     name: str
-    dataset: Volume
+    volume: Volume
     colors: Mapping[int, RGB]
 
 
-def read_label_images(dataset: Volume) -> tuple[LabelImage, ...]:
-    """Return the label images of the store that a dataset was opened from.
-
-    Of any dtype: what is no integer is for those who draw them to refuse.
+def read_label_images(image: Volume) -> tuple[LabelImage, ...]:
+    """Return the label images, of any dtype, in the store that a volume was opened from.
 
     Raises
     ------
     MetadataError
-        The list of names or a label image's colours are not as OME-Zarr says.
+        The list of names or the colours of a label image are not as OME-Zarr says.
     """
-    if not isinstance(dataset.source, ZarrVolume):
+    source = image.source
+    if not isinstance(source, ZarrVolume):
         return ()
-    source = dataset.source
     store = store_at(source.path, source.files)
     return tuple(_read_label_image(store, name) for name in _label_names(store))
 
 
 def _label_names(store: LocalStore) -> list[str]:
-    where = f"{store.root}/labels/zarr.json"
+    where = store.path("labels/zarr.json")
     try:
-        document = json.loads(store.get("labels/zarr.json"))
-        names = document["attributes"]["ome"]["labels"]
+        text = store.get("labels/zarr.json")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise MetadataError(f"{where} does not list labels as OME-Zarr 0.5 says: {error!r}") from (
-            error
-        )
+    try:
+        names = parse_json_object(text, where)["attributes"]["ome"]["labels"]
+    except (MetadataError, LookupError, TypeError) as error:
+        message = f"{where} does not list labels as OME-Zarr 0.5 says: {error!r}"
+        raise MetadataError(message) from error
     if not isinstance(names, list) or not all(is_key(name) for name in names):
         raise MetadataError(f"{where} lists {names!r}: not the names of groups below it")
     return names
@@ -84,54 +76,27 @@ def _label_names(store: LocalStore) -> list[str]:
 def _read_label_image(store: LocalStore, name: str) -> LabelImage:
     path = store.path(f"labels/{name}")
     metadata = read_store_metadata(path, store.files)
-    dataset = dataset_of(metadata)
-    ome = metadata.attributes.get("ome") or {}
+    label = (metadata.attributes.get("ome") or {}).get("image-label") or {}
     try:
-        colors = {
-            _integer(entry["label-value"]): _rgb(entry["rgba"])
-            for entry in (ome.get("image-label") or {}).get("colors") or []
-            if entry.get("rgba") is not None
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MetadataError(f"the colours in {path}/zarr.json: {error!r}") from error
-    return LabelImage(name, dataset, colors)
+        entries = label.get("colors") or []
+        colors = dict(_color(entry) for entry in entries if entry.get("rgba") is not None)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise MetadataError(f"the colours in {path}/zarr.json are wrong: {error!r}") from error
+    return LabelImage(name, dataset_of(metadata), colors)
 
 
-def _integer(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{value!r} is no integer")
-    return value
-
-
-def _rgb(rgba: Any) -> RGB:
-    # Some leave the opacity out.
-    red, green, blue, *_ = (_integer(value) for value in rgba[:4])
-    if not all(0 <= value <= 255 for value in (red, green, blue)):
-        raise ValueError(f"{rgba!r} is no colour")
-    return red, green, blue
+def _color(entry: Mapping[str, Any]) -> tuple[int, RGB]:
+    """Return a label and its colour; some programs leave the opacity out."""
+    red, green, blue = map(operator.index, entry["rgba"][:3])
+    if not all(0 <= part <= 255 for part in (red, green, blue)):
+        raise ValueError(f"{entry['rgba']!r} is no colour")
+    return operator.index(entry["label-value"]), (red, green, blue)
 
 
 def label_colors(
     labels: npt.NDArray[Any], given: Mapping[int, RGB] | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Return the colours of labels: those given, and a bright one of its own for any other.
-
-    Parameters
-    ----------
-    labels
-        Integers, of any shape.
-    given
-        Colours by label.
-
-    Returns
-    -------
-    Red, green, blue along a further, last axis.
-
-    Examples
-    --------
-    >>> label_colors(np.array([1, 5]), {5: (0, 0, 255)}).tolist()
-    [[38, 101, 255], [0, 0, 255]]
-    """
+    """Return red, green, blue of labels along a further axis: those `given`, or a bright colour."""
     values, places = np.unique(labels, return_inverse=True)
     colors = _hashed_colors(values)
     for value, color in (given or {}).items():
@@ -143,10 +108,9 @@ def _hashed_colors(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     # Wraps around, for negative labels as well.
     hashed = values.astype(np.int64 if values.dtype.kind == "i" else np.uint64).view(np.uint64)
     hue = (hashed * _GOLDEN).astype(np.float64) / 2.0**64
-    # Hue alone tells some twenty colours apart; three degrees of saturation make it more.
+    # People tell some twenty hues apart; three degrees of saturation make more colours.
     saturation = np.choose((hashed % np.uint64(3)).astype(int), (0.55, 0.85, 1.0))
     # The triangle wave of each primary colour around the circle.
     wave = np.abs((hue[:, None] + np.array([0.0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1
-    primaries = np.clip(wave, 0, 1)
-    shade: npt.NDArray[np.float64] = 1 - saturation[:, None] * (1 - primaries)
+    shade: npt.NDArray[np.float64] = 1 - saturation[:, None] * (1 - np.clip(wave, 0, 1))
     return np.rint(shade * 255).astype(np.uint8)

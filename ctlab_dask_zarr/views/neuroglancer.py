@@ -1,8 +1,8 @@
-"""A store in Neuroglancer: what is shown and how, and the server that it is read from.
+"""A store in Neuroglancer: what is shown and how, and the server that serves it.
 
-The client, a web page, comes from the Python package ``neuroglancer``, since compute nodes have no
-Internet; that package's own server is not used. It would be a second port to forward, of another
-origin, and its page keeps its state on the server, while here the address holds it.
+The client, a web page, comes from the Python package ``neuroglancer``, because compute nodes have
+no Internet. The package's own server is not used: it would be a second port to forward, of another
+origin, and it keeps the state of its page, which is in the address here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
 
@@ -27,20 +27,20 @@ from ctlab_dask_zarr.views.server import FolderServer
 from ctlab_dask_zarr.views.slices import extents_of, read_mid_slices
 from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["LABEL_DTYPES", "SHOWN_DTYPES", "build_state", "serve_store"]
+__all__ = ["LABEL_DTYPES", "SHOWN_DTYPES", "serve_store"]
 
-#: What WebGL textures hold (datasource/zarr of Neuroglancer).
+#: The data types of WebGL textures (datasource/zarr of Neuroglancer).
 SHOWN_DTYPES = frozenset(
     {*("uint8", "uint16", "uint32", "uint64"), *("int8", "int16", "int32"), "float32"}
 )
-#: Of labels and segmentations (layer/segmentation): what has values that are names.
+#: The data types of labels and segmentations (layer/segmentation).
 LABEL_DTYPES = SHOWN_DTYPES - {"float32"}
-#: The client finds its server by a path of this form (python_integration/api.ts): it is a folder
-#: there, and an event stream beside it tells the page that the server is still there.
+#: The client expects paths of this form (python_integration/api.ts): its own folder, and an event
+#: stream by which the page sees that the server is still there.
 _CLIENT = "v/client"
 _CLIENT_EVENTS = "events/client"
-#: Pixels of a panel that the longest edge of the volume is fitted to. The window is not known when
-#: the address is made: on a screen of 1366 x 768 each of its four panels is some 280 high.
+#: The longest edge of the volume fills this many pixels of a panel. The size of the window is not
+#: known when the address is made: on a screen of 1366 x 768 a panel is about 280 pixels high.
 _PANEL_PIXELS = 250
 _SHADER = """#uicontrol invlerp normalized
 void main() {{
@@ -56,10 +56,11 @@ def serve_store(
     neuroglancer: str | None = None,
     on_left_out: Callable[[str], None] = lambda text: None,
 ) -> FolderServer:
-    """Serve a store, and only that, for Neuroglancer in a browser on this machine.
+    """Serve a store, and nothing else, for Neuroglancer in a browser on this machine.
 
-    The server's ``url`` leads to Neuroglancer with the store opened: contrast from percentiles of
-    a coarse level without the mask, one layer for each label image. It serves until it is closed.
+    The server's ``url`` leads to Neuroglancer with the store opened. The contrast is set from
+    percentiles of a coarse level without the mask; each label image has a layer of its own. It
+    serves until it is closed.
 
     Parameters
     ----------
@@ -70,188 +71,145 @@ def serve_store(
     neuroglancer
         Address of another Neuroglancer; by default the one of the package ``neuroglancer``.
     on_left_out
-        Is told of each label image that cannot be shown, and why.
+        Called with a sentence for each label image that cannot be shown.
 
     Raises
     ------
     MissingExtraError
         The package ``neuroglancer`` is not installed, and no other Neuroglancer is given.
     UnsupportedFormatError
-        It is no Zarr store, or one of a data type that Neuroglancer does not show.
+        It is no Zarr store, or Neuroglancer does not show its data type.
     """
-    dataset = open_volume(path)
-    if not isinstance(dataset.source, ZarrVolume):
+    volume = open_volume(path)
+    if not isinstance(volume.source, ZarrVolume):
         raise UnsupportedFormatError(
             f"{os.fspath(path)} is no Zarr store: `ctlab-zarr convert` makes one of it, and "
             "`ctlab-zarr preview` draws it as it is"
         )
-    root = local_path(dataset.source.path)
-    known = LABEL_DTYPES if dataset.is_discrete else SHOWN_DTYPES
-    if str(dataset.dtype) not in known:
-        what = "labels of " if dataset.is_discrete else ""
+    root = local_path(volume.source.path)
+    known = LABEL_DTYPES if volume.is_discrete else SHOWN_DTYPES
+    if str(volume.dtype) not in known:
+        what = "labels of " if volume.is_discrete else ""
         raise UnsupportedFormatError(
-            f"Neuroglancer does not show {what}{dataset.dtype}, only {', '.join(sorted(known))}"
+            f"Neuroglancer does not show {what}{volume.dtype}, only {', '.join(sorted(known))}"
         )
     labels = []
-    for image in read_label_images(dataset):
-        obstacle = _obstacle(image, dataset)
+    for image in read_label_images(volume):
+        obstacle = _obstacle(image.volume, volume)
         if obstacle is None:
             labels.append(image)
         else:
             on_left_out(f"the label image {image.name!r} is left out: {obstacle}")
-    grey = None if dataset.is_discrete else _contrast(dataset)
-    # A name that began with a dot would not be served.
+    contrast = None if volume.is_discrete else _contrast(volume)
+    # The server does not serve names that begin with a dot.
     name = os.path.basename(root).lstrip(".") or "store"
     client = {} if neuroglancer else {_CLIENT: _client_folder()}
     server = FolderServer(client | {name: root}, port=port, event_paths=frozenset({_CLIENT_EVENTS}))
     page = neuroglancer or f"{server.folder_url(_CLIENT)}index.html"
-    state = build_state(dataset, server.folder_url(name), grey=grey, labels=labels)
+    state = _state(name, volume, server.folder_url(name), contrast, labels)
     server.redirects[""] = f"{page}#!{quote(json.dumps(state))}"
     return server
 
 
-def _obstacle(image: LabelImage, dataset: Volume) -> str | None:
-    """Return why a label image cannot be shown over a volume; None if it can."""
-    labels = image.dataset
-    if len(labels.shape) != len(dataset.shape):
-        return f"it has {len(labels.shape)} axes, and the volume has {len(dataset.shape)}"
+def _obstacle(labels: Volume, volume: Volume) -> str | None:
+    """Return why labels cannot be shown over a volume; None if they can."""
+    if len(labels.shape) != len(volume.shape):
+        return f"it has {len(labels.shape)} axes, and the volume has {len(volume.shape)}"
     if str(labels.dtype) not in LABEL_DTYPES:
         return f"Neuroglancer shows no labels of {labels.dtype}; write them as uint32 or int32"
     return None
 
 
-def build_state(
-    dataset: Volume,
-    url: str,
-    *,
-    grey: tuple[float, float] | None,
-    labels: Sequence[LabelImage] = (),
-) -> dict[str, Any]:
-    """Return the state of Neuroglancer in which a store is seen.
+def _contrast(volume: Volume) -> tuple[float, float]:
+    """Return the contrast of the mid-slices, at about the resolution of a screen."""
+    slices = read_mid_slices(volume, max(extents_of(volume)) / _PANEL_PIXELS)
+    voxels = np.concatenate([part.voxels.ravel() for part in slices])
+    return contrast_of(voxels, volume.mask_value)
 
-    Parameters
-    ----------
-    dataset
-        Opened from the store.
-    url
-        Where the store is served, ending in a slash.
-    grey
-        The values that are black and white; None for labels and segmentations, in colours.
-    labels
-        Label images of the store, each a layer over the volume.
-    """
-    scales = _scales(dataset)
+
+def _state(
+    name: str,
+    volume: Volume,
+    url: str,
+    contrast: tuple[float, float] | None,
+    labels: Sequence[LabelImage],
+) -> dict[str, Any]:
+    """Return Neuroglancer's state for a store at `url`; without contrast it is shown in colours."""
     # Zoom counts in the shortest edge of a voxel.
-    longest = max(extents_of(dataset)) / min(dataset.voxel_size)
-    title = os.path.basename(url.rstrip("/"))
-    layers = [_layer(unquote(title), dataset, url, grey)]
+    longest = max(extents_of(volume)) / min(volume.voxel_size)
+    places = zip(volume.origin, volume.voxel_size, volume.shape, strict=True)
+    first = {"name": name, "source": _source(volume, url)}
+    if contrast is None:
+        layers = [first | _colored(volume, {}, 1.0)]
+    else:
+        controls = {"normalized": {"range": list(contrast)}}
+        grey = {"type": "image", "opacity": 1.0, "shaderControls": controls}
+        layers = [first | grey | {"shader": _shader(volume)}]
     for image in labels:
-        label_url = f"{url}labels/{quote(image.name)}/"
-        layers.append(_layer(image.name, image.dataset, label_url, None, image.colors, 0.5))
-    names = list(reversed(dataset.dimension_names))
+        source = _source(image.volume, f"{url}labels/{quote(image.name)}/")
+        colored = _colored(image.volume, image.colors, 0.5)
+        layers.append({"name": image.name, "source": source} | colored)
     return {
-        "title": unquote(title),
-        # The first two are shown to the right and downwards: x and y.
-        "dimensions": {name: scales[name] for name in names},
-        "position": list(reversed(_middle(dataset))),
+        "title": name,
+        # The first two axes are shown to the right and downwards: x and y.
+        "dimensions": dict(reversed(_dimensions(volume).items())),
+        "position": [o / v + n / 2 for o, v, n in places][::-1],
         "crossSectionScale": longest / _PANEL_PIXELS,
         "projectionScale": longest * 1.6,
-        # As transparent as the mask is, and not the grey of voxels.
+        # The mask is transparent: what is behind it must not look like a grey voxel.
         "crossSectionBackgroundColor": "#000000",
         "layers": layers,
-        "layout": "4panel" if len(names) == 3 else "xy",
+        "layout": "4panel" if len(volume.shape) == 3 else "xy",
     }
 
 
-def _layer(
-    name: str,
-    dataset: Volume,
-    url: str,
-    grey: tuple[float, float] | None,
-    colors: Mapping[int, tuple[int, int, int]] | None = None,
-    alpha: float = 1.0,
-) -> dict[str, Any]:
+def _source(volume: Volume, url: str) -> dict[str, Any]:
     source: dict[str, Any] = {"url": f"{url}|zarr3:"}
-    if _is_plain_array(dataset):
-        # What a group says in its OME metadata has to be said here.
-        source["transform"] = {"outputDimensions": _scales(dataset)}
-    if grey is None:
-        return {
-            "type": "segmentation",
-            "name": name,
-            "source": source,
-            "selectedAlpha": alpha,
-            "segmentColors": {
-                str(value): "#{:02x}{:02x}{:02x}".format(*color)
-                for value, color in (colors or {}).items()
-            },
-            "equivalences": _equivalences(dataset),
-        }
+    if not volume.source.array_path:
+        # A plain array has no OME metadata that says this.
+        source["transform"] = {"outputDimensions": _dimensions(volume)}
+    return source
+
+
+def _dimensions(volume: Volume) -> dict[str, list[Any]]:
+    """Return length and unit of a voxel along each axis."""
+    factor, unit = 1.0, ""
+    if volume.voxel_unit != VoxelUnit.VOXEL:
+        factor, unit = volume.voxel_unit.conversion_factor(VoxelUnit.M), "m"
+    pairs = zip(volume.dimension_names, volume.voxel_size, strict=True)
+    return {name: [size * factor, unit] for name, size in pairs}
+
+
+def _colored(
+    volume: Volume, colors: Mapping[int, tuple[int, int, int]], alpha: float
+) -> dict[str, Any]:
+    """Return how labels are shown: the mask counts as background."""
+    mask_value = volume.mask_value
+    equivalences = []
+    # The mask value may not fit the dtype: labels can have kept the data type of their image.
+    if mask_value is not None and 0 < mask_value <= np.iinfo(volume.dtype).max:
+        # Neuroglancer hides no segment but 0; of equivalent segments it takes the smallest.
+        equivalences = [["0", str(int(mask_value))]]
     return {
-        "type": "image",
-        "name": name,
-        "source": source,
-        "opacity": 1.0,
-        "shader": _shader(dataset),
-        "shaderControls": {"normalized": {"range": list(grey)}},
+        "type": "segmentation",
+        "selectedAlpha": alpha,
+        "segmentColors": {str(n): "#{:02x}{:02x}{:02x}".format(*rgb) for n, rgb in colors.items()},
+        "equivalences": equivalences,
     }
 
 
-def _equivalences(dataset: Volume) -> list[list[str]]:
-    """Return which segments are the same to Neuroglancer: the mask is background.
-
-    It hides no segment but 0, and of equivalent ones takes the smallest.
-    """
-    mask_value = dataset.mask_value
-    # A mask value may be one of another dtype: of the image whose labels these are.
-    if mask_value is None or not 0 < mask_value <= np.iinfo(dataset.dtype).max:
-        return []
-    return [["0", str(int(mask_value))]]
-
-
-def _shader(dataset: Volume) -> str:
-    if dataset.mask_value is None:
+def _shader(volume: Volume) -> str:
+    if volume.mask_value is None:
         return _SHADER.format(mask="")
-    kind = dataset.dtype.kind
-    literal = f"{float(dataset.mask_value)!r}" if kind == "f" else f"{int(dataset.mask_value)}"
+    kind = volume.dtype.kind
+    literal = f"{float(volume.mask_value)!r}" if kind == "f" else f"{int(volume.mask_value)}"
     literal += "u" if kind == "u" else ""
     condition = f"  if (toRaw(getDataValue()) == {literal}) {{ emitTransparent(); return; }}\n"
     return _SHADER.format(mask=condition)
 
 
-def _contrast(dataset: Volume) -> tuple[float, float]:
-    """Return the contrast of the mid-slices, at about the resolution of a screen."""
-    slices = read_mid_slices(dataset, max(extents_of(dataset)) / _PANEL_PIXELS)
-    voxels = np.concatenate([part.voxels.ravel() for part in slices])
-    return contrast_of(voxels, dataset.mask_value)
-
-
-def _scales(dataset: Volume) -> dict[str, list[Any]]:
-    """Return length and unit of a voxel along each axis, as Neuroglancer's dimensions."""
-    factor, unit = 1.0, ""
-    if dataset.voxel_unit != VoxelUnit.VOXEL:
-        factor, unit = dataset.voxel_unit.conversion_factor(VoxelUnit.M), "m"
-    pairs = zip(dataset.dimension_names, dataset.voxel_size, strict=True)
-    return {name: [size * factor, unit] for name, size in pairs}
-
-
-def _middle(dataset: Volume) -> list[float]:
-    """Return the middle of the volume in voxels, where its metadata places it."""
-    finest = dataset.levels[0]
-    origin = [t / s for t, s in zip(finest.origin, finest.voxel_size, strict=True)]
-    return [o + n / 2 for o, n in zip(origin, dataset.shape, strict=True)]
-
-
-def _is_plain_array(dataset: Volume) -> bool:
-    return not dataset.source.array_path
-
-
 def _client_folder() -> str:
-    """Return the folder of Neuroglancer's client.
-
-    Only found, not imported: the package would load its own server and the clients of several
-    clouds.
-    """
+    """Find Neuroglancer's client, without importing the package: it would load its own server."""
     spec = importlib.util.find_spec("neuroglancer")
     for folder in (spec and spec.submodule_search_locations) or ():
         client = os.path.join(folder, "static", "client")

@@ -19,7 +19,7 @@ from ctlab_dask_zarr.views.labels import LabelImage, label_colors, read_label_im
 from ctlab_dask_zarr.views.slices import Slice, extents_of, grey_levels, read_mid_slices
 from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["preview", "save_preview", "scale_bar"]
+__all__ = ["preview", "scale_bar"]
 
 _GAP_PIXELS = 8
 _BAR_PIXELS = 5
@@ -40,6 +40,7 @@ Shape = tuple[int, ...]
 
 def preview(
     source: Volume | str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     size: int = 512,
     labels: Sequence[str] | None = None,
@@ -58,6 +59,8 @@ def preview(
     ----------
     source
         A dataset of three axes, or two; or its path.
+    path
+        Where to save the picture, if anywhere; its ending names the format, as ``.png``.
     size
         Pixels along the longest edge of the volume.
     labels
@@ -66,7 +69,8 @@ def preview(
     Raises
     ------
     InvalidArgumentError
-        The size is not at least one pixel, or a label image is not there.
+        The size is not at least one pixel, no picture format has the ending of `path`, or a label
+        image is not there.
     MetadataError
         A label image that is to be drawn, or the list of them, is not as OME-Zarr says.
 
@@ -83,6 +87,11 @@ def preview(
     """
     if size < 1:
         raise InvalidArgumentError(f"a picture cannot be {size} pixels wide")
+    ending = "" if path is None else os.path.splitext(os.fspath(path))[1].lower()
+    if path is not None and Image.registered_extensions().get(ending) not in Image.SAVE:
+        raise InvalidArgumentError(
+            f"{os.fspath(path)!r} does not end like a picture: use .png, .jpg or .tif"
+        )
     dataset = source if isinstance(source, Volume) else open_volume(source)
     if 0 in dataset.shape:
         raise InvalidArgumentError(f"{dataset!r} has no voxels to draw")
@@ -94,39 +103,13 @@ def preview(
     draw = _colored if dataset.is_discrete else _greys
     pictures = draw(slices, shapes, pixel_size, dataset.mask_value)
     for image in chosen:
-        parts = read_mid_slices(image.dataset, pixel_size)
-        for picture, part in zip(pictures, parts, strict=True):
-            _overlay(picture, part, pixel_size, image)
-    return _compose(dataset, slices, pictures, pixel_size, chosen)
-
-
-def save_preview(
-    source: Volume | str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    *,
-    size: int = 512,
-    labels: Sequence[str] | None = None,
-) -> None:
-    """Draw a dataset, as `preview` does, into a file.
-
-    Parameters
-    ----------
-    source, size, labels
-        As in `preview`.
-    path
-        The picture to write; its ending names the format, for example ``.png``.
-
-    Raises
-    ------
-    InvalidArgumentError
-        No picture format has this ending; nothing was read.
-    """
-    ending = os.path.splitext(os.fspath(path))[1].lower()
-    if Image.registered_extensions().get(ending) not in Image.SAVE:
-        raise InvalidArgumentError(
-            f"{os.fspath(path)!r} does not end like a picture: use .png, .jpg or .tif"
-        )
-    preview(source, size=size, labels=labels).save(path)
+        parts = read_mid_slices(image.volume, pixel_size)
+        for drawn, part in zip(pictures, parts, strict=True):
+            _overlay(drawn, part, pixel_size, image)
+    picture = _compose(dataset, slices, pictures, pixel_size, chosen)
+    if path is not None:
+        picture.save(path)
+    return picture
 
 
 def _chosen(
@@ -134,12 +117,12 @@ def _chosen(
 ) -> list[LabelImage]:
     known = {image.name: image for image in images}
     if names is None:
-        names = [n for n, i in known.items() if len(i.dataset.shape) == len(dataset.shape)]
+        names = [n for n, i in known.items() if len(i.volume.shape) == len(dataset.shape)]
     for name in names:
         if name not in known:
             there = ", ".join(known) or "none"
             raise InvalidArgumentError(f"there is no label image {name!r} (there are: {there})")
-        labels = known[name].dataset
+        labels = known[name].volume
         if len(labels.shape) != len(dataset.shape):
             raise InvalidArgumentError(f"the label image {name!r} has other axes than {dataset!r}")
         if labels.dtype.kind not in "iu":
@@ -210,7 +193,7 @@ def _colored(
 
 def _overlay(picture: RGBPicture, part: Slice, pixel_size: float, image: LabelImage) -> None:
     values, there = _nearest(part, picture.shape[:2], pixel_size)
-    seen = there & (values != 0) & valid_voxels(values, image.dataset.mask_value)
+    seen = there & (values != 0) & valid_voxels(values, image.volume.mask_value)
     mixed = (1 - _OVERLAY) * picture[seen] + _OVERLAY * label_colors(values[seen], image.colors)
     picture[seen] = np.rint(mixed).astype(np.uint8)
 

@@ -18,7 +18,7 @@ from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.store.storage import LocalStore
 from ctlab_dask_zarr.views.labels import label_colors, read_label_images
-from ctlab_dask_zarr.views.preview import preview, save_preview, scale_bar
+from ctlab_dask_zarr.views.preview import preview, scale_bar
 from ctlab_dask_zarr.views.slices import coarsest_sufficient, levels_of
 from tests.builders import make_dataset
 from tests.views.stores import halved, write_labels, write_store
@@ -518,7 +518,7 @@ def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
         preview(make_dataset(np.zeros((4, 4, 4), np.uint16)), size=0)
     for name in ("picture", "picture.txt"):
         with pytest.raises(InvalidArgumentError, match="does not end like a picture"):
-            save_preview(tmp_path / "missing.zarr", tmp_path / name)
+            preview(tmp_path / "missing.zarr", tmp_path / name)
 
 
 def test_the_command_writes_the_picture_and_prints_where(labelled: Path, tmp_path: Path) -> None:
