@@ -26,11 +26,11 @@ from ctlab_dask_zarr.store.documents import drop_consolidated
 from ctlab_dask_zarr.store.storage import files_at, storage_options_in_force, storage_path
 from ctlab_dask_zarr.volume import Volume, no_dataset
 from ctlab_dask_zarr.write.extend import (
+    halved_levels,
     images_to_extend,
     level_request,
     plan_labels,
     refuse_unfit_labels,
-    stored_geometries,
 )
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare, prepare_levels
 from ctlab_dask_zarr.write.run import run
@@ -94,18 +94,18 @@ def build_levels(
     """
     refuse_contradictions(resume, restart)
     image = read_store_metadata(path)
-    geometries, lacking = images_to_extend(image, levels)
-    if not lacking and not (resume and levels in ("auto", len(geometries))):
-        raise InvalidArgumentError(f"{image.path} has {len(geometries)} levels already")
+    wanted, lacking = images_to_extend(image, levels)
+    if not lacking and not (resume and levels in ("auto", len(wanted))):
+        raise InvalidArgumentError(f"{image.path} has {len(wanted)} levels already")
     writes = []
     if len(lacking) > 1:
         drop_consolidated(image.files, image.path)
-        geometries, lacking = images_to_extend(read_store_metadata(path), levels)
+        wanted, lacking = images_to_extend(read_store_metadata(path), levels)
     for metadata in lacking:
         is_image = metadata.path == image.path
         request = level_request(
             metadata,
-            geometries,
+            wanted,
             downsample if is_image or downsample == "nearest" else None,
             uuid.uuid4().hex,
             labels_of=None if is_image else image.path,
@@ -227,8 +227,8 @@ def build_labels(
         )
     source = analysed_source(dataset)
     placed = os.path.join(os.path.dirname(path), f"{name}.zarr")
-    geometries = stored_geometries(image, path)
-    image_plan = build_plan(dataset, placed, options, source, geometries=geometries)
+    wanted = halved_levels(image, path)
+    image_plan = build_plan(dataset, placed, options, source, levels=wanted)
     write_plan = plan_labels(image_plan, path, name, colors, identity)
     return prepare(write_plan, source, resume=resume, restart=restart, part=part)
 

@@ -24,9 +24,10 @@ from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
 from ctlab_dask_zarr.execution.scheduler import scheduler_resources
 from ctlab_dask_zarr.formats.codecs import array_kwargs
 from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
-from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelGeometry, LevelSpec
+from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.planning.resolve import (
     WriteOptions,
@@ -232,13 +233,13 @@ def build_plan(
     options: WriteOptions,
     source: SourceGraph | None = None,
     *,
-    geometries: Sequence[LevelGeometry] | None = None,
+    levels: Sequence[Level] | None = None,
     resources: Resources | None = None,
 ) -> WritePlan:
     """Plan a write; nothing is touched.
 
-    `source` is the dataset's where it is known already, `geometries` are the levels where `options`
-    do not say them, `resources` are by default those of the scheduler in force.
+    `source` is the dataset's where it is known already, `levels` are given where `options` do
+    not say them, `resources` are by default those of the scheduler in force.
     """
     source = analysed_source(dataset) if source is None else source
     return plan_write(
@@ -249,7 +250,7 @@ def build_plan(
         independent=source.is_independent,
         resources=scheduler_resources() if resources is None else resources,
         now=datetime.now(),
-        geometries=geometries,
+        levels=levels,
     )
 
 

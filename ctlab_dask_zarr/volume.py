@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.history import unused_key
+from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.units import (
     VoxelUnit,
     size_text,
@@ -223,12 +224,12 @@ class Volume:
         return getattr(self._data, "name", None) == self._opened_as
 
     @property
-    def levels(self) -> tuple[Any, ...]:
+    def levels(self) -> tuple[Level, ...]:
         """The levels of the stored image that this was opened from, finest first; else none.
 
         `dataset_from_zarr` opens one of them.
         """
-        levels: tuple[Any, ...] = getattr(self.source, "levels", ())
+        levels: tuple[Level, ...] = getattr(self.source, "levels", ())
         return levels
 
     @property

@@ -31,8 +31,8 @@ from dask.highlevelgraph import MaterializedLayer
 from ctlab_dask_zarr.errors import BlockError
 from ctlab_dask_zarr.execution.recipe import BlockRecipe, may_reuse
 from ctlab_dask_zarr.execution.scheduler import future_of
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number
-from ctlab_dask_zarr.planning.layout import Shape
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from dask._task_spec import DataNode, GraphNode, Task
 
-from ctlab_dask_zarr.planning.layout import Shape
+from ctlab_dask_zarr.formats.level import Shape
 
 __all__ = ["BlockRecipe", "may_reuse"]
 

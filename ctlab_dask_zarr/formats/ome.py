@@ -16,11 +16,11 @@ import numpy as np
 
 from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 
 __all__ = [
     "OMEImage",
-    "OMELevel",
     "OMEZarrVersion",
     "ScalePlacement",
     "add_ome_levels",
@@ -52,18 +52,6 @@ class OMEZarrVersion(Enum):
 
 
 @dataclass(frozen=True)
-class OMELevel:
-    """One level: where its array is, its voxel size and the position of its first voxel.
-
-    `scale` and `translation` are in the order of the axes, in the axes' unit.
-    """
-
-    path: str
-    scale: tuple[float, ...]
-    translation: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class OMEImage:
     """What the ``ome`` attribute of a group says about one multiscale image.
 
@@ -72,7 +60,7 @@ class OMEImage:
     name
         Of the image.
     axes, voxel_unit, levels
-        Of space alone.
+        Of space alone; the levels without their shapes, which the metadata does not say.
     array_axes
         Every axis of the arrays, those of channels and times too.
     unknown_units
@@ -82,7 +70,7 @@ class OMEImage:
     name: str
     axes: tuple[str, ...]
     voxel_unit: VoxelUnit
-    levels: tuple[OMELevel, ...]
+    levels: tuple[Level, ...]
     array_axes: tuple[str, ...]
     unknown_units: tuple[str, ...] = ()
 
@@ -93,7 +81,7 @@ def build_ome_attributes(
     name: str,
     axes: Sequence[str],
     voxel_unit: VoxelUnit,
-    levels: Sequence[OMELevel],
+    levels: Sequence[Level],
     scale_placement: ScalePlacement,
     downsample: str | None = None,
 ) -> dict[str, Any]:
@@ -105,13 +93,13 @@ def build_ome_attributes(
     files do and Drishti expects. `downsample` says how levels were made, where there are several.
     """
     unit = {} if voxel_unit == VoxelUnit.VOXEL else {"unit": voxel_unit.to_full_name()}
-    base = levels[0].scale if scale_placement == "multiscales" else (1.0,) * len(axes)
+    base = levels[0].voxel_size if scale_placement == "multiscales" else (1.0,) * len(axes)
     datasets = []
     for level in levels:
-        scale = [s / b for s, b in zip(level.scale, base, strict=True)]
+        scale = [s / b for s, b in zip(level.voxel_size, base, strict=True)]
         transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
-        if any(level.translation):
-            translation = [t / b for t, b in zip(level.translation, base, strict=True)]
+        if any(level.origin):
+            translation = [t / b for t, b in zip(level.origin, base, strict=True)]
             transforms.append({"type": "translation", "translation": translation})
         datasets.append({"path": level.path, "coordinateTransformations": transforms})
     multiscale: dict[str, Any] = {
@@ -317,10 +305,12 @@ def _parse_multiscale(multiscale: Mapping[str, Any], given: Given) -> OMEImage:
         scale, translation = parsed(transforms)
         outer = zip(translation, outer_scale, outer_translation, factors, strict=True)
         levels.append(
-            OMELevel(
+            Level(
                 path=str(dataset["path"]),
-                scale=tuple(s * o * f for s, o, f in zip(scale, outer_scale, factors, strict=True)),
-                translation=tuple((t * s + o) * f for t, s, o, f in outer),
+                voxel_size=tuple(
+                    s * o * f for s, o, f in zip(scale, outer_scale, factors, strict=True)
+                ),
+                origin=tuple((t * s + o) * f for t, s, o, f in outer),
             )
         )
     if not levels:

@@ -25,7 +25,8 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.formats.edit import edit_attributes
 from ctlab_dask_zarr.formats.history import unused_key
-from ctlab_dask_zarr.formats.ome import OMELevel, parse_ome_attributes
+from ctlab_dask_zarr.formats.level import Level
+from ctlab_dask_zarr.formats.ome import parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import own_receipt, seal
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text, validated_axes
 from ctlab_dask_zarr.read.zarr import StoreMetadata, dataset_of, read_store_metadata
@@ -256,7 +257,7 @@ def _refuse_level(metadata: StoreMetadata) -> None:
     path = metadata.path if is_url(metadata.path) else os.path.realpath(metadata.path)
     image, name = os.path.split(path)
     ome = read_ome(metadata.files, image)
-    levels: tuple[OMELevel, ...] = ()
+    levels: tuple[Level, ...] = ()
     with suppress(CTLabError):
         levels = parse_ome_attributes(ome).levels
     if name in [level.path for level in levels]:

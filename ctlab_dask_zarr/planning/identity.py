@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ctlab_dask_zarr.formats.datatype import DataType
     from ctlab_dask_zarr.planning.levels import DownsampleMethod
-    from ctlab_dask_zarr.planning.plan import Level
+    from ctlab_dask_zarr.planning.plan import PlannedLevel
     from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["SourceIdentity", "plan_identity", "source_identity"]
@@ -79,7 +79,7 @@ def source_identity(dataset: Volume) -> SourceIdentity:
 
 
 def plan_identity(
-    levels: tuple[Level, ...],
+    levels: tuple[PlannedLevel, ...],
     datatype: DataType | None,
     source: Any,
     downsample: DownsampleMethod,

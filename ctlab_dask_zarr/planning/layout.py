@@ -11,15 +11,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import ceil, prod
 from typing import Literal
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.formats.level import Shape
+from ctlab_dask_zarr.formats.zarr_array import StoredArray
 
 __all__ = ["ChunkSpec", "Layout", "Shape", "ShardSpec", "power_of_two_edge", "resolve_layout"]
 
-Shape = tuple[int, ...]
 ChunkSpec = Shape | int | Literal["auto"]
 ShardSpec = Shape | int | Literal["auto"] | None
 
@@ -42,9 +44,6 @@ class Layout:
     shard_shape
         Shape of the unit of storage, or None for an array without sharding, where every inner
         chunk is an object of its own.
-    task_shape
-        Shape of the region that one write task owns: the shard, or for an array without
-        sharding a shard-sized multiple of the chunk.
 
     Examples
     --------
@@ -55,7 +54,25 @@ class Layout:
     shape: Shape
     inner_chunk_shape: Shape
     shard_shape: Shape | None
-    task_shape: Shape
+
+    @classmethod
+    def of(cls, array: StoredArray) -> Layout:
+        """Return the layout of a stored array."""
+        shard = array.object_shape if array.is_sharded else None
+        return cls(array.shape, array.inner_chunk_shape, shard)
+
+    @cached_property
+    def task_shape(self) -> Shape:
+        """Shape of the region that one write task owns.
+
+        The shard, or without sharding a shard-sized multiple of the chunk.
+        """
+        if self.shard_shape is not None:
+            return self.shard_shape
+        target = _automatic_shape(self.shape, _SHARD_ELEMENTS[_effective_ndim(self.shape)])
+        return tuple(
+            -(-max(t, c) // c) * c for t, c in zip(target, self.inner_chunk_shape, strict=True)
+        )
 
     @property
     def object_shape(self) -> Shape:
@@ -144,8 +161,7 @@ def resolve_layout(
     chunk = _parse_spec("chunks", chunks, shape, _INNER_CHUNK_ELEMENTS)
     if shards is None:
         inner = tuple(c or n for c, n in zip(chunk, shape, strict=True))
-        target = _automatic_shape(shape, _SHARD_ELEMENTS[_effective_ndim(shape)])
-        return Layout(shape, inner, None, _round_up(target, inner))
+        return Layout(shape, inner, None)
     if _is_target(shards):
         target = _parse_spec("shards", shards, shape, _SHARD_ELEMENTS)
         shard = tuple(
@@ -162,7 +178,7 @@ def resolve_layout(
                 f"chunks {inner} do not divide shards {shard} along axis {axis} "
                 f"({s} is not a multiple of {c}): change one of them"
             )
-    return Layout(shape, inner, shard, shard)
+    return Layout(shape, inner, shard)
 
 
 def power_of_two_edge(n_elements: int, ndim: int) -> int:
@@ -193,10 +209,6 @@ def _automatic_shape(shape: Shape, n_elements: int) -> Shape:
     ndim = _effective_ndim(shape)
     edge = power_of_two_edge(n_elements, ndim)
     return tuple(min(edge, n) for n in shape)
-
-
-def _round_up(shape: Shape, multiple: Shape) -> Shape:
-    return tuple(-(-max(s, m) // m) * m for s, m in zip(shape, multiple, strict=True))
 
 
 def _parse_spec(name: str, spec: ChunkSpec, shape: Shape, defaults: dict[int, int]) -> Shape:

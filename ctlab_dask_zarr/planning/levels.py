@@ -1,7 +1,7 @@
 """Which levels a dataset gets: how many, of what shape, where their voxels lie.
 
-Pure arithmetic, as `write.layout`. Level 0 is the data; each further level has half as many voxels
-along every axis that is halved, ``ceil(n / 2)`` where their number is odd.
+Level 0 is the data; each further level has half as many voxels along every axis that is halved,
+``ceil(n / 2)`` where their number is odd.
 
 Which axes are halved from one level to the next:
 
@@ -14,25 +14,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, product
 from math import sqrt
 from typing import Any, Literal
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.planning.layout import Layout, Shape
+from ctlab_dask_zarr.formats.level import Level, Shape
+from ctlab_dask_zarr.planning.layout import Layout
 
 __all__ = [
     "DownsampleMethod",
-    "LevelGeometry",
     "LevelSpec",
     "child_coords",
-    "geometries_of_levels",
-    "level_geometries",
     "level_layout",
     "levels_problem",
     "parent_coords",
     "piece_layouts",
+    "plan_levels",
+    "refuse_other_factors",
     "resolve_downsample",
 ]
 
@@ -47,39 +46,13 @@ _SHORT_LENGTH = 32
 _SHORT_PART = 8
 
 
-@dataclass(frozen=True)
-class LevelGeometry:
-    """Where the voxels of one level lie.
-
-    Attributes
-    ----------
-    shape
-        Number of voxels along each axis.
-    factors
-        1 or 2 along each axis: voxels of the next finer level along one of this one.
-    scale, translation
-        Edge lengths of a voxel, and the position of the first one's centre, in the unit of the
-        voxel size.
-    """
-
-    shape: Shape
-    factors: Shape
-    scale: tuple[float, ...]
-    translation: tuple[float, ...]
-
-
-def level_geometries(
-    shape: Shape,
-    voxel_size: Sequence[float],
-    levels: LevelSpec,
-    origin: Sequence[float] | None = None,
-) -> tuple[LevelGeometry, ...]:
-    """Return the geometry of each level, finest first.
+def plan_levels(finest: Level, levels: LevelSpec) -> tuple[Level, ...]:
+    """Return the levels that follow from the finest one, itself first.
 
     Parameters
     ----------
-    shape, voxel_size, origin
-        Of level 0; its origin is zero by default.
+    finest
+        Level 0.
     levels
         How many, level 0 counted; ``'auto'``: until the longest axis has 256 voxels or fewer.
 
@@ -90,14 +63,12 @@ def level_geometries(
 
     Examples
     --------
-    >>> [level.shape for level in level_geometries((1000, 1001, 20), (1.0, 1.0, 1.0), "auto")]
-    [(1000, 1001, 20), (500, 501, 20), (250, 251, 20)]
-    >>> level_geometries((64, 64, 64), (2.0, 1.0, 1.0), 2)[1].factors
-    (1, 2, 2)
+    >>> finest = Level("0", (1000, 1001, 20), (1, 1, 1), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    >>> [(level.shape, level.factors) for level in plan_levels(finest, "auto")][1:]
+    [((1000, 501, 20), (1, 2, 1)), ((500, 251, 20), (2, 2, 1)), ((250, 126, 20), (2, 2, 1))]
     """
     n_levels = _validated_levels(levels)
-    start = (0.0,) * len(shape) if origin is None else tuple(origin)
-    found = [LevelGeometry(shape, (1,) * len(shape), tuple(voxel_size), start)]
+    found = [finest]
     while n_levels is None or len(found) < n_levels:
         last = found[-1]
         if n_levels is None and max(last.shape) <= _VIEW_LENGTH:
@@ -107,41 +78,19 @@ def level_geometries(
                 f"levels={levels}: level {len(found) - 1} has one voxel, so that there can be "
                 f"{len(found)} levels; 'auto' makes as many as viewers need"
             )
-        found.append(_next_level(last))
+        found.append(_next_level(last, str(len(found))))
     return tuple(found)
 
 
-def geometries_of_levels(
-    shapes: Sequence[Shape],
-    voxel_sizes: Sequence[Sequence[float]],
-    origins: Sequence[Sequence[float]],
-) -> tuple[LevelGeometry, ...]:
-    """Return the geometry of levels that are there, whoever has made them, finest first.
-
-    Raises
-    ------
-    InvalidArgumentError
-        A level is not the one before it with half as many voxels along some axes.
-
-    Examples
-    --------
-    >>> levels = geometries_of_levels([(5, 8), (3, 8)], [(2.0, 1.0), (4.0, 1.0)], [(0, 0), (1, 0)])
-    >>> levels[1].factors
-    (2, 1)
-    """
-    found = [
-        LevelGeometry(shapes[0], (1,) * len(shapes[0]), tuple(voxel_sizes[0]), tuple(origins[0]))
-    ]
-    for shape, size, origin in zip(shapes[1:], voxel_sizes[1:], origins[1:], strict=True):
-        finer = found[-1].shape
-        factors = tuple(1 if n == f else 2 for n, f in zip(shape, finer, strict=True))
-        if shape != tuple(-(-f // by) for f, by in zip(finer, factors, strict=True)):
+def refuse_other_factors(levels: Sequence[Level]) -> None:
+    """Raise `InvalidArgumentError` where a stored level is not the one before it, halved."""
+    for number, (finer, level) in enumerate(pairwise(levels), 1):
+        halved = tuple(-(-n // f) for n, f in zip(finer.shape, level.factors, strict=True))
+        if not {1, 2}.issuperset(level.factors) or level.shape != halved:
             raise InvalidArgumentError(
-                f"level {len(found)} has the shape {shape}, which is not half of {finer}, rounded "
-                "up, along any axes: only such levels can be made here"
+                f"level {number} has the shape {level.shape}, which is not half of {finer.shape}, "
+                "rounded up, along any axes: only such levels can be made here"
             )
-        found.append(LevelGeometry(shape, factors, tuple(size), tuple(origin)))
-    return tuple(found)
 
 
 def _validated_levels(levels: Any) -> int | None:
@@ -161,22 +110,23 @@ def _validated_levels(levels: Any) -> int | None:
     return n_levels
 
 
-def _next_level(level: LevelGeometry) -> LevelGeometry:
+def _next_level(level: Level, path: str) -> Level:
     longest = max(level.shape)
     can_be = [n > 1 and not (n <= _SHORT_LENGTH and n * _SHORT_PART < longest) for n in level.shape]
-    finest = min(s for s, can in zip(level.scale, can_be, strict=True) if can)
+    finest = min(v for v, can in zip(level.voxel_size, can_be, strict=True) if can)
     factors = tuple(
-        2 if can and s < finest * _EQUAL_RATIO else 1
-        for s, can in zip(level.scale, can_be, strict=True)
+        2 if can and v < finest * _EQUAL_RATIO else 1
+        for v, can in zip(level.voxel_size, can_be, strict=True)
     )
-    return LevelGeometry(
+    return Level(
+        path,
         shape=tuple(-(-n // f) for n, f in zip(level.shape, factors, strict=True)),
         factors=factors,
-        scale=tuple(s * f for s, f in zip(level.scale, factors, strict=True)),
+        voxel_size=tuple(v * f for v, f in zip(level.voxel_size, factors, strict=True)),
         # The centre of a voxel is in the middle of its parents.
-        translation=tuple(
-            t + s * (f - 1) / 2
-            for t, s, f in zip(level.translation, level.scale, factors, strict=True)
+        origin=tuple(
+            o + v * (f - 1) / 2
+            for o, v, f in zip(level.origin, level.voxel_size, factors, strict=True)
         ),
     )
 
@@ -191,14 +141,16 @@ def level_layout(finest: Layout, shape: Shape) -> Layout:
     (20, 224, 512)
     """
     chunk = tuple(map(min, finest.inner_chunk_shape, shape))
-    covering = tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
-    task = tuple(
-        min(t // c0 * c, cover)
-        for t, c0, c, cover in zip(
-            finest.task_shape, finest.inner_chunk_shape, chunk, covering, strict=True
+    shard = None
+    if finest.shard_shape is not None:
+        covering = tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
+        shard = tuple(
+            min(s // c0 * c, cover)
+            for s, c0, c, cover in zip(
+                finest.shard_shape, finest.inner_chunk_shape, chunk, covering, strict=True
+            )
         )
-    )
-    return Layout(shape, chunk, None if finest.shard_shape is None else task, task)
+    return Layout(shape, chunk, shard)
 
 
 def piece_layouts(layouts: Sequence[Layout], factors: Sequence[Shape]) -> tuple[Layout, ...] | None:
@@ -241,8 +193,7 @@ def _piece_layout(finer: Layout, coarser: Layout, factors: Shape) -> Layout | No
         if edge % chunk or task % f or shard % edge:
             return None
         edges.append(edge)
-    piece = tuple(edges)
-    return Layout(coarser.shape, coarser.inner_chunk_shape, piece, piece)
+    return Layout(coarser.shape, coarser.inner_chunk_shape, tuple(edges))
 
 
 def parent_coords(finer: Layout, coarser: Layout, factors: Shape, coords: Shape) -> Iterator[Shape]:

@@ -12,7 +12,8 @@ import json
 import threading
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -20,13 +21,14 @@ import numpy as np
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.level import Level, Shape
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.zarr_array import (
     StoredArray,
     parse_array_document,
     refuse_large_chunks,
 )
-from ctlab_dask_zarr.planning.layout import Layout, Shape
+from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import DownsampleMethod
 from ctlab_dask_zarr.planning.rechunk import Rechunk
 from ctlab_dask_zarr.text import nbytes_text, shown, table
@@ -34,7 +36,7 @@ from ctlab_dask_zarr.text import nbytes_text, shown, table
 __all__ = [
     "OWN_ARRAY_ARGUMENTS",
     "Document",
-    "Level",
+    "PlannedLevel",
     "WritePlan",
     "array_document",
     "group_document",
@@ -68,21 +70,20 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Level:
-    """One array of the dataset: its path below the root ('' for the root), layout, document.
+class PlannedLevel(Level):
+    """A level of a write, with the ``zarr.json`` of its array."""
 
-    `factors` are 1 or 2 along each axis: voxels of the next finer level along one of this.
-    """
-
-    path: str
-    layout: Layout
-    document: str
-    factors: Shape = ()
+    document: str = field(kw_only=True)
 
     @property
     def array(self) -> StoredArray:
         """The array as it will be stored."""
         return parse_array_document(self.document)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the array is cut into shards."""
+        return Layout.of(self.array)
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,7 +120,7 @@ class WritePlan:
     """
 
     destination: str
-    levels: tuple[Level, ...]
+    levels: tuple[PlannedLevel, ...]
     documents: tuple[Document, ...]
     rechunk: Rechunk
     datatype: DataType | None
@@ -141,7 +142,7 @@ class WritePlan:
     @property
     def shape(self) -> Shape:
         """Shape of the finest level, in voxels."""
-        return self.levels[0].layout.shape
+        return self.levels[0].shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -184,7 +185,7 @@ class WritePlan:
     def _level_rows(self) -> list[tuple[str, str]]:
         if len(self.levels) == 1:
             return []
-        shapes = ", ".join(_by(level.layout.shape) for level in self.levels[1:])
+        shapes = ", ".join(_by(level.shape) for level in self.levels[1:])
         more = f"{nbytes_text(self.nbytes - self.level_nbytes)} more"
         return [("levels", f"{len(self.levels)}: then {shapes}, by {self.downsample}, {more}")]
 
@@ -196,7 +197,7 @@ class WritePlan:
     @property
     def nbytes(self) -> int:
         """Size of the voxels of all levels before compression, in bytes."""
-        return sum(prod(level.layout.shape) for level in self.levels) * self.dtype.itemsize
+        return sum(prod(level.shape) for level in self.levels) * self.dtype.itemsize
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan's figures as plain JSON."""
@@ -213,7 +214,7 @@ class WritePlan:
             "n_shards": self.n_shards,
             "n_objects": self.n_objects + len(self.documents),
             "nbytes": self.nbytes,
-            "levels": [list(level.layout.shape) for level in self.levels],
+            "levels": [list(level.shape) for level in self.levels],
             "downsample": self.downsample,
             "fingerprint": self.fingerprint,
             "rechunk": asdict(self.rechunk),
@@ -348,7 +349,7 @@ def plan_fingerprint(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def plan_notes(levels: tuple[Level, ...], rechunk: Rechunk) -> tuple[str, ...]:
+def plan_notes(levels: tuple[PlannedLevel, ...], rechunk: Rechunk) -> tuple[str, ...]:
     """Return what a user should know before starting."""
     notes = []
     n_objects = sum(level.layout.n_objects for level in levels)

@@ -22,7 +22,8 @@ from itertools import accumulate
 from math import ceil, prod
 from typing import Literal
 
-from ctlab_dask_zarr.planning.layout import Layout, Shape
+from ctlab_dask_zarr.formats.level import Shape
+from ctlab_dask_zarr.planning.layout import Layout
 
 __all__ = [
     "Method",

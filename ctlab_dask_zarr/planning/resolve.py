@@ -17,9 +17,9 @@ from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.mango import build_mango_block, new_dataset_id
 from ctlab_dask_zarr.formats.ome import (
-    OMELevel,
     OMEZarrVersion,
     ScalePlacement,
     build_ome_attributes,
@@ -30,16 +30,15 @@ from ctlab_dask_zarr.planning.identity import plan_identity, source_identity
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec, resolve_layout
 from ctlab_dask_zarr.planning.levels import (
     DownsampleMethod,
-    LevelGeometry,
     LevelSpec,
-    level_geometries,
     level_layout,
     levels_problem,
+    plan_levels,
     resolve_downsample,
 )
 from ctlab_dask_zarr.planning.plan import (
     Document,
-    Level,
+    PlannedLevel,
     WritePlan,
     array_document,
     document_of_shape,
@@ -96,7 +95,7 @@ def plan_write(
     independent: bool,
     resources: Resources,
     now: datetime,
-    geometries: Sequence[LevelGeometry] | None = None,
+    levels: Sequence[Level] | None = None,
 ) -> WritePlan:
     """Lay the whole write out.
 
@@ -112,8 +111,8 @@ def plan_write(
         What the write will have.
     now
         Local time, for a generated dataset id.
-    geometries
-        Of the levels, where they are given by something else than `options`.
+    levels
+        Where they are given by something else than `options`.
 
     Raises
     ------
@@ -171,15 +170,15 @@ def plan_write(
         create_array_kwargs=options.create_array_kwargs or {},
     )
     downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=said)
-    if geometries is None:
-        n_levels = 1 if options.levels is None else options.levels
-        geometries = level_geometries(layout.shape, voxel_size, n_levels, origin)
-    levels = [Level("0" if is_group else "", layout, document)]
-    if len(geometries) > 1:
+    path = "0" if is_group else ""
+    if levels is None:
+        finest = Level(path, layout.shape, (1,) * len(names), voxel_size, origin)
+        levels = plan_levels(finest, 1 if options.levels is None else options.levels)
+    if len(levels) > 1:
         _refuse_levels_of_an_array(is_group)
-    levels += coarser_levels(levels[0], geometries)
+    planned = planned_levels(levels, document, path)
     documents = [
-        Document(f"{level.path}/zarr.json".lstrip("/"), level.document) for level in levels
+        Document(f"{level.path}/zarr.json".lstrip("/"), level.document) for level in planned
     ]
     if is_group:
         attributes["ome"] = build_ome_attributes(
@@ -187,12 +186,9 @@ def plan_write(
             name=dataset_id or os.path.basename(destination).removesuffix(".zarr"),
             axes=names,
             voxel_unit=voxel_unit,
-            levels=[
-                OMELevel(level.path, geometry.scale, geometry.translation)
-                for level, geometry in zip(levels, geometries, strict=True)
-            ],
+            levels=planned,
             scale_placement=_validated_placement(options.scale_placement or "dataset"),
-            downsample=None if len(levels) == 1 else downsample,
+            downsample=None if len(planned) == 1 else downsample,
         )
         documents.append(Document("zarr.json", group_document(attributes)))
     source = source_identity(dataset)
@@ -200,43 +196,45 @@ def plan_write(
         layout,
         block_lengths,
         dtype.itemsize,
-        row_axis_of(levels[0].array),
+        row_axis_of(planned[0].array),
         independent=independent,
         resources=resources,
     )
     return WritePlan(
         destination=destination,
-        levels=tuple(levels),
+        levels=planned,
         documents=tuple(documents),
         rechunk=rechunk,
         datatype=kind,
         dataset_id=dataset_id,
         overwrite=options.overwrite,
-        identity=plan_identity(tuple(levels), kind, source.fields, downsample),
-        notes=plan_notes(tuple(levels), rechunk) + source.notes,
+        identity=plan_identity(planned, kind, source.fields, downsample),
+        notes=plan_notes(planned, rechunk) + source.notes,
         random_name=source.random_name,
         downsample=downsample,
         is_discrete=said,
     )
 
 
-def coarser_levels(finest: Level, geometries: Sequence[LevelGeometry]) -> list[Level]:
-    """Return the arrays of the levels after level 0, each like it in all but its shape.
+def planned_levels(levels: Sequence[Level], document: str, path: str) -> tuple[PlannedLevel, ...]:
+    """Return levels with their arrays: of the finest, `document` at `path`, and others like it.
 
     Raises
     ------
     InvalidArgumentError
         The layout does not allow a level.
     """
-    levels = [finest]
-    for number, geometry in enumerate(geometries[1:], 1):
-        problem = levels_problem(levels[-1].layout, geometry.factors)
-        if problem is not None:
-            raise InvalidArgumentError(problem)
-        layout = level_layout(finest.layout, geometry.shape)
-        document = document_of_shape(finest.document, layout)
-        levels.append(Level(str(number), layout, document, geometry.factors))
-    return levels[1:]
+    planned: list[PlannedLevel] = []
+    text = document
+    for number, level in enumerate(levels):
+        if number:
+            problem = levels_problem(planned[-1].layout, level.factors)
+            if problem is not None:
+                raise InvalidArgumentError(problem)
+            text = document_of_shape(document, level_layout(planned[0].layout, level.shape))
+        found = {**vars(level), "path": str(number) if number else path}
+        planned.append(PlannedLevel(**found, document=text))
+    return tuple(planned)
 
 
 def _refuse_levels_of_an_array(is_group: bool) -> None:

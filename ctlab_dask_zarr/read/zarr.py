@@ -22,6 +22,7 @@ from ctlab_dask_zarr.errors import (
     UnsupportedFormatError,
 )
 from ctlab_dask_zarr.formats.json_values import parse_json_object
+from ctlab_dask_zarr.formats.level import Level, with_shapes
 from ctlab_dask_zarr.formats.mango import MangoBlock, parse_mango_block
 from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import (
@@ -32,9 +33,8 @@ from ctlab_dask_zarr.formats.receipts import (
 )
 from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
-from ctlab_dask_zarr.planning.layout import resolve_layout
+from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.read.zarr_volume import (
-    StoredLevel,
     Version,
     ZarrVolume,
     read_version,
@@ -56,7 +56,6 @@ from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
     "StoreMetadata",
-    "StoredLevel",
     "ZarrVolume",
     "dataset_of",
     "read_store_metadata",
@@ -334,7 +333,7 @@ def _block_shape(volume: ZarrVolume) -> tuple[int, ...]:
     shape = volume.along_space(stored.object_shape)
     if stored.is_sharded:
         return shape
-    return resolve_layout(volume.shape, chunks=shape, shards=None).task_shape
+    return Layout(volume.shape, shape, None).task_shape
 
 
 def _dimension_names(ome: OMEImage | None, stored: StoredArray) -> tuple[str, ...]:
@@ -398,23 +397,22 @@ def _is_ours(attributes: dict[str, Any], array_path: str) -> bool:
 
 def _levels(
     metadata: StoreMetadata, mango: MangoBlock, ndim: int
-) -> tuple[tuple[StoredLevel, ...], VoxelUnit]:
+) -> tuple[tuple[Level, ...], VoxelUnit]:
     # The reference implementation writes one list to voxel_size_xyz and to the z, y, x scale, so
     # that its anisotropic groups contradict themselves: of a group, the OME scale is believed.
     if metadata.ome is None:
         size = mango.voxel_size or (1.0,) * ndim
         ((path, document),) = metadata.arrays
         origin = stored_origin(own_receipt(metadata.attributes), size)
-        level = StoredLevel(path, parse_array_document(document).shape, size, origin)
-        return (level,), mango.voxel_unit or VoxelUnit.VOXEL
-    levels = []
-    for said, (path, document) in zip(metadata.ome.levels, metadata.arrays, strict=True):
+        shape = parse_array_document(document).shape
+        levels = with_shapes([Level(path, voxel_size=size, origin=origin)], [shape])
+        return levels, mango.voxel_unit or VoxelUnit.VOXEL
+    shapes = []
+    for path, document in metadata.arrays:
         shape = parse_array_document(document).shape
         n_axes = len(metadata.ome.array_axes)
         if len(shape) != n_axes:
             raise MetadataError(f"the level {path!r} has {len(shape)} axes instead of {n_axes}")
         space = _space(metadata, document)
-        if space is not None:
-            shape = tuple(shape[axis] for axis in space)
-        levels.append(StoredLevel(path, shape, said.scale, said.translation))
-    return tuple(levels), metadata.ome.voxel_unit
+        shapes.append(shape if space is None else tuple(shape[axis] for axis in space))
+    return with_shapes(metadata.ome.levels, shapes), metadata.ome.voxel_unit

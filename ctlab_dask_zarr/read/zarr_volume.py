@@ -14,6 +14,7 @@ from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.codec.zarr_fallback import odd_dtype
 from ctlab_dask_zarr.errors import DatasetNotFoundError, IncompleteSourceError
 from ctlab_dask_zarr.formats.json_values import json_object_or_empty
+from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.receipts import level_entry
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.volume import split_index
@@ -21,34 +22,12 @@ from ctlab_dask_zarr.store.files import LOCAL_FILES, Files
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.storage import is_url, store_at
 
-__all__ = ["Seal", "StoredLevel", "Version", "ZarrVolume", "read_version", "seal_of"]
+__all__ = ["Seal", "Version", "ZarrVolume", "read_version", "seal_of"]
 
 #: Size and time of modification of a file.
 Version = tuple[int, float]
 #: Checksums that our commit keeps of an array: of its receipts, and of its document.
 Seal = tuple[int, int | None]
-
-
-@dataclass(frozen=True)
-class StoredLevel:
-    """One level of a stored image.
-
-    Attributes
-    ----------
-    path
-        The array below the root of the store; '' where the root is the array.
-    shape
-        Number of voxels along each axis.
-    voxel_size
-        Edge lengths of a voxel, in the unit of the dataset's voxel size.
-    origin
-        Position of the first voxel's centre, in that unit.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    voxel_size: tuple[float, ...]
-    origin: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +65,7 @@ class ZarrVolume:
     document: str
     root_hash: str
     strict: bool
-    levels: tuple[StoredLevel, ...] = ()
+    levels: tuple[Level, ...] = ()
     files: Files = LOCAL_FILES
     space: tuple[int, ...] | None = None
     seal: Seal | None = None

@@ -135,7 +135,7 @@ def _mango_problems(image: Image) -> Iterator[Problem]:
     # The reference implementation writes one list in two orders: only our own have to agree.
     if metadata.ome is None or mango.voxel_size is None or own_receipt(metadata.attributes) is None:
         return
-    scale = metadata.ome.levels[0].scale
+    scale = metadata.ome.levels[0].voxel_size
     if not are_same_sizes(scale, mango.voxel_size):
         yield Problem(
             ROOT_DOCUMENT,

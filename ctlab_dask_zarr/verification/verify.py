@@ -21,10 +21,10 @@ from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
 from ctlab_dask_zarr.execution.graphs import add_block_tasks, add_tree, analyse_source
 from ctlab_dask_zarr.execution.progress import Reporter, topic_of
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.planning.layout import Shape
 from ctlab_dask_zarr.read.receipts import array_receipts
 from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata

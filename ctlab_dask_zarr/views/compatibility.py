@@ -145,7 +145,7 @@ def _has_shifted_levels(facts: _Facts) -> bool:
         abs(t - (s - f) / 2 - o) > 1e-6 * s
         for level in levels[1:]
         for t, s, f, o in zip(
-            level.translation, level.scale, levels[0].scale, levels[0].translation, strict=True
+            level.origin, level.voxel_size, levels[0].voxel_size, levels[0].origin, strict=True
         )
     )
 

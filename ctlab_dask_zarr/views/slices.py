@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.read.zarr import StoredLevel, ZarrVolume, read_store_metadata, volume_of
+from ctlab_dask_zarr.formats.level import Level
+from ctlab_dask_zarr.read.zarr import ZarrVolume, read_store_metadata, volume_of
 from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
@@ -33,18 +34,19 @@ class Slice:
     voxel_size: tuple[float, float]
 
 
-def levels_of(volume: Volume) -> tuple[StoredLevel, ...]:
+def levels_of(volume: Volume) -> tuple[Level, ...]:
     """Return the level that a volume was opened at and all coarser ones, in its voxel size.
 
     A volume that is not as its store says, such as one that was computed, is its only level.
     """
     source = volume.source
     if not isinstance(source, ZarrVolume):
-        return (StoredLevel("", volume.shape, volume.voxel_size, volume.origin),)
+        ones = (1,) * len(volume.shape)
+        return (Level("", volume.shape, ones, volume.voxel_size, volume.origin),)
     first = [level.path for level in source.levels].index(source.array_path)
     finest = source.levels[first].voxel_size
 
-    def in_its_size(level: StoredLevel) -> StoredLevel:
+    def in_its_size(level: Level) -> Level:
         # The voxel size may have been corrected after the volume was opened.
         sizes = zip(volume.voxel_size, level.voxel_size, finest, strict=True)
         return replace(level, voxel_size=tuple(v * size / f for v, size, f in sizes))
@@ -57,7 +59,7 @@ def extents_of(volume: Volume) -> list[float]:
     return [n * v for n, v in zip(volume.shape, volume.voxel_size, strict=True)]
 
 
-def coarsest_sufficient(levels: Sequence[StoredLevel], pixel_size: float) -> StoredLevel:
+def coarsest_sufficient(levels: Sequence[Level], pixel_size: float) -> Level:
     """Return the smallest level whose voxels are no longer than a pixel.
 
     Where voxels of the finest level are longer than a pixel along an axis, they must not become
@@ -87,7 +89,7 @@ def read_mid_slices(volume: Volume, pixel_size: float) -> tuple[Slice, ...]:
         return tuple(pool.map(lambda axis: read_slice(volume, level, array, axis), cut_axes))
 
 
-def array_of(volume: Volume, level: StoredLevel) -> Any:
+def array_of(volume: Volume, level: Level) -> Any:
     """Return a level of a volume as something to slice; only what is sliced is read."""
     source = volume.source
     if not isinstance(source, ZarrVolume):
@@ -100,7 +102,7 @@ def array_of(volume: Volume, level: StoredLevel) -> Any:
     return volume_of(metadata, number, strict=source.strict)
 
 
-def read_slice(volume: Volume, level: StoredLevel, array: Any, cut_axis: int | None) -> Slice:
+def read_slice(volume: Volume, level: Level, array: Any, cut_axis: int | None) -> Slice:
     """Read one slice of a level: through the same place of the sample, whatever the level."""
     axes = [axis for axis in range(len(level.shape)) if axis != cut_axis]
     index: list[Any] = [slice(None)] * len(level.shape)

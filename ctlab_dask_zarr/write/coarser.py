@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from ctlab_dask_zarr.codec.values import ValueRange
 from ctlab_dask_zarr.errors import IncompleteDatasetError
 from ctlab_dask_zarr.execution.progress import Reporter, topic_of
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
-from ctlab_dask_zarr.planning.layout import Shape
 from ctlab_dask_zarr.planning.levels import child_coords, parent_coords
-from ctlab_dask_zarr.planning.plan import Level
+from ctlab_dask_zarr.planning.plan import PlannedLevel
 from ctlab_dask_zarr.read.receipts import refuse_damaged
 from ctlab_dask_zarr.write.shards.merge import (
     DamagedPieceError,
@@ -163,7 +163,7 @@ def _lost_shard(write: StagedWrite, level: int, error: IncompleteDatasetError) -
     )
 
 
-def _overlapping(pieces: Iterable[Piece], level: Level, coords: Shape) -> list[Piece]:
+def _overlapping(pieces: Iterable[Piece], level: PlannedLevel, coords: Shape) -> list[Piece]:
     """Return the pieces that have voxels of the shard at `coords`."""
     region = level.layout.region(coords)
     return [

@@ -17,21 +17,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.ome import add_ome_levels, build_image_label
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_positions, are_same_sizes
-from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.identity import plan_identity
-from ctlab_dask_zarr.planning.layout import Layout, resolve_layout
 from ctlab_dask_zarr.planning.levels import (
-    LevelGeometry,
     LevelSpec,
-    geometries_of_levels,
-    level_geometries,
+    plan_levels,
+    refuse_other_factors,
     resolve_downsample,
 )
-from ctlab_dask_zarr.planning.plan import Document, Level, WritePlan, plan_fingerprint
-from ctlab_dask_zarr.planning.resolve import coarser_levels
+from ctlab_dask_zarr.planning.plan import Document, WritePlan, plan_fingerprint
+from ctlab_dask_zarr.planning.resolve import planned_levels
 from ctlab_dask_zarr.read.zarr import (
     StoreMetadata,
     ZarrVolume,
@@ -48,17 +47,17 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
+    "halved_levels",
     "images_to_extend",
     "level_request",
     "plan_labels",
     "refuse_unfit_labels",
-    "stored_geometries",
 ]
 
 
 def images_to_extend(
     metadata: StoreMetadata, levels: LevelSpec
-) -> tuple[tuple[LevelGeometry, ...], list[StoreMetadata]]:
+) -> tuple[tuple[Level, ...], list[StoreMetadata]]:
     """Return the levels that an image and its labels should have, and which of them lack these.
 
     Labels come first: they need as many levels as their image.
@@ -84,51 +83,49 @@ def images_to_extend(
             "with axes of space alone: convert it first"
         )
     image = dataset_of(metadata)
-    geometries = stored_geometries(image, path)
-    if len(geometries) == 1:
-        geometries = level_geometries(image.shape, image.voxel_size, levels)
-    if len(geometries) == 1:
+    wanted = halved_levels(image, path)
+    if len(wanted) == 1:
+        wanted = plan_levels(wanted[0], levels)
+    if len(wanted) == 1:
         raise InvalidArgumentError(
             f"levels={levels!r} adds none to {path}: its longest axis has {max(image.shape)} voxels"
         )
+    wanted_shapes = [level.shape for level in wanted]
     images = []
     folder = os.path.join(path, "labels")
     for name in label_names(metadata.files, folder):
         labels = read_store_metadata(os.path.join(folder, name), metadata.files)
         shapes = [parse_array_document(document).shape for _, document in labels.arrays]
-        wanted = [geometry.shape for geometry in geometries]
-        if shapes == wanted[:1]:
+        if shapes == wanted_shapes[:1]:
             images.append(labels)
-        elif shapes != wanted:
+        elif shapes != wanted_shapes:
             raise InvalidArgumentError(
                 f"the labels {name!r} have levels of the shapes {shapes}, where the image {path} "
-                f"has, or would get, {wanted}: labels need the same levels as their image"
+                f"has, or would get, {wanted_shapes}: labels need the same levels as their image"
             )
     if len(metadata.arrays) == 1:
         images.append(metadata)
-    return geometries, images
+    return wanted, images
 
 
-def stored_geometries(image: Volume, path: str) -> tuple[LevelGeometry, ...]:
-    """Return the geometry of the levels that an image has.
+def halved_levels(image: Volume, path: str) -> tuple[Level, ...]:
+    """Return the levels that an image has.
 
     Raises
     ------
     InvalidArgumentError
         They are none that can be made here.
     """
-    shapes, sizes, origins = zip(
-        *((level.shape, level.voxel_size, level.origin) for level in image.levels), strict=True
-    )
     try:
-        return geometries_of_levels(shapes, sizes, origins)
+        refuse_other_factors(image.levels)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"{path}: {error}") from error
+    return image.levels
 
 
 def level_request(
     metadata: StoreMetadata,
-    geometries: Sequence[LevelGeometry],
+    levels: Sequence[Level],
     downsample: str | None,
     run_id: str,
     *,
@@ -140,8 +137,7 @@ def level_request(
     dataset = dataset_of(metadata)
     volume: ZarrVolume = dataset.source
     stored = volume.stored
-    finest = Level(volume.array_path, _stored_layout(stored), volume.document)
-    every = (finest, *coarser_levels(finest, geometries))
+    every = planned_levels(levels, volume.document, volume.array_path)
     destination = Destination(metadata.path, metadata.files, labels_of)
     method = resolve_downsample(downsample, stored.dtype.kind, is_discrete=dataset.is_discrete)
     root = json.loads(metadata.store.get(ROOT_DOCUMENT))
@@ -168,13 +164,6 @@ def level_request(
         is_grey=not dataset.is_discrete,
         extends=metadata.root_hash,
     )
-
-
-def _stored_layout(stored: StoredArray) -> Layout:
-    if stored.is_sharded:
-        shard = stored.object_shape
-        return Layout(stored.shape, stored.inner_chunk_shape, shard, shard)
-    return resolve_layout(stored.shape, chunks=stored.object_shape, shards=None)
 
 
 def refuse_unfit_labels(labels: Volume, image: Volume, path: str) -> None:

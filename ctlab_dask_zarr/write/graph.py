@@ -38,10 +38,11 @@ from ctlab_dask_zarr.execution.graphs import (
     private_tasks,
 )
 from ctlab_dask_zarr.execution.recipe import BlockRecipe
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
-from ctlab_dask_zarr.planning.layout import Layout, Shape
+from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import parent_coords
-from ctlab_dask_zarr.planning.plan import Level
+from ctlab_dask_zarr.planning.plan import PlannedLevel
 from ctlab_dask_zarr.planning.rechunk import Method, block_ranges, group_axis_of, group_rows
 from ctlab_dask_zarr.write.coarser import write_coarser
 from ctlab_dask_zarr.write.sample import add_sample, stage_after
@@ -136,7 +137,7 @@ def _add_finest(
 
 def _add_coarser(
     graph: dict[Key, GraphNode],
-    levels: Sequence[Level],
+    levels: Sequence[PlannedLevel],
     remaining: Remaining,
     writers: dict[Shape, Key],
     staged: TaskRef,

@@ -34,9 +34,9 @@ from ctlab_dask_zarr.execution.graphs import (
     add_block_tasks,
     analyse_source,
 )
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.planning.layout import Shape
-from ctlab_dask_zarr.planning.plan import Level
+from ctlab_dask_zarr.planning.plan import PlannedLevel
 from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import is_committed, stage
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
@@ -127,7 +127,7 @@ def is_read(data: da.Array) -> bool:
 
 
 def _regions(
-    level: Level, chunks: Sequence[Sequence[int]], stored: Sequence[Shape], n_regions: int
+    level: PlannedLevel, chunks: Sequence[Sequence[int]], stored: Sequence[Shape], n_regions: int
 ) -> list[_Region]:
     """Return regions of runs of the shards that are stored.
 

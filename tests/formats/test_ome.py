@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.ome import (
-    OMELevel,
     OMEZarrVersion,
     build_ome_attributes,
     parse_ome_attributes,
@@ -15,8 +15,8 @@ from ctlab_dask_zarr.formats.ome import (
 from ctlab_dask_zarr.formats.units import Given, VoxelUnit
 
 LEVELS = [
-    OMELevel("0", (3.0, 2.0, 1.5), (0.0, 0.0, 0.0)),
-    OMELevel("1", (6.0, 4.0, 3.0), (1.5, 1.0, 0.75)),
+    Level("0", voxel_size=(3.0, 2.0, 1.5), origin=(0.0, 0.0, 0.0)),
+    Level("1", voxel_size=(6.0, 4.0, 3.0), origin=(1.5, 1.0, 0.75)),
 ]
 
 
@@ -61,8 +61,8 @@ def test_what_is_built_is_parsed_again(placement: str, unit: VoxelUnit) -> None:
     assert (image.name, image.axes, image.voxel_unit) == ("scan", ("z", "y", "x"), unit)
     for found, level in zip(image.levels, LEVELS, strict=True):
         assert found.path == level.path
-        assert found.scale == pytest.approx(level.scale)
-        assert found.translation == pytest.approx(level.translation)
+        assert found.voxel_size == pytest.approx(level.voxel_size)
+        assert found.origin == pytest.approx(level.origin)
 
 
 def test_scales_of_both_places_are_multiplied_and_translations_added() -> None:
@@ -72,8 +72,8 @@ def test_scales_of_both_places_are_multiplied_and_translations_added() -> None:
         {"type": "translation", "translation": [1.0, 2.0, 3.0]},
     ]
     second = parse_ome_attributes(ome).levels[1]
-    assert second.scale == (20.0, 20.0, 20.0)
-    assert second.translation == (6.0, 7.0, 8.0)
+    assert second.voxel_size == (20.0, 20.0, 20.0)
+    assert second.origin == (6.0, 7.0, 8.0)
 
 
 def edited(*path: Any, value: Any = ...) -> dict[str, Any]:
@@ -146,9 +146,9 @@ def test_lengths_in_several_units_are_given_in_one() -> None:
     ]
     image = parse_ome_attributes(ome)
     assert (image.voxel_unit, image.unknown_units) == ("nm", ())
-    assert image.levels[0].scale == (500.0, 2000.0, 3000.0)
+    assert image.levels[0].voxel_size == (500.0, 2000.0, 3000.0)
     # Half a voxel beyond the outer translation, each in the unit of its axis.
-    assert image.levels[1].translation == (251.0, 3000.0, 4500.0)
+    assert image.levels[1].origin == (251.0, 3000.0, 4500.0)
 
 
 @pytest.mark.parametrize("unit", ["pixel", " ", "furlong", ""])
@@ -177,4 +177,4 @@ def test_a_scale_of_0_of_a_time_is_read_and_one_of_space_where_the_size_is_known
     bad = edited(*TRANSFORMS, 0, "scale", value=[0.0, 1.0, 1.0])
     bad["multiscales"][0]["axes"][0]["unit"] = "pixel"
     image = parse_ome_attributes(bad, Given(size=True, unit=True))
-    assert (image.levels[0].scale, image.unknown_units) == ((1.0, 1.0, 1.0), ())
+    assert (image.levels[0].voxel_size, image.unknown_units) == ((1.0, 1.0, 1.0), ())

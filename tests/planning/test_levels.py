@@ -7,14 +7,20 @@ from typing import Any
 import pytest
 
 from ctlab_dask_zarr import InvalidArgumentError
+from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.planning.layout import resolve_layout
 from ctlab_dask_zarr.planning.levels import (
     child_coords,
-    level_geometries,
     level_layout,
     parent_coords,
+    plan_levels,
     resolve_downsample,
 )
+
+
+def planned(shape: Any, voxel_size: Any, levels: Any) -> tuple[Level, ...]:
+    ndim = len(shape)
+    return plan_levels(Level("0", shape, (1,) * ndim, voxel_size, (0.0,) * ndim), levels)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +35,7 @@ from ctlab_dask_zarr.planning.levels import (
 def test_the_number_of_levels(
     shape: Any, voxel_size: Any, levels: Any, expected: list[int]
 ) -> None:
-    found = level_geometries(shape, voxel_size, levels)
+    found = planned(shape, voxel_size, levels)
     assert [level.shape[0] for level in found] == expected
 
 
@@ -48,32 +54,32 @@ def test_the_number_of_levels(
     ],
 )
 def test_which_axes_are_halved(shape: Any, voxel_size: Any, factors: Any) -> None:
-    assert level_geometries(shape, voxel_size, 2)[1].factors == factors
+    assert planned(shape, voxel_size, 2)[1].factors == factors
 
 
 def test_a_coarse_axis_is_halved_once_the_others_have_caught_up() -> None:
-    found = level_geometries((1024, 4096, 4096), (4.0, 1.0, 1.0), 4)
+    found = planned((1024, 4096, 4096), (4.0, 1.0, 1.0), 4)
     assert [level.factors for level in found[1:]] == [(1, 2, 2), (1, 2, 2), (2, 2, 2)]
-    assert found[-1].scale == (8.0, 8.0, 8.0)
+    assert found[-1].voxel_size == (8.0, 8.0, 8.0)
 
 
 def test_positions_are_those_of_the_centres() -> None:
-    _, first, second = level_geometries((100, 100, 100), (2.0, 2.0, 2.0), 3)
-    assert first.translation == (1.0, 1.0, 1.0)
+    _, first, second = planned((100, 100, 100), (2.0, 2.0, 2.0), 3)
+    assert first.origin == (1.0, 1.0, 1.0)
     # Four voxels of 2 um: their middle is 3 um from the centre of the first.
-    assert second.translation == (3.0, 3.0, 3.0)
+    assert second.origin == (3.0, 3.0, 3.0)
 
 
 @pytest.mark.parametrize("levels", [0, -1, 1.5, "many", None, True, [2]])
 def test_what_is_no_number_of_levels_is_refused(levels: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="levels="):
-        level_geometries((64, 64, 64), (1.0,) * 3, levels)
+        planned((64, 64, 64), (1.0,) * 3, levels)
 
 
 def test_more_levels_than_there_can_be_are_refused() -> None:
-    assert level_geometries((9, 3, 3), (1.0,) * 3, 5)[-1].shape == (1, 1, 1)
+    assert planned((9, 3, 3), (1.0,) * 3, 5)[-1].shape == (1, 1, 1)
     with pytest.raises(InvalidArgumentError, match="there can be 5 levels"):
-        level_geometries((9, 3, 3), (1.0,) * 3, 6)
+        planned((9, 3, 3), (1.0,) * 3, 6)
 
 
 def test_parents_and_children_are_each_others() -> None:

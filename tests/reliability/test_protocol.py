@@ -116,12 +116,12 @@ def write(files: FakeFiles, which: str = "new", **changes: Any) -> None:
 def add_levels(files: FakeFiles, *, resume: bool = False, restart: bool = False) -> None:
     """What `add_levels` does, without dask."""
     metadata = read_store_metadata(PATH, files)
-    geometries, lacking = images_to_extend(metadata, 2)
+    levels, lacking = images_to_extend(metadata, 2)
     if (resume or restart) and not lacking:
         return
     staged = stage(
         level_request(
-            metadata, geometries, None, run_id(), labels_of=None, resume=resume, restart=restart
+            metadata, levels, None, run_id(), labels_of=None, resume=resume, restart=restart
         )
     )
     write_rest(staged, all_tasks(LEVELS, first=1), NEW)

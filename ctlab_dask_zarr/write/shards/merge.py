@@ -17,9 +17,9 @@ import numpy as np
 from ctlab_dask_zarr.codec.chunk import crc32c
 from ctlab_dask_zarr.codec.shard import ABSENT, parse_index
 from ctlab_dask_zarr.errors import ShardDecodeError
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number, ShardReceipt
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.planning.layout import Shape
 from ctlab_dask_zarr.store.storage import Store
 
 __all__ = ["DamagedPieceError", "EncodedPiece", "find_piece", "merge_pieces", "piece_trailer"]

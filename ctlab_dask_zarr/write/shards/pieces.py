@@ -27,9 +27,10 @@ import numpy.typing as npt
 from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.codec.shard import ChunkRow, row_axis_of
 from ctlab_dask_zarr.codec.values import ValueRange
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.planning.layout import Layout, Shape
+from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import DownsampleMethod
 from ctlab_dask_zarr.store.storage import ObjectWriter, Store
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from dask.system import CPU_COUNT
 
 from ctlab_dask_zarr.errors import DestinationExistsError, StagingExistsError
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
-from ctlab_dask_zarr.planning.layout import Layout, Shape
-from ctlab_dask_zarr.planning.plan import Level
+from ctlab_dask_zarr.planning.layout import Layout
+from ctlab_dask_zarr.planning.plan import PlannedLevel
 from ctlab_dask_zarr.store.occupied import refuse_long_name, refuse_missing_folder
 from ctlab_dask_zarr.write.shards.pieces import ShardTask
 from ctlab_dask_zarr.write.staging.request import StageRequest
@@ -52,7 +53,7 @@ class Remaining:
         return [task.coords for task in self.tasks if task.level == level]
 
 
-def all_tasks(levels: Sequence[Level], first: int = 0) -> Iterator[ShardTask]:
+def all_tasks(levels: Sequence[PlannedLevel], first: int = 0) -> Iterator[ShardTask]:
     """Yield every task of the levels from `first` on."""
     for number, level in enumerate(levels):
         if number >= first:

@@ -14,9 +14,9 @@ from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.receipts import Number
-from ctlab_dask_zarr.planning.layout import Layout
+from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.levels import DownsampleMethod
-from ctlab_dask_zarr.planning.plan import Document, Level, WritePlan
+from ctlab_dask_zarr.planning.plan import Document, PlannedLevel, WritePlan
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.write.staging.labels import ImageIdentity
 
@@ -63,7 +63,7 @@ class StageRequest:
     """
 
     destination: Destination
-    levels: tuple[Level, ...]
+    levels: tuple[PlannedLevel, ...]
     documents: tuple[Document, ...]
     overwrite: bool
     resume: bool
@@ -137,7 +137,10 @@ class StageRequest:
             "replaces": self.replaces,
             "started_s": time.time(),
             "version": __version__,
-            "levels": [asdict(level) for level in self.levels],
+            "levels": [
+                {"path": level.path, "factors": level.factors, "document": level.document}
+                for level in self.levels
+            ],
             "documents": [asdict(document) for document in self.documents],
         }
         return json.dumps(content)
@@ -147,11 +150,11 @@ class StageRequest:
         """Return what the plan of a staging folder asks for."""
         try:
             levels = tuple(
-                Level(
+                PlannedLevel(
                     level["path"],
-                    _layout(level["layout"]),
-                    level["document"],
-                    tuple(level["factors"]),
+                    factors=tuple(level["factors"]),
+                    shape=parse_array_document(level["document"]).shape,
+                    document=level["document"],
                 )
                 for level in plan["levels"]
             )
@@ -186,7 +189,3 @@ def plain_mask_value(datatype: DataType | None) -> Number | None:
     """Return the mask value of a data type as a plain number."""
     mask_value = None if datatype is None else datatype.mask_value
     return None if mask_value is None else mask_value.item()
-
-
-def _layout(fields: dict[str, Any]) -> Layout:
-    return Layout(**{name: value and tuple(value) for name, value in fields.items()})

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from ctlab_dask_zarr.errors import StagingExistsError
 from ctlab_dask_zarr.execution.progress import Reporter, topic_of
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
-from ctlab_dask_zarr.planning.layout import Shape
 from ctlab_dask_zarr.planning.levels import piece_layouts
 from ctlab_dask_zarr.store.storage import LocalStore, store_at
 from ctlab_dask_zarr.write.shards.pieces import Halving, Piece, ShardTask

@@ -1,0 +1,55 @@
+"""One level of detail of an image, from the plan of a write to the viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+__all__ = ["Level", "Shape", "with_shapes"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of detail: where its array lies, and where its voxels lie.
+
+    Attributes
+    ----------
+    path
+        The array below the root of the store; '' where the root is the array.
+    shape
+        Number of voxels along each axis; () as long as only the image's metadata was read.
+    factors
+        Voxels of the next finer level along one of this one, for each axis; 1 for the finest. In
+        stores of other writers the nearest whole numbers.
+    voxel_size
+        Edge lengths of a voxel, in the unit of the image's voxel size.
+    origin
+        Position of the first voxel's centre, in that unit.
+    """
+
+    path: str
+    shape: Shape = ()
+    factors: Shape = ()
+    voxel_size: tuple[float, ...] = ()
+    origin: tuple[float, ...] = ()
+
+
+def with_shapes(levels: Sequence[Level], shapes: Sequence[Shape]) -> tuple[Level, ...]:
+    """Return stored levels with the shapes of their arrays, and the factors that follow.
+
+    Examples
+    --------
+    >>> [level.factors for level in with_shapes([Level("0"), Level("1")], [(5, 8), (3, 8)])]
+    [(1, 1), (2, 1)]
+    """
+    finer = [*shapes[:1], *shapes[:-1]]
+    return tuple(
+        replace(
+            level,
+            shape=shape,
+            factors=tuple(round(f / max(n, 1)) or 1 for f, n in zip(larger, shape, strict=True)),
+        )
+        for level, shape, larger in zip(levels, shapes, finer, strict=True)
+    )
