@@ -17,7 +17,7 @@ from ctlab_dask_zarr.codec.chunk import chunk_codec
 from ctlab_dask_zarr.codec.shard import is_fill
 from ctlab_dask_zarr.planning.layout import resolve_layout
 from ctlab_dask_zarr.planning.plan import array_document
-from ctlab_dask_zarr.store.storage import LocalStore
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
 from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
 
@@ -88,13 +88,13 @@ def _in_threads(n_threads: int, work: Any) -> float:
 def _ours(folder: str, layout: Any, document: str, block: np.ndarray, n: int) -> Any:
     root = os.path.join(folder, f"shard-{n}")
     os.makedirs(root, exist_ok=True)
-    staged = StagedArray(LocalStore(root), "", layout, document)
+    staged = StagedArray(Store(root), "", layout, document)
     task, piece = ShardTask(0, (0, 0, 0)), Piece((0, 0, 0), block.shape, lambda: block)
     return lambda: write_shards(staged, [task], [piece])
 
 
 def _limit(folder: str, document: str, block: np.ndarray, n: int) -> Any:
-    array = StagedArray(LocalStore(folder), "", resolve_layout(block.shape), document).array
+    array = StagedArray(Store(folder), "", resolve_layout(block.shape), document).array
     n_rows = block.shape[0] // 32
     ordered = np.ascontiguousarray(
         block.reshape(n_rows, 32, n_rows, 32, n_rows, 32).transpose(0, 2, 4, 1, 3, 5)

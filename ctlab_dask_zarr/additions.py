@@ -23,7 +23,8 @@ from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
 from ctlab_dask_zarr.read.zarr import read_store_metadata, volume_from_zarr
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import drop_consolidated
-from ctlab_dask_zarr.store.storage import files_at, storage_options_in_force, storage_path
+from ctlab_dask_zarr.store.paths import storage_path
+from ctlab_dask_zarr.store.store import files_at, storage_options_in_force
 from ctlab_dask_zarr.volume import Volume, no_dataset
 from ctlab_dask_zarr.write.extend import (
     halved_levels,

@@ -36,7 +36,7 @@ from ctlab_dask_zarr.planning.resolve import (
     refuse_contradictions,
 )
 from ctlab_dask_zarr.settings import setting
-from ctlab_dask_zarr.store.storage import storage_options_in_force
+from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.volume import is_delayed, no_dataset
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare, prepare_commit
 from ctlab_dask_zarr.write.run import run

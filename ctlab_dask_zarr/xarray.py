@@ -127,7 +127,7 @@ def _is_ours(path: str) -> bool:
     from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf, is_mango_netcdf
     from ctlab_dask_zarr.read.source import guess_filetype
     from ctlab_dask_zarr.read.zarr import dataset_of, read_store_metadata
-    from ctlab_dask_zarr.store.storage import is_url, storage_path
+    from ctlab_dask_zarr.store.paths import is_url, storage_path
 
     if is_url(storage_path(path)):
         return False

@@ -118,7 +118,7 @@ def with_storage_options(command: Command) -> Command:
     ) -> Any:
         if storage_options is None:
             return command(*arguments, **more)
-        from ctlab_dask_zarr.store.storage import storage_options_in_force
+        from ctlab_dask_zarr.store.store import storage_options_in_force
 
         with storage_options_in_force(storage_options):
             return command(*arguments, **more)
@@ -193,7 +193,7 @@ def make_folder_of(destination: str) -> None:
     """Make the folder in which a store is to be, and those above it; a dangling link is none."""
     import os
 
-    from ctlab_dask_zarr.store.storage import is_url, storage_path
+    from ctlab_dask_zarr.store.paths import is_url, storage_path
 
     path = storage_path(destination)
     if not is_url(path):

@@ -15,7 +15,7 @@ from ctlab_dask_zarr.codec.shard import ABSENT, ChunkRow, copy_runs, parse_index
 from ctlab_dask_zarr.codec.zarr_fallback import read_object
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.store.storage import Store
+from ctlab_dask_zarr.store.store import Store
 
 __all__ = ["object_crc32c", "read_region", "rows_of"]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.store.storage import Store
+from ctlab_dask_zarr.store.store import Store
 
 __all__ = ["contrast_of", "sample_voxels", "valid_voxels"]
 

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from ctlab_dask_zarr.codec.chunk import chunk_codec
 from ctlab_dask_zarr.errors import ShardDecodeError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.zarr_array import CodecSpec, StoredArray
-from ctlab_dask_zarr.store.storage import Store
+from ctlab_dask_zarr.store.store import Store
 
 __all__ = ["decode_object", "encode_object", "odd_dtype", "read_object"]
 

@@ -33,13 +33,8 @@ from ctlab_dask_zarr.read.zarr import StoreMetadata, dataset_of, read_store_meta
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import CONSOLIDATED, swap_document, until_done
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names, listed_labels, read_ome
-from ctlab_dask_zarr.store.storage import (
-    LocalStore,
-    is_url,
-    storage_options_in_force,
-    storage_path,
-    store_at,
-)
+from ctlab_dask_zarr.store.paths import is_url, storage_path
+from ctlab_dask_zarr.store.store import Store, files_at, storage_options_in_force
 from ctlab_dask_zarr.volume import Volume
 
 if TYPE_CHECKING:
@@ -54,7 +49,7 @@ _Size = tuple[tuple[float, ...], VoxelUnit]
 class _NewDocument:
     """The root document of a store as it will be, and the hash of what it takes the place of."""
 
-    store: LocalStore
+    store: Store
     before: str
     text: str
 
@@ -186,7 +181,8 @@ def edit_metadata(
         return is_done
 
     with storage_options_in_force(storage_options):
-        until_done(store_at(storage_path(path)), step)
+        root = storage_path(path)
+        until_done(Store(root, files_at(root)), step)
     return tuple(changes)
 
 

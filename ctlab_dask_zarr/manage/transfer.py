@@ -32,7 +32,7 @@ from ctlab_dask_zarr.store.files import remove_tree
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.occupied import refuse_long_name, refuse_missing_folder, store_around
 from ctlab_dask_zarr.store.staging_plan import STAGED_PLAN, is_object_of
-from ctlab_dask_zarr.store.storage import LocalStore, store_at
+from ctlab_dask_zarr.store.store import Store
 
 __all__ = ["CopyResult", "copy_dataset", "discard_incoming"]
 
@@ -159,7 +159,7 @@ class _Claim:
         staging_id = (receipt or {}).get("staging_id")
         return cls(destination, metadata.path, identity, staging_id, root)
 
-    def incoming(self) -> LocalStore:
+    def incoming(self) -> Store:
         """Return where objects arrive."""
         destination = self.destination
         if not destination.can_rename:
@@ -167,7 +167,7 @@ class _Claim:
         incoming = destination.incoming(self.identity)
         with suppress(FileExistsError):
             destination.files.make_folder(incoming)
-        return store_at(incoming, destination.files)
+        return Store(incoming, destination.files)
 
     def stake(self, inventory: Inventory) -> None:
         """Take the destination, or find that it is this copy's already.
@@ -263,8 +263,8 @@ def _is_there(destination: Destination, root: bytes) -> bool:
 
 def _copy_object(
     claim: _Claim,
-    source: LocalStore,
-    target: LocalStore,
+    source: Store,
+    target: Store,
     key: str,
     expected: int | None,
     is_there: bool,
@@ -291,19 +291,19 @@ def _copy_object(
     return False
 
 
-def _blocks(store: LocalStore, key: str, nbytes: int) -> Iterator[bytes]:
+def _blocks(store: Store, key: str, nbytes: int) -> Iterator[bytes]:
     for start in range(0, nbytes, _BLOCK_NBYTES):
         yield store.get_range(key, start, min(_BLOCK_NBYTES, nbytes - start))
 
 
-def _checksum(store: LocalStore, key: str, nbytes: int) -> int:
+def _checksum(store: Store, key: str, nbytes: int) -> int:
     checksum = 0
     for block in _blocks(store, key, nbytes):
         checksum = google_crc32c.extend(checksum, block)
     return checksum
 
 
-def _publish(claim: _Claim, incoming: LocalStore) -> None:
+def _publish(claim: _Claim, incoming: Store) -> None:
     destination, root = claim.destination, claim.root
     files, objects = destination.files, destination.objects
     if objects is not None:

@@ -49,7 +49,8 @@ from ctlab_dask_zarr.planning.rechunk import Resources, choose_rechunk
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.occupied import refuse_place
-from ctlab_dask_zarr.store.storage import files_at, is_url, storage_path
+from ctlab_dask_zarr.store.paths import is_url, storage_path
+from ctlab_dask_zarr.store.store import files_at
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import History

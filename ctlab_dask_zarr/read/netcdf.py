@@ -47,7 +47,7 @@ from ctlab_dask_zarr.read.netcdf_header import (
 )
 from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock
 from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
-from ctlab_dask_zarr.store.storage import local_path
+from ctlab_dask_zarr.store.paths import local_path
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.volume import Volume
 

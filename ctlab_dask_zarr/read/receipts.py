@@ -20,13 +20,13 @@ from ctlab_dask_zarr.formats.receipts import (
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.read.zarr_volume import Seal, seal_of
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, read_json_object
-from ctlab_dask_zarr.store.storage import LocalStore
+from ctlab_dask_zarr.store.store import Store
 
 __all__ = ["array_receipts", "refuse_damaged"]
 
 
 def array_receipts(
-    store: LocalStore, path: str, array: StoredArray, seal: Seal | None
+    store: Store, path: str, array: StoredArray, seal: Seal | None
 ) -> tuple[ReceiptTable | None, list[Problem]]:
     """Return the receipts of an array, if it has any, and what is wrong with them.
 
@@ -66,7 +66,7 @@ def array_receipts(
 
 
 def refuse_damaged(
-    store: LocalStore, path: str, array: StoredArray, grid_coords: Iterable[tuple[int, ...]]
+    store: Store, path: str, array: StoredArray, grid_coords: Iterable[tuple[int, ...]]
 ) -> None:
     """Raise `ShardDecodeError` where an object is not what was committed, by its receipt.
 
@@ -89,7 +89,7 @@ def refuse_damaged(
 
 
 @lru_cache(maxsize=8)
-def _table(store: LocalStore, path: str, array: StoredArray, seal: Seal) -> ReceiptTable | None:
+def _table(store: Store, path: str, array: StoredArray, seal: Seal) -> ReceiptTable | None:
     """Return the receipts of an array, read once by a process; None where they are missing."""
     table, problems = array_receipts(store, path, array, seal)
     if any(problem.kind != "missing" for problem in problems):

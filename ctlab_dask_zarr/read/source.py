@@ -8,7 +8,7 @@ from typing import Any
 from ctlab_dask_zarr.errors import DatasetNotFoundError, UnsupportedFormatError
 from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf
 from ctlab_dask_zarr.read.zarr import volume_from_zarr
-from ctlab_dask_zarr.store.storage import is_url, storage_path
+from ctlab_dask_zarr.store.paths import is_url, storage_path
 from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["guess_filetype", "open_volume"]

@@ -43,14 +43,8 @@ from ctlab_dask_zarr.read.zarr_volume import (
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import LOCAL_FILES, Files
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.store.storage import (
-    LocalStore,
-    files_to_read,
-    is_url,
-    storage_options_in_force,
-    storage_path,
-    store_at,
-)
+from ctlab_dask_zarr.store.paths import is_url, storage_path
+from ctlab_dask_zarr.store.store import Store, files_to_read, storage_options_in_force
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.volume import Volume
 
@@ -101,9 +95,9 @@ class StoreMetadata:
     given: Given = NOTHING_GIVEN
 
     @property
-    def store(self) -> LocalStore:
+    def store(self) -> Store:
         """The store itself."""
-        return store_at(self.path, self.files)
+        return Store(self.path, self.files)
 
     @property
     def is_labels(self) -> bool:
@@ -232,7 +226,7 @@ def read_store_metadata(
     """
     root = storage_path(path)
     files = files_to_read(root) if files is None else files
-    store = store_at(root, files)
+    store = Store(root, files)
     versions: dict[str, Version] = {}
     text = _read_root(store, versions)
     document = parse_json_object(text, os.path.join(root, ROOT_DOCUMENT))
@@ -258,7 +252,7 @@ def read_store_metadata(
     return StoreMetadata(root, attributes, levels, ome, root_hash, files, versions, given)
 
 
-def _read(store: LocalStore, node: str, versions: dict[str, Version]) -> str:
+def _read(store: Store, node: str, versions: dict[str, Version]) -> str:
     """Return the document of a node; its version is noted first, so that it is never too new."""
     key = f"{node}/{ROOT_DOCUMENT}".lstrip("/")
     version = read_version(store.files, store.path(key))
@@ -267,7 +261,7 @@ def _read(store: LocalStore, node: str, versions: dict[str, Version]) -> str:
     return store.get(key).decode()
 
 
-def _read_root(store: LocalStore, versions: dict[str, Version]) -> str:
+def _read_root(store: Store, versions: dict[str, Version]) -> str:
     root, files = store.root, store.files
     try:
         return _read(store, "", versions)
@@ -307,7 +301,7 @@ def _read_root(store: LocalStore, versions: dict[str, Version]) -> str:
     raise DatasetNotFoundError(f"{root} does not exist")
 
 
-def _read_array_document(store: LocalStore, array_path: str, versions: dict[str, Version]) -> str:
+def _read_array_document(store: Store, array_path: str, versions: dict[str, Version]) -> str:
     root = store.root
     if not is_key(array_path):
         raise MetadataError(f"the dataset path {array_path!r} in {root} leads out of the store")

@@ -20,7 +20,8 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.volume import split_index
 from ctlab_dask_zarr.store.files import LOCAL_FILES, Files
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.store.storage import is_url, store_at
+from ctlab_dask_zarr.store.paths import is_url
+from ctlab_dask_zarr.store.store import Store
 
 __all__ = ["Seal", "Version", "ZarrVolume", "read_version", "seal_of"]
 
@@ -110,7 +111,7 @@ class ZarrVolume:
                 others[axis] = part
             region = tuple(others)
         stored = replace(self.stored, dtype=self.dtype)
-        store = store_at(self.path, self.files)
+        store = Store(self.path, self.files)
         try:
             block = read_region(store, self.array_path, stored, region, strict=self.strict)
         except Exception:
@@ -139,7 +140,7 @@ class ZarrVolume:
         """
         key = self.document_key if self.seal is None else ROOT_DOCUMENT
         try:
-            version = read_version(self.files, store_at(self.path, self.files).path(key))
+            version = read_version(self.files, Store(self.path, self.files).path(key))
             if version is None:
                 change = _change(self, version)
             else:
@@ -189,7 +190,7 @@ def _change_of_version(volume: ZarrVolume, version: Version) -> str | None:
 
 def _change(volume: ZarrVolume, version: Version | None) -> str | None:
     """Return what is not as it was when a volume was opened; None where its voxels are."""
-    store = store_at(volume.path, volume.files)
+    store = Store(volume.path, volume.files)
     if volume.seal is None:
         key = volume.document_key
         if store.get(key) != volume.document.encode():

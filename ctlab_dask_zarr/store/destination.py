@@ -39,6 +39,7 @@ from ctlab_dask_zarr.store.documents import discard_announced
 from ctlab_dask_zarr.store.files import LOCAL_FILES, Files, remove_tree
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, read_json_object, read_ome
 from ctlab_dask_zarr.store.objects import ObjectFiles
+from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.staging_plan import (
     N_DIGITS,
     N_DIGITS_BESIDE,
@@ -51,7 +52,7 @@ from ctlab_dask_zarr.store.staging_plan import (
     is_object_of,
     plan_problem,
 )
-from ctlab_dask_zarr.store.storage import LocalStore, files_at, is_url, store_at
+from ctlab_dask_zarr.store.store import Store, files_at
 from ctlab_dask_zarr.store.uploads import abort_uploads
 
 __all__ = ["Destination"]
@@ -139,30 +140,30 @@ class Destination:
         return self.objects is None
 
     @property
-    def store(self) -> LocalStore:
+    def store(self) -> Store:
         """The dataset that is here, or will be."""
-        return store_at(self.path, self.files)
+        return Store(self.path, self.files)
 
     @property
-    def notes(self) -> LocalStore:
+    def notes(self) -> Store:
         """The staging folder as a store, for what is kept about the write."""
-        return store_at(self.staging, self.files)
+        return Store(self.staging, self.files)
 
-    def staged_store(self, staging_id: str) -> LocalStore:
+    def staged_store(self, staging_id: str) -> Store:
         """Return where the dataset is put together."""
         if not self.can_rename:
             return self.store
-        return store_at(os.path.join(self.staging, f"{STORE_PREFIX}{staging_id}"), self.files)
+        return Store(os.path.join(self.staging, f"{STORE_PREFIX}{staging_id}"), self.files)
 
-    def staged_receipts(self, staging_id: str) -> LocalStore:
+    def staged_receipts(self, staging_id: str) -> Store:
         """Return where the receipts of what was written are kept meanwhile."""
         name = f"{RECEIPTS_PREFIX}{staging_id}"
-        return store_at(os.path.join(self.staging, name), self.files)
+        return Store(os.path.join(self.staging, name), self.files)
 
-    def staged_pieces(self, staging_id: str) -> LocalStore:
+    def staged_pieces(self, staging_id: str) -> Store:
         """Return where the tasks of one level leave what those of the next need."""
         name = f"{PIECES_PREFIX}{staging_id}"
-        return store_at(os.path.join(self.staging, name), self.files)
+        return Store(os.path.join(self.staging, name), self.files)
 
     def staged_plan(self) -> dict[str, Any]:
         """Return what the staging folder says about its write; empty where it says nothing.

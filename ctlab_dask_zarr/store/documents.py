@@ -33,7 +33,8 @@ from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError, WriteF
 from ctlab_dask_zarr.formats.json_values import parse_json_object
 from ctlab_dask_zarr.store.files import Files, remove_tree
 from ctlab_dask_zarr.store.objects import ObjectFiles
-from ctlab_dask_zarr.store.storage import LocalStore, is_temporary, is_url, store_at
+from ctlab_dask_zarr.store.paths import is_url
+from ctlab_dask_zarr.store.store import Store, is_temporary
 from ctlab_dask_zarr.text import shown
 
 __all__ = [
@@ -54,7 +55,7 @@ _REPAIR = ". Repair it, then try again"
 
 
 def change_document(
-    store: LocalStore, change: Callable[[dict[str, Any] | None], dict[str, Any] | None]
+    store: Store, change: Callable[[dict[str, Any] | None], dict[str, Any] | None]
 ) -> None:
     """Change the ``zarr.json`` of a store in one step, whoever else changes it at the same time.
 
@@ -83,7 +84,7 @@ def change_document(
     until_done(store, step)
 
 
-def until_done(store: LocalStore, step: Callable[[], bool]) -> None:
+def until_done(store: Store, step: Callable[[], bool]) -> None:
     """Take a step that changes the ``zarr.json`` of a store until it returns True.
 
     Raises
@@ -106,7 +107,7 @@ def until_done(store: LocalStore, step: Callable[[], bool]) -> None:
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def discard_announced(store: LocalStore) -> None:
+def discard_announced(store: Store) -> None:
     """Remove the changes of a document that were announced and not made, or not whole.
 
     Only for who knows that nobody is at work on it.
@@ -121,7 +122,7 @@ def _temporary(unique: str) -> str:
     return f".{_DOCUMENT}.{unique[:32]}.partial"
 
 
-def swap_document(store: LocalStore, before: str | None, new: bytes) -> bool:
+def swap_document(store: Store, before: str | None, new: bytes) -> bool:
     """Replace the ``zarr.json`` of a store if its SHA-256 is still `before`; return whether it was.
 
     None is that of no document. Nothing is lost where this dies: the document is the old one or
@@ -148,7 +149,7 @@ def swap_document(store: LocalStore, before: str | None, new: bytes) -> bool:
         return False
     except FileNotFoundError:
         # Another has made the change for us, or removed it; unless the whole store is gone.
-        files.nbytes(path)
+        files.stat(path)
         files.sync_folder(store.root)
         return _found(store) != before
     finally:
@@ -158,7 +159,7 @@ def swap_document(store: LocalStore, before: str | None, new: bytes) -> bool:
             files.remove_folder(claim)
 
 
-def _announce(store: LocalStore, claim: str, own: str, new: bytes) -> bool:
+def _announce(store: Store, claim: str, own: str, new: bytes) -> bool:
     """Make the folder of the claim with the new document in it; return False if there is one."""
     files = store.files
     prepared = store.path(_temporary(uuid.uuid4().hex))
@@ -182,7 +183,7 @@ def _announce(store: LocalStore, claim: str, own: str, new: bytes) -> bool:
     return True
 
 
-def _finish_others(store: LocalStore, claim: str, before: str | None) -> None:
+def _finish_others(store: Store, claim: str, before: str | None) -> None:
     """Make the change that another has announced, who may have died."""
     files = store.files
     # Where its folder is not ours to take it from, only its maker can make the change.
@@ -207,14 +208,14 @@ def _swap_object(files: ObjectFiles, path: str, before: str | None, new: bytes) 
     return True
 
 
-def _read(store: LocalStore) -> bytes | None:
+def _read(store: Store) -> bytes | None:
     try:
         return store.get(_DOCUMENT)
     except FileNotFoundError:
         return None
 
 
-def _found(store: LocalStore) -> str | None:
+def _found(store: Store) -> str | None:
     text = _read(store)
     return None if text is None else _hash(text)
 
@@ -231,7 +232,7 @@ def drop_consolidated(files: Files, folder: str) -> None:
     """
     if not (is_url(folder) or os.path.isabs(folder)):
         return
-    store = store_at(folder, files)
+    store = Store(folder, files)
     try:
         text = _read(store)
         if text is None:

@@ -85,10 +85,6 @@ class Files(Protocol):
         """Return a part of a file."""
         ...
 
-    def nbytes(self, path: str) -> int:
-        """Return the size of a file."""
-        ...
-
     def stat(self, path: str) -> tuple[int, float]:
         """Return the size of a file, and when it was last changed, in seconds since the epoch."""
         ...
@@ -234,10 +230,6 @@ class LocalFiles:
             return b"".join(parts)
         finally:
             os.close(descriptor)
-
-    def nbytes(self, path: str) -> int:
-        """Return the size of a file."""
-        return os.stat(path).st_size
 
     def stat(self, path: str) -> tuple[int, float]:
         """Return the size of a file, and when it was last changed, in seconds since the epoch."""

@@ -12,7 +12,8 @@ from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
 from ctlab_dask_zarr.store.files import Files, walk
-from ctlab_dask_zarr.store.storage import is_temporary, is_url
+from ctlab_dask_zarr.store.paths import is_url
+from ctlab_dask_zarr.store.store import is_temporary
 
 __all__ = [
     *(

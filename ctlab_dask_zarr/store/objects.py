@@ -30,7 +30,6 @@ from ctlab_dask_zarr.store.files import DOCUMENT_NBYTES, Kind, refuse_larger
 from ctlab_dask_zarr.text import shown
 
 __all__ = [
-    "OBJECT_SCHEMES",
     "ObjectFiles",
     "configured_options",
     "endpoint_in_force",
@@ -38,7 +37,6 @@ __all__ = [
     "validated_options",
 ]
 
-OBJECT_SCHEMES = ("s3", "gs", "az", "http", "https", "memory")
 #: Parts of an upload, and how many are under way at once: what a shard holds in memory.
 _PART_NBYTES = 8 << 20
 _N_PARTS_AT_ONCE = 2
@@ -426,10 +424,6 @@ class ObjectFiles:
             return b""
         with _as_os_errors(path):
             return bytes(obstore.get_range(store, key, start=start, length=nbytes))
-
-    def nbytes(self, path: str) -> int:
-        """Return the size of an object."""
-        return self.stat(path)[0]
 
     def stat(self, path: str) -> tuple[int, float]:
         """Return the size of an object, and when it was put, in seconds since the epoch."""

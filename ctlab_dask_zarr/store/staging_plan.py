@@ -13,7 +13,7 @@ from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT
 from ctlab_dask_zarr.formats.zarr_array import is_key, parse_array_document
 from ctlab_dask_zarr.store.files import Files, walk
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.store.storage import is_temporary
+from ctlab_dask_zarr.store.store import is_temporary
 
 __all__ = [
     *("N_DIGITS", "N_DIGITS_BESIDE", "PIECES_PREFIX", "RECEIPTS_PREFIX", "STAGED", "STAGED_PLAN"),

@@ -29,7 +29,7 @@ from ctlab_dask_zarr.read.zarr import StoreMetadata
 from ctlab_dask_zarr.store.documents import CONSOLIDATED
 from ctlab_dask_zarr.store.files import DOCUMENT_NBYTES, LocalFiles
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, strangers
-from ctlab_dask_zarr.store.storage import LocalStore
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.verification.images import Documents, Image, document_key
 
 #: Objects that are missing, by name; how many more there are is told in one line.
@@ -239,7 +239,7 @@ def _document_of(name: str, keys: Set[str]) -> str | None:
 
 
 def objects_to_check(
-    store: LocalStore, path: str, array: StoredArray
+    store: Store, path: str, array: StoredArray
 ) -> tuple[list[tuple[int, ...]], list[Problem]]:
     """Return which objects of an array to look at, and what listing has shown to be wrong.
 
@@ -258,7 +258,7 @@ def objects_to_check(
 
 
 def stored_objects(
-    store: LocalStore, path: str, array: StoredArray
+    store: Store, path: str, array: StoredArray
 ) -> tuple[set[tuple[int, ...]], list[Problem]]:
     """Return which objects of an array are there, and those that lie outside its grid."""
     prefix = f"{path}/" if path else ""

@@ -26,7 +26,7 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata
 from ctlab_dask_zarr.store.files import walk
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.store.storage import LocalStore, is_temporary
+from ctlab_dask_zarr.store.store import Store, is_temporary
 
 __all__ = ["Documents", "Image", "document_key", "read_documents", "read_images"]
 
@@ -47,7 +47,7 @@ class Documents:
         What is wrong with the others, by key, and with what dead processes left.
     """
 
-    store: LocalStore
+    store: Store
     texts: dict[str, str] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ def document_key(path: str) -> str:
     return f"{path}/{ROOT_DOCUMENT}" if path else ROOT_DOCUMENT
 
 
-def read_documents(store: LocalStore) -> Documents:
+def read_documents(store: Store) -> Documents:
     """Read every document of a store; links are not followed."""
     found = Documents(store)
     for folder, folders, names in walk(store.files, store.root):
@@ -127,11 +127,11 @@ def read_documents(store: LocalStore) -> Documents:
     return found
 
 
-def _key(store: LocalStore, folder: str, name: str) -> str:
+def _key(store: Store, folder: str, name: str) -> str:
     return os.path.relpath(os.path.join(folder, name), store.root).replace(os.sep, "/")
 
 
-def _read_document(store: LocalStore, key: str) -> str:
+def _read_document(store: Store, key: str) -> str:
     if store.files.kind(store.path(key)) == "link":
         raise UnsupportedFormatError(
             "it is a link, which is not followed: put the document itself there"

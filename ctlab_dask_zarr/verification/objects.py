@@ -17,7 +17,7 @@ from ctlab_dask_zarr.errors import CTLabError, ShardDecodeError
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import ReceiptTable, object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.store.storage import Store
+from ctlab_dask_zarr.store.store import Store
 
 __all__ = ["Expected", "expected_objects", "object_problems"]
 

@@ -19,7 +19,8 @@ from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
 from ctlab_dask_zarr.read.receipts import array_receipts
 from ctlab_dask_zarr.read.zarr import StoreMetadata
 from ctlab_dask_zarr.read.zarr_volume import ZarrVolume
-from ctlab_dask_zarr.store.storage import is_url, store_at
+from ctlab_dask_zarr.store.paths import is_url
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.verification.documents import stored_objects
 from ctlab_dask_zarr.verification.images import document_key
 from ctlab_dask_zarr.verification.objects import Expected, expected_objects, object_problems
@@ -55,7 +56,7 @@ def add_source_checks(
                 keys.append(key)
         elif isinstance(volume, ZarrVolume):
             place, n_objects = volume.path, prod(volume.stored.grid_shape)
-            store = store_at(volume.path, volume.files)
+            store = Store(volume.path, volume.files)
             table, found = array_receipts(store, volume.array_path, volume.stored, volume.seal)
             problems += map(_of_source, found)
             n_kept = 0 if table is None else n_objects
@@ -86,7 +87,7 @@ def _missing(volume: ZarrVolume) -> list[str]:
     if volume.strict:
         return []
     array = volume.stored
-    store = store_at(volume.path, volume.files)
+    store = Store(volume.path, volume.files)
     n_objects = prod(array.grid_shape)
     n_missing = n_objects - len(stored_objects(store, volume.array_path, array)[0])
     if not n_missing:
@@ -103,7 +104,7 @@ def _block_problems(volume: NetCDFVolume, number: int) -> list[Problem]:
 
 def _object_problems(volume: ZarrVolume, group: Sequence[Expected]) -> list[Problem]:
     """Compare checksums alone: what passes decodes, and its voxels are read elsewhere."""
-    store = store_at(volume.path, volume.files)
+    store = Store(volume.path, volume.files)
     found = object_problems(store, volume.array_path, volume.stored, group, read=True, decode=False)
     return [*map(_of_source, found)]
 
@@ -117,7 +118,7 @@ def refuse_itself(volumes: Iterable[Any], metadata: StoreMetadata) -> None:
     for volume in volumes:
         if not isinstance(volume, ZarrVolume):
             continue
-        store = store_at(volume.path, volume.files)
+        store = Store(volume.path, volume.files)
         # Copies that share files, as backups do, share voxels where documents differ.
         read = [volume.document_key, _first_key(volume.array_path, volume.stored)]
         for path, document in metadata.arrays:

@@ -30,13 +30,8 @@ from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
 from ctlab_dask_zarr.read.zarr_volume import seal_of
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.store.storage import (
-    LocalStore,
-    files_at,
-    storage_options_in_force,
-    storage_path,
-    store_at,
-)
+from ctlab_dask_zarr.store.paths import storage_path
+from ctlab_dask_zarr.store.store import Store, files_at, storage_options_in_force
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.verification.comparison import block_problems, metadata_differences, native
 from ctlab_dask_zarr.verification.documents import (
@@ -177,7 +172,7 @@ def build_verification(
     token = uuid.uuid4().hex[:8]
     graph: dict[Key, GraphNode] = {}
     root = storage_path(path)
-    store = store_at(root, files_at(root))
+    store = Store(root, files_at(root))
     problems = _no_store_problems(store)
     if problems:
         return Verification(problems, _delayed(graph, [], token), 0, 0)
@@ -241,7 +236,7 @@ def _scope(n_objects: int, n_without: int, *, checksums: bool) -> str:
     )
 
 
-def _no_store_problems(store: LocalStore) -> list[Problem]:
+def _no_store_problems(store: Store) -> list[Problem]:
     """Return what opening says of a path that is no Zarr v3 store; raise where nothing is there."""
     if store.files.kind(os.path.join(store.root, ROOT_DOCUMENT)) is not None:
         return []
@@ -270,7 +265,7 @@ def _nbytes(array: StoredArray) -> int:
 
 
 def _check_objects(
-    store: LocalStore,
+    store: Store,
     path: str,
     document: str,
     group: Sequence[Expected],

@@ -18,7 +18,7 @@ from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.json_values import parse_json_object
 from ctlab_dask_zarr.formats.zarr_array import is_key
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
-from ctlab_dask_zarr.store.storage import LocalStore, store_at
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.volume import Volume
 
 __all__ = ["LabelImage", "label_colors", "read_label_images"]
@@ -53,11 +53,11 @@ def read_label_images(image: Volume) -> tuple[LabelImage, ...]:
     source = image.source
     if not isinstance(source, ZarrVolume):
         return ()
-    store = store_at(source.path, source.files)
+    store = Store(source.path, source.files)
     return tuple(_read_label_image(store, name) for name in _label_names(store))
 
 
-def _label_names(store: LocalStore) -> list[str]:
+def _label_names(store: Store) -> list[str]:
     where = store.path("labels/zarr.json")
     try:
         text = store.get("labels/zarr.json")
@@ -73,7 +73,7 @@ def _label_names(store: LocalStore) -> list[str]:
     return names
 
 
-def _read_label_image(store: LocalStore, name: str) -> LabelImage:
+def _read_label_image(store: Store, name: str) -> LabelImage:
     path = store.path(f"labels/{name}")
     metadata = read_store_metadata(path, store.files)
     label = (metadata.attributes.get("ome") or {}).get("image-label") or {}

@@ -21,7 +21,7 @@ from ctlab_dask_zarr.errors import MissingExtraError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.read.zarr import ZarrVolume
-from ctlab_dask_zarr.store.storage import local_path
+from ctlab_dask_zarr.store.paths import local_path
 from ctlab_dask_zarr.views.labels import LabelImage, read_label_images
 from ctlab_dask_zarr.views.server import FolderServer
 from ctlab_dask_zarr.views.slices import extents_of, read_mid_slices

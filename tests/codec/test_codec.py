@@ -34,7 +34,7 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout, resolve_layout
 from ctlab_dask_zarr.planning.plan import array_document
 from ctlab_dask_zarr.read.zarr import ZarrVolume
-from ctlab_dask_zarr.store.storage import LocalStore
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
 from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
 
@@ -80,7 +80,7 @@ def write(root: Path, voxels: np.ndarray, layout: Layout, document: str, cuts: A
     """Write every object, each task from blocks cut at `cuts`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "zarr.json").write_text(document)
-    staged = StagedArray(LocalStore(str(root)), "", layout, document)
+    staged = StagedArray(Store(str(root)), "", layout, document)
     for coords in layout.task_coords():
         region = layout.region(coords)
         axes = []
@@ -299,7 +299,7 @@ def test_an_index_is_inside_its_shard_or_refused(entries: list[tuple[int, int]])
 
 def test_an_odd_object_of_nonsense_is_a_clear_error(tmp_path: Path) -> None:
     array, _, _ = one_shard(tmp_path / "a", "big-endian")
-    store = LocalStore(str(tmp_path))
+    store = Store(str(tmp_path))
     for data in (b"", b"\0", bytes(500)):
         (tmp_path / "object").write_bytes(data)
         with pytest.raises(ShardDecodeError, match=r"codec rejects|zarr cannot decode|fewer than"):
@@ -317,7 +317,7 @@ def test_blocks_of_one_shard_are_dropped_as_soon_as_they_are_encoded(tmp_path: P
     layout = resolve_layout((64, 16, 16), (8, 8, 8), (64, 16, 16))
     document = document_of(layout, "u2", 0, "zstd")
     (tmp_path / "zarr.json").write_text(document)
-    staged = StagedArray(LocalStore(str(tmp_path)), "", layout, document)
+    staged = StagedArray(Store(str(tmp_path)), "", layout, document)
     alive: list[weakref.ref[Any]] = []
     most = 0
 

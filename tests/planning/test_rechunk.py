@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctlab_dask_zarr import Dataset, WritePlan, dataset_from_zarr, dataset_to_zarr, plan
-from ctlab_dask_zarr.store.storage import LocalStore
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
 from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
 from tests.builders import make_dataset, random_voxels
@@ -37,7 +37,7 @@ def serial_store(root: Path, write_plan: WritePlan, voxels: np.ndarray) -> dict[
     """The oracle: each shard from one piece, in a loop; the objects by their keys."""
     root.mkdir()
     (level,) = write_plan.levels
-    staged = StagedArray(LocalStore(str(root)), level.path, level.layout, level.document)
+    staged = StagedArray(Store(str(root)), level.path, level.layout, level.document)
     for coords in level.layout.task_coords():
         region = level.layout.region(coords)
         piece = Piece(

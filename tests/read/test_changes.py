@@ -177,10 +177,10 @@ def test_attributes_of_anothers_image_may_be_edited_meanwhile(source: Path, tmp_
 
 
 def test_a_store_in_an_object_store_is_asked_for_too(source: Path) -> None:
-    from ctlab_dask_zarr.store.storage import store_at
+    from ctlab_dask_zarr.store.store import Store, files_at
 
     url = "memory://changes/source.zarr"
-    store = store_at(url)
+    store = Store(url, files_at(url))
 
     def put(local: Path) -> None:
         for file in sorted(local.rglob("*")):

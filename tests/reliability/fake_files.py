@@ -113,10 +113,7 @@ class FakeFiles:
         return self._get(path).data[start : start + nbytes]
 
     def stat(self, path: str) -> tuple[int, float]:
-        return self.nbytes(path), 0.0
-
-    def nbytes(self, path: str) -> int:
-        return len(self._get(path).data)
+        return len(self._get(path).data), 0.0
 
     # Effects
 

@@ -26,7 +26,7 @@ from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.read.zarr import read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import read_json_object, read_ome
-from ctlab_dask_zarr.store.storage import LocalStore
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.coarser import write_coarser
 from ctlab_dask_zarr.write.extend import images_to_extend, level_request, plan_labels
 from ctlab_dask_zarr.write.shards.pieces import Piece
@@ -151,7 +151,7 @@ def commit_parts(files: FakeFiles) -> None:
         commit(staged)
 
 
-def whole(store: LocalStore, path: str, document: str) -> np.ndarray:
+def whole(store: Store, path: str, document: str) -> np.ndarray:
     array = parse_array_document(document)
     return read_region(store, path, array, tuple(slice(0, n) for n in array.shape), strict=True)
 
@@ -161,7 +161,7 @@ def seen(files: FakeFiles, path: str = PATH) -> str:
     if files.kind(f"{path}/zarr.json") is None:
         assert files.kind(f"{path}/0/zarr.json") is None, "an array without its store"
         return "none"
-    store = LocalStore(path, files)
+    store = Store(path, files)
     paths = [level["path"] for level in read_ome(files, path)["multiscales"][0]["datasets"]]
     voxels = [whole(store, p, store.get(f"{p}/zarr.json").decode()) for p in paths]
     for name, wanted in WANTED.items():

@@ -17,7 +17,7 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
 )
 from ctlab_dask_zarr.store.files import remove_tree
-from ctlab_dask_zarr.store.storage import storage_path
+from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.write.staging.commit import commit
 from ctlab_dask_zarr.write.staging.stage import stage
 from tests.builders import make_dataset

@@ -16,7 +16,7 @@ from ctlab_dask_zarr import WriteFailedError
 from ctlab_dask_zarr.store import documents
 from ctlab_dask_zarr.store.documents import change_document, drop_consolidated
 from ctlab_dask_zarr.store.files import LOCAL_FILES
-from ctlab_dask_zarr.store.storage import LocalStore, store_at
+from ctlab_dask_zarr.store.store import Store, files_at
 from tests.reliability.fake_files import Died, FakeFiles
 
 
@@ -24,15 +24,15 @@ def adding(name: str) -> Callable[[dict[str, Any] | None], dict[str, Any]]:
     return lambda document: {"names": [*(document or {"names": []})["names"], name]}
 
 
-def names_in(store: LocalStore) -> list[str]:
+def names_in(store: Store) -> list[str]:
     names: list[str] = json.loads(store.get("zarr.json"))["names"]
     return names
 
 
-def fake_store(*, is_new: bool) -> tuple[LocalStore, FakeFiles]:
+def fake_store(*, is_new: bool) -> tuple[Store, FakeFiles]:
     files = FakeFiles()
     files.make_folder("/scan.zarr")
-    store = LocalStore("/scan.zarr", files)
+    store = Store("/scan.zarr", files)
     if not is_new:
         change_document(store, adding("first"))
     files._settle()
@@ -63,7 +63,7 @@ def test_of_three_that_change_a_document_at_once_each_finds_its_change_there(is_
             store, files = fake_store(is_new=is_new)
             acted: list[str] = []
 
-            def act(name: str, acted: list[str] = acted, store: LocalStore = store) -> None:
+            def act(name: str, acted: list[str] = acted, store: Store = store) -> None:
                 acted.append(name)
                 change_document(store, adding(name))
 
@@ -93,7 +93,7 @@ def test_a_change_that_is_killed_is_made_or_not_and_holds_up_nobody(is_new: bool
         except Died:
             pass
         for lost, after in files.crashes(5):
-            survived = LocalStore("/scan.zarr", after)  # type: ignore[arg-type]
+            survived = Store("/scan.zarr", after)  # type: ignore[arg-type]
             change_document(survived, adding("next"))
             found = names_in(survived)
             begun = [] if is_new else ["first"]
@@ -108,14 +108,14 @@ def test_a_change_that_was_made_outlasts_a_power_failure() -> None:
     store, files = fake_store(is_new=False)
     change_document(store, adding("made"))
     for lost, after in files.crashes(20):
-        found = names_in(LocalStore("/scan.zarr", after))  # type: ignore[arg-type]
+        found = names_in(Store("/scan.zarr", after))  # type: ignore[arg-type]
         assert found == ["first", "made"], lost
 
 
 def test_a_change_that_another_user_announced_and_cannot_make_ends_the_wait_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = store_at(str(tmp_path))
+    store = Store(str(tmp_path))
     change_document(store, adding("first"))
     rename = type(LOCAL_FILES).rename
 
@@ -146,7 +146,8 @@ def test_a_change_that_another_user_announced_and_cannot_make_ends_the_wait_by_i
 
 def test_an_object_store_loses_no_change_of_many_at_once() -> None:
     pytest.importorskip("obstore")
-    store = store_at("memory://documents/scan.zarr")
+    url = "memory://documents/scan.zarr"
+    store = Store(url, files_at(url))
 
     def add(who: int) -> None:
         for number in range(12):

@@ -18,7 +18,7 @@ from ctlab_dask_zarr import dataset_from_zarr, dataset_to_zarr
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.errors import CTLabError, InvalidArgumentError
 from ctlab_dask_zarr.store.objects import ObjectFiles
-from ctlab_dask_zarr.store.storage import files_at, storage_options_in_force
+from ctlab_dask_zarr.store.store import files_at, storage_options_in_force
 from tests.builders import make_dataset, random_voxels
 
 URL = "s3://bucket/scan.zarr"

@@ -43,7 +43,7 @@ from ctlab_dask_zarr.errors import StorageError
 from ctlab_dask_zarr.manage.transfer import copy_dataset
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.objects import _open
-from ctlab_dask_zarr.store.storage import files_at, store_at
+from ctlab_dask_zarr.store.store import Store, files_at
 from tests.builders import make_dataset
 from tests.reliability.faults import free_port, listens, wait_until
 from tests.stores.conftest import LAYOUT, Network, Server, start_moto
@@ -228,7 +228,7 @@ def test_a_committed_store_is_copied_there_and_back(
     dataset_to_zarr(dataset, tmp_path / "scan.zarr", **LAYOUT)
     url = f"{root}/shared/scan.zarr"
     copy_dataset(str(tmp_path / "scan.zarr"), Destination.at(url))
-    keys = list(store_at(root, files_at(root)).list())
+    keys = list(Store(root, files_at(root)).list())
     assert "shared/scan.zarr/zarr.json" in keys
     assert all(key.startswith("shared/scan.zarr/") for key in keys)
     copy_dataset(url, Destination.at(str(tmp_path / "back.zarr")))

@@ -17,7 +17,7 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.store.hierarchy import listed_labels
-from ctlab_dask_zarr.store.storage import files_at
+from ctlab_dask_zarr.store.store import files_at
 from tests.builders import make_dataset, random_voxels
 from tests.stores.conftest import Network, Server
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from ctlab_dask_zarr import Dataset, VoxelUnit, dataset_from_zarr, dataset_to_zarr
 from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
-from ctlab_dask_zarr.store.storage import LocalStore
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.views.labels import label_colors, read_label_images
 from ctlab_dask_zarr.views.preview import preview, scale_bar
 from ctlab_dask_zarr.views.slices import coarsest_sufficient, levels_of
@@ -381,19 +381,19 @@ def test_a_colour_of_three_numbers_is_one_without_opacity(tmp_path: Path) -> Non
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Every key that is read from any store, and how many bytes of it."""
     found: list[tuple[str, int]] = []
-    get, get_range = LocalStore.get, LocalStore.get_range
+    get, get_range = Store.get, Store.get_range
 
-    def spy_get(store: LocalStore, key: str, *limits: Any) -> bytes:
+    def spy_get(store: Store, key: str, *limits: Any) -> bytes:
         data = get(store, key, *limits)
         found.append((key, len(data)))
         return data
 
-    def spy_range(store: LocalStore, key: str, start: int, nbytes: int) -> bytes:
+    def spy_range(store: Store, key: str, start: int, nbytes: int) -> bytes:
         found.append((key, nbytes))
         return get_range(store, key, start, nbytes)
 
-    monkeypatch.setattr(LocalStore, "get", spy_get)
-    monkeypatch.setattr(LocalStore, "get_range", spy_range)
+    monkeypatch.setattr(Store, "get", spy_get)
+    monkeypatch.setattr(Store, "get_range", spy_range)
     return found
 
 

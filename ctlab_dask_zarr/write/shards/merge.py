@@ -20,7 +20,7 @@ from ctlab_dask_zarr.errors import ShardDecodeError
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number, ShardReceipt
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.store.storage import Store
+from ctlab_dask_zarr.store.store import Store
 
 __all__ = ["DamagedPieceError", "EncodedPiece", "find_piece", "merge_pieces", "piece_trailer"]
 

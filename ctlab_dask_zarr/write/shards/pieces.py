@@ -32,7 +32,7 @@ from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import DownsampleMethod
-from ctlab_dask_zarr.store.storage import ObjectWriter, Store
+from ctlab_dask_zarr.store.store import Store, Writer
 
 __all__ = [
     "FinerArray",
@@ -262,7 +262,7 @@ class VoxelPiece:
     keep = 0
 
     def __init__(self, store: Store, key: str) -> None:
-        self._put: AbstractContextManager[ObjectWriter] = store.create(key, durable=False)
+        self._put: AbstractContextManager[Writer] = store.create(key, durable=False)
 
     def __enter__(self) -> VoxelPiece:
         self._writer = self._put.__enter__()

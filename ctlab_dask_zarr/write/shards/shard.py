@@ -27,7 +27,7 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number, ShardReceipt, object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout
-from ctlab_dask_zarr.store.storage import Store
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.shards.merge import piece_trailer
 from ctlab_dask_zarr.write.shards.pieces import (
     Halver,

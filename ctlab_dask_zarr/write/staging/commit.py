@@ -38,7 +38,7 @@ from ctlab_dask_zarr.store.files import Files, keep_permissions, walk
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.objects import ObjectFiles
 from ctlab_dask_zarr.store.occupied import identity_of_occupant
-from ctlab_dask_zarr.store.storage import is_temporary
+from ctlab_dask_zarr.store.store import is_temporary
 from ctlab_dask_zarr.write.staging.labels import register_labels
 from ctlab_dask_zarr.write.staging.remaining import part_of
 from ctlab_dask_zarr.write.staging.stage import destination_problem
@@ -267,7 +267,7 @@ def _publish(staged: StagedWrite) -> None:
         files.sync_folder(destination.labels_of)
     drop_consolidated(files, destination.labels_of or folder)
     if staged.request.overwrite and files.kind(destination.path) is not None:
-        files.nbytes(staged.store.path(ROOT_DOCUMENT))  # still there: nobody took it over
+        files.stat(staged.store.path(ROOT_DOCUMENT))  # still there: nobody took it over
         files.rename(destination.path, aside)
         # Never is the second rename durable without the first.
         files.sync_folder(folder)

@@ -20,7 +20,7 @@ from ctlab_dask_zarr.store.hierarchy import (
     read_json_object,
     read_ome,
 )
-from ctlab_dask_zarr.store.storage import store_at
+from ctlab_dask_zarr.store.store import Store
 
 __all__ = ["ImageIdentity", "image_identity", "image_problem", "register_labels"]
 
@@ -106,7 +106,7 @@ def register_labels(destination: Destination) -> None:
         changed = {name: value for name, value in changed.items() if name != CONSOLIDATED}
         return {**changed, "attributes": {**attributes, "ome": ome}}
 
-    change_document(store_at(folder, destination.files), listing_all)
+    change_document(Store(folder, destination.files), listing_all)
 
 
 def _list_problem(document: dict[str, Any]) -> str | None:

@@ -33,7 +33,7 @@ from ctlab_dask_zarr.store.occupied import (
     refuse_missing_folder,
 )
 from ctlab_dask_zarr.store.staging_plan import N_DIGITS, STAGED_PLAN
-from ctlab_dask_zarr.store.storage import store_at
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.staging.labels import image_problem
 from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
@@ -284,7 +284,7 @@ def _make_staging(request: StageRequest) -> StagedWrite | None:
                 files.set_permissions(prepared, found[0] & found[-1] | 0o700)
             for store in (staged.store, staged.receipts, staged.pieces):
                 files.make_folder(os.path.join(prepared, os.path.basename(store.root)))
-            store_at(prepared, files).put(STAGED_PLAN, text)
+            Store(prepared, files).put(STAGED_PLAN, text)
             files.sync_folder(prepared)
             files.rename(prepared, destination.staging)
         except OSError as error:

@@ -16,7 +16,7 @@ from ctlab_dask_zarr.execution.progress import Reporter, topic_of
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.levels import piece_layouts
-from ctlab_dask_zarr.store.storage import LocalStore, store_at
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.shards.pieces import Halving, Piece, ShardTask
 from ctlab_dask_zarr.write.shards.shard import StagedArray, receipt_of_stored, write_shards
 from ctlab_dask_zarr.write.staging.request import StageRequest
@@ -33,17 +33,17 @@ class StagedWrite:
     is_committed: bool = False
 
     @property
-    def store(self) -> LocalStore:
+    def store(self) -> Store:
         """Where the dataset is put together."""
         return self.request.destination.staged_store(self.staging_id)
 
     @property
-    def receipts(self) -> LocalStore:
+    def receipts(self) -> Store:
         """Where receipts are kept until the commit."""
         return self.request.destination.staged_receipts(self.staging_id)
 
     @property
-    def pieces(self) -> LocalStore:
+    def pieces(self) -> Store:
         """Where the tasks of one level leave what those of the next need."""
         return self.request.destination.staged_pieces(self.staging_id)
 
@@ -199,7 +199,7 @@ class StagedWrite:
         destination = self.request.destination.store
         for number, level in enumerate(self.request.levels):
             if number >= self.request.n_existing and self._is_moved(number):
-                moved = store_at(destination.path(level.path), destination.files)
+                moved = Store(destination.path(level.path), destination.files)
                 found |= {f"{level.path}/{key}": facts for key, facts in moved.stats().items()}
         return found
 

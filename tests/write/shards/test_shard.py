@@ -20,7 +20,7 @@ from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout, resolve_layout
 from ctlab_dask_zarr.planning.plan import array_document
-from ctlab_dask_zarr.store.storage import LocalStore
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
 from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
 
@@ -53,7 +53,7 @@ def stage(root: Path, layout: Layout, dtype: str, fill: Any, codec: str) -> Stag
     )
     root.mkdir(parents=True, exist_ok=True)
     (root / "zarr.json").write_text(document)
-    return StagedArray(LocalStore(str(root)), "", layout, document)
+    return StagedArray(Store(str(root)), "", layout, document)
 
 
 def pieces_of(voxels: np.ndarray, cuts: list[int]) -> list[Piece]:
