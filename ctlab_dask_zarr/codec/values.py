@@ -1,4 +1,4 @@
-"""The range of the voxels that count: finite and not masked."""
+"""Values of voxels: their range without masked and non-finite ones, and where two sets differ."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number
 
-__all__ = ["MIXED", "PLAIN", "SUMMABLE", "UNIFORM", "ValueRange"]
+__all__ = ["MIXED", "PLAIN", "SUMMABLE", "UNIFORM", "ValueRange", "voxel_difference"]
 
 #: What is known of some voxels: none is masked or huge, all are the same, or neither.
 PLAIN, UNIFORM, MIXED = 0, 1, 2
@@ -97,3 +98,27 @@ def _finite_range(row: npt.NDArray[Any], mask: Any) -> tuple[Any, Any]:
         valid &= row != mask
     values = row[valid]
     return values, values
+
+
+def voxel_difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any], start: Shape) -> str | None:
+    """Compare bit by bit; say which voxels of the region at `start` differ, or None.
+
+    Examples
+    --------
+    >>> voxel_difference(np.array([[1, 2]]), np.array([[1, 3]]), (5, 0))
+    'voxels 5:6, 0:2: 1 of 2 differ from the source, the first at (5, 1): 2 instead of 3'
+    """
+    dtype = wanted.dtype.newbyteorder("<")
+    bits = np.dtype(f"u{dtype.itemsize}")
+    stored = np.ascontiguousarray(found, dtype).view(bits)
+    differs = stored != np.ascontiguousarray(wanted, dtype).view(bits)
+    n_different = int(np.count_nonzero(differs))
+    if not n_different:
+        return None
+    first = tuple(int(i[0]) for i in np.nonzero(differs))
+    at = tuple(s + f for s, f in zip(start, first, strict=True))
+    place = ", ".join(f"{s}:{s + n}" for s, n in zip(start, wanted.shape, strict=True))
+    return (
+        f"voxels {place}: {n_different} of {wanted.size} differ from the source, the first at "
+        f"{at}: {found[first]} instead of {wanted[first]}"
+    )

@@ -26,7 +26,7 @@ from dask._task_spec import (
     TaskRef,
     convert_legacy_graph,
 )
-from dask.highlevelgraph import MaterializedLayer
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from ctlab_dask_zarr.errors import BlockError
 from ctlab_dask_zarr.execution.recipe import BlockRecipe, may_reuse
@@ -48,6 +48,7 @@ __all__ = [
     "add_closure",
     "add_tree",
     "analyse_source",
+    "is_read",
     "private_tasks",
 ]
 
@@ -192,6 +193,19 @@ def _futures(graph: Any, keys: set[Key]) -> dict[Key, TaskRef]:
     }
     # If it was an argument of blocks, only its key is left.
     return {key: future_of(key) for key in keys - found.keys()} | found
+
+
+def is_read(data: da.Array) -> bool:
+    """Whether an array is only sliced from its source, and no function has made its voxels."""
+    from dask.array import chunk
+    from dask.array.core import getter, getter_inline, getter_nofancy
+
+    slicing = (getitem, chunk.getitem, getter, getter_inline, getter_nofancy)
+    graph = data.__dask_graph__()
+    if isinstance(graph, HighLevelGraph):
+        graph = graph.cull({(data.name, *index) for index in np.ndindex(data.numblocks)})
+    nodes = convert_legacy_graph(dict(graph)).values()
+    return all(not isinstance(node, Task) or node.func in slicing for node in nodes)
 
 
 def private_tasks(

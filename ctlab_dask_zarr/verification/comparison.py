@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ctlab_dask_zarr.codec.values import voxel_difference
 from ctlab_dask_zarr.errors import BlockError, CTLabError
 from ctlab_dask_zarr.execution.graphs import accepted_block
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
@@ -15,7 +16,6 @@ from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.units import are_same_positions, are_same_sizes
 from ctlab_dask_zarr.read.zarr import ZarrVolume
 from ctlab_dask_zarr.volume import FACTS_OF_THE_VOXELS, Volume
-from ctlab_dask_zarr.write.sample import voxel_difference
 
 __all__ = ["block_problems", "metadata_differences", "native"]
 

@@ -18,7 +18,7 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
-from ctlab_dask_zarr.execution.graphs import add_block_tasks, add_tree, analyse_source
+from ctlab_dask_zarr.execution.graphs import add_block_tasks, add_tree, analyse_source, is_read
 from ctlab_dask_zarr.execution.progress import Reporter, topic_of
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.formats.level import Shape
@@ -51,8 +51,6 @@ from ctlab_dask_zarr.verification.images import (
 from ctlab_dask_zarr.verification.objects import Expected, expected_objects, object_problems
 from ctlab_dask_zarr.verification.sources import add_source_checks, refuse_itself
 from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
-from ctlab_dask_zarr.write.sample import is_read
-from ctlab_dask_zarr.write.staging.request import plain_mask_value
 
 __all__ = ["Verification", "build_source_check", "build_verification", "verify"]
 
@@ -302,9 +300,7 @@ def _compare(
         return [*problems, Problem(path, "unreadable", message)], keys, notes
     problems += metadata_differences(found, source)
     if found.shape == source.shape and native(found.dtype) == native(source.dtype):
-        check = partial(
-            _check_block, topic_of(token), found.source, plain_mask_value(found.datatype)
-        )
+        check = partial(_check_block, topic_of(token), found.source, found.mask_value)
         keys = add_block_tasks(graph, blocks, check, f"compare-block-{token}") + keys
     return problems, keys, notes
 

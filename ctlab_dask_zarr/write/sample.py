@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 from math import prod
-from operator import getitem
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from dask._task_spec import GraphNode, Task, convert_legacy_graph
-from dask.highlevelgraph import HighLevelGraph
+from dask._task_spec import GraphNode
 
 from ctlab_dask_zarr.codec.region import read_region
+from ctlab_dask_zarr.codec.values import voxel_difference
 from ctlab_dask_zarr.codec.zarr_fallback import decode_object, encode_object
 from ctlab_dask_zarr.errors import (
     DestinationExistsError,
@@ -33,6 +32,7 @@ from ctlab_dask_zarr.execution.graphs import (
     accepted_block,
     add_block_tasks,
     analyse_source,
+    is_read,
 )
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
@@ -41,10 +41,7 @@ from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import is_committed, stage
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-if TYPE_CHECKING:
-    import dask.array as da
-
-__all__ = ["add_sample", "is_read", "stage_after", "voxel_difference"]
+__all__ = ["add_sample", "stage_after"]
 
 #: How many regions are compared at most. Fewer where to make them again would be more than this
 #: part of what is stored, and more than this size.
@@ -111,19 +108,6 @@ def add_sample(
 def _owned(block: Any) -> Any:
     """Return a block of memory of its own: the next one may be made in the same buffer."""
     return block.copy() if isinstance(block, np.ndarray) else block
-
-
-def is_read(data: da.Array) -> bool:
-    """Whether an array is sliced from what holds it, and not made by functions."""
-    from dask.array import chunk
-    from dask.array.core import getter, getter_inline, getter_nofancy
-
-    slicing = (getitem, chunk.getitem, getter, getter_inline, getter_nofancy)
-    graph = data.__dask_graph__()
-    if isinstance(graph, HighLevelGraph):
-        graph = graph.cull({(data.name, *index) for index in np.ndindex(data.numblocks)})
-    nodes = convert_legacy_graph(dict(graph)).values()
-    return all(not isinstance(node, Task) or node.func in slicing for node in nodes)
 
 
 def _regions(
@@ -227,27 +211,3 @@ def _is_as_stored(array: StoredArray, found: npt.NDArray[Any], wanted: npt.NDArr
     whole[inside] = wanted
     stored = decode_object(array, encode_object(array, whole))[inside]
     return voxel_difference(found, stored, (0,) * found.ndim) is None
-
-
-def voxel_difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any], start: Shape) -> str | None:
-    """Compare bit by bit; say which voxels of the region at `start` differ, or None.
-
-    Examples
-    --------
-    >>> voxel_difference(np.array([[1, 2]]), np.array([[1, 3]]), (5, 0))
-    'voxels 5:6, 0:2: 1 of 2 differ from the source, the first at (5, 1): 2 instead of 3'
-    """
-    dtype = wanted.dtype.newbyteorder("<")
-    bits = np.dtype(f"u{dtype.itemsize}")
-    stored = np.ascontiguousarray(found, dtype).view(bits)
-    differs = stored != np.ascontiguousarray(wanted, dtype).view(bits)
-    n_different = int(np.count_nonzero(differs))
-    if not n_different:
-        return None
-    first = tuple(int(i[0]) for i in np.nonzero(differs))
-    at = tuple(s + f for s, f in zip(start, first, strict=True))
-    place = ", ".join(f"{s}:{s + n}" for s, n in zip(start, wanted.shape, strict=True))
-    return (
-        f"voxels {place}: {n_different} of {wanted.size} differ from the source, the first at "
-        f"{at}: {found[first]} instead of {wanted[first]}"
-    )
