@@ -15,11 +15,12 @@ from benchmarks import data
 from benchmarks.measure import Row
 from ctlab_dask_zarr.codec.chunk import chunk_codec
 from ctlab_dask_zarr.codec.shard import is_fill
+from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.layout import resolve_layout
 from ctlab_dask_zarr.planning.plan import array_document
 from ctlab_dask_zarr.store.store import Store
-from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
-from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
+from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
+from ctlab_dask_zarr.write.shards.shard import write_shards
 
 CODECS: dict[str, dict[str, Any]] = {
     "zstd": {},
@@ -88,13 +89,13 @@ def _in_threads(n_threads: int, work: Any) -> float:
 def _ours(folder: str, layout: Any, document: str, block: np.ndarray, n: int) -> Any:
     root = os.path.join(folder, f"shard-{n}")
     os.makedirs(root, exist_ok=True)
-    staged = StagedArray(Store(root), "", layout, document)
-    task, piece = ShardTask(0, (0, 0, 0)), Piece((0, 0, 0), block.shape, lambda: block)
-    return lambda: write_shards(staged, [task], [piece])
+    staged = StagedArray(Store(root), "", parse_array_document(document))
+    whole = LazyBlock((0, 0, 0), block.shape, lambda: block)
+    return lambda: write_shards(staged, [(0, 0, 0)], [whole])
 
 
 def _limit(folder: str, document: str, block: np.ndarray, n: int) -> Any:
-    array = StagedArray(Store(folder), "", resolve_layout(block.shape), document).array
+    array = parse_array_document(document)
     n_rows = block.shape[0] // 32
     ordered = np.ascontiguousarray(
         block.reshape(n_rows, 32, n_rows, 32, n_rows, 32).transpose(0, 2, 4, 1, 3, 5)

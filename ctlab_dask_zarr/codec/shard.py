@@ -13,27 +13,29 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec, crc32c
+from ctlab_dask_zarr.codec.zarr_fallback import encode_object
 from ctlab_dask_zarr.errors import ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 
 __all__ = [
     "ABSENT",
     "ChunkRow",
-    "ShardEncoder",
+    "RowEncoder",
     "copy_runs",
+    "index_bytes",
     "is_fill",
     "parse_index",
     "row_axis_of",
+    "row_encoder",
 ]
 
 #: Offset and nbytes of an inner chunk that is not stored because it is all fill value.
@@ -51,98 +53,81 @@ def row_axis_of(array: StoredArray) -> int:
 
 
 class ChunkRow:
-    """One row of inner chunks in chunk order, filled from pieces of the array.
+    """One row of inner chunks in chunk order, whose first element is at `start` of the array.
 
-    The buffer belongs to the thread and is used again for every row, so a row is valid until
-    the next one is begun on the same thread.
+    Its memory belongs to the thread and is used again for every row: a row is valid until the
+    next one is begun on the same thread.
 
-    Parameters
+    Attributes
     ----------
-    array
-        The array as it is stored.
-    start
-        Index, in elements of the array, of the row's first element along each axis.
+    start, stop
+        Where it begins and ends in the array, along each axis; what lies beyond is fill value.
+    blocks
+        Its inner chunks, shape (chunks along each axis, edges of a chunk), contiguous.
+    chunks
+        The same, shape (number of chunks, elements of a chunk).
     """
 
     def __init__(self, array: StoredArray, start: tuple[int, ...]) -> None:
-        axis = row_axis_of(array)
         counts = list(array.chunks_per_object)
-        counts[axis] = 1
+        counts[row_axis_of(array)] = 1
+        self._chunk_shape = array.inner_chunk_shape
         self.start = start
-        self.counts = tuple(counts)
-        self.chunk_shape = array.inner_chunk_shape
-        self.shape = tuple(n * c for n, c in zip(self.counts, self.chunk_shape, strict=True))
-        self._array_shape = array.shape
-        self._fill = array.fill_value
-        self._buffer = _row_buffer(array.dtype, self.counts + self.chunk_shape)
+        shape = tuple(n * c for n, c in zip(counts, self._chunk_shape, strict=True))
+        ends = tuple(s + n for s, n in zip(start, shape, strict=True))
+        self.stop = tuple(map(min, ends, array.shape))
+        self.blocks = _row_memory(array.dtype, (*counts, *self._chunk_shape))
+        self.chunks = self.blocks.reshape(prod(counts), prod(self._chunk_shape))
         ndim = len(counts)
         # (n0, n1, n2, c0, c1, c2) seen as (n0, c0, n1, c1, n2, c2)
-        self._view = self._buffer.transpose([i + k * ndim for i in range(ndim) for k in (0, 1)])
-        self.is_padded = any(
-            s + n > a for s, n, a in zip(start, self.shape, array.shape, strict=True)
-        )
+        self._view = self.blocks.transpose([i + k * ndim for i in range(ndim) for k in (0, 1)])
+        self.is_padded = self.stop != ends
         if self.is_padded:
-            self._buffer[...] = self._fill
-
-    @property
-    def stop(self) -> tuple[int, ...]:
-        """Index of the element after the row's last along each axis, within the array."""
-        return tuple(
-            min(s + n, a) for s, n, a in zip(self.start, self.shape, self._array_shape, strict=True)
-        )
-
-    @property
-    def blocks(self) -> npt.NDArray[Any]:
-        """The row's inner chunks, shape (chunks along each axis, edges of a chunk), contiguous."""
-        return self._buffer
-
-    @property
-    def chunks(self) -> npt.NDArray[Any]:
-        """The row's inner chunks, shape (number of chunks, elements of a chunk), contiguous."""
-        return self._buffer.reshape(prod(self.counts), prod(self.chunk_shape))
+            self.blocks[...] = array.fill_value
 
     def unpadded(self) -> npt.NDArray[Any]:
         """Return a copy of the row's elements that lie in the array, in array order."""
-        elements = self._view.reshape(self.shape)
-        lengths = (b - a for a, b in zip(self.start, self.stop, strict=True))
-        return np.ascontiguousarray(elements[tuple(slice(n) for n in lengths)])
+        shape = tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        elements = np.empty(shape, self.blocks.dtype)
+        self.take(elements, self.start)
+        return elements
 
-    def put(self, piece: npt.NDArray[Any], piece_start: tuple[int, ...]) -> int:
-        """Copy what `piece`, whose first element is at `piece_start`, has of this row.
+    def put(self, block: npt.NDArray[Any], start: tuple[int, ...]) -> int:
+        """Copy what `block`, whose first element is at `start`, has of this row.
 
         Returns the number of elements copied.
         """
         n_elements = 0
-        for mine, part in self._shared_parts(piece, piece_start):
+        for mine, part in self._shared_parts(block, start):
             copy_runs(part, mine)
             n_elements += part.size
         return n_elements
 
-    def take(self, piece: npt.NDArray[Any], piece_start: tuple[int, ...]) -> None:
-        """Copy what this row has of `piece` into it."""
-        for mine, part in self._shared_parts(piece, piece_start):
+    def take(self, block: npt.NDArray[Any], start: tuple[int, ...]) -> None:
+        """Copy what this row has of `block` into it."""
+        for mine, part in self._shared_parts(block, start):
             copy_runs(mine, part)
 
     def _shared_parts(
-        self, piece: npt.NDArray[Any], piece_start: tuple[int, ...]
+        self, block: npt.NDArray[Any], block_start: tuple[int, ...]
     ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        """Yield views of the row and of `piece`, of the same shape and of the same elements."""
+        """Yield views of the row and of `block`, of the same shape and of the same elements."""
         axes = []
         crop = []
-        for start, stop, chunk, p_start, p_len in zip(
-            self.start, self.stop, self.chunk_shape, piece_start, piece.shape, strict=True
+        for start, stop, chunk, b_start, b_len in zip(
+            self.start, self.stop, self._chunk_shape, block_start, block.shape, strict=True
         ):
-            first, last = max(start, p_start), min(stop, p_start + p_len)
+            first, last = max(start, b_start), min(stop, b_start + b_len)
             if first >= last:
                 return
-            crop.append(slice(first - p_start, last - p_start))
+            crop.append(slice(first - b_start, last - b_start))
             axes.append(_segments(first - start, last - start, chunk))
-        block = piece[tuple(crop)]
+        shared = block[tuple(crop)]
         for segments in product(*axes):
             mine = tuple(s for grid, inside, _, _ in segments for s in (grid, inside))
-            part = block[tuple(part for _, _, part, _ in segments)]
+            part = shared[tuple(part for _, _, part, _ in segments)]
             split = tuple(n for _, _, _, lengths in segments for n in lengths)
-            # Splitting axes never copies: this is a view of the piece.
+            # Splitting axes never copies: this is a view of the block.
             yield self._view[mine], part.reshape(split)
 
 
@@ -158,17 +143,13 @@ def _segments(
     position = first
     while position < last:
         grid, inside = divmod(position, chunk)
-        whole = (last - position) // chunk if inside == 0 else 0
-        length = whole * chunk or min(chunk - inside, last - position)
+        n_whole = (last - position) // chunk if inside == 0 else 0
+        n, length = (n_whole, chunk) if n_whole else (1, min(chunk - inside, last - position))
+        source = slice(position - first, position - first + n * length)
         segments.append(
-            (
-                slice(grid, grid + max(whole, 1)),
-                slice(inside, inside + (chunk if whole else length)),
-                slice(position - first, position - first + length),
-                (max(whole, 1), chunk if whole else length),
-            )
+            (slice(grid, grid + n), slice(inside, inside + length), source, (n, length))
         )
-        position += length
+        position += n * length
     return segments
 
 
@@ -185,26 +166,44 @@ def copy_runs(source: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
     target[...] = source
 
 
-def _same(memory: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return memory
+def _row_memory(dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return this thread's memory for rows, made new only when more is needed.
 
-
-def _row_buffer(dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return this thread's buffer for rows, made new only when a larger one is needed.
-
-    A large one lasts as long as a row that is in it.
+    Large memory lasts only as long as a row that is in it.
     """
     nbytes = prod(shape) * dtype.itemsize
-    kept: Callable[[], npt.NDArray[np.uint8] | None] | None = getattr(_thread, "memory", None)
-    memory = None if kept is None else kept()
+    kept: Callable[[], npt.NDArray[np.uint8] | None] = getattr(_thread, "memory", lambda: None)
+    memory = kept()
     if memory is None or memory.nbytes < nbytes:
-        memory = np.empty(nbytes, np.uint8)
-        _thread.memory = weakref.ref(memory) if nbytes > _KEPT_NBYTES else partial(_same, memory)
+        made = memory = np.empty(nbytes, np.uint8)
+        _thread.memory = weakref.ref(made) if nbytes > _KEPT_NBYTES else lambda: made
     return memory[:nbytes].view(dtype).reshape(shape)
 
 
-class ShardEncoder:
-    """Turns rows of inner chunks into the bytes of one shard, to be appended as they come."""
+class RowEncoder(Protocol):
+    """Turns rows of inner chunks into the bytes of one object, to be appended as they come."""
+
+    def encode_row(
+        self, row: ChunkRow, uniform: npt.NDArray[np.bool_] | None = None, /
+    ) -> Iterable[Buffer]:
+        """Yield the bytes of the next row.
+
+        `uniform` tells which of its chunks hold one number alone; None where that is not known.
+        """
+        ...
+
+    def finish(self) -> bytes:
+        """Return the bytes that end the object."""
+        ...
+
+
+def row_encoder(array: StoredArray) -> RowEncoder:
+    """Return what encodes one object of an array."""
+    return _DirectEncoder(array) if array.is_direct else _ZarrEncoder(array)
+
+
+class _DirectEncoder:
+    """A shard, or one chunk of an array without sharding; rows that never come are fill value."""
 
     def __init__(self, array: StoredArray) -> None:
         self._array = array
@@ -214,20 +213,12 @@ class ShardEncoder:
         self._nbytes = 0
 
     def encode_row(
-        self, chunks: npt.NDArray[Any], uniform: npt.NDArray[np.bool_] | None = None
+        self, row: ChunkRow, uniform: npt.NDArray[np.bool_] | None = None
     ) -> Iterator[Buffer]:
-        """Yield the encoded chunks of the next row; those that are all fill value are left out.
-
-        Parameters
-        ----------
-        chunks
-            Shape (number of chunks in the row, elements of a chunk), C-contiguous.
-        uniform
-            Which of them hold one number alone; None where that is not known.
-        """
-        absences = is_fill(chunks, self._array, uniform)
-        for chunk, absent in zip(chunks.view(np.uint8), absences, strict=True):
-            if not absent:
+        absences = is_fill(row.chunks, self._array, uniform)
+        for chunk, absent in zip(row.chunks.view(np.uint8), absences, strict=True):
+            # Only a shard can say that a chunk is not there.
+            if not (absent and self._array.is_sharded):
                 data = self._codec.encode(chunk)
                 nbytes = len(data)
                 self._index[self._n_chunks] = (self._nbytes, nbytes)
@@ -236,9 +227,28 @@ class ShardEncoder:
             self._n_chunks += 1
 
     def finish(self) -> bytes:
-        """Return the index, which ends the shard. Rows that never came are fill value."""
-        index = self._index.tobytes()
-        return index + crc32c(index) if self._array.index_checksum else index
+        return index_bytes(self._index, self._array) if self._array.is_sharded else b""
+
+
+class _ZarrEncoder:
+    """An object with other codecs: put together in memory, and encoded by zarr at the end."""
+
+    def __init__(self, array: StoredArray) -> None:
+        self._array = array
+        self._block: npt.NDArray[Any] | None = None
+
+    def encode_row(self, row: ChunkRow, _: object = None) -> Iterable[Buffer]:
+        if self._block is None:
+            self._block = np.full(
+                self._array.object_shape, self._array.fill_value, self._array.dtype
+            )
+            self._start = row.start
+        row.take(self._block, self._start)
+        return ()
+
+    def finish(self) -> bytes:
+        assert self._block is not None
+        return encode_object(self._array, self._block)
 
 
 def is_fill(
@@ -259,6 +269,12 @@ def is_fill(
     return candidates
 
 
+def index_bytes(index: npt.NDArray[np.uint64], array: StoredArray) -> bytes:
+    """Return the index that ends a shard, with its checksum where the array has one."""
+    data = index.tobytes()
+    return data + crc32c(data) if array.index_checksum else data
+
+
 def parse_index(data: Buffer, array: StoredArray, object_nbytes: int) -> npt.NDArray[np.uint64]:
     """Read a shard's index.
 
@@ -272,7 +288,7 @@ def parse_index(data: Buffer, array: StoredArray, object_nbytes: int) -> npt.NDA
     Returns
     -------
     Offsets and sizes in bytes, shape (number of inner chunks, 2), C order of the shard's chunks;
-    both are 2**64 - 1 for an inner chunk that is all fill value.
+    both are `ABSENT` for an inner chunk that is all fill value.
 
     Raises
     ------

@@ -1,15 +1,15 @@
 """The shards of coarser levels, made of what the tasks of the next finer one have left.
 
-That is an encoded piece of the next level, and pieces of voxels of the one after it; what is
-missing or damaged is made anew from the finer level's shards.
+That is an encoded piece of the level, and a piece of voxels of the one after it; or a piece of
+voxels of the level alone. What is missing or damaged is made again from the finer level's shards.
 
-Where the finer level was there before, as another program may have written it, nothing is known of
-its voxels. All of them are read here, so the receipts of what is made of them tell their range.
+Another program may have written a finer level that was there before, and nothing is known of its
+voxels. All of them are read then, and the receipts of the new level tell their range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from ctlab_dask_zarr.codec.values import ValueRange
 from ctlab_dask_zarr.errors import IncompleteDatasetError
@@ -17,54 +17,54 @@ from ctlab_dask_zarr.execution.progress import Reporter, topic_of
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.levels import child_coords, parent_coords
-from ctlab_dask_zarr.planning.plan import PlannedLevel
 from ctlab_dask_zarr.read.receipts import refuse_damaged
-from ctlab_dask_zarr.write.shards.merge import (
-    DamagedPieceError,
-    EncodedPiece,
-    find_piece,
-    merge_pieces,
-)
-from ctlab_dask_zarr.write.shards.pieces import FinerArray, Piece, ShardTask, piece_key, pieces_of
-from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
+from ctlab_dask_zarr.write.shards.array import LazyBlock, ShardTask, StagedArray
+from ctlab_dask_zarr.write.shards.merge import merge_pieces
+from ctlab_dask_zarr.write.shards.next_level import downsampled_blocks
+from ctlab_dask_zarr.write.shards.shard import write_shards
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 __all__ = ["write_coarser"]
 
 
-def write_coarser(staged: StagedWrite, task: ShardTask) -> list[ShardReceipt]:
+def write_coarser(write: StagedWrite, task: ShardTask) -> list[ShardReceipt]:
     """Write a shard of a level from what the next finer one has left for it."""
-    if staged.is_committed:
+    if write.is_committed:
         return []
-    finer, level = staged.array(task.level - 1), staged.request.levels[task.level]
-    parents = [
-        ShardTask(task.level - 1, coords)
-        for coords in parent_coords(finer.layout, level.layout, level.factors, task.coords)
-    ]
+    request = write.request
+    finer, level = write.array(task.level - 1), request.levels[task.level]
+    assert finer.next_level is not None
+    layouts = finer.layout, level.layout, level.factors
+    parents = list(parent_coords(*layouts, task.coords))
+    pieces = finer.next_level.pieces
     values = None
-    if finer.level < staged.request.n_existing:
-        values = ValueRange(staged.request.mask_value)
-        store = staged.request.destination.store
+    if finer.level < request.n_existing:
+        values = ValueRange(request.mask_value)
         for parent in parents:
-            stored = finer.layout.object_coords(parent.coords)
-            refuse_damaged(store, finer.path, finer.array, stored)
-    source = FinerArray(finer.store, finer.path, finer.array, values)
+            stored = finer.layout.object_coords(parent)
+            refuse_damaged(request.destination.store, finer.path, finer.array, stored)
+            if pieces is not None:
+                # An interrupted attempt has left it, without the range of the voxels.
+                write.pieces.remove(pieces.key(parent))
     try:
-        if finer.coarser is not None:
-            receipts = _merge(staged, task, parents, finer, source)
+        if pieces is not None:
+            receipts = _merge(write, task, parents, finer, pieces, values)
         else:
-            pieces = [p for parent in parents for p in _voxels(staged, finer, parent, source)]
-            receipts = staged.write(
-                task.level, [task.coords], _overlapping(pieces, level, task.coords)
-            )
+            region = level.layout.region(task.coords)
+            blocks = [
+                block
+                for parent in parents
+                for block in downsampled_blocks(finer, parent, finer, values)
+                if _is_inside(block, region)
+            ]
+            receipts = write.write(task.level, [task.coords], blocks)
     except IncompleteDatasetError as error:
-        raise _lost_shard(staged, task.level - 1, error) from error
+        raise _lost_shard(write, task.level - 1, error) from error
     for parent in parents:
-        children = set(child_coords(finer.layout, level.layout, level.factors, parent.coords))
-        if children == {task.coords}:
-            staged.pieces.remove(piece_key(parent, task.level))
-            if finer.coarser is not None:
-                staged.pieces.remove(piece_key(parent, task.level + 1))
+        if set(child_coords(*layouts, parent)) == {task.coords}:
+            write.pieces.remove(finer.voxel_piece_key(parent))
+            if pieces is not None:
+                write.pieces.remove(pieces.voxel_piece_key(parent))
     if values is not None:
         receipts = [r._replace(minimum=values.minimum, maximum=values.maximum) for r in receipts]
     return receipts
@@ -73,82 +73,37 @@ def write_coarser(staged: StagedWrite, task: ShardTask) -> list[ShardReceipt]:
 def _merge(
     write: StagedWrite,
     task: ShardTask,
-    parents: Sequence[ShardTask],
+    parents: Sequence[Shape],
     finer: StagedArray,
-    source: FinerArray,
+    pieces: StagedArray,
+    values: ValueRange | None,
 ) -> list[ShardReceipt]:
     """Put a shard together from encoded pieces, and encode its own piece of the next level."""
     write.refuse_taken_over()
-    staged, cut = write.array(task.level), finer.coarser
-    assert cut is not None
     found = write.find(task.level, task.coords)
     if found is not None:
         for parent in parents:
-            write.pieces.remove(cut.key(parent.coords))
+            write.pieces.remove(pieces.key(parent))
         return found
+    staged = write.array(task.level)
     reporter = Reporter(topic_of(write.request.run_id[:8]))
-    receipt = None
-    while receipt is None:
-        pieces = _taken(write, finer, parents, source)
-        try:
-            receipt = merge_pieces(
-                staged.store, staged.key(task.coords), staged.array, task.coords, pieces
-            )
-        except DamagedPieceError as damage:
-            write.pieces.remove(cut.key(damage.coords))
-    if staged.coarser is not None:
-        merged = FinerArray(staged.store, staged.path, staged.array)
-        voxels = [p for parent in parents for p in _voxels(write, cut, parent, merged)]
-        write_shards(staged.coarser, [task], voxels)
+
+    def make(parent: Shape) -> None:
+        write_shards(pieces, [parent], downsampled_blocks(finer, parent, finer, values))
+
+    receipt = merge_pieces(staged, task.coords, pieces, parents, make)
+    if staged.next_level is not None and staged.next_level.pieces is not None:
+        blocks = [b for parent in parents for b in downsampled_blocks(pieces, parent, staged)]
+        write_shards(staged.next_level.pieces, [task.coords], blocks)
     reporter.add(staged.layout.n_elements(task.coords) * staged.array.dtype.itemsize)
     reporter.finish()
     return [receipt]
 
 
-def _taken(
-    write: StagedWrite, finer: StagedArray, parents: Sequence[ShardTask], source: FinerArray
-) -> Iterator[EncodedPiece]:
-    """Yield the encoded pieces of tasks, and remove each when the next one is asked for.
-
-    No other shard is made of them: such a piece lies in one. The shard then grows into the memory,
-    or the disk, that its pieces leave: twice as fast where fresh memory is dear, as in virtual
-    machines. Should the shard not come to its end, they are made anew from the finer level.
-    """
-    assert finer.coarser is not None
-    for parent in parents:
-        yield _encoded_piece(write, finer, parent, source)
-        write.pieces.remove(finer.coarser.key(parent.coords))
-
-
-def _encoded_piece(
-    write: StagedWrite, finer: StagedArray, parent: ShardTask, source: FinerArray
-) -> EncodedPiece:
-    """Return the encoded piece that a task has left, made anew where there is none.
-
-    One that an interrupted attempt has left of a level whose voxels are to be known is made anew.
-    """
-    encoded = finer.coarser
-    assert encoded is not None
-    key = encoded.key(parent.coords)
-    piece = None
-    if source.values is None:
-        piece = find_piece(write.pieces, key, encoded.array, parent.coords)
-    if piece is None:
-        write_shards(encoded, [parent], _voxels(write, finer, parent, source))
-        piece = find_piece(write.pieces, key, encoded.array, parent.coords)
-    if piece is None:
-        raise IncompleteDatasetError(f"{write.pieces.path(key)} cannot be read back")
-    return piece
-
-
-def _voxels(
-    write: StagedWrite, cut: StagedArray, task: ShardTask, source: FinerArray
-) -> Iterator[Piece]:
-    """Yield what a task has left of the level after `cut`, else made of shards of `source`."""
-    assert cut.halving is not None
-    key = piece_key(task, cut.level + 1)
-    region = cut.layout.region(task.coords)
-    return pieces_of(write.pieces, key, cut.array, region, cut.halving, source)
+def _is_inside(block: LazyBlock, region: tuple[slice, ...]) -> bool:
+    """Whether a block has voxels of a region."""
+    places = zip(region, block.start, block.shape, strict=True)
+    return all(start < part.stop and start + n > part.start for part, start, n in places)
 
 
 def _lost_shard(write: StagedWrite, level: int, error: IncompleteDatasetError) -> Exception:
@@ -161,16 +116,3 @@ def _lost_shard(write: StagedWrite, level: int, error: IncompleteDatasetError) -
         "another write has removed or committed it meanwhile, or somebody has. Look whether "
         "one is still under way, then try again"
     )
-
-
-def _overlapping(pieces: Iterable[Piece], level: PlannedLevel, coords: Shape) -> list[Piece]:
-    """Return the pieces that have voxels of the shard at `coords`."""
-    region = level.layout.region(coords)
-    return [
-        piece
-        for piece in pieces
-        if all(
-            start < part.stop and start + n > part.start
-            for part, start, n in zip(region, piece.start, piece.shape, strict=True)
-        )
-    ]

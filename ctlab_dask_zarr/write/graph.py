@@ -46,7 +46,7 @@ from ctlab_dask_zarr.planning.plan import PlannedLevel
 from ctlab_dask_zarr.planning.rechunk import Method, block_ranges, group_axis_of, group_rows
 from ctlab_dask_zarr.write.coarser import write_coarser
 from ctlab_dask_zarr.write.sample import add_sample, stage_after
-from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
+from ctlab_dask_zarr.write.shards.array import LazyBlock, ShardTask
 from ctlab_dask_zarr.write.staging.commit import CommitResult, commit
 from ctlab_dask_zarr.write.staging.remaining import Remaining
 from ctlab_dask_zarr.write.staging.request import StageRequest
@@ -320,8 +320,8 @@ def _write_making(
     recipes: Sequence[BlockRecipe],
     shared: Mapping[Key, Any],
 ) -> list[ShardReceipt]:
-    pieces = [Piece(r.start, r.shape, partial(r.make, shared)) for r in recipes]
-    return staged.write(0, group, pieces)
+    blocks = [LazyBlock(r.start, r.shape, partial(r.make, shared)) for r in recipes]
+    return staged.write(0, group, blocks)
 
 
 def _cut(accept: Accept, place: Place, cut: tuple[slice, ...], block: Any) -> npt.NDArray[Any]:
@@ -342,8 +342,8 @@ def _write_gathering(
     places: Sequence[Place],
     blocks: Sequence[Any],
 ) -> list[ShardReceipt]:
-    pieces = [Piece(*place, partial(getitem, blocks, n)) for n, place in enumerate(places)]
-    return staged.write(0, group, pieces)
+    lazy = [LazyBlock(*place, partial(getitem, blocks, n)) for n, place in enumerate(places)]
+    return staged.write(0, group, lazy)
 
 
 def _write_coarser(staged: StagedWrite, task: ShardTask, parents: Any) -> list[ShardReceipt]:

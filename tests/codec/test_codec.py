@@ -35,8 +35,8 @@ from ctlab_dask_zarr.planning.layout import Layout, resolve_layout
 from ctlab_dask_zarr.planning.plan import array_document
 from ctlab_dask_zarr.read.zarr import ZarrVolume
 from ctlab_dask_zarr.store.store import Store
-from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
-from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
+from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
+from ctlab_dask_zarr.write.shards.shard import write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not in the Zarr version 3 specification")
 
@@ -80,18 +80,18 @@ def write(root: Path, voxels: np.ndarray, layout: Layout, document: str, cuts: A
     """Write every object, each task from blocks cut at `cuts`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "zarr.json").write_text(document)
-    staged = StagedArray(Store(str(root)), "", layout, document)
+    staged = StagedArray(Store(str(root)), "", parse_array_document(document))
     for coords in layout.task_coords():
         region = layout.region(coords)
         axes = []
         for part, inner in zip(region, cuts, strict=True):
             places = [c for c in sorted(inner) if part.start < c < part.stop]
             axes.append(list(itertools.pairwise([part.start, *places, part.stop])))
-        pieces = []
+        blocks = []
         for bounds in itertools.product(*axes):
             block = voxels[tuple(slice(a, b) for a, b in bounds)]
-            pieces.append(Piece(tuple(a for a, _ in bounds), block.shape, lambda b=block: b))
-        write_shards(staged, [ShardTask(0, coords)], pieces)
+            blocks.append(LazyBlock(tuple(a for a, _ in bounds), block.shape, lambda b=block: b))
+        write_shards(staged, [coords], blocks)
     return staged
 
 
@@ -154,7 +154,7 @@ def volumes(draw: Any) -> tuple[np.ndarray, Layout, Any, list[list[int]]]:
     shard = tuple(c * draw(st.integers(1, 3)) for c in chunk)
     layout = resolve_layout(shape, chunk, draw(st.sampled_from([shard, shard, None])))
     # The axis along which rows follow one another may be cut anywhere; others too, as long as
-    # the pieces come in its order, which `write` promises for cuts of one axis only.
+    # the blocks come in its order, which `write` promises for cuts of one axis only.
     axis = draw(st.integers(0, len(shape) - 1))
     cuts = [
         draw(st.lists(st.integers(1, 11), max_size=4)) if a == axis else []
@@ -317,7 +317,7 @@ def test_blocks_of_one_shard_are_dropped_as_soon_as_they_are_encoded(tmp_path: P
     layout = resolve_layout((64, 16, 16), (8, 8, 8), (64, 16, 16))
     document = document_of(layout, "u2", 0, "zstd")
     (tmp_path / "zarr.json").write_text(document)
-    staged = StagedArray(Store(str(tmp_path)), "", layout, document)
+    staged = StagedArray(Store(str(tmp_path)), "", parse_array_document(document))
     alive: list[weakref.ref[Any]] = []
     most = 0
 
@@ -329,8 +329,8 @@ def test_blocks_of_one_shard_are_dropped_as_soon_as_they_are_encoded(tmp_path: P
         most = max(most, sum(ref() is not None for ref in alive))
         return block
 
-    pieces = [Piece((z, y, 0), (8, 8, 16), load) for z in range(0, 64, 8) for y in (0, 8)]
-    write_shards(staged, [ShardTask(0, (0, 0, 0))], pieces)
+    blocks = [LazyBlock((z, y, 0), (8, 8, 16), load) for z in range(0, 64, 8) for y in (0, 8)]
+    write_shards(staged, [(0, 0, 0)], blocks)
     assert len(alive) == 16
     assert most <= 2
 

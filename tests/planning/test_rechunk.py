@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from ctlab_dask_zarr import Dataset, WritePlan, dataset_from_zarr, dataset_to_zarr, plan
 from ctlab_dask_zarr.store.store import Store
-from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
-from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
+from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
+from ctlab_dask_zarr.write.shards.shard import write_shards
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((48, 50, 70))
@@ -37,13 +37,13 @@ def serial_store(root: Path, write_plan: WritePlan, voxels: np.ndarray) -> dict[
     """The oracle: each shard from one piece, in a loop; the objects by their keys."""
     root.mkdir()
     (level,) = write_plan.levels
-    staged = StagedArray(Store(str(root)), level.path, level.layout, level.document)
+    staged = StagedArray(Store(str(root)), level.path, level.array)
     for coords in level.layout.task_coords():
         region = level.layout.region(coords)
-        piece = Piece(
+        block = LazyBlock(
             tuple(r.start for r in region), voxels[region].shape, lambda r=region: voxels[r]
         )
-        write_shards(staged, [ShardTask(0, coords)], [piece])
+        write_shards(staged, [coords], [block])
     return objects_in(root)
 
 

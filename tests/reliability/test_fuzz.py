@@ -61,7 +61,7 @@ class OneFile:
 
 
 def one_shard(codec: str) -> tuple[StoredArray, bytes]:
-    from ctlab_dask_zarr.codec.shard import ChunkRow, ShardEncoder
+    from ctlab_dask_zarr.codec.shard import ChunkRow, row_encoder
 
     layout = resolve_layout((8, 8, 16), (4, 8, 8), (8, 8, 16))
     document = array_document(
@@ -70,12 +70,12 @@ def one_shard(codec: str) -> tuple[StoredArray, bytes]:
     )  # fmt: skip
     array = parse_array_document(document)
     voxels = np.random.default_rng(0).integers(0, 50, layout.shape).astype("u2")
-    encoder = ShardEncoder(array)
+    encoder = row_encoder(array)
     data = b""
     for start in (0, 4):
         row = ChunkRow(array, (start, 0, 0))
         row.put(voxels, (0, 0, 0))
-        data += b"".join(map(bytes, encoder.encode_row(row.chunks)))
+        data += b"".join(map(bytes, encoder.encode_row(row)))
     return array, data + encoder.finish()
 
 

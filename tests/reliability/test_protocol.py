@@ -29,7 +29,7 @@ from ctlab_dask_zarr.store.hierarchy import read_json_object, read_ome
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.coarser import write_coarser
 from ctlab_dask_zarr.write.extend import images_to_extend, level_request, plan_labels
-from ctlab_dask_zarr.write.shards.pieces import Piece
+from ctlab_dask_zarr.write.shards.array import LazyBlock
 from ctlab_dask_zarr.write.staging.commit import commit, refuse_missing
 from ctlab_dask_zarr.write.staging.remaining import all_tasks, find_remaining, part_tasks
 from ctlab_dask_zarr.write.staging.request import StageRequest
@@ -95,8 +95,8 @@ def write_shards(staged: StagedWrite, tasks: Any, voxels: np.ndarray) -> None:
             continue
         x = task.coords[2]
         block = voxels[:, :, 8 * x : 8 * x + 8]
-        piece = Piece((0, 0, 8 * x), block.shape, lambda block=block: block)
-        staged.record(staged.write(0, [task.coords], [piece]))
+        lazy = LazyBlock((0, 0, 8 * x), block.shape, lambda block=block: block)
+        staged.record(staged.write(0, [task.coords], [lazy]))
 
 
 def write_rest(staged: StagedWrite, tasks: Any, voxels: np.ndarray) -> None:

@@ -1,110 +1,147 @@
-"""Shards of the coarser levels, put together from pieces that are encoded already.
+"""Shards put together from pieces that are encoded already.
 
-Where a task's part of the next level is made of whole inner chunks, the task encodes them itself,
-as a small shard: its *encoded piece*. A shard of that level is then the pieces of its parents one
-after another, under one index, so that no task at the end has to compress a whole shard alone.
+A task may encode its part of a shard that other tasks have parts of too. What it leaves is a small
+shard of whole inner chunks, an *encoded piece*. The shard is then its pieces one after another
+under one index: bytes are moved, and nothing is decoded. The shards of levels are made in this way,
+so that no task at the end has to compress a whole shard alone.
+
+A piece ends with a trailer: the range of its voxels, and the CRC-32C of all that comes before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 
-from ctlab_dask_zarr.codec.chunk import crc32c
-from ctlab_dask_zarr.codec.shard import ABSENT, parse_index
-from ctlab_dask_zarr.errors import ShardDecodeError
+from ctlab_dask_zarr.codec.shard import ABSENT, index_bytes, parse_index
+from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number, ShardReceipt
-from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.store.store import Store
+from ctlab_dask_zarr.write.shards.array import StagedArray
 
-__all__ = ["DamagedPieceError", "EncodedPiece", "find_piece", "merge_pieces", "piece_trailer"]
+__all__ = ["merge_pieces", "piece_trailer"]
 
 #: Read at once: as much as stays in a processor's cache on the way from file to file.
 _BLOCK_NBYTES = 2**20
 
 
-class DamagedPieceError(Exception):
+class _DamagedPieceError(Exception):
     """A piece is not what was written, or is gone."""
 
-    def __init__(self, coords: Shape) -> None:
-        super().__init__(f"the piece at {coords} is damaged")
-        self.coords = coords
+
+@dataclass(frozen=True)
+class _FoundPiece:
+    """A piece that was found: the size of its inner chunks, with which it begins, and the rest.
+
+    `index` has the shape (inner chunks along each axis, 2).
+    """
+
+    nbytes: int
+    index: npt.NDArray[np.uint64]
+    range: tuple[Number, ...]
+    tail: bytes
 
 
 def _trailer_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype(
-        [("has_values", "u1"), ("minimum", dtype), ("maximum", dtype), ("crc32c", "<u4")]
-    )
+    return np.dtype([("has_values", "u1"), ("range", dtype, 2), ("crc32c", "<u4")])
 
 
 def piece_trailer(receipt: ShardReceipt, dtype: np.dtype[Any]) -> bytes:
-    """Return what follows a piece: what a receipt says of it, and the CRC-32C of all before."""
-    trailer = np.zeros(1, _trailer_dtype(dtype))
+    """Return the trailer of a piece, made of what its receipt says."""
+    trailer = np.zeros((), _trailer_dtype(dtype))
     if receipt.minimum is not None:
         trailer["has_values"] = 1
-        trailer["minimum"], trailer["maximum"] = receipt.minimum, receipt.maximum
+        trailer["range"] = receipt.minimum, receipt.maximum
     data = trailer.tobytes()[:-4]
     checksum: int = google_crc32c.extend(receipt.crc32c, data)
     return data + checksum.to_bytes(4, "little")
 
 
-@dataclass(frozen=True)
-class EncodedPiece:
-    """A piece, as a file that was found.
+def merge_pieces(
+    staged: StagedArray,
+    coords: Shape,
+    pieces: StagedArray,
+    piece_coords: Iterable[Shape],
+    make: Callable[[Shape], None],
+) -> ShardReceipt:
+    """Write a shard from its pieces.
 
-    Attributes
-    ----------
-    coords, start
-        Which of the pieces it is, and where it begins in the array, in elements.
-    index
-        Offsets and sizes of its inner chunks, shape (inner chunks along each axis, 2).
-    minimum, maximum
-        Of its valid voxels; None where there are none.
-    nbytes
-        Of the encoded inner chunks, with which the file begins.
-    """
-
-    store: Store
-    key: str
-    coords: Shape
-    start: Shape
-    index: np.ndarray[Any, np.dtype[np.uint64]]
-    minimum: Number | None
-    maximum: Number | None
-    nbytes: int
-    tail: bytes
-
-    def blocks(self) -> Iterator[bytes]:
-        """Yield the encoded inner chunks, and raise at the end if they were not those written."""
-        checksum = 0
-        for start in range(0, self.nbytes, _BLOCK_NBYTES):
-            nbytes = min(_BLOCK_NBYTES, self.nbytes - start)
-            try:
-                block = self.store.get_range(self.key, start, nbytes)
-            except FileNotFoundError:
-                raise DamagedPieceError(self.coords) from None
-            checksum = google_crc32c.extend(checksum, block)
-            yield block
-        checksum = google_crc32c.extend(checksum, self.tail[:-4])
-        if checksum != int.from_bytes(self.tail[-4:], "little"):
-            raise DamagedPieceError(self.coords)
-
-
-def find_piece(store: Store, key: str, array: StoredArray, coords: Shape) -> EncodedPiece | None:
-    """Return a piece, or None where it is missing or cut off.
+    Each piece is removed as soon as its bytes are in the shard. The shard then grows into the
+    memory, or the disk, that its pieces leave: twice as fast where fresh memory is dear, as in
+    virtual machines. If the shard does not come to its end, they are made again.
 
     Parameters
     ----------
-    store, key
-        Where it is.
-    array, coords
-        The array whose objects are such pieces, and which of them.
+    staged, coords
+        The array, and which of its shards.
+    pieces, piece_coords
+        The array as it is cut into pieces, and those of the shard.
+    make
+        Makes a piece that is missing or damaged.
     """
+    while True:
+        try:
+            return _merged(staged, coords, pieces, piece_coords, make)
+        except _DamagedPieceError as damage:
+            pieces.store.remove(pieces.key(damage.args[0]))
+
+
+def _merged(
+    staged: StagedArray,
+    coords: Shape,
+    pieces: StagedArray,
+    piece_coords: Iterable[Shape],
+    make: Callable[[Shape], None],
+) -> ShardReceipt:
+    array, key = staged.array, staged.key(coords)
+    origin = [part.start for part in array.object_region(coords)]
+    index = np.full((*array.chunks_per_object, 2), ABSENT, "<u8")
+    nbytes = checksum = 0
+    values: list[Number] = []
+    with staged.store.create(key) as writer:
+        for at in piece_coords:
+            piece = _found(pieces, at)
+            if piece is None:
+                make(at)
+                piece = _found(pieces, at)
+            if piece is None:
+                path = pieces.store.path(pieces.key(at))
+                raise IncompleteDatasetError(f"{path} cannot be read back")
+            entries = piece.index.copy()
+            entries[..., 0] += np.uint64(nbytes) * (entries[..., 0] != ABSENT)
+            where = [
+                slice((part.start - o) // c, (part.start - o) // c + n)
+                for part, o, c, n in zip(
+                    pieces.array.object_region(at), origin, array.inner_chunk_shape, entries.shape,
+                    strict=False,
+                )
+            ]  # fmt: skip
+            index[tuple(where)] = entries
+            for block in _blocks(pieces, at, piece):
+                writer.write(block)
+                checksum = google_crc32c.extend(checksum, block)
+            nbytes += piece.nbytes
+            values += piece.range
+            pieces.store.remove(pieces.key(at))
+        tail = index_bytes(index, array)
+        writer.write(tail)
+    return ShardReceipt(
+        key,
+        nbytes + len(tail),
+        google_crc32c.extend(checksum, tail),
+        min(values, default=None),
+        max(values, default=None),
+    )
+
+
+def _found(pieces: StagedArray, coords: Shape) -> _FoundPiece | None:
+    """Return a piece, or None where it is missing or cut off."""
+    array, store, key = pieces.array, pieces.store, pieces.key(coords)
     dtype = _trailer_dtype(array.dtype)
     tail_nbytes = array.index_nbytes + dtype.itemsize
     try:
@@ -116,59 +153,21 @@ def find_piece(store: Store, key: str, array: StoredArray, coords: Shape) -> Enc
     except (FileNotFoundError, ShardDecodeError):
         return None
     trailer = np.frombuffer(tail[array.index_nbytes :], dtype)[0]
-    has_values = bool(trailer["has_values"])
-    return EncodedPiece(
-        store=store,
-        key=key,
-        coords=coords,
-        start=tuple(part.start for part in array.object_region(coords)),
-        index=index.reshape(*array.chunks_per_object, 2),
-        minimum=trailer["minimum"].item() if has_values else None,
-        maximum=trailer["maximum"].item() if has_values else None,
-        nbytes=nbytes,
-        tail=tail,
-    )
+    values = tuple(trailer["range"].tolist()) if trailer["has_values"] else ()
+    return _FoundPiece(nbytes, index.reshape(*array.chunks_per_object, 2), values, tail)
 
 
-def merge_pieces(
-    store: Store, key: str, array: StoredArray, coords: Shape, pieces: Iterable[EncodedPiece]
-) -> ShardReceipt:
-    """Write the shard at `coords` of `array` from its pieces, each taken when it is needed.
-
-    Raises
-    ------
-    DamagedPieceError
-        A piece is not what was written; there is no shard then.
-    """
-    chunk = array.inner_chunk_shape
-    origin = [part.start for part in array.object_region(coords)]
-    index = np.full((*array.chunks_per_object, 2), ABSENT, "<u8")
-    nbytes = checksum = 0
-    lows: list[Number] = []
-    highs: list[Number] = []
-    with store.create(key) as writer:
-        for piece in pieces:
-            entries = piece.index.copy()
-            offsets = entries[..., 0]
-            offsets[offsets != ABSENT] += np.uint64(nbytes)
-            first = [(a - o) // c for a, o, c in zip(piece.start, origin, chunk, strict=True)]
-            where = (slice(f, f + n) for f, n in zip(first, entries.shape, strict=False))
-            index[tuple(where)] = entries
-            for block in piece.blocks():
-                writer.write(block)
-                checksum = google_crc32c.extend(checksum, block)
-            nbytes += piece.nbytes
-            if piece.minimum is not None and piece.maximum is not None:
-                lows.append(piece.minimum)
-                highs.append(piece.maximum)
-        tail = index.tobytes()
-        if array.index_checksum:
-            tail += crc32c(tail)
-        writer.write(tail)
-    return ShardReceipt(
-        key,
-        nbytes + len(tail),
-        google_crc32c.extend(checksum, tail),
-        min(lows, default=None),
-        max(highs, default=None),
-    )
+def _blocks(pieces: StagedArray, coords: Shape, piece: _FoundPiece) -> Iterator[bytes]:
+    """Yield the encoded inner chunks, and raise at the end if they were not those written."""
+    checksum = 0
+    for start in range(0, piece.nbytes, _BLOCK_NBYTES):
+        nbytes = min(_BLOCK_NBYTES, piece.nbytes - start)
+        try:
+            block = pieces.store.get_range(pieces.key(coords), start, nbytes)
+        except FileNotFoundError:
+            raise _DamagedPieceError(coords) from None
+        checksum = google_crc32c.extend(checksum, block)
+        yield block
+    checksum = google_crc32c.extend(checksum, piece.tail[:-4])
+    if checksum != int.from_bytes(piece.tail[-4:], "little"):
+        raise _DamagedPieceError(coords)

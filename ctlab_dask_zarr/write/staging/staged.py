@@ -17,8 +17,8 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.levels import piece_layouts
 from ctlab_dask_zarr.store.store import Store
-from ctlab_dask_zarr.write.shards.pieces import Halving, Piece, ShardTask
-from ctlab_dask_zarr.write.shards.shard import StagedArray, receipt_of_stored, write_shards
+from ctlab_dask_zarr.write.shards.array import LazyBlock, NextLevel, StagedArray, piece_array
+from ctlab_dask_zarr.write.shards.shard import receipt_of_stored, write_shards
 from ctlab_dask_zarr.write.staging.request import StageRequest
 
 __all__ = ["StagedWrite"]
@@ -55,13 +55,10 @@ class StagedWrite:
         return StagedArray(
             store=request.destination.store if is_in_place else self.store,
             path=chosen.path,
-            layout=chosen.layout,
-            document=chosen.document,
+            array=chosen.array,
             mask_value=request.mask_value,
             level=level,
-            pieces=self.pieces,
-            halving=self._halving(level),
-            coarser=self._encoded_pieces(level + 1),
+            next_level=self._next_level(level, self._encoded_pieces(level + 1)),
         )
 
     def _is_moved(self, level: int) -> bool:
@@ -73,13 +70,13 @@ class StagedWrite:
         is_staged = kind(self.store.path(path)) is not None
         return not is_staged and kind(destination.store.path(path)) == "folder"
 
-    def _halving(self, level: int) -> Halving | None:
+    def _next_level(self, level: int, pieces: StagedArray | None) -> NextLevel | None:
         """Return how a level becomes the next one; None for the last."""
         request = self.request
         if level + 1 == len(request.levels):
             return None
         factors = request.levels[level + 1].factors
-        return Halving(factors, request.downsample, request.mask_value)
+        return NextLevel(factors, request.downsample, self.pieces, pieces)
 
     def _encoded_pieces(self, level: int) -> StagedArray | None:
         """Return a level as it is cut into the encoded pieces that tasks of the finer one leave."""
@@ -92,12 +89,10 @@ class StagedWrite:
         return StagedArray(
             store=self.pieces,
             path=f"{level - 1}",
-            layout=layouts[level - 1],
-            document=levels[level].document,
+            array=piece_array(levels[level].array, layouts[level - 1]),
             mask_value=self.request.mask_value,
             level=level,
-            pieces=self.pieces,
-            halving=self._halving(level),
+            next_level=self._next_level(level, None),
             is_piece=True,
         )
 
@@ -118,7 +113,7 @@ class StagedWrite:
             )
 
     def write(
-        self, level: int, group: Sequence[Shape], pieces: Iterable[Piece]
+        self, level: int, group: Sequence[Shape], blocks: Iterable[LazyBlock]
     ) -> list[ShardReceipt]:
         """Write the shards at the coordinates of `group`, but those that are there whole.
 
@@ -133,12 +128,12 @@ class StagedWrite:
         for coords in group:
             found = self.find(level, coords)
             if found is None:
-                missing.append(ShardTask(level, coords))
+                missing.append(coords)
             else:
                 receipts += found
         if missing:
             reporter = Reporter(topic_of(self.request.run_id[:8]))
-            receipts += write_shards(staged, missing, pieces, reporter.add, reporter.finish)
+            receipts += write_shards(staged, missing, blocks, reporter.add, reporter.finish)
             reporter.finish()
         return receipts
 

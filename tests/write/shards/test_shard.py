@@ -21,8 +21,8 @@ from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout, resolve_layout
 from ctlab_dask_zarr.planning.plan import array_document
 from ctlab_dask_zarr.store.store import Store
-from ctlab_dask_zarr.write.shards.pieces import Piece, ShardTask
-from ctlab_dask_zarr.write.shards.shard import StagedArray, write_shards
+from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
+from ctlab_dask_zarr.write.shards.shard import write_shards
 
 tensorstore = pytest.importorskip("tensorstore")
 
@@ -53,13 +53,13 @@ def stage(root: Path, layout: Layout, dtype: str, fill: Any, codec: str) -> Stag
     )
     root.mkdir(parents=True, exist_ok=True)
     (root / "zarr.json").write_text(document)
-    return StagedArray(Store(str(root)), "", layout, document)
+    return StagedArray(Store(str(root)), "", parse_array_document(document))
 
 
-def pieces_of(voxels: np.ndarray, cuts: list[int]) -> list[Piece]:
+def blocks_of(voxels: np.ndarray, cuts: list[int]) -> list[LazyBlock]:
     bounds = [0, *sorted({c for c in cuts if 0 < c < voxels.shape[0]}), voxels.shape[0]]
     return [
-        Piece((a, 0, 0), (b - a, *voxels.shape[1:]), lambda a=a, b=b: voxels[a:b])
+        LazyBlock((a, 0, 0), (b - a, *voxels.shape[1:]), lambda a=a, b=b: voxels[a:b])
         for a, b in itertools.pairwise(bounds)
     ]
 
@@ -95,13 +95,13 @@ def test_what_is_written_reads_back_to_the_bit_everywhere(
     staged = stage(root, layout, voxels.dtype.str, fill, codec)
     receipts = []
     for row in range(layout.grid_shape[0]):
-        tasks = [ShardTask(0, c) for c in layout.task_coords() if c[0] == row]
-        span = layout.region(tasks[0].coords)[0]
-        pieces = [
-            p for p in pieces_of(voxels, cuts)
+        tasks = [c for c in layout.task_coords() if c[0] == row]
+        span = layout.region(tasks[0])[0]
+        blocks = [
+            p for p in blocks_of(voxels, cuts)
             if p.start[0] < span.stop and p.start[0] + p.shape[0] > span.start
         ]  # fmt: skip
-        receipts += write_shards(staged, tasks, pieces)
+        receipts += write_shards(staged, tasks, blocks)
     assert len(receipts) == layout.n_objects
     assert all(os.path.getsize(root / r.key) == r.nbytes for r in receipts)
     region = tuple(slice(0, n) for n in voxels.shape)
@@ -122,7 +122,7 @@ def test_any_region_reads_like_numpy(tmp_path_factory: pytest.TempPathFactory, d
     root = tmp_path_factory.mktemp("region")
     staged = stage(root, layout, "u2", 0, data.draw(st.sampled_from(DIRECT)))
     for coords in layout.task_coords():
-        write_shards(staged, [ShardTask(0, coords)], _one_piece(layout, coords, voxels))
+        write_shards(staged, [coords], _one_block(layout, coords, voxels))
     for _ in range(5):
         bounds = [sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2))) for n in voxels.shape]
         region = tuple(slice(a, b) for a, b in bounds)
@@ -130,17 +130,17 @@ def test_any_region_reads_like_numpy(tmp_path_factory: pytest.TempPathFactory, d
         assert same_bits(read, np.ascontiguousarray(voxels[region]))
 
 
-def _one_piece(layout: Layout, coords: tuple[int, ...], voxels: np.ndarray) -> list[Piece]:
+def _one_block(layout: Layout, coords: tuple[int, ...], voxels: np.ndarray) -> list[LazyBlock]:
     region = layout.region(coords)
     start = tuple(r.start for r in region)
-    return [Piece(start, voxels[region].shape, lambda: voxels[region])]
+    return [LazyBlock(start, voxels[region].shape, lambda: voxels[region])]
 
 
 def _one_shard(tmp_path: Path, codec: str = "zstd") -> tuple[StagedArray, np.ndarray, Path]:
     voxels = np.random.default_rng(1).integers(0, 50, (16, 16, 16), dtype="u2")
     layout = resolve_layout(voxels.shape, (8, 8, 8), (16, 16, 16))
     staged = stage(tmp_path / "a", layout, "u2", 0, codec)
-    write_shards(staged, [ShardTask(0, (0, 0, 0))], _one_piece(layout, (0, 0, 0), voxels))
+    write_shards(staged, [(0, 0, 0)], _one_block(layout, (0, 0, 0), voxels))
     return staged, voxels, tmp_path / "a" / "c.0.0.0"
 
 
@@ -148,27 +148,25 @@ def test_a_shard_of_fill_value_is_there_and_is_its_index_alone(tmp_path: Path) -
     layout = resolve_layout((16, 16, 16), (8, 8, 8), (16, 16, 16))
     staged = stage(tmp_path / "a", layout, "u2", 7, "zstd")
     voxels = np.full((16, 16, 16), 7, "u2")
-    (receipt,) = write_shards(
-        staged, [ShardTask(0, (0, 0, 0))], _one_piece(layout, (0, 0, 0), voxels)
-    )
+    (receipt,) = write_shards(staged, [(0, 0, 0)], _one_block(layout, (0, 0, 0), voxels))
     assert receipt.nbytes == staged.array.index_nbytes
 
 
-def test_pieces_that_leave_a_hole_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_blocks_that_leave_a_hole_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
     layout = resolve_layout((16, 16, 16), (8, 8, 8), (16, 16, 16))
     staged = stage(tmp_path / "a", layout, "u2", 0, "zstd")
-    half = Piece((0, 0, 0), (16, 16, 12), lambda: np.zeros((16, 16, 12), "u2"))
+    half = LazyBlock((0, 0, 0), (16, 16, 12), lambda: np.zeros((16, 16, 12), "u2"))
     with pytest.raises(RuntimeError, match="do not cover"):
-        write_shards(staged, [ShardTask(0, (0, 0, 0))], [half])
+        write_shards(staged, [(0, 0, 0)], [half])
     assert os.listdir(tmp_path / "a") == ["zarr.json"]
 
 
 def test_a_block_of_another_shape_than_its_chunks_say_is_refused(tmp_path: Path) -> None:
     layout = resolve_layout((16, 16, 16), (8, 8, 8), (16, 16, 16))
     staged = stage(tmp_path / "a", layout, "u2", 0, "zstd")
-    lie = Piece((0, 0, 0), (16, 16, 16), lambda: np.zeros((16, 16, 15), "u2"))
+    lie = LazyBlock((0, 0, 0), (16, 16, 16), lambda: np.zeros((16, 16, 15), "u2"))
     with pytest.raises(ValueError, match="instead of"):
-        write_shards(staged, [ShardTask(0, (0, 0, 0))], [lie])
+        write_shards(staged, [(0, 0, 0)], [lie])
     assert os.listdir(tmp_path / "a") == ["zarr.json"]
 
 
@@ -188,9 +186,9 @@ def test_no_more_than_two_slabs_are_alive_while_streaming(tmp_path: Path) -> Non
         return slab
 
     starts = range(0, 60, 5)
-    pieces = [Piece((z, 0, 0), (5, 32, 32), load) for z in starts]
-    pieces.append(Piece((60, 0, 0), (4, 32, 32), lambda: load()[:4]))
-    write_shards(staged, [ShardTask(0, c) for c in layout.task_coords()], pieces)
+    blocks = [LazyBlock((z, 0, 0), (5, 32, 32), load) for z in starts]
+    blocks.append(LazyBlock((60, 0, 0), (4, 32, 32), lambda: load()[:4]))
+    write_shards(staged, list(layout.task_coords()), blocks)
     # A row of 8 slices needs at most three slabs of 5.
     assert most <= 3
 

@@ -24,7 +24,7 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.write.shards.pieces import Piece
+from ctlab_dask_zarr.write.shards.array import LazyBlock
 from ctlab_dask_zarr.write.staging.commit import commit
 from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import stage
@@ -47,7 +47,7 @@ def write_all(staged: StagedWrite, coords: list[tuple[int, int, int]] = COORDS) 
     for z, y, x in coords:
         start = (16 * z, 16 * y, 16 * x)
         block = VOXELS[tuple(slice(s, s + 16) for s in start)]
-        receipts += staged.write(0, [(z, y, x)], [Piece(start, block.shape, lambda b=block: b)])
+        receipts += staged.write(0, [(z, y, x)], [LazyBlock(start, block.shape, lambda b=block: b)])
     staged.record(receipts)
     return receipts
 

@@ -1,0 +1,104 @@
+"""One array of a write under way: what it looks like, and where its objects go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from ctlab_dask_zarr.formats.level import Shape
+from ctlab_dask_zarr.formats.receipts import Number, object_key
+from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.planning.layout import Layout
+from ctlab_dask_zarr.planning.levels import DownsampleMethod
+from ctlab_dask_zarr.store.store import Store
+
+__all__ = ["LazyBlock", "NextLevel", "ShardTask", "StagedArray", "piece_array"]
+
+
+@dataclass(frozen=True, order=True)
+class ShardTask:
+    """One unit of writing: the objects of one cell of a level's task grid."""
+
+    level: int
+    coords: Shape
+
+
+@dataclass(frozen=True)
+class LazyBlock:
+    """Voxels at a place in an array, loaded when the first row needs them.
+
+    `load` returns them in memory that nobody changes afterwards; they are checked when they come
+    (`execution.graphs.accepted_block`).
+    """
+
+    start: Shape
+    shape: Shape
+    load: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class NextLevel:
+    """How a level becomes the next one, and where its tasks leave their pieces of that.
+
+    Attributes
+    ----------
+    factors
+        1 or 2 along each axis.
+    store
+        Where the pieces are kept.
+    pieces
+        The next level, cut into encoded pieces; None where the pieces hold voxels.
+    """
+
+    factors: Shape
+    method: DownsampleMethod
+    store: Store
+    pieces: StagedArray | None = None
+
+
+@dataclass(frozen=True)
+class StagedArray:
+    """One array of a write under way.
+
+    Attributes
+    ----------
+    store, path
+        Where its objects are kept.
+    mask_value
+        Of masked voxels, which do not count as data.
+    next_level
+        None for the last level.
+    is_piece
+        Whether its objects are encoded pieces, of which others make shards: they need not be
+        durable, and end with a checksum and the range of their voxels.
+    """
+
+    store: Store
+    path: str
+    array: StoredArray
+    mask_value: Number | None = None
+    level: int = 0
+    next_level: NextLevel | None = None
+    is_piece: bool = False
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The tasks of writing it."""
+        return Layout.of(self.array)
+
+    def key(self, coords: Shape) -> str:
+        """Return the key of the object at `coords`, below the root of the store."""
+        return object_key(self.path, self.array, coords)
+
+    def voxel_piece_key(self, coords: Shape) -> str:
+        """Return the key under which the task at `coords` leaves voxels of the next level."""
+        # A piece is known by the task that leaves it, one of the level before.
+        level = self.level - self.is_piece
+        return f"{level}/{'.'.join(map(str, coords))}.of-level-{self.level + 1}"
+
+
+def piece_array(array: StoredArray, layout: Layout) -> StoredArray:
+    """Return an array with encoded pieces for objects, one for each task of `layout`."""
+    return replace(array, object_shape=layout.object_shape, key_encoding="v2", separator=".")
