@@ -102,16 +102,14 @@ def history_command(
 
 def _edit(path: str, dry_run: bool, yes: bool, **wanted: Any) -> None:
     """Show what would change, ask, and change it."""
-    from datetime import datetime
-
-    from ctlab_dask_zarr.manage.edit import build_edit, edit_metadata
+    from ctlab_dask_zarr.manage.edit import edit_metadata, plan_edit
 
     with exit_codes():
         if yes and not dry_run:
             # Nobody has been shown anything that must not be otherwise when it is made.
             changes = edit_metadata(path, **wanted)
         else:
-            edit = build_edit(path, datetime.now(), **wanted)
+            edit = plan_edit(path, **wanted)
             changes = edit.changes
         for line in changes or ("nothing to change: it is so already",):
             say(line)

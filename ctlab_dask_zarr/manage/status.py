@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -32,19 +34,19 @@ class WriteStatus:
     destination
         Where the dataset will be, or is.
     is_committed
-        Whether it is there; then nothing else is known of its writing.
+        Whether it is there; nothing else is known of its writing then.
     staging
         The staging folder; None where there is none.
     n_done, n_shards
-        Shards (of an array without sharding: chunks) that are there, and of all levels together.
-    nbytes, nbytes_done
-        Of all voxels before compression, and of those in shards that are there.
+        Shards that are there, and of all levels together; chunks of an array without sharding.
+    nbytes_done, nbytes
+        Size of the voxels in shards that are there, and of all, before compression.
     started_s
-        When it began, or was last gone on with, in seconds since the epoch.
+        When it began, or was last resumed, in seconds since the epoch.
     seconds, latest_s
-        Since then, and since the latest shard was finished; None where there is none yet.
+        Time since then, and since the latest shard was finished; None where no shard is there.
     rate
-        Bytes of voxels a second since it began; None where no shard was finished since.
+        Bytes of voxels per second since it began; None where no shard was finished since.
     parts
         Of a shared conversion.
     """
@@ -74,7 +76,7 @@ def write_status(destination: Destination) -> WriteStatus:
     Raises
     ------
     IncompleteDatasetError
-        Nothing is staged there, and nothing of this package is there.
+        Nothing is staged there, and no dataset of this package is there.
     """
     is_whole = not destination.staged_plan() or destination.is_staging_committed()
     if is_whole and destination.committed():
@@ -82,46 +84,43 @@ def write_status(destination: Destination) -> WriteStatus:
     staged = open_staged(destination)
     started_s = float(destination.staged_plan().get("started_s") or 0)
     now_s = time.time()
-    ended = _end_times(staged)
-    n_parts = staged.request.n_parts
-    nbytes = nbytes_done = nbytes_since = n_done = n_shards = 0
-    parts: dict[int, list[int]] = {}
-    for number, level in enumerate(staged.request.levels):
-        if number < staged.request.n_existing:
-            continue
-        array = staged.array(number)
-        itemsize = array.array.dtype.itemsize
-        for task in level.layout.task_coords():
-            for coords in level.layout.object_coords(task):
-                region = array.array.object_region(coords)
-                size = prod(part.stop - part.start for part in region) * itemsize
-                ended_s = ended.get(array.key(coords))
-                is_there = ended_s is not None
-                n_shards, n_done = n_shards + 1, n_done + is_there
-                nbytes, nbytes_done = nbytes + size, nbytes_done + size * is_there
-                nbytes_since += size if ended_s is not None and ended_s >= started_s else 0
-                if n_parts is not None and number == 0:
-                    counts = parts.setdefault(part_of(task, level.layout, n_parts), [0, 0])
-                    counts[0] += is_there
-                    counts[1] += 1
+    ended = {key: time_s for key, (_, time_s) in staged.stats().items()}
+    nbytes = nbytes_done = nbytes_since = 0
+    n_shards, n_done = Counter[int](), Counter[int]()
+    for part, key, size in _shards(staged):
+        is_there = key in ended
+        n_shards[part] += 1
+        n_done[part] += is_there
+        nbytes += size
+        nbytes_done += size * is_there
+        nbytes_since += size * (is_there and ended[key] >= started_s)
     latest_s = max(ended.values(), default=None)
-    seconds = None if latest_s is None else latest_s - started_s
+    seconds = 0.0 if latest_s is None else latest_s - started_s
     return WriteStatus(
         destination=destination.path,
         is_committed=False,
         staging=destination.staging,
-        n_done=n_done,
-        n_shards=n_shards,
+        n_done=n_done.total(),
+        n_shards=n_shards.total(),
         nbytes_done=nbytes_done,
         nbytes=nbytes,
         started_s=started_s,
         seconds=now_s - started_s,
         latest_s=None if latest_s is None else max(0.0, now_s - latest_s),
-        rate=nbytes_since / seconds if seconds and seconds > 0 and nbytes_since else None,
-        parts=tuple(PartStatus(n, done, of) for n, (done, of) in parts.items()),
+        rate=nbytes_since / seconds if seconds > 0 and nbytes_since else None,
+        parts=tuple(PartStatus(part, n_done[part], n) for part, n in n_shards.items() if part),
     )
 
 
-def _end_times(staged: StagedWrite) -> dict[str, float]:
-    """Return when each object of the write was finished, by key."""
-    return {key: time_s for key, (_, time_s) in staged.stats().items()}
+def _shards(staged: StagedWrite) -> Iterator[tuple[int, str, int]]:
+    """Yield part (0 where none writes it), key and size in bytes of every shard of a write."""
+    request = staged.request
+    for number in range(request.n_existing, len(request.levels)):
+        array, layout = staged.array(number), request.levels[number].layout
+        for task in layout.task_coords():
+            n_parts = request.n_parts if number == 0 else None
+            part = 0 if n_parts is None else part_of(task, layout, n_parts)
+            for coords in layout.object_coords(task):
+                region = array.array.object_region(coords)
+                n_voxels = prod(axis.stop - axis.start for axis in region)
+                yield part, array.key(coords), n_voxels * array.array.dtype.itemsize
