@@ -1,7 +1,7 @@
-"""What a Zarr v3 array document says, as far as its stored objects are concerned.
+"""What a Zarr v3 array document says about the array's stored objects.
 
-The document is always made by zarr itself; this module only reads it, so that there is one
-description of an array and the direct encoder and decoder are driven by it.
+zarr itself makes the document. It is read here, and the encoder and the decoder follow what it
+says, so that an array has one description.
 """
 
 from __future__ import annotations
@@ -15,42 +15,29 @@ from typing import Any
 
 import numpy as np
 
-from ctlab_dask_zarr.errors import (
-    CTLabError,
-    InvalidArgumentError,
-    MetadataError,
-    UnsupportedFormatError,
-)
+from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.level import Shape
 
-__all__ = ["CodecSpec", "StoredArray", "is_key", "parse_array_document", "refuse_large_chunks"]
+__all__ = ["CodecSpec", "StoredArray", "is_key", "parse_array_document"]
 
 #: Bytes of one entry of a shard's index: offset and nbytes, each an unsigned 64-bit integer.
 _INDEX_ENTRY_NBYTES = 16
-#: Codecs between an inner chunk's bytes and the stored bytes that the direct way knows.
+#: Codecs, after ``bytes``, that this package encodes and decodes itself: the direct way.
 _DIRECT_CODECS = frozenset({"zstd", "blosc", "gzip", "crc32c", "numcodecs.lz4"})
-#: The most bytes of a chunk that a codec takes; the others take as many as memory holds. Blosc's
-#: BLOSC_MAX_BUFFERSIZE, LZ4's LZ4_MAX_INPUT_SIZE.
-_MOST_NBYTES = {"blosc": 2**31 - 17, "numcodecs.blosc": 2**31 - 17, "numcodecs.lz4": 0x7E000000}
-#: numpy dtypes of the Zarr data types that the direct way handles.
+#: Zarr data types of the direct way, which NumPy calls the same.
 _DIRECT_DTYPES = frozenset(
     [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
     + ["float16", "float32", "float64"]
 )
-#: Larger than any array here; a document beyond it is hostile or damaged.
+#: A document with a longer axis is hostile or damaged.
 _MAX_AXIS_LENGTH = 2**48
 _NUMBER = re.compile("[0-9]+")
-#: What names of objects do not have: control characters, half characters, Windows' separator.
+#: Characters that no key has: control characters, surrogates, the separator of Windows.
 _NO_KEY = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 
 def is_key(text: Any) -> bool:
-    """Whether a text names something inside a store, whatever kind of store that is.
-
-    Examples
-    --------
-    >>> [is_key(text) for text in ("labels/cells/0", "../0", "/tmp/0", "a//b", "")]
-    [True, False, False, False, False]
-    """
+    """Whether a text names something inside a store, whatever kind of store that is."""
     if not isinstance(text, str) or _NO_KEY.search(text):
         return False
     return not {"", ".", ".."}.intersection(text.split("/"))
@@ -72,30 +59,19 @@ class CodecSpec:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One array as it is stored.
+    """One array as it is stored: what its document says.
 
-    Attributes
-    ----------
-    document
-        The array's ``zarr.json``, as text.
-    object_shape
-        Shape of a stored object, in elements: a shard, or a chunk where there is no sharding.
-    inner_chunk_shape
-        Shape of the unit of decoding; equal to `object_shape` without sharding.
-    codecs
-        The chain after ``bytes``, for the direct way.
-    index_checksum
-        Whether the shard index ends in a crc32c.
-    is_sharded, is_direct
-        Whether objects are shards; whether the direct encoder and decoder understand them.
+    `object_shape` is that of a shard, or of a chunk where there is no sharding. `codecs` are those
+    after ``bytes``. `is_direct` says whether this package encodes and decodes the objects itself,
+    without zarr.
     """
 
     document: str
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: np.dtype[Any]
     fill_bytes: bytes
-    object_shape: tuple[int, ...]
-    inner_chunk_shape: tuple[int, ...]
+    object_shape: Shape
+    inner_chunk_shape: Shape
     codecs: tuple[CodecSpec, ...]
     index_checksum: bool
     is_sharded: bool
@@ -110,7 +86,7 @@ class StoredArray:
         return np.frombuffer(self.fill_bytes, self.dtype)[0]
 
     @property
-    def chunks_per_object(self) -> tuple[int, ...]:
+    def chunks_per_object(self) -> Shape:
         """Number of inner chunks of an object along each axis."""
         return tuple(o // c for o, c in zip(self.object_shape, self.inner_chunk_shape, strict=True))
 
@@ -121,12 +97,12 @@ class StoredArray:
 
     @property
     def encoded_chunk_limit(self) -> int:
-        """Size in bytes that no encoded inner chunk has, whatever its codecs add to it."""
+        """Upper limit for the size of an encoded inner chunk, in bytes."""
         return 2 * self.inner_chunk_nbytes + (1 << 16)
 
     @property
     def object_limit(self) -> int:
-        """Size in bytes that no stored object has."""
+        """Upper limit for the size of a stored object, in bytes."""
         return prod(self.chunks_per_object) * self.encoded_chunk_limit + self.index_nbytes
 
     @property
@@ -136,40 +112,33 @@ class StoredArray:
         return n_chunks * _INDEX_ENTRY_NBYTES + (4 if self.index_checksum else 0)
 
     @property
-    def grid_shape(self) -> tuple[int, ...]:
+    def grid_shape(self) -> Shape:
         """Number of stored objects along each axis."""
         return tuple(-(-n // o) for n, o in zip(self.shape, self.object_shape, strict=True))
 
-    def is_inside(self, coords: tuple[int, ...]) -> bool:
+    def is_inside(self, coords: Shape) -> bool:
         """Whether there is an object at `coords`."""
         return all(c < n for c, n in zip(coords, self.grid_shape, strict=True))
 
-    def object_region(self, coords: tuple[int, ...]) -> tuple[slice, ...]:
+    def object_region(self, coords: Shape) -> tuple[slice, ...]:
         """Return the array slices of the object at `coords`, trimmed to the array."""
         return tuple(
             slice(c * o, min((c + 1) * o, n))
             for c, o, n in zip(coords, self.object_shape, self.shape, strict=True)
         )
 
-    def key(self, coords: tuple[int, ...]) -> str:
-        """Return the key of the object at `coords`, relative to the array.
+    def key(self, coords: Shape) -> str:
+        """Return the key of the object at `coords`, below the array, such as ``c/1/0/2``.
 
-        The only place where a chunk key is spelt (Zarr v3 core, "Chunk key encoding").
-
-        Examples
-        --------
-        With the default encoding and ``/`` as separator, ``(1, 0, 2)`` is ``c/1/0/2``.
+        Keys are spelt here only (Zarr v3 core, "Chunk key encoding").
         """
         numbers = [str(c) for c in coords]
         if self.key_encoding == "v2":
             return self.separator.join(numbers) or "0"
         return self.separator.join(["c", *numbers])
 
-    def coords(self, key: str) -> tuple[int, ...] | None:
-        """Return the coordinates of the object with a key, inside the grid or not; None for none.
-
-        The inverse of `key`.
-        """
+    def coords(self, key: str) -> Shape | None:
+        """Return the coordinates for which `key` gives this key; None where there are none."""
         numbers = _NUMBER.findall(key)
         coords = tuple(map(int, numbers)) if len(numbers) == len(self.shape) else ()
         return coords if len(coords) == len(self.shape) and self.key(coords) == key else None
@@ -177,18 +146,9 @@ class StoredArray:
 
 @lru_cache(maxsize=256)
 def parse_array_document(text: str) -> StoredArray:
-    """Read an array's ``zarr.json``.
-
-    Raises
-    ------
-    MetadataError
-        The document lacks what the Zarr v3 core specification requires, or contradicts itself.
-    UnsupportedFormatError
-        A chunk grid or key encoding that is not read here.
-    """
+    """Read an array's ``zarr.json``, or raise `MetadataError` or `UnsupportedFormatError`."""
     try:
-        document = json.loads(text)
-        return _parse(document, text)
+        return _parse(json.loads(text), text)
     except RecursionError:
         raise MetadataError("the array's zarr.json is nested too deeply to be metadata") from None
     except CTLabError:
@@ -209,16 +169,20 @@ def _parse(document: dict[str, Any], text: str) -> StoredArray:
     object_shape = _lengths("chunk_shape", grid["configuration"]["chunk_shape"], minimum=1)
     if len(object_shape) != len(shape):
         raise MetadataError(f"chunk shape {object_shape} does not fit the array shape {shape}")
-    sharding, chain, index_checksum, index_is_plain = _parse_codecs(document["codecs"])
-    inner = _lengths("chunk_shape", sharding["chunk_shape"], 1) if sharding else object_shape
+    codecs = document["codecs"]
+    is_sharded = codecs[0]["name"] == "sharding_indexed"
+    sharding = codecs[0]["configuration"] if is_sharded else {}
+    index_names = [codec["name"] for codec in sharding.get("index_codecs", [])]
+    inner = _lengths("chunk_shape", sharding["chunk_shape"], 1) if is_sharded else object_shape
     if len(inner) != len(shape) or any(o % c for o, c in zip(object_shape, inner, strict=True)):
         raise MetadataError(f"inner chunks {inner} do not divide shards {object_shape}")
     dtype, fill_bytes = _parse_dtype(document["data_type"], document["fill_value"])
+    chain = _direct_chain(sharding["codecs"] if is_sharded else codecs)
     is_direct = (
         dtype is not None
         and chain is not None
-        and index_is_plain
         and not document.get("storage_transformers")
+        and (not is_sharded or (len(codecs) == 1 and _has_plain_index(sharding, index_names)))
     )
     name, separator = _parse_key_encoding(document["chunk_key_encoding"])
     return StoredArray(
@@ -229,8 +193,8 @@ def _parse(document: dict[str, Any], text: str) -> StoredArray:
         object_shape=object_shape,
         inner_chunk_shape=inner,
         codecs=chain or (),
-        index_checksum=index_checksum,
-        is_sharded=sharding is not None,
+        index_checksum=index_names[-1:] == ["crc32c"],
+        is_sharded=is_sharded,
         is_direct=is_direct,
         key_encoding=name,
         separator=separator,
@@ -248,7 +212,7 @@ def _parse_names(names: Any, ndim: int) -> tuple[str | None, ...] | None:
     return tuple(names)
 
 
-def _lengths(name: str, values: Any, minimum: int) -> tuple[int, ...]:
+def _lengths(name: str, values: Any, minimum: int) -> Shape:
     lengths = tuple(values)
     for n in lengths:
         if isinstance(n, bool) or not isinstance(n, int) or not minimum <= n <= _MAX_AXIS_LENGTH:
@@ -256,25 +220,11 @@ def _lengths(name: str, values: Any, minimum: int) -> tuple[int, ...]:
     return lengths
 
 
-def _parse_codecs(
-    codecs: list[dict[str, Any]],
-) -> tuple[dict[str, Any] | None, tuple[CodecSpec, ...] | None, bool, bool]:
-    """Return (sharding configuration, direct chain or None, index has crc32c, index is plain)."""
-    if codecs[0]["name"] != "sharding_indexed":
-        return None, _direct_chain(codecs), False, True
-    configuration = codecs[0]["configuration"]
-    index_names = [codec["name"] for codec in configuration["index_codecs"]]
-    index_is_plain = (
-        len(codecs) == 1
-        and configuration.get("index_location", "end") == "end"
-        and index_names in (["bytes"], ["bytes", "crc32c"])
-        and configuration["index_codecs"][0].get("configuration", {}).get("endian") == "little"
-    )
+def _has_plain_index(sharding: dict[str, Any], index_names: list[str]) -> bool:
     return (
-        configuration,
-        _direct_chain(configuration["codecs"]),
-        index_names[-1:] == ["crc32c"],
-        index_is_plain,
+        sharding.get("index_location", "end") == "end"
+        and index_names in (["bytes"], ["bytes", "crc32c"])
+        and sharding["index_codecs"][0].get("configuration", {}).get("endian") == "little"
     )
 
 
@@ -282,21 +232,18 @@ def _direct_chain(codecs: list[dict[str, Any]]) -> tuple[CodecSpec, ...] | None:
     if not codecs:
         raise MetadataError("a chain of codecs is empty: not even its bytes are described")
     first, *rest = codecs
-    if first["name"] != "bytes":
+    if first["name"] != "bytes" or not _DIRECT_CODECS.issuperset(codec["name"] for codec in rest):
         return None
     if (first.get("configuration") or {}).get("endian", "little") != "little":
         return None
-    chain = []
-    for codec in rest:
-        if codec["name"] not in _DIRECT_CODECS:
-            return None
-        options = codec.get("configuration") or {}
-        chain.append(CodecSpec(codec["name"], json.dumps(options, sort_keys=True)))
-    return tuple(chain)
+    return tuple(
+        CodecSpec(codec["name"], json.dumps(codec.get("configuration") or {}, sort_keys=True))
+        for codec in rest
+    )
 
 
 def _parse_dtype(name: Any, fill_value: Any) -> tuple[np.dtype[Any] | None, bytes]:
-    """Return (dtype or None where the direct way does not know it, one element of fill)."""
+    """Return the dtype, None where the direct way does not know it, and one element of fill."""
     if not isinstance(name, str) or name not in _DIRECT_DTYPES:
         return None, b""
     dtype = np.dtype(name).newbyteorder("<")
@@ -308,7 +255,7 @@ def _parse_dtype(name: Any, fill_value: Any) -> tuple[np.dtype[Any] | None, byte
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise MetadataError(f"fill value {fill_value!r} is no number")
     if dtype.kind in "iu":
-        # A value that does not fit would wrap around without a word.
+        # NumPy would let a value that does not fit wrap around.
         limits = np.iinfo(dtype)
         if value != int(value) or not limits.min <= value <= limits.max:
             raise MetadataError(f"fill value {fill_value!r} is no {dtype.name}")
@@ -325,17 +272,3 @@ def _parse_key_encoding(encoding: dict[str, Any]) -> tuple[str, str]:
     if separator not in ("/", "."):
         raise MetadataError(f"chunk key separator {separator!r} is neither '/' nor '.'")
     return name, separator
-
-
-def refuse_large_chunks(text: str) -> None:
-    """Raise `InvalidArgumentError` where a codec of an array cannot take its chunks."""
-    codecs = json.loads(text)["codecs"]
-    inner = [c for codec in codecs for c in codec.get("configuration", {}).get("codecs", ())]
-    nbytes = parse_array_document(text).inner_chunk_nbytes
-    for name in (codec["name"] for codec in (*codecs, *inner)):
-        most = _MOST_NBYTES.get(name, nbytes)
-        if nbytes > most:
-            raise InvalidArgumentError(
-                f"a chunk has {nbytes:,} bytes, and the codec {name} takes {most:,} at most: pass "
-                "smaller chunks=..., or another codec"
-            )

@@ -23,11 +23,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Level, Shape
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
-from ctlab_dask_zarr.formats.zarr_array import (
-    StoredArray,
-    parse_array_document,
-    refuse_large_chunks,
-)
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import DownsampleMethod
 from ctlab_dask_zarr.planning.rechunk import Rechunk
@@ -56,6 +52,8 @@ OWN_ARRAY_ARGUMENTS = {"store", "name", "path", "shape", "dtype", "data", "chunk
 _NOT_REQUESTED = {"basename", "dataset_id", "history"} | {
     *("metadata_version_major", "metadata_version_minor"),
 }
+#: The largest chunk, in bytes, that a codec takes: BLOSC_MAX_BUFFERSIZE and LZ4_MAX_INPUT_SIZE.
+_MOST_NBYTES = {"blosc": 2**31 - 17, "numcodecs.blosc": 2**31 - 17, "numcodecs.lz4": 0x7E000000}
 #: From here on the number of objects is worth a warning: quotas on parallel file systems count
 #: files, and 2**21 of them have been a limit of whole directories.
 MANY_OBJECTS = 100_000
@@ -317,8 +315,21 @@ def array_document(
             f"array: {error}"
         ) from error
     text = str(objects["zarr.json"].to_bytes().decode())
-    refuse_large_chunks(text)
+    _refuse_large_chunks(text)
     return text
+
+
+def _refuse_large_chunks(text: str) -> None:
+    codecs = json.loads(text)["codecs"]
+    inner = [c for codec in codecs for c in codec.get("configuration", {}).get("codecs", ())]
+    nbytes = parse_array_document(text).inner_chunk_nbytes
+    for name in (codec["name"] for codec in (*codecs, *inner)):
+        most = _MOST_NBYTES.get(name, nbytes)
+        if nbytes > most:
+            raise InvalidArgumentError(
+                f"a chunk has {nbytes:,} bytes, and the codec {name} takes {most:,} at most: pass "
+                "smaller chunks=..., or another codec"
+            )
 
 
 def document_of_shape(document: str, layout: Layout) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text
 
 MICRO_SIGN, MU = "\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}"
 RING = "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}"
@@ -80,3 +80,13 @@ def test_voxels_are_no_length() -> None:
     for pair in ((VoxelUnit.VOXEL, VoxelUnit.MM), (VoxelUnit.MM, VoxelUnit.VOXEL)):
         with pytest.raises(ValueError, match="a voxel is no length"):
             pair[0].conversion_factor(pair[1])
+
+
+def test_sizes_are_the_same_within_the_precision_of_float32() -> None:
+    assert are_same_sizes((2.5, 2.5), (2.5, 2.5000001))
+    assert not are_same_sizes((2.5, 2.5), (2.5, 2.51))
+
+
+def test_a_size_is_one_number_where_voxels_are_cubes() -> None:
+    assert size_text((2.5, 2.5, 2.5), VoxelUnit.UM) == "2.5 um"
+    assert size_text((3.0, 2.5), VoxelUnit.MM) == "3 x 2.5 mm"

@@ -10,12 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
-from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
-from ctlab_dask_zarr.formats.zarr_array import (
-    StoredArray,
-    parse_array_document,
-    refuse_large_chunks,
-)
+from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
 
 
 def document(**options: Any) -> dict[str, Any]:
@@ -189,32 +185,6 @@ def test_an_index_without_checksum_is_shorter() -> None:
     assert (array.is_direct, array.index_nbytes) == (True, 8 * 16)
 
 
-@pytest.mark.parametrize("kind", ["chunks", "inner chunks", "beside odd codecs"])
-@pytest.mark.parametrize(
-    ("codec", "most"),
-    [
-        (zarr.codecs.BloscCodec(), 2**31 - 17),
-        ({"name": "numcodecs.lz4", "configuration": {"acceleration": 1}}, 0x7E000000),
-    ],
-    ids=["blosc", "lz4"],
-)
-@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in")
-def test_a_chunk_that_its_codec_cannot_take_is_refused(kind: str, codec: Any, most: int) -> None:
-    def text(n: int) -> str:
-        more: dict[str, Any] = {}
-        if kind == "inner chunks":
-            more["shards"] = (1, 1, 2 * n)
-        if kind == "beside odd codecs":
-            more["filters"] = [zarr.codecs.TransposeCodec(order=(2, 1, 0))]
-        options = {"shape": (1, 1, 2**34), "chunks": (1, 1, n), "compressors": codec} | more
-        return json.dumps(document(dtype="u1", **options))
-
-    refuse_large_chunks(text(most))
-    with pytest.raises(InvalidArgumentError, match=rf"{most + 1:,} bytes.*takes {most:,} at most"):
-        refuse_large_chunks(text(most + 1))
-
-
-def test_a_chunk_above_two_gibibytes_is_fine_for_other_codecs() -> None:
-    for compressors in ("auto", None, zarr.codecs.GzipCodec(), zarr.codecs.ZstdCodec()):
-        options = {"shape": (1, 1, 2**34), "chunks": (1, 1, 2**32), "compressors": compressors}
-        refuse_large_chunks(json.dumps(document(dtype="u1", **options)))
+def test_a_key_names_something_inside_the_store() -> None:
+    texts = ("labels/cells/0", "../0", "/tmp/0", "a//b", "", "a\\b", "a\x00", "\ud800", None)
+    assert [is_key(text) for text in texts] == [True] + [False] * 8
