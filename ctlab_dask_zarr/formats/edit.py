@@ -1,4 +1,4 @@
-"""Changes of what a root document says, whoever wrote it; everything else it says is kept."""
+"""Changes of a root document, whoever wrote it; everything else that it says is kept."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctlab_dask_zarr.errors import UnsupportedFormatError
-from ctlab_dask_zarr.formats.mango import build_mango_block, edit_mango_block
+from ctlab_dask_zarr.formats.json_values import plain_json
+from ctlab_dask_zarr.formats.mango import build_mango_block, to_xyz
 from ctlab_dask_zarr.formats.ome import spatial_axes
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.units import VoxelUnit, common_unit
 
-__all__ = ["edit_attributes", "rename_ome", "rescale_ome"]
+__all__ = ["edit_attributes"]
 
 
 def edit_attributes(
@@ -25,25 +26,18 @@ def edit_attributes(
 ) -> dict[str, Any]:
     """Return the attributes of a root document with what is given changed.
 
-    Parameters
-    ----------
-    found
-        Voxel size, its unit and the dimension names, as they are read from these attributes.
-    found_id
-        The identifier that they give.
-    size, dataset_id
-        Voxel size and unit, and identifier, to be; None to leave them.
-    history
-        Entries to add.
+    `found` are voxel size, unit and dimension names that were read from them, and `found_id` the
+    identifier. `size` (with its unit) and `dataset_id` are the new ones, None to leave them, and
+    `history` are entries to add.
     """
     changed = dict(attributes)
     found_size, found_unit, names = found
     if "ome" in changed and size is not None:
-        changed["ome"] = rescale_ome(changed["ome"], found_size, *size)
+        changed["ome"] = _rescaled(changed["ome"], found_size, *size)
     if "ome" in changed and dataset_id is not None and found_id is not None:
-        changed["ome"] = rename_ome(changed["ome"], found_id, dataset_id)
-    # A dataset without data type has its block beside those of this package's receipt; a store of
-    # another writer, which has neither, is given one there.
+        changed["ome"] = _renamed(changed["ome"], found_id, dataset_id)
+    # A dataset without data type has its block in this package's receipt. So has a store of another
+    # writer, once it is changed.
     is_mango = "mango" in changed
     home = changed if is_mango else dict(changed.get(RECEIPT_ATTRIBUTE) or {"levels": []})
     key = "mango" if is_mango else "dataset"
@@ -56,39 +50,26 @@ def edit_attributes(
         dimension_names=names,
         extra_attrs={},
     )
-    home[key] = edit_mango_block(
-        block,
-        dataset_id=dataset_id,
-        history=history,
-        voxel_size=None if size is None else (*size, names),
-    )
+    home[key] = block = dict(block)
+    if dataset_id is not None:
+        block["dataset_id"] = plain_json(dataset_id, "dataset_id")
+    if history:
+        block["history"] = {**block.get("history", {}), **plain_json(history, "history")}
+    if size is not None:
+        block |= {"voxel_size_xyz": to_xyz(size[0], names), "voxel_unit": str(size[1])}
     return home if is_mango else {**changed, RECEIPT_ATTRIBUTE: home}
 
 
-def rescale_ome(
+def _rescaled(
     ome: Mapping[str, Any],
     before: Sequence[float],
     after: Sequence[float],
     voxel_unit: VoxelUnit,
 ) -> dict[str, Any]:
-    """Return the ``ome`` attribute of an image whose voxels are of another size.
+    """Return the ``ome`` attribute of an image with voxels of another size.
 
-    Every position and every level changes by the same factor along an axis; whatever else it says
-    is kept, its placement of the scale too.
-
-    Parameters
-    ----------
-    ome
-        As it is.
-    before, after
-        Voxel size of the finest level, in the order of the axes.
-    voxel_unit
-        Unit of `after`.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        There are several multiscales, of which only the first is read here.
+    All positions and levels change by the same factor along an axis. `before` and `after` are voxel
+    sizes of the finest level, `after` in `voxel_unit`.
     """
     if len(ome["multiscales"]) != 1:
         raise UnsupportedFormatError(
@@ -97,7 +78,7 @@ def rescale_ome(
     multiscale = dict(ome["multiscales"][0])
     axes = multiscale["axes"]
     space = spatial_axes(multiscale)
-    # What is stored is in the unit of each axis; sizes are given in one for all.
+    # Each axis of the file has its own unit; `before` and `after` are in one unit for all axes.
     factors = common_unit([axes[n].get("unit") for n in space]).factors
     changes = dict(zip(space, zip(factors, before, after, strict=True), strict=True))
 
@@ -107,22 +88,18 @@ def rescale_ome(
             return dict(transform)
         values = list(transform[kind])
         for n, (factor, old, new) in changes.items():
-            # Divided first, so that factors of two between levels stay exact.
+            # Division comes first: factors of two between levels stay exact.
             values[n] = values[n] * factor / old * new
         return {**transform, kind: values}
 
     outer = multiscale.get("coordinateTransformations") or []
     if outer:
         multiscale["coordinateTransformations"] = [rescaled(transform) for transform in outer]
-    # To an outer scale the levels are relative.
+    # Where there is an outer scale, those of the levels are relative to it.
     if not any(transform["type"] == "scale" for transform in outer):
+        key = "coordinateTransformations"
         multiscale["datasets"] = [
-            {
-                **dataset,
-                "coordinateTransformations": [
-                    rescaled(transform) for transform in dataset["coordinateTransformations"]
-                ],
-            }
+            {**dataset, key: [rescaled(transform) for transform in dataset[key]]}
             for dataset in multiscale["datasets"]
         ]
     unit = voxel_unit.to_full_name()
@@ -132,8 +109,8 @@ def rescale_ome(
     return {**ome, "multiscales": [multiscale]}
 
 
-def rename_ome(ome: Mapping[str, Any], before: str, after: str) -> dict[str, Any]:
-    """Return the ``ome`` attribute with another name where it bears the name `before`."""
+def _renamed(ome: Mapping[str, Any], before: str, after: str) -> dict[str, Any]:
+    """Return the ``ome`` attribute with another name where its name is `before`."""
     changed = copy.deepcopy(dict(ome))
     for multiscale in changed["multiscales"]:
         if multiscale.get("name") == before:

@@ -1,8 +1,8 @@
 """The mango attribute block: what CTLab programs know about a volume, beside its voxels.
 
-The block holds its voxel size as ``voxel_size_xyz``, in the order x, y, z whatever the order of
-the array's axes; everywhere else in this package a voxel size is in the order of the dimension
-names. The two meet in `_to_xyz` and `_from_xyz`, and nowhere else.
+The block holds its voxel size as ``voxel_size_xyz``, whatever the order of the array's axes;
+everywhere else in this package a voxel size is in the order of the dimension names. `to_xyz` and
+`_from_xyz` convert, and nothing else does.
 """
 
 from __future__ import annotations
@@ -19,19 +19,13 @@ from ctlab_dask_zarr.formats.json_values import plain_json
 from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 
 __all__ = [
-    "CARRIED_DEFAULTS",
-    "METADATA_VERSION",
-    "RESERVED_KEYS",
-    "MangoBlock",
-    "build_mango_block",
-    "edit_mango_block",
-    "new_dataset_id",
-    "parse_mango_block",
+    *("CARRIED_DEFAULTS", "RESERVED_KEYS", "MangoBlock", "build_mango_block", "new_dataset_id"),
+    *("parse_mango_block", "to_xyz"),
 ]
 
-METADATA_VERSION = (1, 0)
+_MAJOR, _MINOR = 1, 0
 
-#: Fields that are carried through from the source, and what stands there when it has none.
+#: Fields that are carried through from the source, and their values where it has none.
 CARRIED_DEFAULTS: dict[str, Any] = {
     "coord_transform": "",
     "intensity_f2i_offset_scale": [0.0, 1.0],
@@ -39,32 +33,21 @@ CARRIED_DEFAULTS: dict[str, Any] = {
     "coordinate_origin_xyz": [0, 0, 0],
 }
 
-#: Fields that come from the dataset itself, so that no extra attribute may stand in for them.
+#: Fields that come from the dataset itself, so that no extra attribute may replace them.
 RESERVED_KEYS = frozenset(
     {
-        "metadata_version_major",
-        "metadata_version_minor",
-        "basename",
-        "dataset_id",
-        "history",
-        "voxel_size_xyz",
-        "voxel_unit",
+        *("metadata_version_major", "metadata_version_minor", "basename", "dataset_id"),
+        *("history", "voxel_size_xyz", "voxel_unit"),
     }
 )
 
 
 @dataclass(frozen=True)
 class MangoBlock:
-    """A mango block as read.
+    """A mango block as read; None for what it does not say.
 
-    Attributes
-    ----------
-    datatype
-        From ``basename``; None where the block has none.
-    voxel_size
-        In the order of the array's dimension names, in `voxel_unit`; None where it is missing.
-    extra_attrs
-        Every other field, to be written again.
+    `voxel_size` is in the order of the array's dimension names, in `voxel_unit`. `extra_attrs` are
+    all other fields.
     """
 
     datatype: DataType | None
@@ -85,24 +68,17 @@ def build_mango_block(
     dimension_names: Sequence[str],
     extra_attrs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the block as it is written, plain JSON.
-
-    Raises
-    ------
-    MetadataError
-        For a value that JSON cannot hold, a reserved key among `extra_attrs`, or a carried field
-        of the wrong form.
-    """
+    """Return the block as it is written, plain JSON, or raise `MetadataError`."""
     block: dict[str, Any] = {
-        "metadata_version_major": METADATA_VERSION[0],
-        "metadata_version_minor": METADATA_VERSION[1],
+        "metadata_version_major": _MAJOR,
+        "metadata_version_minor": _MINOR,
     }
     if datatype is not None:
         block["basename"] = str(datatype)
     if dataset_id is not None:
         block["dataset_id"] = plain_json(dataset_id, "dataset_id")
     block["history"] = plain_json(history, "history")
-    block["voxel_size_xyz"] = _to_xyz(voxel_size, dimension_names)
+    block["voxel_size_xyz"] = to_xyz(voxel_size, dimension_names)
     block["voxel_unit"] = str(voxel_unit)
     reserved = sorted(RESERVED_KEYS.intersection(extra_attrs))
     if reserved:
@@ -121,56 +97,17 @@ def build_mango_block(
     return block | extra
 
 
-def edit_mango_block(
-    block: Mapping[str, Any],
-    *,
-    dataset_id: str | None = None,
-    history: Mapping[str, Any] | None = None,
-    voxel_size: tuple[Sequence[float], VoxelUnit, Sequence[str]] | None = None,
-) -> dict[str, Any]:
-    """Return a block, whoever wrote it, with some of its fields changed.
-
-    Parameters
-    ----------
-    block
-        As it is; every other field is kept.
-    history
-        Entries to add.
-    voxel_size
-        Voxel size, its unit, and the dimension names in whose order it is.
-    """
-    changed = dict(block)
-    if dataset_id is not None:
-        changed["dataset_id"] = plain_json(dataset_id, "dataset_id")
-    if history:
-        changed["history"] = {**block.get("history", {}), **plain_json(history, "history")}
-    if voxel_size is not None:
-        size, unit, names = voxel_size
-        changed |= {"voxel_size_xyz": _to_xyz(size, names), "voxel_unit": str(unit)}
-    return changed
-
-
 def parse_mango_block(
     block: Any, dimension_names: Sequence[str], given: Given = NOTHING_GIVEN
 ) -> MangoBlock:
-    """Read a block as found in a store.
-
-    What is `given` from elsewhere may be wrong here, and is not read.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        The block is of a higher major version than is known here.
-    MetadataError
-        A field is not what its name says; an unknown data type.
-    """
+    """Read a block of a store; what is `given` from elsewhere is not read, for it may be wrong."""
     if not isinstance(block, Mapping):
         raise MetadataError(f"the mango attribute is a {type(block).__name__}, not an object")
-    major = block.get("metadata_version_major", METADATA_VERSION[0])
-    if not isinstance(major, int) or major > METADATA_VERSION[0]:
+    major = block.get("metadata_version_major", _MAJOR)
+    if not isinstance(major, int) or major > _MAJOR:
         raise UnsupportedFormatError(
             f"mango metadata version {major}.{block.get('metadata_version_minor', 0)} is newer "
-            f"than {METADATA_VERSION[0]}.x, which this version reads: update ctlab-dask-zarr"
+            f"than {_MAJOR}.x, which this version reads: update ctlab-dask-zarr"
         )
     basename = block.get("basename")
     name = None if given.unit else block.get("voxel_unit")
@@ -206,12 +143,8 @@ def _numbers(values: Sequence[Any], n: int) -> bool:
     )
 
 
-def _are_lengths(sizes: Sequence[float]) -> bool:
-    return all(0 < size < math.inf for size in sizes)
-
-
-def _to_xyz(voxel_size: Sequence[float], dimension_names: Sequence[str]) -> list[float]:
-    """Return x, y, z; an axis that the array does not have counts as 1.0."""
+def to_xyz(voxel_size: Sequence[float], dimension_names: Sequence[str]) -> list[float]:
+    """Return a voxel size as x, y, z; 1.0 for an axis that the array does not have."""
     if set(dimension_names) <= set("xyz"):
         by_name = dict(zip(dimension_names, voxel_size, strict=True))
         return [float(by_name.get(name, 1.0)) for name in "xyz"]
@@ -220,7 +153,11 @@ def _to_xyz(voxel_size: Sequence[float], dimension_names: Sequence[str]) -> list
 
 
 def _from_xyz(sizes: Any, dimension_names: Sequence[str]) -> tuple[float, ...]:
-    if not isinstance(sizes, Sequence) or not _numbers(sizes, 3) or not _are_lengths(sizes):
+    if (
+        not isinstance(sizes, Sequence)
+        or not _numbers(sizes, 3)
+        or not all(0 < size < math.inf for size in sizes)
+    ):
         raise MetadataError(f"voxel_size_xyz {sizes!r} is not three lengths")
     if set(dimension_names) <= set("xyz"):
         by_name = dict(zip("xyz", sizes, strict=True))

@@ -1,14 +1,14 @@
 """What is kept about a write: a receipt for every stored object, and checksums over all of it.
 
-zstd frames carry no checksum by default, so that a flipped bit can decode to other voxels. So the
+zstd frames carry no checksum by default, so a flipped bit can decode to other voxels. Therefore the
 commit keeps the CRC-32C of every byte of a dataset, as a chain that begins in the root document::
 
-    zarr.json          attributes.ctlab_dask_zarr: its own checksum, those of the two below
+    zarr.json          attributes.ctlab_dask_zarr: its own checksum, and those of the two below
     0/zarr.json
     0/receipts.json    size and checksum of every shard of the array, in C order of the grid
 
-``receipts.json`` lies below its array, where Zarr readers look for chunks by their names only: in
-a group they would take it for a node that they do not know. It has some 20 bytes a shard.
+``receipts.json`` lies below its array, where Zarr readers look for chunks only; in a group they
+would take it for an unknown node. It has about 20 bytes a shard.
 """
 
 from __future__ import annotations
@@ -29,28 +29,16 @@ from ctlab_dask_zarr.formats.units import validated_origin
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 
 __all__ = [
-    "RECEIPTS_OBJECT",
-    "RECEIPT_ATTRIBUTE",
-    "ReceiptTable",
-    "ShardReceipt",
-    "build_receipts",
-    "data_range",
-    "document_checksum",
-    "level_entry",
-    "object_key",
-    "own_receipt",
-    "parse_receipts",
-    "receipts_limit",
-    "seal",
-    "stored_discreteness",
-    "stored_facts",
-    "stored_origin",
+    *("RECEIPTS_OBJECT", "RECEIPT_ATTRIBUTE", "Number", "ReceiptTable", "ShardReceipt"),
+    *("build_receipts", "data_range", "document_checksum", "level_entry", "object_key"),
+    *("own_receipt", "parse_receipts", "receipts_limit", "seal", "stored_discreteness"),
+    *("stored_facts", "stored_origin"),
 ]
 
 #: Attribute of the root document in which this package says what it wrote.
 RECEIPT_ATTRIBUTE = "ctlab_dask_zarr"
 #: Fields of it: whether voxels name classes, where the data type does not say so, and the origin of
-#: a plain array. In voxels, so that another voxel size moves it as it moves that of an image.
+#: a plain array. The origin is in voxels, so that it follows when the voxel size is corrected.
 _IS_DISCRETE, _ORIGIN = "is_discrete", "origin_voxels"
 #: Object below an array that holds its receipts.
 RECEIPTS_OBJECT = "receipts.json"
@@ -58,26 +46,17 @@ RECEIPTS_OBJECT = "receipts.json"
 _SEAL = "document_crc32c"
 _FORMAT = "ctlab_dask_zarr receipts 1"
 
-#: Of what stands before the entries, of one entry's size and checksum, and of all: a petabyte in
-#: shards of 512**3 has 4 million.
-_HEAD_NBYTES = 1024
-_ENTRY_NBYTES = 32
-_LARGEST_NBYTES = 1 << 30
+#: Upper limits, in bytes: of the text before the entries, of one entry's size and checksum, and of
+#: all receipts of an array (a petabyte in shards of 512**3 has 4 million).
+_HEAD_NBYTES, _ENTRY_NBYTES, _LARGEST_NBYTES = 1024, 32, 1 << 30
 
 Number = int | float
 
 
 class ShardReceipt(NamedTuple):
-    """What was stored.
+    """Key below the root, size and CRC-32C of a stored object, and the range of its voxels.
 
-    Attributes
-    ----------
-    key
-        Below the root of the dataset.
-    nbytes, crc32c
-        Size in bytes, and CRC-32C of these bytes.
-    minimum, maximum
-        Of the voxels that are finite and not masked; None where there are none.
+    The range leaves out masked voxels and those that are not finite; None where no others are.
     """
 
     key: str
@@ -95,16 +74,16 @@ class ReceiptTable:
     crc32c: npt.NDArray[np.uint32]
 
 
-def own_receipt(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what this package says in a root's attributes about its write; None where nothing."""
-    receipt = attributes.get(RECEIPT_ATTRIBUTE)
+def own_receipt(attributes: Any) -> dict[str, Any] | None:
+    """Return what this package says in a root's attributes about its write, if it wrote it."""
+    receipt = attributes.get(RECEIPT_ATTRIBUTE) if isinstance(attributes, dict) else None
     return receipt if isinstance(receipt, dict) else None
 
 
 def stored_facts(
     is_discrete: bool | None, origin: Sequence[float], voxel_size: Sequence[float]
 ) -> dict[str, Any]:
-    """Return as fields what has no other place in a store; None and zeros are left out."""
+    """Return the fields of a receipt for what has no other place in a store."""
     facts: dict[str, Any] = {} if is_discrete is None else {_IS_DISCRETE: is_discrete}
     if any(origin):
         facts[_ORIGIN] = [o / v for o, v in zip(origin, voxel_size, strict=True)]
@@ -112,7 +91,7 @@ def stored_facts(
 
 
 def stored_discreteness(receipt: Mapping[str, Any] | None) -> bool | None:
-    """Return whether a store says that its voxels name classes; None where it does not say."""
+    """Return whether a receipt says that voxels name classes; None where it does not say."""
     said = (receipt or {}).get(_IS_DISCRETE)
     return said if isinstance(said, bool) else None
 
@@ -120,13 +99,7 @@ def stored_discreteness(receipt: Mapping[str, Any] | None) -> bool | None:
 def stored_origin(
     receipt: Mapping[str, Any] | None, voxel_size: Sequence[float]
 ) -> tuple[float, ...]:
-    """Return where a plain array's first voxel lies, in the unit of its voxel size.
-
-    Raises
-    ------
-    MetadataError
-        It is not one position an axis.
-    """
+    """Return the origin of a plain array, in the unit of its voxel size."""
     try:
         voxels = validated_origin((receipt or {}).get(_ORIGIN), len(voxel_size))
     except InvalidArgumentError as error:
@@ -135,12 +108,10 @@ def stored_origin(
 
 
 def level_entry(attributes: Any, array_path: str) -> dict[str, Any] | None:
-    """Return what this package says in a root's attributes about one array; None where nothing."""
-    receipt = own_receipt(attributes) if isinstance(attributes, dict) else None
-    entries = (receipt or {}).get("levels")
-    if not isinstance(entries, list):
-        return None
-    return next((e for e in entries if isinstance(e, dict) and e.get("path") == array_path), None)
+    """Return what this package says in a root's attributes about one array, if it wrote it."""
+    entries = (own_receipt(attributes) or {}).get("levels")
+    listed = entries if isinstance(entries, list) else []
+    return next((e for e in listed if isinstance(e, dict) and e.get("path") == array_path), None)
 
 
 def object_key(path: str, array: StoredArray, coords: tuple[int, ...]) -> str:
@@ -150,7 +121,7 @@ def object_key(path: str, array: StoredArray, coords: tuple[int, ...]) -> str:
 
 
 def build_receipts(path: str, array: StoredArray, receipts: Mapping[str, ShardReceipt]) -> str:
-    """Return the text of an array's receipts; there has to be one for every object."""
+    """Return the text of an array's receipts, which have to be one for every object."""
     keys = [object_key(path, array, c) for c in product(*map(range, array.grid_shape))]
     content = {
         "format": _FORMAT,
@@ -162,13 +133,7 @@ def build_receipts(path: str, array: StoredArray, receipts: Mapping[str, ShardRe
 
 
 def parse_receipts(text: bytes, array: StoredArray) -> ReceiptTable:
-    """Read an array's receipts.
-
-    Raises
-    ------
-    MetadataError
-        They are not such receipts, or are of another array.
-    """
+    """Read an array's receipts; `MetadataError` where they are damaged or of another array."""
     try:
         content = json.loads(text)
         if content["format"] != _FORMAT or content["grid_shape"] != list(array.grid_shape):
@@ -182,7 +147,7 @@ def parse_receipts(text: bytes, array: StoredArray) -> ReceiptTable:
 
 
 def receipts_limit(array: StoredArray) -> int:
-    """Return the size in bytes that the receipts of an array have at most."""
+    """Return the upper limit for the size of an array's receipts, in bytes."""
     return min(_HEAD_NBYTES + prod(array.grid_shape) * _ENTRY_NBYTES, _LARGEST_NBYTES)
 
 
@@ -196,8 +161,8 @@ def data_range(receipts: Sequence[ShardReceipt]) -> tuple[Number, Number] | None
 def document_checksum(document: Mapping[str, Any]) -> int:
     """Return the CRC-32C of a root document, as canonical JSON without its own checksum.
 
-    Another program may write the document anew with the same content, and zarr keeps copies of
-    other documents in it (``consolidated_metadata``).
+    Canonical, because another program may rewrite the document with the same content. Copies of
+    other documents that zarr keeps in it (``consolidated_metadata``) do not count.
     """
     attributes = dict(document.get("attributes") or {})
     receipt = dict(attributes.get(RECEIPT_ATTRIBUTE) or {})

@@ -171,8 +171,8 @@ def _parse(document: dict[str, Any], text: str) -> StoredArray:
         raise MetadataError(f"chunk shape {object_shape} does not fit the array shape {shape}")
     codecs = document["codecs"]
     is_sharded = codecs[0]["name"] == "sharding_indexed"
-    sharding = codecs[0]["configuration"] if is_sharded else {}
-    index_names = [codec["name"] for codec in sharding.get("index_codecs", [])]
+    sharding = codecs[0]["configuration"] if is_sharded else {"index_codecs": []}
+    index_names = [codec["name"] for codec in sharding["index_codecs"]]
     inner = _lengths("chunk_shape", sharding["chunk_shape"], 1) if is_sharded else object_shape
     if len(inner) != len(shape) or any(o % c for o, c in zip(object_shape, inner, strict=True)):
         raise MetadataError(f"inner chunks {inner} do not divide shards {object_shape}")
