@@ -19,7 +19,6 @@ import numpy as np
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.ome import add_ome_levels, build_image_label
-from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_positions, are_same_sizes
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.identity import plan_identity
@@ -29,7 +28,7 @@ from ctlab_dask_zarr.planning.levels import (
     refuse_other_factors,
     resolve_downsample,
 )
-from ctlab_dask_zarr.planning.plan import Document, WritePlan, plan_fingerprint
+from ctlab_dask_zarr.planning.plan import Document, WritePlan
 from ctlab_dask_zarr.planning.resolve import planned_levels
 from ctlab_dask_zarr.read.zarr import (
     StoreMetadata,
@@ -40,8 +39,7 @@ from ctlab_dask_zarr.read.zarr import (
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import CONSOLIDATED
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names
-from ctlab_dask_zarr.write.staging.labels import ImageIdentity
-from ctlab_dask_zarr.write.staging.request import StageRequest, plain_mask_value
+from ctlab_dask_zarr.write.staging.request import ImageIdentity, StageRequest, plain_mask_value
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.volume import Volume
@@ -145,7 +143,6 @@ def level_request(
     attributes = root["attributes"]
     added = [(level.path, level.factors) for level in every[1:]]
     attributes["ome"] = add_ome_levels(attributes["ome"], added, method)
-    attributes.setdefault(RECEIPT_ATTRIBUTE, {"levels": []})
     documents = [Document(f"{level.path}/{ROOT_DOCUMENT}", level.document) for level in every[1:]]
     documents.append(Document(ROOT_DOCUMENT, json.dumps(root)))
     identity = plan_identity(every, dataset.datatype, volume.identity(), method)
@@ -157,7 +154,6 @@ def level_request(
         resume=resume,
         restart=restart,
         identity=identity,
-        fingerprint=plan_fingerprint(identity),
         run_id=run_id,
         mask_value=plain_mask_value(dataset.datatype),
         downsample=method,

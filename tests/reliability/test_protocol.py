@@ -31,7 +31,7 @@ from ctlab_dask_zarr.write.coarser import write_coarser
 from ctlab_dask_zarr.write.extend import images_to_extend, level_request, plan_labels
 from ctlab_dask_zarr.write.shards.array import LazyBlock
 from ctlab_dask_zarr.write.staging.commit import commit, refuse_missing
-from ctlab_dask_zarr.write.staging.remaining import all_tasks, find_remaining, part_tasks
+from ctlab_dask_zarr.write.staging.remaining import all_tasks, find_remaining, part_of
 from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import open_staged, stage
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
@@ -137,7 +137,9 @@ def add_levels_anew(files: FakeFiles) -> None:
 
 def write_part(files: FakeFiles, part: int) -> None:
     staged = stage(request(files, n_parts=2))
-    write_rest(staged, part_tasks(LEVELS[0].layout, part, 2), NEW)
+    finest = all_tasks(LEVELS[:1])
+    mine = [task for task in finest if part_of(task.coords, LEVELS[0].layout, 2) == part]
+    write_rest(staged, mine, NEW)
 
 
 def commit_parts(files: FakeFiles) -> None:

@@ -1,8 +1,7 @@
 """The commit: nothing is visible before it, nothing is lost after it.
 
-The receipts and the documents are put, from leaf to root, into the staged store, which is then
-renamed onto the destination. The same run may commit twice: the second time finds its own dataset
-there.
+It puts the receipts and the documents into the staged store, from leaf to root, and renames that
+onto the destination. The same run may commit twice: the second time finds its own dataset there.
 """
 
 from __future__ import annotations
@@ -58,14 +57,14 @@ class CommitResult(NamedTuple):
 def commit(staged: StagedWrite, volumes: Iterable[Any] = ()) -> CommitResult:
     """Publish the dataset: documents from leaf to root, then the rename onto the destination.
 
-    `volumes` are what it was read from; they have to be still what was opened.
+    `volumes` are what it was read from.
 
     Raises
     ------
     IncompleteDatasetError
         A shard of the plan has no receipt.
     IncompleteSourceError, DatasetNotFoundError
-        A source is another one now, or not there any more.
+        A source has changed since it was opened, or is gone.
     DestinationExistsError
         Something came to be at the destination meanwhile.
     """
@@ -77,25 +76,25 @@ def commit(staged: StagedWrite, volumes: Iterable[Any] = ()) -> CommitResult:
         return committed_result(destination)
     for volume in volumes:
         volume.check_unchanged()
-    receipts = staged.recorded(staged.sizes())
+    receipts = staged.recorded()
     refuse_missing(staged, receipts, staged.planned_keys())
-    if request.extends is None:
-        documents = dict(_documents(staged, receipts))
-        if destination.objects is not None:
-            _publish_objects(staged, documents, destination.objects)
-        else:
-            for key, text in documents.items():
-                staged.store.put(key, text.encode())
-            _settle_folders(destination.files, staged.store.root)
-            _publish(staged)
+    documents = dict(_documents(staged, receipts))
+    if request.extends is not None:
+        _publish_levels(staged, documents)
+    elif destination.objects is not None:
+        _publish_objects(staged, documents, destination.objects)
     else:
-        _publish_levels(staged, dict(_documents(staged, receipts)))
+        _publish(staged, documents)
+    # The dataset is there. What cannot be tidied up now, the next write will.
+    with suppress(OSError, CTLabError):
+        destination.finish_interrupted_replacement()
+        destination.discard_committed_staging()
     nbytes = sum(receipt.nbytes for receipt in receipts.values())
     return CommitResult(destination.path, len(receipts), nbytes)
 
 
 def committed_result(destination: Destination) -> CommitResult:
-    """Return what the commit of the dataset that is there has told."""
+    """Return what the commit of the dataset that is there returned."""
     receipt = destination.committed()
     return CommitResult(destination.path, receipt["n_objects"], receipt["nbytes"])
 
@@ -111,8 +110,8 @@ def refuse_missing(
     request = staged.request
     what = f"{len(missing)} of {len(planned)} objects were not written"
     advice = "go on by resume=True (--resume)"
-    array, absent = staged.array(0), set(missing)
     if request.n_parts is not None:
+        array, absent = staged.array(0), set(missing)
         parts = {
             part_of(coords, array.layout, request.n_parts)
             for coords in array.layout.task_coords()
@@ -143,156 +142,131 @@ def _documents(
     request = staged.request
     (root,) = [document for document in request.documents if document.key == ROOT_DOCUMENT]
     content = json.loads(root.text)
-    levels = content["attributes"].get(RECEIPT_ATTRIBUTE, {}).get("levels") or []
-    for number, level in enumerate(request.levels):
-        if number < request.n_existing:
-            continue
-        array = staged.array(number).array
-        text = build_receipts(level.path, array, receipts)
+    attributes = content["attributes"]
+    facts = attributes.setdefault(RECEIPT_ATTRIBUTE, {})
+    entries = facts.get("levels") or []
+    texts = {document.key: document.text for document in request.documents}
+    for number, level in list(enumerate(request.levels))[request.n_existing :]:
+        text = build_receipts(level.path, staged.array(number).array, receipts)
         yield f"{level.path}/{RECEIPTS_OBJECT}".lstrip("/"), text
-        levels.append(
-            {
-                "path": level.path,
-                "shards": level.layout.shard_shape,
-                "chunks": level.layout.inner_chunk_shape,
-                "n_objects": level.layout.n_objects,
-                "receipts_crc32c": google_crc32c.value(text.encode()),
-            }
-        )
-    for document in request.documents:
-        if document.key != ROOT_DOCUMENT:
-            yield document.key, document.text
-            (entry,) = [e for e in levels if f"{e['path']}/{ROOT_DOCUMENT}" == document.key]
-            entry["document_crc32c"] = google_crc32c.value(document.text.encode())
-    if request.extends is None:
-        _add_facts(content["attributes"], staged, receipts)
-    else:
-        _add_facts_of_levels(content["attributes"], staged, receipts)
-    content["attributes"][RECEIPT_ATTRIBUTE]["levels"] = levels
-    # What another writer says that is no number is kept as it stands.
-    may_be_nan = request.extends is not None
-    yield ROOT_DOCUMENT, json.dumps(seal(content), indent=2, allow_nan=may_be_nan)
+        entry = {
+            "path": level.path,
+            "shards": level.layout.shard_shape,
+            "chunks": level.layout.inner_chunk_shape,
+            "n_objects": level.layout.n_objects,
+            "receipts_crc32c": google_crc32c.value(text.encode()),
+        }
+        if level.path:
+            key = f"{level.path}/{ROOT_DOCUMENT}"
+            yield key, texts[key]
+            entry["document_crc32c"] = google_crc32c.value(texts[key].encode())
+        entries.append(entry)
+    _add_facts(attributes, staged, receipts)
+    facts["levels"] = entries
+    # Another writer's document may hold NaN; it is kept as it stands.
+    is_others = request.extends is not None
+    yield ROOT_DOCUMENT, json.dumps(seal(content), indent=2, allow_nan=is_others)
 
 
 def _add_facts(
     attributes: dict[str, Any], staged: StagedWrite, receipts: Mapping[str, ShardReceipt]
 ) -> None:
-    """Add to the root's attributes what was written, from what, by which run."""
+    """Add to the root's attributes what was written, from what, when and by which run."""
     request = staged.request
-    facts = attributes.setdefault(RECEIPT_ATTRIBUTE, {})
-    values = data_range([receipts[key] for key in staged.level_keys(0)])
-    facts.update(
-        **_circumstances(staged),
-        run_id=request.run_id,
-        staging_id=staged.staging_id,
-        fingerprint=request.fingerprint,
-        requested=request.requested,
-        source=json.loads(request.identity)["source"],
-        n_objects=len(receipts),
-        nbytes=sum(receipt.nbytes for receipt in receipts.values()),
-        data_min_max=values,
-    )
-    if values is None:
-        return
-    if "mango" in attributes:
-        # Drishti takes its first contrast from here.
-        attributes["mango"]["data_min_max"] = values
-    if "ome" in attributes and request.is_grey:
-        attributes["ome"]["omero"] = _omero(staged, attributes["ome"], values)
-
-
-def _circumstances(staged: StagedWrite) -> dict[str, Any]:
-    """Return by what, when and in how many seconds it was written."""
-    started_s = staged.request.destination.staged_plan().get("started_s")
-    return {
+    facts = attributes[RECEIPT_ATTRIBUTE]
+    started_s = request.destination.staged_plan().get("started_s")
+    circumstances = {
         "version": __version__,
         "zarr_version": version("zarr"),
         "committed": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_s": None if started_s is None else round(time.time() - started_s, 3),
     }
-
-
-def _add_facts_of_levels(
-    attributes: dict[str, Any], staged: StagedWrite, receipts: Mapping[str, ShardReceipt]
-) -> None:
-    """Add to the attributes of a store what was added to it, by which run."""
-    request = staged.request
-    facts = attributes[RECEIPT_ATTRIBUTE]
-    is_ours = "run_id" in facts
+    values = data_range([receipts[key] for key in staged.level_keys(request.n_existing)])
+    has_others_contrast = "omero" in attributes.get("ome", {}) and "run_id" not in facts
+    if request.extends is None:
+        facts |= circumstances
+        facts |= {"requested": request.requested, "data_min_max": values}
+        facts["source"] = json.loads(request.identity)["source"]
+        if "mango" in attributes and values is not None:
+            # Drishti takes its first contrast from here.
+            attributes["mango"]["data_min_max"] = values
+    else:
+        facts.setdefault("version", __version__)
+        facts["further_levels"] = circumstances
+        values = facts.get("data_min_max") or values
     nbytes = sum(receipt.nbytes for receipt in receipts.values())
-    facts.setdefault("version", __version__)
-    facts.update(
-        run_id=request.run_id,
-        staging_id=staged.staging_id,
-        fingerprint=request.fingerprint,
-        n_objects=facts.get("n_objects", 0) + len(receipts),
-        nbytes=facts.get("nbytes", 0) + nbytes,
-        further_levels=_circumstances(staged),
-    )
-    if request.is_grey and (is_ours or "omero" not in attributes["ome"]):
-        first_added = [receipts[key] for key in staged.level_keys(request.n_existing)]
-        values = facts.get("data_min_max") or data_range(first_added)
-        if values is not None:
-            attributes["ome"]["omero"] = _omero(staged, attributes["ome"], tuple(values))
+    facts |= {
+        "run_id": request.run_id,
+        "staging_id": staged.staging_id,
+        "fingerprint": request.fingerprint,
+        "n_objects": facts.get("n_objects", 0) + len(receipts),
+        "nbytes": facts.get("nbytes", 0) + nbytes,
+    }
+    if "ome" in attributes and request.is_grey and values is not None and not has_others_contrast:
+        attributes["ome"]["omero"] = _omero(staged, attributes["ome"], *values)
 
 
 def _omero(
-    staged: StagedWrite, ome: Mapping[str, Any], values: tuple[Number, Number]
+    staged: StagedWrite, ome: Mapping[str, Any], minimum: Number, maximum: Number
 ) -> dict[str, Any]:
     coarsest = staged.array(len(staged.request.levels) - 1)
     voxels = sample_voxels(coarsest.store, coarsest.path, coarsest.array)
     contrast = contrast_of(voxels, staged.request.mask_value)
-    # Others' images need not have a name.
+    # An image of another writer need not have a name.
     name = ome["multiscales"][0].get("name") or os.path.basename(staged.request.destination.path)
-    return build_omero(str(name), values, contrast)
+    return build_omero(str(name), (minimum, maximum), contrast)
 
 
-def _publish(staged: StagedWrite) -> None:
-    destination = staged.request.destination
-    files = destination.files
-    folder = os.path.dirname(destination.path)
-    problem = destination_problem(staged.request)
-    if problem is not None:
-        raise DestinationExistsError(
-            f"{problem}. It came to be while the write was under way; the new dataset is complete "
-            f"in {staged.store.root}"
-        )
-    if staged.request.overwrite and files.kind(destination.path) is not None:
+def _publish(staged: StagedWrite, documents: dict[str, str]) -> None:
+    """Put the documents into the staged store, then rename it onto the destination."""
+    request, destination = staged.request, staged.request.destination
+    files, path = destination.files, destination.path
+    folder = os.path.dirname(path)
+    for key, text in documents.items():
+        staged.store.put(key, text.encode())
+    _settle_folders(files, staged.store.root)
+    _refuse_problem(
+        staged,
+        ". It came to be while the write was under way; the new dataset is complete in "
+        f"{staged.store.root}",
+    )
+    is_replacement = request.overwrite and files.kind(path) is not None
+    if is_replacement:
         _refuse_another(staged)
-        keep_permissions(files, staged.store.root, destination.path)
-    aside = destination.replaced(staged.staging_id)
+        keep_permissions(files, staged.store.root, path)
     if destination.labels_of is not None:
         with suppress(FileExistsError):
             files.make_folder(folder)
         files.sync_folder(destination.labels_of)
     drop_consolidated(files, destination.labels_of or folder)
-    if staged.request.overwrite and files.kind(destination.path) is not None:
+    aside = destination.replaced(staged.staging_id)
+    if is_replacement and files.kind(path) is not None:
         files.stat(staged.store.path(ROOT_DOCUMENT))  # still there: nobody took it over
-        files.rename(destination.path, aside)
-        # Never is the second rename durable without the first.
+        files.rename(path, aside)
+        # The second rename must not outlast the first in a power failure.
         files.sync_folder(folder)
     try:
-        files.rename(staged.store.root, destination.path)
+        files.rename(staged.store.root, path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise DestinationExistsError(
-                f"another write was committed to {destination.path} at the same moment"
-            ) from error
+            raise _same_moment(destination) from error
         # The next writer may have found the old dataset aside and done this rename already.
         if destination.committed().get("staging_id") != staged.staging_id:
-            if files.kind(destination.path) is None and files.kind(aside) is not None:
-                files.rename(aside, destination.path)
+            if files.kind(path) is None and files.kind(aside) is not None:
+                files.rename(aside, path)
             raise
     files.sync_folder(folder)
     register_labels(destination)
-    # The dataset is there: what cannot be tidied up now, the next write will.
-    with suppress(OSError, CTLabError):
-        destination.finish_interrupted_replacement()
-        destination.discard_committed_staging()
+
+
+def _refuse_problem(staged: StagedWrite, state: str = "") -> None:
+    problem = destination_problem(staged.request)
+    if problem is not None:
+        raise DestinationExistsError(problem + state)
 
 
 def _refuse_another(staged: StagedWrite) -> None:
-    """Raise where what is at the destination is not what was there when the write was staged."""
+    """Raise if the dataset at the destination is not the one that was there at the staging."""
     destination = staged.request.destination
     if identity_of_occupant(destination) != staged.request.replaces:
         raise DestinationExistsError(
@@ -303,12 +277,16 @@ def _refuse_another(staged: StagedWrite) -> None:
         )
 
 
+def _same_moment(destination: Destination) -> DestinationExistsError:
+    return DestinationExistsError(
+        f"another write was committed to {destination.path} at the same moment"
+    )
+
+
 def _publish_objects(staged: StagedWrite, documents: dict[str, str], objects: ObjectFiles) -> None:
-    """Put the documents beside the shards, which are in their places: the root's last, once."""
+    """Put the documents beside the shards, which are in their places; the root document last."""
     destination = staged.request.destination
-    problem = destination_problem(staged.request)
-    if problem is not None:
-        raise DestinationExistsError(problem)
+    _refuse_problem(staged)
     root = documents.pop(ROOT_DOCUMENT)
     for key, text in documents.items():
         staged.store.put(key, text.encode())
@@ -317,27 +295,19 @@ def _publish_objects(staged: StagedWrite, documents: dict[str, str], objects: Ob
         objects.create(staged.store.path(ROOT_DOCUMENT), root.encode())
     except FileExistsError as error:
         if destination.committed().get("staging_id") != staged.staging_id:
-            raise DestinationExistsError(
-                f"another write was committed to {destination.path} at the same moment"
-            ) from error
+            raise _same_moment(destination) from error
     register_labels(destination)
-    with suppress(OSError, CTLabError):
-        destination.discard_committed_staging()
 
 
 def _publish_levels(staged: StagedWrite, documents: dict[str, str]) -> None:
     """Move further levels into the store, then replace its root document by one that names them.
 
-    Done again after it has died at any point, it goes on.
+    Killed at any point, it goes on when it is called again.
     """
-    destination = staged.request.destination
-    files = destination.files
-    problem = destination_problem(staged.request)
-    if problem is not None:
-        raise DestinationExistsError(problem)
-    root = documents.pop(ROOT_DOCUMENT)
-    store = destination.store
-    for level in staged.request.levels[staged.request.n_existing :]:
+    request, destination = staged.request, staged.request.destination
+    files, store = destination.files, destination.store
+    _refuse_problem(staged)
+    for level in request.levels[request.n_existing :]:
         folder, place = staged.store.path(level.path), store.path(level.path)
         if files.kind(folder) == "folder":
             for key in [key for key in documents if key.startswith(f"{level.path}/")]:
@@ -354,14 +324,12 @@ def _publish_levels(staged: StagedWrite, documents: dict[str, str]) -> None:
         discard_announced(store)
         names = [name for name, kind in files.entries(destination.path) if kind == "file"]
         _settle_folder(files, destination.path, names)
-    is_ours = swap_document(store, staged.request.extends, root.encode())
+    is_ours = swap_document(store, request.extends, documents[ROOT_DOCUMENT].encode())
     if not is_ours and destination.committed().get("staging_id") != staged.staging_id:
+        _refuse_problem(staged)
         raise DestinationExistsError(
-            destination_problem(staged.request)
-            or f"{destination.path} was changed at the same moment: commit again"
+            f"{destination.path} was changed at the same moment: commit again"
         )
-    with suppress(OSError, CTLabError):
-        destination.discard_committed_staging()
 
 
 def _move_level(files: Files, folder: str, place: str) -> None:

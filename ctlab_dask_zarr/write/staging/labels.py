@@ -1,4 +1,4 @@
-"""What labels have to do with their image: which one they fit, and how readers find them."""
+"""Labels and their image: which image labels fit, and how readers find the labels."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ from ctlab_dask_zarr.store.hierarchy import (
     read_ome,
 )
 from ctlab_dask_zarr.store.store import Store
+from ctlab_dask_zarr.write.staging.request import ImageIdentity
 
-__all__ = ["ImageIdentity", "image_identity", "image_problem", "register_labels"]
+__all__ = ["image_identity", "image_problem", "register_labels"]
 
-#: Hashes of an image's voxels, and of where and how large they are.
-ImageIdentity = tuple[str, str]
 _GEOMETRY = ("axes", "datasets", "coordinateTransformations")
 
 
 def image_identity(files: Files, path: str) -> ImageIdentity:
     """Return what tells an image from every other one, as far as its labels are concerned.
 
-    Voxels are known by the checksums of their commit; those of another writer by the documents of
-    the arrays, and when these were written. A name, a history or an identifier makes no other
-    image.
+    The voxels of our own images are known by the checksums of their commit, those of another
+    writer by the documents of the arrays and when these were written. A name, a history or an
+    identifier makes no other image.
     """
     attributes = read_json_object(files, os.path.join(path, ROOT_DOCUMENT)).get("attributes")
-    multiscales = read_ome(files, path).get("multiscales") or [{}]
-    paths = [str(dataset.get("path")) for dataset in multiscales[0].get("datasets") or ()]
+    multiscale = (read_ome(files, path).get("multiscales") or [{}])[0]
     voxels: list[Any] = []
-    for array_path in paths:
+    for dataset in multiscale.get("datasets") or ():
+        array_path = str(dataset.get("path"))
         seal = seal_of(attributes, array_path)
         document = os.path.join(path, array_path, ROOT_DOCUMENT)
         if seal is None and files.kind(document) is not None:
@@ -48,8 +47,7 @@ def image_identity(files: Files, path: str) -> ImageIdentity:
             voxels.append((array_path, text, read_version(files, document)))
         else:
             voxels.append((array_path, seal))
-    geometry = [multiscales[0].get(key) for key in _GEOMETRY]
-    return _hash(voxels), _hash(geometry)
+    return _hash(voxels), _hash([multiscale.get(key) for key in _GEOMETRY])
 
 
 def _hash(content: Any) -> str:
@@ -57,7 +55,7 @@ def _hash(content: Any) -> str:
 
 
 def image_problem(destination: Destination, wanted: ImageIdentity | None) -> str | None:
-    """Return why labels do not fit the image that is there as they fit their own, or None."""
+    """Return why labels do not fit the image that is there, or None; None too for an image."""
     if destination.labels_of is None or wanted is None:
         return None
     folder = os.path.dirname(destination.path)
@@ -84,10 +82,10 @@ def image_problem(destination: Destination, wanted: ImageIdentity | None) -> str
 
 
 def register_labels(destination: Destination) -> None:
-    """Name every labels image of the folder that a destination is in; nothing for an image.
+    """Name every labels image in the folder of a destination that is labels.
 
-    Names are added to those that are there, of which nobody but their writers knows the meaning:
-    ``cells/0`` lies in a folder, and some labels do not say that they are.
+    The names that are there stay, since only their writers know what they mean: ``cells/0`` lies
+    in a folder, and some labels do not say that they are.
     """
     if destination.labels_of is None:
         return

@@ -1,4 +1,4 @@
-"""Which shards there are still to write: of an interrupted write, of one part of a shared one."""
+"""Which shards are still to be written: of an interrupted write, or of one part of a shared one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import destination_problem, is_committed, staging_problem
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-__all__ = ["Remaining", "all_tasks", "find_remaining", "part_of", "part_tasks", "resolve_request"]
+__all__ = ["Remaining", "all_tasks", "find_remaining", "part_of", "resolve_request"]
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,13 @@ class Remaining:
     tasks
         The shards to write, by level and in C order.
     found
-        Receipts of shards that are there whole without one: their process died before it could
-        keep them.
+        Receipts of whole shards that had none: their process died before it could keep them.
     n_done
-        Number of shards that are there whole.
+        Number of whole shards.
     n_half_made
-        Number of `tasks` of which something is there that is not whole; it is replaced.
+        Number of `tasks` that replace something which is not whole.
     stored
-        Coordinates of the shards of level 0 that are there whole, in C order, also those that other
-        jobs have written.
+        Coordinates of the whole shards of level 0, in C order, also those of other jobs.
     """
 
     tasks: tuple[ShardTask, ...]
@@ -55,31 +53,17 @@ class Remaining:
 
 def all_tasks(levels: Sequence[PlannedLevel], first: int = 0) -> Iterator[ShardTask]:
     """Yield every task of the levels from `first` on."""
-    for number, level in enumerate(levels):
-        if number >= first:
-            for coords in level.layout.task_coords():
-                yield ShardTask(number, coords)
-
-
-def part_tasks(layout: Layout, part: int, n_parts: int) -> Iterator[ShardTask]:
-    """Yield the shards of a part: a run of those of level 0 in C order.
-
-    The coarser levels are made when all parts are there, of what each has left for them.
-
-    Examples
-    --------
-    >>> from ctlab_dask_zarr.planning.layout import resolve_layout
-    >>> layout = resolve_layout((1024, 512, 1536))
-    >>> [len(list(part_tasks(layout, part, 4))) for part in (1, 2, 3, 4)]
-    [2, 1, 2, 1]
-    """
-    for coords in layout.task_coords():
-        if part_of(coords, layout, n_parts) == part:
-            yield ShardTask(0, coords)
+    for number in range(first, len(levels)):
+        for coords in levels[number].layout.task_coords():
+            yield ShardTask(number, coords)
 
 
 def part_of(coords: Shape, layout: Layout, n_parts: int) -> int:
-    """Return the number, from 1, of the part of `n_parts` that writes the shard at `coords`."""
+    """Return the number, from 1, of the part that writes the shard at `coords`.
+
+    A part is a run of the shards of level 0 in C order. The coarser levels are made when all parts
+    are there.
+    """
     number = 0
     for c, n in zip(coords, layout.grid_shape, strict=True):
         number = number * n + c
@@ -89,11 +73,10 @@ def part_of(coords: Shape, layout: Layout, n_parts: int) -> int:
 def find_remaining(
     staged: StagedWrite, wanted: Iterable[ShardTask], others: Iterable[ShardTask] = ()
 ) -> Remaining:
-    """Return what is left of the shards that are `wanted`; nothing is changed.
+    """Return what is left of the `wanted` shards; nothing is changed.
 
-    A shard counts where its receipt was kept and it has the size that this says. One without a
-    receipt is read back whole, and counts if all of it decodes. Of `others` only those with a
-    receipt are told, as `stored`.
+    A shard counts as whole if it has the size that its receipt says. One without a receipt is read
+    back, and counts if all of it decodes. Of `others`, those with a receipt are told as `stored`.
     """
     arrays = [staged.array(level) for level in range(len(staged.request.levels))]
     sizes = staged.sizes()
@@ -103,9 +86,7 @@ def find_remaining(
         array = arrays[task.level]
         return list(map(array.key, array.layout.object_coords(task.coords)))
 
-    tasks = []
-    doubtful = []
-    whole = []
+    tasks, doubtful, whole = [], [], []
     n_half_made = 0
     for task in wanted:
         keys = keys_of(task)
@@ -135,7 +116,7 @@ def find_remaining(
 def resolve_request(
     request: StageRequest, part: tuple[int, int] | None
 ) -> tuple[StageRequest, Remaining]:
-    """Return the request, told in what staging folder it goes on, and what of it remains.
+    """Return the request with the staging folder in which it goes on, and what remains of it.
 
     `part` (number from 1, of how many) leaves the rest to others. Nothing is changed.
 
@@ -145,37 +126,27 @@ def resolve_request(
         Something is in the way.
     """
     levels = request.levels
-    wanted = tuple(
-        all_tasks(levels, request.n_existing)
-        if part is None
-        else part_tasks(levels[0].layout, *part)
-    )
+    wanted, others = list(all_tasks(levels, request.n_existing)), []
+    if part is not None:
+        number, n_parts = part
+        finest = list(all_tasks(levels[:1]))
+        numbers = [part_of(task.coords, levels[0].layout, n_parts) for task in finest]
+        wanted = [task for task, n in zip(finest, numbers, strict=True) if n == number]
+        others = [task for task, n in zip(finest, numbers, strict=True) if n != number]
+    destination = request.destination
     if is_committed(request):
         stored = tuple(levels[0].layout.task_coords())
         return request, Remaining((), n_done=len(wanted), stored=stored)
-    _refuse_what_is_there(request)
-    staged = request.destination.staged_plan()
-    if (request.resume or part is not None) and "staging_id" in staged:
-        staging_id = staged["staging_id"]
-        others: list[ShardTask] = []
-        if part is not None:
-            number, n_parts = part
-            others = [
-                task
-                for task in all_tasks(levels[:1])
-                if part_of(task.coords, levels[0].layout, n_parts) != number
-            ]
-        remaining = find_remaining(StagedWrite(request, staging_id), wanted, others)
-        return replace(request, resumes=staging_id), remaining
-    return request, Remaining(wanted)
-
-
-def _refuse_what_is_there(request: StageRequest) -> None:
-    refuse_missing_folder(request.destination)
-    refuse_long_name(request.destination)
+    refuse_missing_folder(destination)
+    refuse_long_name(destination)
     problem = destination_problem(request)
     if problem is not None:
         raise DestinationExistsError(problem)
     problem = staging_problem(request)
     if problem is not None:
         raise StagingExistsError(problem)
+    staging_id = destination.staged_plan().get("staging_id")
+    if staging_id is None or not (request.resume or part):
+        return request, Remaining(tuple(wanted))
+    remaining = find_remaining(StagedWrite(request, staging_id), wanted, others)
+    return replace(request, resumes=staging_id), remaining

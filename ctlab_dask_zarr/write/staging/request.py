@@ -1,13 +1,13 @@
-"""What a write asks of its staging, and the plan of the staging folder, which says it to others.
+"""What a write asks of its staging folder, and how the folder keeps it in ``plan.json``.
 
-Plain values: whoever goes on with a write, or commits it, needs nothing else.
+These are plain values: whoever goes on with a write, or commits it, needs nothing else.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ctlab_dask_zarr._version import __version__
@@ -16,50 +16,44 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.levels import DownsampleMethod
-from ctlab_dask_zarr.planning.plan import Document, PlannedLevel, WritePlan
+from ctlab_dask_zarr.planning.plan import Document, PlannedLevel, WritePlan, plan_fingerprint
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.write.staging.labels import ImageIdentity
 
-__all__ = ["StageRequest", "plain_mask_value"]
+__all__ = ["ImageIdentity", "StageRequest", "plain_mask_value"]
+
+#: Hashes of an image's voxels, and of their place and size.
+ImageIdentity = tuple[str, str]
+#: What one run asks, and the next one may ask otherwise.
+_NOT_KEPT = {"destination", "resume", "restart", "resumes"}
 
 
 @dataclass(frozen=True)
 class StageRequest:
-    """Everything of a plan that staging, writing and committing need; plain values.
+    """Everything that staging, writing and committing need of a plan.
 
     Attributes
     ----------
-    destination
-        Where it will be.
-    levels, documents
-        As of the plan.
-    overwrite, resume, restart
-        As the user asked.
-    identity, fingerprint
-        What has to be the same to go on with an interrupted write.
-    requested
-        What was asked for of the metadata: a write of the same voxels that is committed, or shared
-        with other jobs, is the same one only where this is too. None where it is not known.
+    identity
+        Must be the same for an interrupted write to go on.
     run_id
-        Tells this write from every other one, in staging and in what is committed.
+        Tells this run from every other one, in the staging folder and in what is committed.
     mask_value
-        Of masked voxels; None where the data type has none.
-    downsample
-        How a level becomes the next one.
+        None where the data type has none.
+    requested
+        What the user asked of the metadata. A write of the same voxels that is committed, or is
+        shared with other jobs, is the same write only if this is the same too. None: not known.
     is_grey
-        Whether voxels are grey values, for which viewers need a contrast, and not classes.
+        Whether voxels are grey values, for which viewers need a contrast.
     n_parts
-        Of how many jobs each writes a part; None for a write by one.
+        Number of jobs that share the write; None for a write by one.
     resumes
-        Id of the staging folder with the shards that are not written again; None where there are
-        none.
+        Id of the staging folder whose shards are not written again.
     extends
         Hash of the root document of the store that gets further levels; None for a new store.
     image
-        Of labels, what tells their image from another one.
+        Tells the image of labels from any other one.
     replaces
-        Identity of the dataset that was there when the write was staged and is to be replaced; what
-        came later is not.
+        Identity of the dataset that this one replaces: the one that was there at the staging.
     """
 
     destination: Destination
@@ -69,7 +63,6 @@ class StageRequest:
     resume: bool
     restart: bool
     identity: str
-    fingerprint: str
     run_id: str
     mask_value: Number | None
     requested: dict[str, Any] | None = None
@@ -80,6 +73,11 @@ class StageRequest:
     extends: str | None = None
     image: ImageIdentity | None = None
     replaces: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of `identity`."""
+        return plan_fingerprint(self.identity)
 
     @property
     def n_existing(self) -> int:
@@ -97,10 +95,7 @@ class StageRequest:
         n_parts: int | None = None,
         dataset_id: str | None = None,
     ) -> StageRequest:
-        """Take from `plan` what is needed.
-
-        `dataset_id` is the identifier that was given; None where it was made from the time.
-        """
+        """Take from `plan` what is needed; `dataset_id` is the one that the user gave."""
         return cls(
             destination=Destination.at(plan.destination, plan.labels_of),
             levels=plan.levels,
@@ -109,7 +104,6 @@ class StageRequest:
             resume=resume,
             restart=restart,
             identity=plan.identity,
-            fingerprint=plan.fingerprint,
             run_id=run_id,
             requested={"dataset_id": dataset_id} | plan.requested,
             mask_value=plain_mask_value(plan.datatype),
@@ -120,69 +114,55 @@ class StageRequest:
         )
 
     def to_json(self, staging_id: str) -> str:
-        """Return the text of the staging folder's plan, with the time at which it was staged."""
-        content = {
-            "staging_id": staging_id,
-            "run_id": self.run_id,
-            "fingerprint": self.fingerprint,
-            "identity": self.identity,
-            "requested": self.requested,
-            "overwrite": self.overwrite,
-            "mask_value": self.mask_value,
-            "downsample": self.downsample,
-            "is_grey": self.is_grey,
-            "n_parts": self.n_parts,
-            "extends": self.extends,
-            "image": self.image,
-            "replaces": self.replaces,
-            "started_s": time.time(),
-            "version": __version__,
-            "levels": [
-                {"path": level.path, "factors": level.factors, "document": level.document}
-                for level in self.levels
-            ],
-            "documents": [asdict(document) for document in self.documents],
-        }
-        return json.dumps(content)
+        """Return the text of ``plan.json``, with the time of the staging."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_KEPT}
+        return json.dumps(
+            kept
+            | {
+                "staging_id": staging_id,
+                "fingerprint": self.fingerprint,
+                "started_s": time.time(),
+                "version": __version__,
+                "levels": [
+                    {"path": level.path, "factors": level.factors, "document": level.document}
+                    for level in self.levels
+                ],
+                "documents": [asdict(document) for document in self.documents],
+            }
+        )
 
     @classmethod
     def from_plan(cls, destination: Destination, plan: dict[str, Any]) -> StageRequest:
-        """Return what the plan of a staging folder asks for."""
+        """Return what a ``plan.json`` asks for.
+
+        Raises
+        ------
+        MetadataError
+            It is not complete.
+        """
+        kept = {f.name: plan[f.name] for f in fields(cls) if f.name in plan.keys() - _NOT_KEPT}
         try:
-            levels = tuple(
-                PlannedLevel(
-                    level["path"],
-                    factors=tuple(level["factors"]),
-                    shape=parse_array_document(level["document"]).shape,
-                    document=level["document"],
-                )
-                for level in plan["levels"]
-            )
-            return cls(
-                destination=destination,
-                levels=levels,
-                documents=tuple(Document(**document) for document in plan["documents"]),
-                overwrite=plan["overwrite"],
-                resume=True,
-                restart=False,
-                identity=plan["identity"],
-                fingerprint=plan["fingerprint"],
-                run_id=plan["run_id"],
-                requested=plan.get("requested"),
-                mask_value=plan["mask_value"],
-                downsample=plan["downsample"],
-                is_grey=plan["is_grey"],
-                n_parts=plan["n_parts"],
-                resumes=plan["staging_id"],
-                extends=plan["extends"],
-                image=plan.get("image") and tuple(plan["image"]),
-                replaces=plan.get("replaces"),
-            )
+            kept |= {
+                "levels": tuple(map(_level, plan["levels"])),
+                "documents": tuple(Document(**document) for document in plan["documents"]),
+                "image": plan.get("image") and tuple(plan["image"]),
+            }
+            resumes = plan["staging_id"]
+            return cls(destination=destination, resume=True, restart=False, resumes=resumes, **kept)
         except (KeyError, TypeError) as error:
             raise MetadataError(
                 f"{destination.staging} does not say what was being written ({error!r}): remove it "
                 "by restart=True (--restart)"
             ) from error
+
+
+def _level(fields: dict[str, Any]) -> PlannedLevel:
+    return PlannedLevel(
+        fields["path"],
+        factors=tuple(fields["factors"]),
+        shape=parse_array_document(fields["document"]).shape,
+        document=fields["document"],
+    )
 
 
 def plain_mask_value(datatype: DataType | None) -> Number | None:

@@ -1,7 +1,7 @@
 """Staging: where a write happens before anything of it is visible.
 
-Every step may be repeated by the same run, because a cluster may run a task twice: a run knows
-its own staging folder, and its own committed dataset, by its id.
+A cluster may run a task twice, so the same run may repeat every step: it knows its own staging
+folder, and its own committed dataset, by its id.
 """
 
 from __future__ import annotations
@@ -36,27 +36,21 @@ from ctlab_dask_zarr.store.staging_plan import N_DIGITS, STAGED_PLAN
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.staging.labels import image_problem
 from ctlab_dask_zarr.write.staging.request import StageRequest
-from ctlab_dask_zarr.write.staging.staged import StagedWrite
+from ctlab_dask_zarr.write.staging.staged import StagedWrite, taken_over
 
-__all__ = [
-    "destination_problem",
-    "is_committed",
-    "open_staged",
-    "stage",
-    "staging_problem",
-]
+__all__ = ["destination_problem", "is_committed", "open_staged", "stage", "staging_problem"]
 
-#: More than writers who begin at one moment ever need.
+#: More than writers that begin at the same moment ever need.
 _N_TRIES = 100
 
 
 def stage(request: StageRequest) -> StagedWrite:
-    """Make the staging folder, or find this run's own.
+    """Make the staging folder, or enter the one that is there.
 
     Raises
     ------
     DestinationExistsError
-        There is something at the destination that may not be replaced.
+        Something at the destination may not be replaced.
     StagingExistsError
         Another write is under way there, or left its staging folder.
     """
@@ -72,36 +66,180 @@ def stage(request: StageRequest) -> StagedWrite:
         raise DestinationExistsError(problem)
     if request.restart and destination.staged_plan().get("run_id") != request.run_id:
         destination.discard_staging()
+    staged = _enter_existing(request) if request.resumes else _make_or_enter(request)
+    if staged is None or request.resumes not in (None, staged.staging_id):
+        raise taken_over(destination)
+    # Levels that a commit moves into a store must not outlast the staging folder in a power
+    # failure: it tells whose they are.
+    destination.files.sync_folder(os.path.dirname(destination.staging))
+    return staged
+
+
+def _make_or_enter(request: StageRequest) -> StagedWrite:
+    destination = request.destination
+    lost: OSError | None = None
     for _ in range(_N_TRIES):
-        staged = None if request.resumes else _make_staging(request)
-        staged = staged or _enter_existing(request)
-        if staged is None and request.resumes is None:
+        try:
+            staged = _make_staging(request) or _enter_existing(request)
+        except FileNotFoundError as error:
+            if destination.files.kind(os.path.dirname(destination.path)) != "folder":
+                raise
+            # Another writer took the new folder for one that a dead process has left. What this
+            # attempt put there since then is still to be removed.
+            destination.sweep()
+            lost = error
             continue
-        if staged is None or request.resumes not in (None, staged.staging_id):
-            raise StagingExistsError(
-                f"{destination.staging}, which was to be gone on with, was removed or committed "
-                "meanwhile by another write: look whether that one is still under way, then try "
-                "again"
-            )
-        # Never is a level in the store that it is added to durable without the staging folder,
-        # which tells whose it is.
-        destination.files.sync_folder(os.path.dirname(destination.staging))
-        return staged
+        if staged is not None:
+            return staged
+    if lost is not None:
+        raise OSError(
+            errno.ENOENT,
+            f"no folder can be made there, {_N_TRIES} times in a row: give another place",
+            os.path.dirname(destination.staging),
+        ) from lost
     raise StagingExistsError(
-        f"{destination.staging} could not be made, nor gone on with, {_N_TRIES} times: other "
-        "writes make and remove it again and again. Look what else writes there, then try again"
+        f"{destination.staging} could neither be made nor entered, {_N_TRIES} times: other writes "
+        "make and remove it again and again. Look what else writes there, then try again"
     )
+
+
+def _make_staging(request: StageRequest) -> StagedWrite | None:
+    """Make the staging folder, complete from the moment it is there; None if there is one."""
+    destination = request.destination
+    files, objects = destination.files, destination.objects
+    if request.overwrite:
+        request = replace(request, replaces=identity_of_occupant(destination))
+    staged = StagedWrite(request, uuid.uuid4().hex[:N_DIGITS])
+    text = request.to_json(staged.staging_id).encode()
+    if objects is not None:
+        try:
+            objects.create(destination.notes.path(STAGED_PLAN), text)
+        except FileExistsError:
+            return None
+        return staged
+    prepared = destination.beside_staging()
+    try:
+        files.make_folder(prepared)
+        # Whoever may not look into what is replaced or added to, or into the image of labels, may
+        # not look into this either.
+        places = (destination.path, destination.labels_of or destination.path)
+        found = [bits for bits in map(files.permissions, places) if bits is not None]
+        if found:
+            files.set_permissions(prepared, found[0] & found[-1] | 0o700)
+        for store in (staged.store, staged.receipts, staged.pieces):
+            files.make_folder(os.path.join(prepared, os.path.basename(store.root)))
+        Store(prepared, files).put(STAGED_PLAN, text)
+        files.sync_folder(prepared)
+        files.rename(prepared, destination.staging)
+    except OSError as error:
+        remove_tree(files, prepared)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return None
+        raise
+    return staged
+
+
+def _enter_existing(request: StageRequest) -> StagedWrite | None:
+    """Go on in the staging folder if this run may; None if the folder is gone."""
+    destination = request.destination
+    found = destination.staged_plan()
+    if request.restart and found.get("run_id") not in (None, request.run_id):
+        raise StagingExistsError(
+            f"another write to {destination.path} began at the same moment in {destination.staging}"
+        )
+    problem = staging_problem(request)
+    if problem is not None:
+        raise StagingExistsError(problem)
+    staging_id: str | None = found.get("staging_id")
+    if staging_id is None:
+        return None
+    is_shared = request.n_parts is not None and found.get("n_parts") == request.n_parts
+    if found.get("run_id") == request.run_id or is_shared:
+        return StagedWrite(replace(request, replaces=found.get("replaces")), staging_id)
+    if request.overwrite:
+        # This run asks anew: it replaces what is there now.
+        request = replace(request, replaces=identity_of_occupant(destination))
+    try:
+        destination.notes.put(STAGED_PLAN, request.to_json(staging_id).encode())
+        destination.files.sync_folder(destination.staging)
+    except FileNotFoundError:
+        return None
+    return StagedWrite(request, staging_id)
+
+
+def open_staged(destination: Destination) -> StagedWrite:
+    """Return the write that is staged beside `destination`, to look at or to commit.
+
+    Raises
+    ------
+    IncompleteDatasetError
+        Nothing is staged there.
+    """
+    plan = destination.staged_plan()
+    if plan:
+        return StagedWrite(StageRequest.from_plan(destination, plan), plan["staging_id"])
+    problem = "does not say what was being written; remove it by --restart"
+    if destination.files.kind(destination.staging) is None:
+        problem = "does not exist"
+    raise IncompleteDatasetError(
+        f"no write to {destination.path} is under way: {destination.staging} {problem}"
+    )
+
+
+def is_committed(request: StageRequest) -> bool:
+    """Whether this run, or one that it would have resumed, has written what is there."""
+    destination = request.destination
+    committed = destination.committed()
+    if committed.get("run_id") == request.run_id:
+        return True
+    if requested_difference(committed.get("requested"), request.requested):
+        return False
+    if request.resumes is not None and committed.get("staging_id") == request.resumes:
+        # The staging folder was complete: repairing has published it.
+        return True
+    if not request.resume or committed.get("fingerprint") != request.fingerprint:
+        return False
+    # The same dataset may be replaced by itself, as one that was damaged.
+    is_same = destination.staged_plan().get("fingerprint") == request.fingerprint
+    is_being_replaced = is_same and not destination.is_staging_committed()
+    return not (request.overwrite and (request.resumes is not None or is_being_replaced))
 
 
 def destination_problem(request: StageRequest) -> str | None:
     """Return why nothing may be committed to the destination, or None."""
     destination = request.destination
-    if request.extends is None:
-        return (
-            image_problem(destination, request.image)
-            or _other_request(request)
-            or occupied_problem(destination, overwrite=request.overwrite)
+    if request.extends is not None:
+        return _extension_problem(request)
+    return (
+        image_problem(destination, request.image)
+        or _other_request(request)
+        or occupied_problem(destination, overwrite=request.overwrite)
+    )
+
+
+def _other_request(request: StageRequest) -> str | None:
+    """Return how the complete dataset differs from the one that a resumed write makes, or None."""
+    destination = request.destination
+    committed = destination.committed()
+    if not request.resume or request.overwrite:
+        return None
+    if committed.get("fingerprint") != request.fingerprint:
+        change = source_difference(committed.get("source"), request.identity)
+        return change and (
+            f"{destination.path} is complete, but of another source: {change}. Else write to "
+            "another destination, or replace it by overwrite=True (--overwrite)"
         )
+    difference = requested_difference(committed.get("requested"), request.requested)
+    return difference and (
+        f"{destination.path} is complete, but written with other metadata: {difference}. Change it "
+        "in place (ctlab-zarr set-voxel, set-id), or write it anew with overwrite=True "
+        "(--overwrite)"
+    )
+
+
+def _extension_problem(request: StageRequest) -> str | None:
+    """Return why a store cannot get its further levels, or None."""
+    destination = request.destination
     try:
         root = destination.files.read(os.path.join(destination.path, ROOT_DOCUMENT))
     except OSError:
@@ -116,7 +254,8 @@ def destination_problem(request: StageRequest) -> str | None:
     begins_anew = request.restart and found.get("run_id") != request.run_id
     if is_being_extended and not (begins_anew and destination.can_rename):
         return None
-    # Nobody removes what a commit has moved there: it may be about to name it in the root document.
+    # A level that a commit has moved there is never removed: the commit may be about to name it in
+    # the root document.
     advice = "move it elsewhere"
     if is_being_extended:
         image = destination.labels_of or destination.path
@@ -133,60 +272,15 @@ def destination_problem(request: StageRequest) -> str | None:
     return None
 
 
-def _other_request(request: StageRequest) -> str | None:
-    """Return how what is complete here differs from what a write would go on with, or None."""
-    committed = request.destination.committed()
-    if not request.resume or request.overwrite:
-        return None
-    if committed.get("fingerprint") != request.fingerprint:
-        change = source_difference(committed.get("source"), request.identity)
-        return change and (
-            f"{request.destination.path} is complete, but of another source: {change}. Else write "
-            "to another destination, or replace it by overwrite=True (--overwrite)"
-        )
-    difference = requested_difference(committed.get("requested"), request.requested)
-    if not difference:
-        return None
-    return (
-        f"{request.destination.path} is complete, but written with other metadata: {difference}. "
-        "Change it in place (ctlab-zarr set-voxel, set-id), or write it anew with overwrite=True "
-        "(--overwrite)"
-    )
-
-
-def is_committed(request: StageRequest) -> bool:
-    """Whether this run, or one that it would have resumed, has written what is there."""
-    committed = request.destination.committed()
-    if committed.get("run_id") == request.run_id:
-        return True
-    if requested_difference(committed.get("requested"), request.requested):
-        return False
-    if request.resumes is not None and committed.get("staging_id") == request.resumes:
-        # What was to be gone on with was complete: repairing has published it.
-        return True
-    if not request.resume or committed.get("fingerprint") != request.fingerprint:
-        return False
-    return not (request.overwrite and _is_being_replaced(request))
-
-
-def _is_being_replaced(request: StageRequest) -> bool:
-    """Whether the dataset is being replaced by the same one anew, as one that was damaged is."""
-    if request.resumes is not None:
-        return True
-    destination = request.destination
-    is_same = destination.staged_plan().get("fingerprint") == request.fingerprint
-    return is_same and not destination.is_staging_committed()
-
-
 def staging_problem(request: StageRequest) -> str | None:
-    """Return why the write could not be staged beside what is there, or None."""
+    """Return why the write cannot use the staging folder that is there, or None."""
     destination = request.destination
     if request.restart or destination.files.kind(destination.staging) is None:
         return None
     found = destination.staged_plan()
     if found.get("run_id") == request.run_id or destination.is_staging_committed():
         return None
-    # Of its own accord no part removes what others write.
+    # A part never advises to remove what the other parts write.
     by = "restart=True (--restart)"
     if request.n_parts is not None:
         by = f"`ctlab-zarr abort {destination.path}`"
@@ -212,7 +306,7 @@ def staging_problem(request: StageRequest) -> str | None:
 
 
 def _part_problem(request: StageRequest, found: dict[str, Any], by: str) -> str | None:
-    """Return why a part is none of those in the staging folder, or None."""
+    """Return why a part does not belong to the parts in the staging folder, or None."""
     parts = f"the parts in {request.destination.staging}"
     if found["n_parts"] != request.n_parts:
         return (
@@ -235,112 +329,3 @@ def _part_problem(request: StageRequest, found: dict[str, Any], by: str) -> str 
             "parts with one version"
         )
     return None
-
-
-def open_staged(destination: Destination) -> StagedWrite:
-    """Return the write that is staged beside `destination`, to look at or to commit.
-
-    Raises
-    ------
-    IncompleteDatasetError
-        Nothing is staged there.
-    """
-    plan = destination.staged_plan()
-    if not plan:
-        raise IncompleteDatasetError(
-            f"no write to {destination.path} is under way: {destination.staging} "
-            + (
-                "does not exist"
-                if destination.files.kind(destination.staging) is None
-                else "does not say what was being written; remove it by --restart"
-            )
-        )
-    return StagedWrite(StageRequest.from_plan(destination, plan), plan["staging_id"])
-
-
-def _make_staging(request: StageRequest) -> StagedWrite | None:
-    """Make the staging folder, complete from the moment it is there; None if there is one."""
-    destination = request.destination
-    files, objects = destination.files, destination.objects
-    if request.overwrite:
-        request = replace(request, replaces=identity_of_occupant(destination))
-    staged = StagedWrite(request, uuid.uuid4().hex[:N_DIGITS])
-    text = request.to_json(staged.staging_id).encode()
-    if objects is not None:
-        try:
-            objects.create(destination.notes.path(STAGED_PLAN), text)
-        except FileExistsError:
-            return None
-        return staged
-    for number in range(_N_TRIES):
-        prepared = destination.beside_staging()
-        try:
-            files.make_folder(prepared)
-            # Who may not look into what is replaced, or added to, may not look into this either.
-            # Nor may who cannot look into an image look into its labels.
-            places = (destination.path, destination.labels_of or destination.path)
-            found = [bits for bits in map(files.permissions, places) if bits is not None]
-            if found:
-                files.set_permissions(prepared, found[0] & found[-1] | 0o700)
-            for store in (staged.store, staged.receipts, staged.pieces):
-                files.make_folder(os.path.join(prepared, os.path.basename(store.root)))
-            Store(prepared, files).put(STAGED_PLAN, text)
-            files.sync_folder(prepared)
-            files.rename(prepared, destination.staging)
-        except OSError as error:
-            remove_tree(files, prepared)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return None
-            if error.errno != errno.ENOENT or not _is_folder(destination):
-                raise
-            if number + 1 == _N_TRIES:
-                raise OSError(
-                    errno.ENOENT,
-                    f"no folder can be made there, {_N_TRIES} times in a row: give another place",
-                    os.path.dirname(prepared),
-                ) from error
-            # Another writer took it for what a dead process left. What was put there since is for
-            # us to remove.
-            destination.sweep()
-        else:
-            return staged
-    return None
-
-
-def _is_folder(destination: Destination) -> bool:
-    return destination.files.kind(os.path.dirname(destination.path)) == "folder"
-
-
-def _enter_existing(request: StageRequest) -> StagedWrite | None:
-    """Go on in a staging folder that is there, if it is this run's or may be resumed.
-
-    Returns None if it is gone meanwhile.
-    """
-    destination = request.destination
-    found = destination.staged_plan()
-    if request.restart and found.get("run_id") not in (None, request.run_id):
-        raise StagingExistsError(
-            f"another write to {destination.path} began at the same moment in {destination.staging}"
-        )
-    problem = staging_problem(request)
-    if problem is not None:
-        raise StagingExistsError(problem)
-    staging_id: str | None = found.get("staging_id")
-    if staging_id is None:
-        return None
-    if found.get("run_id") == request.run_id or _is_shared(request, found):
-        return StagedWrite(replace(request, replaces=found.get("replaces")), staging_id)
-    if request.overwrite:
-        # Asked for anew: what is there now is to be replaced.
-        request = replace(request, replaces=identity_of_occupant(destination))
-    try:
-        destination.notes.put(STAGED_PLAN, request.to_json(staging_id).encode())
-        destination.files.sync_folder(destination.staging)
-    except FileNotFoundError:
-        return None
-    return StagedWrite(request, staging_id)
-
-
-def _is_shared(request: StageRequest, found: dict[str, Any]) -> bool:
-    """Whether the staging folder is that of the jobs of which this is one."""
-    return request.n_parts is not None and found.get("n_parts") == request.n_parts

@@ -1,7 +1,6 @@
 """A write under way, as workers see it: where its shards, receipts and pieces go.
 
-What was written is kept in the staging folder too, so that whoever goes on, or commits, needs
-nothing else.
+The staging folder keeps what was written too, so whoever goes on or commits needs nothing else.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from ctlab_dask_zarr.execution.progress import Reporter, topic_of
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.levels import piece_layouts
+from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.shards.array import LazyBlock, NextLevel, StagedArray, piece_array
 from ctlab_dask_zarr.write.shards.shard import receipt_of_stored, write_shards
 from ctlab_dask_zarr.write.staging.request import StageRequest
 
-__all__ = ["StagedWrite"]
+__all__ = ["StagedWrite", "taken_over"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class StagedWrite:
         )
 
     def _is_moved(self, level: int) -> bool:
-        """Whether a commit has moved a level into the store that it is added to."""
+        """Whether a commit has moved a level into the store that gets it."""
         destination = self.request.destination
         if self.request.extends is None or not destination.can_rename:
             return False
@@ -97,25 +97,21 @@ class StagedWrite:
         )
 
     def refuse_taken_over(self) -> None:
-        """Raise where another write has the destination now.
+        """Raise if another write has the destination now; to be asked before each shard.
 
-        On a file system the folder of this write is gone then. In an object store shards have one
-        place for all writes, so that whoever is late has to look, before each shard.
+        On a file system the folder of this write is gone then. In an object store all writes put
+        their shards in the same place, so a late one has to look.
         """
         destination = self.request.destination
-        if destination.can_rename:
-            return
-        if destination.staged_plan().get("staging_id") != self.staging_id:
-            raise StagingExistsError(
-                f"{destination.staging}, in which this write was staged, was removed or committed "
-                "meanwhile by another write: look whether that one is still under way, then try "
-                "again"
-            )
+        if not destination.can_rename and (
+            destination.staged_plan().get("staging_id") != self.staging_id
+        ):
+            raise taken_over(destination)
 
     def write(
         self, level: int, group: Sequence[Shape], blocks: Iterable[LazyBlock]
     ) -> list[ShardReceipt]:
-        """Write the shards at the coordinates of `group`, but those that are there whole.
+        """Write the shards at the coordinates of `group`, except those that are there whole.
 
         An attempt that died with its worker may have finished some of a row of shards.
         """
@@ -140,8 +136,8 @@ class StagedWrite:
     def find(self, level: int, coords: Shape) -> list[ShardReceipt] | None:
         """Return receipts for the objects of a task, read back, if all are there whole.
 
-        Those of the first level added to a store tell the range of the level before, which cannot
-        be read back from them: they count as missing.
+        The first level added to a store counts as missing: its receipts tell the range of the
+        finer level, which cannot be read back from it.
         """
         if level == self.request.n_existing > 0:
             return None
@@ -161,11 +157,13 @@ class StagedWrite:
             self.receipts.put(f"{uuid.uuid4().hex}.json", text.encode())
         return len(receipts)
 
-    def recorded(self, sizes: Mapping[str, int]) -> dict[str, ShardReceipt]:
-        """Return the receipts that were kept, by key, of objects that have that size in `sizes`.
+    def recorded(self, sizes: Mapping[str, int] | None = None) -> dict[str, ShardReceipt]:
+        """Return the kept receipts, by key, of objects that are there with the size they say.
 
-        Where two attempts disagree about an object, neither is believed.
+        `sizes` are those of the objects, where they are known. A receipt of which two attempts say
+        different things is not believed.
         """
+        sizes = self.sizes() if sizes is None else sizes
         kept = self.receipts
         found: dict[str, ShardReceipt] = {}
         doubtful = set()
@@ -173,7 +171,7 @@ class StagedWrite:
             try:
                 text = kept.get(name)
             except FileNotFoundError:
-                # Somebody else removes, or has committed, this staging folder.
+                # Another process removes or commits this staging folder.
                 continue
             for receipt in _parsed(text):
                 if found.setdefault(receipt.key, receipt) != receipt:
@@ -199,7 +197,7 @@ class StagedWrite:
         return found
 
     def planned_keys(self) -> Iterator[str]:
-        """Yield the key of every object of the dataset."""
+        """Yield the key of every object that the write makes."""
         for level in range(self.request.n_existing, len(self.request.levels)):
             yield from self.level_keys(level)
 
@@ -210,8 +208,16 @@ class StagedWrite:
             yield from map(array.key, array.layout.object_coords(coords))
 
 
+def taken_over(destination: Destination) -> StagingExistsError:
+    """Return the error of a write that has lost its staging folder to another one."""
+    return StagingExistsError(
+        f"{destination.staging}, in which this write was staged, was removed or committed "
+        "meanwhile by another write: look whether that one is still under way, then try again"
+    )
+
+
 def _parsed(text: bytes) -> list[ShardReceipt]:
-    """Return receipts that were kept; none where they are damaged, as if they were not there."""
+    """Return the receipts of a file; a damaged file counts as missing."""
     try:
         found = [ShardReceipt(*fields) for fields in json.loads(text)]
     except (TypeError, ValueError, RecursionError):
