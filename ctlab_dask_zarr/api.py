@@ -31,7 +31,7 @@ from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.planning.resolve import (
     WriteOptions,
-    named_destination,
+    existing_write,
     plan_write,
     refuse_contradictions,
 )
@@ -327,7 +327,7 @@ def commit(
         There is something at the destination.
     """
     with storage_options_in_force(storage_options):
-        destination = named_destination(path)
+        destination = existing_write(path)
         prepared = prepare_commit(destination, overwrite=overwrite)
     return committed_result(destination) if prepared is None else run(prepared)
 

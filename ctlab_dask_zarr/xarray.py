@@ -88,7 +88,7 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         if opened.levels:
             source = opened.source
             folder = os.path.join(source.path, "labels")
-            for name in label_names(source.files, folder):
+            for name in label_names(source.files, source.path):
                 label = os.path.join(folder, name)
                 n_levels = len(Dataset.from_path(label, **_options(label, storage_options)).levels)
                 for number in range(n_levels):

@@ -51,12 +51,12 @@ def commit_command(
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
-        from ctlab_dask_zarr.planning.resolve import named_destination
+        from ctlab_dask_zarr.planning.resolve import existing_write
         from ctlab_dask_zarr.write.prepared import prepare_commit
         from ctlab_dask_zarr.write.run import run
         from ctlab_dask_zarr.write.staging.commit import committed_result
 
-        place = named_destination(destination)
+        place = existing_write(destination)
         prepared = prepare_commit(place, overwrite=overwrite)
         if prepared is None:
             result = committed_result(place)

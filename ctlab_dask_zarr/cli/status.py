@@ -33,9 +33,9 @@ def status_command(destination: str, as_json: bool) -> None:
     """
     with exit_codes():
         from ctlab_dask_zarr.manage.status import write_status
-        from ctlab_dask_zarr.planning.resolve import named_destination
+        from ctlab_dask_zarr.planning.resolve import existing_write
 
-        status = write_status(named_destination(destination))
+        status = write_status(existing_write(destination))
     if as_json:
         say(json.dumps({**asdict(status), "seconds_left": status.seconds_left}))
     else:

@@ -94,11 +94,11 @@ def abort_command(destination: str) -> None:
     """
     with exit_codes():
         from ctlab_dask_zarr.manage.discard import discard_write
-        from ctlab_dask_zarr.planning.resolve import named_destination
+        from ctlab_dask_zarr.planning.resolve import existing_write
         from ctlab_dask_zarr.store.objects import configured_options
         from ctlab_dask_zarr.store.uploads import abort_uploads
 
-        target = named_destination(destination)
+        target = existing_write(destination)
         ended = abort_uploads(target.path, configured_options())
         staged = discard_write(target)
     say(f"{target.path}: {'removed what was staged' if staged else 'nothing was staged'}")

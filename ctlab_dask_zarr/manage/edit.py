@@ -33,7 +33,7 @@ from ctlab_dask_zarr.read.zarr import StoreMetadata, dataset_of, read_store_meta
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import CONSOLIDATED, swap_document, until_done
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT as _ROOT
-from ctlab_dask_zarr.store.hierarchy import label_names, listed_labels, read_ome
+from ctlab_dask_zarr.store.hierarchy import label_names, read_ome
 from ctlab_dask_zarr.store.paths import is_url, storage_path
 from ctlab_dask_zarr.store.store import Store, files_at, storage_options_in_force
 from ctlab_dask_zarr.volume import Volume
@@ -316,10 +316,7 @@ def _changes_of_labels(
     There is no document for labels whose size in the image is not known.
     """
     folder = metadata.store.path("labels")
-    files = metadata.files
-    for name in sorted({*label_names(files, folder), *listed_labels(files, folder)}):
-        if "multiscales" not in read_ome(files, os.path.join(folder, name)):
-            continue
+    for name in sorted(label_names(metadata.files, metadata.path)):
         found = read_store_metadata(os.path.join(folder, name), metadata.files)
         labels = dataset_of(found)
         before = _Size(labels.voxel_size, labels.voxel_unit)

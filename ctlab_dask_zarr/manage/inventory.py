@@ -13,15 +13,14 @@ import numpy as np
 from ctlab_dask_zarr.errors import (
     CTLabError,
     IncompleteDatasetError,
-    MetadataError,
     UnsupportedFormatError,
 )
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT, object_key, own_receipt
-from ctlab_dask_zarr.formats.zarr_array import is_key, parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.read.receipts import array_receipts
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
 from ctlab_dask_zarr.read.zarr_volume import seal_of
-from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, read_ome
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names
 
 __all__ = ["Inventory", "take_inventory"]
 
@@ -104,15 +103,13 @@ def _images(metadata: StoreMetadata) -> Iterator[tuple[str, StoreMetadata]]:
     """Yield an image and its labels; before each, what their keys begin with in the store."""
     yield "", metadata
     try:
-        names = read_ome(metadata.files, metadata.store.path("labels")).get("labels")
+        names = label_names(metadata.files, metadata.path, strict=True)
     except OSError as error:
         # A bucket that may not be listed does not say that something is not there: it refuses it.
         if error.errno != errno.EACCES:
             raise
-        names = None
-    for name in names if isinstance(names, list) else []:
-        if not is_key(name):
-            raise MetadataError(f"the labels {name!r} of {metadata.path} lead out of the store")
+        names = []
+    for name in names:
         yield (
             f"labels/{name}/",
             read_store_metadata(os.path.join(metadata.path, "labels", name), metadata.files),

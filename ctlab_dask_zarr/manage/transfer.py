@@ -93,10 +93,10 @@ def copy_dataset(
     objects, expected = inventory.nbytes, inventory.crc32c
     incoming = claim.incoming()
     there = incoming.stats()
-    strangers = sorted(there.keys() - objects.keys() - {ROOT_DOCUMENT})
-    if strangers:
+    foreign = sorted(there.keys() - objects.keys() - {ROOT_DOCUMENT})
+    if foreign:
         raise DestinationExistsError(
-            f"{incoming.root} holds {strangers[0]!r}, which is no part of {source}: remove what is "
+            f"{incoming.root} holds {foreign[0]!r}, which is no part of {source}: remove what is "
             "there, or choose another name"
         )
     claim.stake(inventory)

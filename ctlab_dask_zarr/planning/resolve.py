@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WriteOptions",
-    "named_destination",
+    "existing_write",
     "plan_write",
     "refuse_contradictions",
     "resolve_destination",
@@ -265,7 +265,7 @@ def resolve_destination(path: str | os.PathLike[str]) -> str:
     return os.path.join(os.path.realpath(folder), name)
 
 
-def named_destination(path: str | os.PathLike[str]) -> Destination:
+def existing_write(path: str | os.PathLike[str]) -> Destination:
     """Return the destination of a write that was begun: to commit it, look at it or give it up.
 
     ``IMAGE/labels/NAME`` names labels, which are staged beside their image.

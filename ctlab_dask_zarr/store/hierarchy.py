@@ -1,4 +1,4 @@
-"""What a Zarr v3 store may hold, and what in it is a stranger."""
+"""What a Zarr v3 store holds: its documents, its labels, and what is foreign to it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,17 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ctlab_dask_zarr.errors import CTLabError
+from ctlab_dask_zarr.errors import CTLabError, MetadataError
 from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
 from ctlab_dask_zarr.store.files import Files, walk
 from ctlab_dask_zarr.store.paths import is_url
-from ctlab_dask_zarr.store.store import is_temporary
+from ctlab_dask_zarr.store.store import Store, is_temporary
 
 __all__ = [
-    *(
-        "ROOT_DOCUMENT",
-        "label_names",
-        "listed_arrays",
-        "listed_labels",
-        "read_json_object",
-        "read_ome",
-    ),
-    "strangers",
+    *("ROOT_DOCUMENT", "foreign_files", "label_names", "listed_arrays", "ome_of"),
+    *("read_json_object", "read_ome"),
 ]
 
 #: The document that makes a folder a store, a group or an array.
@@ -34,7 +27,7 @@ ROOT_DOCUMENT = "zarr.json"
 def read_json_object(files: Files, path: str) -> dict[str, Any]:
     """Return the JSON object in a file; empty where there is none.
 
-    An object store that does not answer is no absence.
+    An object store that does not answer is an error.
     """
     try:
         return json_object_or_empty(files.read(path))
@@ -46,30 +39,84 @@ def read_json_object(files: Files, path: str) -> dict[str, Any]:
         return {}
 
 
+def read_ome(files: Files, folder: str) -> dict[str, Any]:
+    """Return the ``ome`` attribute of the group in a folder; empty where there is none."""
+    return ome_of(read_json_object(files, os.path.join(folder, ROOT_DOCUMENT)))
+
+
+def ome_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``ome`` attribute in the document of a group; empty where there is none."""
+    attributes = document.get("attributes")
+    ome = attributes.get("ome") if isinstance(attributes, dict) else None
+    return ome if isinstance(ome, dict) else {}
+
+
+def label_names(files: Files, image: str, *, strict: bool = False) -> list[str]:
+    """Return the labels of an image: those that are listed, then others that say what they are.
+
+    Parameters
+    ----------
+    strict
+        Whether the list has to be right. Otherwise what is listed, and is no image, is left out.
+
+    Raises
+    ------
+    MetadataError
+        With `strict`: ``labels/zarr.json`` lists no names of groups, as OME-Zarr 0.5 says.
+    """
+    folder = os.path.join(image, "labels")
+    listed = _strict_list(files, image) if strict else read_ome(files, folder).get("labels")
+    names = [name for name in listed if is_key(name)] if isinstance(listed, list) else []
+    if not strict:
+        names = [n for n in names if "multiscales" in read_ome(files, os.path.join(folder, n))]
+    if files.kind(folder) != "folder":
+        return names
+    return names + [
+        name
+        for name, kind in sorted(files.entries(folder))
+        if kind == "folder" and not name.startswith(".") and name not in names
+        if "image-label" in read_ome(files, os.path.join(folder, name))
+    ]
+
+
+def _strict_list(files: Files, image: str) -> list[str]:
+    document = f"labels/{ROOT_DOCUMENT}"
+    try:
+        found = json_object_or_empty(Store(image, files).get(document))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    listed = ome_of(found).get("labels")
+    if listed is None:
+        raise MetadataError(f"{image}/{document} does not list labels as OME-Zarr 0.5 says")
+    if not isinstance(listed, list) or not all(map(is_key, listed)):
+        raise MetadataError(
+            f"{image}/{document} lists {listed!r}: not the names of groups below it"
+        )
+    return listed
+
+
 def listed_arrays(files: Files, root: str) -> dict[str, StoredArray | None]:
-    """Return the arrays that the documents of an image and of its labels list, by their paths.
+    """Return the arrays that the document of an image lists, by their paths.
 
     None for one whose own document cannot be understood. An array itself is at ``''``.
     """
     document = read_json_object(files, os.path.join(root, ROOT_DOCUMENT))
     if document.get("node_type") == "array":
         return {"": _array(document)}
-    found: dict[str, StoredArray | None] = {}
-    folder = os.path.join(root, "labels")
-    names = {*listed_labels(files, folder), *label_names(files, folder)}
-    for image in ("", *(f"labels/{name}/" for name in names)):
-        for path in _dataset_paths(read_ome(files, os.path.join(root, image))):
-            document = read_json_object(files, os.path.join(root, image, path, ROOT_DOCUMENT))
-            found[f"{image}{path}"] = _array(document)
-    return found
+    return {
+        path: _array(read_json_object(files, os.path.join(root, path, ROOT_DOCUMENT)))
+        for path in _dataset_paths(ome_of(document))
+    }
 
 
-def strangers(files: Files, root: str, arrays: Mapping[str, StoredArray | None]) -> Iterator[str]:
+def foreign_files(
+    files: Files, root: str, arrays: Mapping[str, StoredArray | None]
+) -> Iterator[str]:
     """Yield what a store holds, below its root, that is no part of a dataset.
 
-    A part is a document on the way to one of its arrays, and below an array its receipts and
-    whatever has the exact name of a chunk. What killed attempts and operating systems left is
-    nobody's data. Of a node that is foreign its folder is yielded, of all else each file.
+    Parts are the documents on the way to its arrays, and below an array its receipts and whatever
+    has the exact name of a chunk. What killed processes and operating systems leave is not foreign.
+    Of a foreign node its folder is yielded, otherwise each file.
 
     Parameters
     ----------
@@ -88,35 +135,12 @@ def strangers(files: Files, root: str, arrays: Mapping[str, StoredArray | None])
         home = next((p for p in _with_parents(path) if p in arrays), None)
         array = None if home is None else arrays[home]
         for name in names:
-            key = f"{path}/{name}".lstrip("/")
             if name == ROOT_DOCUMENT or is_temporary(name):
                 continue
+            key = f"{path}/{name}".lstrip("/")
             below = key.removeprefix(f"{home}/") if home else key
             if array is None or (below != RECEIPTS_OBJECT and array.coords(below) is None):
                 yield key
-
-
-def label_names(files: Files, folder: str) -> Iterator[str]:
-    """Yield, sorted, what in a group ``labels`` is an image of labels."""
-    if files.kind(folder) != "folder":
-        return
-    for name, kind in sorted(files.entries(folder)):
-        is_group = kind == "folder" and not name.startswith(".")
-        if is_group and "image-label" in read_ome(files, os.path.join(folder, name)):
-            yield name
-
-
-def listed_labels(files: Files, folder: str) -> list[str]:
-    """Return what the document of a group ``labels`` lists, by keys below the group."""
-    labels = read_ome(files, folder).get("labels")
-    return [name for name in labels if is_key(name)] if isinstance(labels, list) else []
-
-
-def read_ome(files: Files, folder: str) -> dict[str, Any]:
-    """Return the ``ome`` attribute of the group in a folder; empty where there is none."""
-    attributes = read_json_object(files, os.path.join(folder, ROOT_DOCUMENT)).get("attributes")
-    ome = attributes.get("ome") if isinstance(attributes, dict) else None
-    return ome if isinstance(ome, dict) else {}
 
 
 def _with_parents(path: str) -> Iterator[str]:
@@ -128,7 +152,7 @@ def _with_parents(path: str) -> Iterator[str]:
 
 
 def _dataset_paths(ome: Mapping[str, Any]) -> list[str]:
-    """Return the paths that an ``ome`` attribute lists, those alone that are inside its group."""
+    """Return the paths that an ``ome`` attribute lists, except those that lead out of it."""
     images = ome.get("multiscales")
     images = images if isinstance(images, list) else []
     lists = [image.get("datasets") for image in images if isinstance(image, dict)]

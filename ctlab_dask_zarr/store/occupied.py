@@ -13,10 +13,10 @@ from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import Kind
 from ctlab_dask_zarr.store.hierarchy import (
     ROOT_DOCUMENT,
+    foreign_files,
     listed_arrays,
     read_json_object,
     read_ome,
-    strangers,
 )
 
 __all__ = [
@@ -122,9 +122,9 @@ def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
         return f"it is a collection of images ({min(of_many)}), and not one: move it elsewhere"
     if files.kind(os.path.join(path, "labels")) is not None:
         return "it has labels, which would be lost: move the folder labels elsewhere"
-    stranger = next(strangers(files, path, listed_arrays(files, path)), None)
-    if stranger is not None:
-        return f"it holds {stranger!r}, which is no part of the dataset: move it elsewhere"
+    foreign = next(foreign_files(files, path, listed_arrays(files, path)), None)
+    if foreign is not None:
+        return f"it holds {foreign!r}, which is no part of the dataset: move it elsewhere"
     return None
 
 

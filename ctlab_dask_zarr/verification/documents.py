@@ -28,7 +28,7 @@ from ctlab_dask_zarr.planning.plan import group_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata
 from ctlab_dask_zarr.store.documents import CONSOLIDATED
 from ctlab_dask_zarr.store.files import DOCUMENT_NBYTES, LocalFiles
-from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, strangers
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, foreign_files
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.verification.images import Documents, Image, document_key
 
@@ -183,7 +183,7 @@ def stray_problems(documents: Documents, images: Sequence[Image]) -> Iterator[Pr
     keys = documents.texts.keys() | broken
     arrays: dict[str, StoredArray | None] = {os.path.dirname(key): None for key in broken}
     arrays |= {f"{i.prefix}{path}": array for i in images for path, array in i.arrays}
-    for name in strangers(files, store.root, arrays):
+    for name in foreign_files(files, store.root, arrays):
         if _document_of(name, keys) in broken:
             continue
         message = f"{name} is no part of the dataset: move it elsewhere"

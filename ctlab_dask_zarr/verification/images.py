@@ -25,7 +25,7 @@ from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata
 from ctlab_dask_zarr.store.files import walk
-from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, ome_of
 from ctlab_dask_zarr.store.store import Store, is_temporary
 
 __all__ = ["Documents", "Image", "document_key", "read_documents", "read_images"]
@@ -182,7 +182,7 @@ def read_images(documents: Documents, problems: list[Problem]) -> Iterator[Image
     for name in sorted({*_label_folders(documents), *listed}):
         place = f"{_LABELS}{name}"
         key = document_key(place)
-        is_labels = "image-label" in _ome(documents.parsed(key))
+        is_labels = "image-label" in ome_of(documents.parsed(key))
         if name not in listed:
             if key in documents.texts and not is_labels:
                 continue
@@ -195,7 +195,7 @@ def read_images(documents: Documents, problems: list[Problem]) -> Iterator[Image
 
 
 def _listed_labels(documents: Documents) -> list[str]:
-    listed = _ome(documents.parsed(f"{_LABELS}{ROOT_DOCUMENT}")).get("labels")
+    listed = ome_of(documents.parsed(f"{_LABELS}{ROOT_DOCUMENT}")).get("labels")
     return [str(name) for name in listed] if isinstance(listed, list) else []
 
 
@@ -206,11 +206,6 @@ def _label_folders(documents: Documents) -> Iterator[str]:
         is_child = folder.startswith(_LABELS) and "/" not in below and not below.startswith(".")
         if is_child and name == ROOT_DOCUMENT:
             yield below
-
-
-def _ome(document: dict[str, Any]) -> dict[str, Any]:
-    ome = (document.get("attributes") or {}).get("ome")
-    return ome if isinstance(ome, dict) else {}
 
 
 def _read_image(documents: Documents, prefix: str) -> Image:

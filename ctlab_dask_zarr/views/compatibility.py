@@ -97,7 +97,7 @@ def _facts_of(metadata: StoreMetadata) -> _Facts:
     mango = metadata.attributes.get("mango")
     folder = metadata.store.path("labels")
     labels = {}
-    for name in label_names(metadata.files, folder):
+    for name in label_names(metadata.files, metadata.path):
         found = read_store_metadata(os.path.join(folder, name), metadata.files)
         labels[name] = _dtype_name(parse_array_document(found.arrays[0][1]))
     return _Facts(

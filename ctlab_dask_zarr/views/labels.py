@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import MetadataError
-from ctlab_dask_zarr.formats.json_values import parse_json_object
-from ctlab_dask_zarr.formats.zarr_array import is_key
 from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
+from ctlab_dask_zarr.store.hierarchy import label_names
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.volume import Volume
 
@@ -54,23 +53,8 @@ def read_label_images(image: Volume) -> tuple[LabelImage, ...]:
     if not isinstance(source, ZarrVolume):
         return ()
     store = Store(source.path, source.files)
-    return tuple(_read_label_image(store, name) for name in _label_names(store))
-
-
-def _label_names(store: Store) -> list[str]:
-    where = store.path("labels/zarr.json")
-    try:
-        text = store.get("labels/zarr.json")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    try:
-        names = parse_json_object(text, where)["attributes"]["ome"]["labels"]
-    except (MetadataError, LookupError, TypeError) as error:
-        message = f"{where} does not list labels as OME-Zarr 0.5 says: {error!r}"
-        raise MetadataError(message) from error
-    if not isinstance(names, list) or not all(is_key(name) for name in names):
-        raise MetadataError(f"{where} lists {names!r}: not the names of groups below it")
-    return names
+    names = label_names(source.files, source.path, strict=True)
+    return tuple(_read_label_image(store, name) for name in names)
 
 
 def _read_label_image(store: Store, name: str) -> LabelImage:

@@ -91,8 +91,10 @@ def images_to_extend(
     wanted_shapes = [level.shape for level in wanted]
     images = []
     folder = os.path.join(path, "labels")
-    for name in label_names(metadata.files, folder):
+    for name in label_names(metadata.files, path):
         labels = read_store_metadata(os.path.join(folder, name), metadata.files)
+        if not labels.is_labels:
+            continue
         shapes = [parse_array_document(document).shape for _, document in labels.arrays]
         if shapes == wanted_shapes[:1]:
             images.append(labels)

@@ -16,7 +16,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
-from ctlab_dask_zarr.store.hierarchy import listed_labels
+from ctlab_dask_zarr.store.hierarchy import label_names
 from ctlab_dask_zarr.store.store import files_at
 from tests.builders import make_dataset, random_voxels
 from tests.stores.conftest import Network, Server
@@ -55,7 +55,7 @@ def test_labels_that_several_write_at_once_are_all_listed(s3: Server, bucket: st
 
     with ThreadPoolExecutor(3) as pool, dask.config.set(scheduler="synchronous"):
         list(pool.map(add, names))
-    assert sorted(listed_labels(files_at(url), f"{url}/labels")) == names
+    assert sorted(label_names(files_at(url), url, strict=True)) == names
     assert verify(url) == []
 
 

@@ -90,7 +90,7 @@ def register_labels(destination: Destination) -> None:
     if destination.labels_of is None:
         return
     folder = os.path.dirname(destination.path)
-    found = list(label_names(destination.files, folder))
+    found = label_names(destination.files, destination.labels_of)
 
     def listing_all(document: dict[str, Any] | None) -> dict[str, Any]:
         problem = _list_problem(document or {})
