@@ -20,7 +20,7 @@ from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
-from ctlab_dask_zarr.read.zarr import read_store_metadata, volume_from_zarr
+from ctlab_dask_zarr.read.zarr import open_volume, read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import drop_consolidated
 from ctlab_dask_zarr.store.paths import storage_path
@@ -168,7 +168,7 @@ def labels_to_zarr(
     >>> image = folder.name + "/scan.zarr"
     >>> dataset_to_zarr(ds, image, levels=2)
     >>> labels_to_zarr((ds.data > 0).astype("uint8"), image, "phases", colors={1: (255, 0, 0)})
-    >>> [level.shape for level in volume_from_zarr(image + "/labels/phases").levels]
+    >>> [level.shape for level in dataset_from_zarr(image + "/labels/phases").levels]
     [(40, 65, 97), (20, 33, 49)]
     >>> folder.cleanup()
     """
@@ -208,7 +208,7 @@ def build_labels(
     path = storage_path(image_path)
     # First, so that an image which takes the place of this one meanwhile is seen.
     identity = image_identity(files_at(path), path)
-    image = volume_from_zarr(path)
+    image = open_volume(path)
     if not image.source.array_path:
         raise UnsupportedFormatError(
             f"{path} is a plain array: labels belong to an OME-Zarr image, convert it to one first"

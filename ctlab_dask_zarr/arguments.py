@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 
-__all__ = ["explains_keywords", "refuse_other_meanings", "refuse_unknown"]
+__all__ = ["explains_keywords", "parameters_of", "refuse_other_meanings", "refuse_unknown"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -116,17 +116,20 @@ def explains_keywords(function: Callable[P, R]) -> Callable[P, R]:
     return explained
 
 
-def refuse_unknown(function: Callable[..., Any], given: Iterable[str]) -> None:
+def refuse_unknown(
+    function: Callable[..., Any], given: Iterable[str], called: str | None = None
+) -> None:
     """Raise `InvalidArgumentError` for the first keyword that a function does not take.
 
-    A function that has ``**kwargs`` also takes those of `dask.array.from_array`.
+    `called` is its name in the message, where users call it through another function. A function
+    that has ``**kwargs`` also takes those of `dask.array.from_array`.
     """
-    known = _parameters(function)
+    known = parameters_of(function)
     unknown = [name for name in given if name not in known]
     if unknown and "kwargs" in inspect.signature(function).parameters:
         from dask.array import from_array
 
-        known += [name for name in _parameters(from_array) if name != "x"]
+        known += [name for name in parameters_of(from_array) if name != "x"]
     for name in unknown:
         if name in known:
             continue
@@ -135,7 +138,8 @@ def refuse_unknown(function: Callable[..., Any], given: Iterable[str]) -> None:
             owner = _owner(name)
             elsewhere = "" if owner is None else f"it is {owner}, and "
             advice = f"{elsewhere}there are {', '.join(known)}"
-        raise InvalidArgumentError(f"{name}= is no parameter of {function.__name__}: {advice}")
+        called = called or function.__name__
+        raise InvalidArgumentError(f"{name}= is no parameter of {called}: {advice}")
 
 
 def refuse_other_meanings(extra_attrs: Iterable[str], known: Collection[str]) -> None:
@@ -190,12 +194,12 @@ def _owner(name: str) -> str | None:
     import zarr
 
     for function in (zarr.create_array, zarr.create_group, zarr.open, zarr.create, da.to_zarr):
-        if name in _parameters(function):
+        if name in parameters_of(function):
             return f"a parameter of {function.__module__.partition('.')[0]}.{function.__name__}"
     return None
 
 
-def _parameters(function: Callable[..., Any]) -> list[str]:
+def parameters_of(function: Callable[..., Any]) -> list[str]:
     """Return what may be given by name, without what takes any name."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters.values()

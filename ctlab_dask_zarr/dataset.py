@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
+from ctlab_dask_zarr.arguments import refuse_unknown
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.mango import new_dataset_id
@@ -306,9 +307,10 @@ def dataset_from_zarr(
     InvalidArgumentError
         There is no such level.
     """
-    from ctlab_dask_zarr.read.zarr import volume_from_zarr
+    from ctlab_dask_zarr.read.zarr import open_volume
 
-    volume = volume_from_zarr(
+    refuse_unknown(dataset_from_zarr, kwargs)
+    volume = open_volume(
         path,
         level=level,
         strict=strict,

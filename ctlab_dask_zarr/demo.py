@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.units import VoxelUnit
-from ctlab_dask_zarr.read.volume import split_index
+from ctlab_dask_zarr.read.lazy import split_index
 
 __all__ = ["SyntheticVolume", "synthetic_volume", "write_mango_netcdf"]
 

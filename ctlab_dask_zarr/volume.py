@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, cast
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
@@ -23,11 +23,97 @@ if TYPE_CHECKING:
     import dask.array as da
 
     from ctlab_dask_zarr.formats.history import History, HistoryValue
+    from ctlab_dask_zarr.formats.problems import Problem
 
-__all__ = ["FACTS_OF_THE_VOXELS", "Volume", "copied_mapping", "is_delayed", "no_dataset"]
+__all__ = [
+    "VOXEL_DERIVED_FIELDS",
+    "Source",
+    "SourceChecks",
+    "Volume",
+    "copied_mapping",
+    "is_delayed",
+    "no_dataset",
+]
 
 #: Fields of the mango block that other voxels would make untrue.
-FACTS_OF_THE_VOXELS = frozenset({"data_min_max"})
+VOXEL_DERIVED_FIELDS = frozenset({"data_min_max"})
+
+
+class SourceChecks(NamedTuple):
+    """How a source is compared with the checksums that it keeps of itself.
+
+    Attributes
+    ----------
+    tasks
+        Functions without arguments, small to pickle: each looks at a part of the source, and
+        returns what is wrong with it.
+    n_objects, n_unchecked
+        How many files or stored objects there are, and how many of them have no checksum.
+    problems
+        What is wrong with the checksums themselves.
+    notes
+        What else a user should know.
+    """
+
+    tasks: Sequence[Callable[[], list[Problem]]]
+    n_objects: int
+    n_unchecked: int
+    problems: Sequence[Problem] = ()
+    notes: Sequence[str] = ()
+
+
+class Source(Protocol):
+    """What the voxels of an opened volume are read from.
+
+    It reads regions, and tasks of many processes hold it: it keeps no file open, and is small to
+    pickle.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of voxels along each axis."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """NumPy dtype of the voxels."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """Where it is, as messages name it."""
+        ...
+
+    @property
+    def levels(self) -> Sequence[Any]:
+        """The levels of a stored image, finest first; none where there is one resolution."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return what there is to know of how it is stored, plain JSON: ``format``, ..."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells it from every other source, plain JSON.
+
+        An interrupted write goes on only from a source with the same identity.
+        """
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise `IncompleteSourceError`, or `DatasetNotFoundError`, unless it is as it was opened.
+
+        Workers ask while they read, and the commit asks before it publishes: it has to be cheap.
+        """
+        ...
+
+    def checks(self) -> SourceChecks:
+        """Return how it is compared with its own checksums; reads no voxels yet."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return the voxels at integers and slices, a new array."""
+        ...
 
 
 class Volume:
@@ -145,7 +231,7 @@ class Volume:
             extra_attrs={
                 key: value
                 for key, value in source.extra_attrs.items()
-                if data is None or key not in FACTS_OF_THE_VOXELS
+                if data is None or key not in VOXEL_DERIVED_FIELDS
             }
             | copied_mapping("extra_attrs", extra_attrs),
             source=source.source if data is None else None,
@@ -206,7 +292,7 @@ class Volume:
     @property
     def extra_attrs(self) -> dict[str, Any]:
         """A copy of the further fields of the mango block, carried through to what is written."""
-        lost = frozenset() if self._is_as_opened else FACTS_OF_THE_VOXELS
+        lost = frozenset() if self._is_as_opened else VOXEL_DERIVED_FIELDS
         return copy.deepcopy({k: v for k, v in self._extra_attrs.items() if k not in lost})
 
     @property

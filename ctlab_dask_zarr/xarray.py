@@ -41,7 +41,9 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
         try:
-            return _is_ours(os.fspath(filename_or_obj))
+            from ctlab_dask_zarr.read.source import is_ours
+
+            return is_ours(filename_or_obj)
         except Exception:
             # Whatever it is, it is for others to open, and to complain of.
             return False
@@ -120,29 +122,3 @@ def _open(
     opened = array.to_dataset()
     dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
     return opened.drop_vars(dropped, errors="ignore")
-
-
-def _is_ours(path: str) -> bool:
-    from ctlab_dask_zarr.formats.receipts import own_receipt
-    from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf, is_mango_netcdf
-    from ctlab_dask_zarr.read.source import guess_filetype
-    from ctlab_dask_zarr.read.zarr import dataset_of, read_store_metadata
-    from ctlab_dask_zarr.store.paths import is_url, storage_path
-
-    if is_url(storage_path(path)):
-        return False
-    if guess_filetype(path) == "NetCDF":
-        if os.path.isdir(path):
-            # Also with a block missing: opening it says which.
-            return is_mango_netcdf(path)
-        dataset_from_netcdf(path)
-        return True
-    metadata = read_store_metadata(path)
-    if own_receipt(metadata.attributes) is not None:
-        return True
-    mango = metadata.attributes.get("mango")
-    if not isinstance(mango, dict) or "basename" not in mango:
-        return False
-    # The attribute may be somebody else's: it counts where all of the store can be understood.
-    dataset_of(metadata)
-    return True

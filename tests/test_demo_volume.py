@@ -8,7 +8,7 @@ import pytest
 
 from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf
+from ctlab_dask_zarr.read.netcdf import open_volume
 
 
 def test_slabs_of_any_thickness_show_the_same_volume() -> None:
@@ -61,7 +61,7 @@ def test_the_file_is_what_mango_writes(tmp_path: Path) -> None:
         assert file["md5_checksum"].dtype == np.int8
     with h5py.File(Path(path) / "block00000001.nc") as file:
         assert "dataset_id" not in file.attrs
-    dataset = dataset_from_netcdf(path)
+    dataset = open_volume(path)
     assert np.array_equal(dataset.data.compute(), volume[:])
     assert dataset.source.verify_md5() == []
 

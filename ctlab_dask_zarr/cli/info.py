@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -75,20 +74,11 @@ def _facts(path: str) -> dict[str, Any]:
 
 
 def _stored_facts(dataset: Any) -> dict[str, Any]:
-    """Return the layout of a Zarr store; of a netCDF source its blocks."""
-    from ctlab_dask_zarr.read.zarr import ZarrVolume
-
-    if not isinstance(dataset.source, ZarrVolume):
-        return {"format": "mango netCDF", "blocks": list(dataset.data.numblocks)}
-    stored = dataset.source.stored
-    return {
-        "levels": [asdict(level) for level in dataset.levels],
-        "labels": _label_facts(dataset),
-        "format": "Zarr v3, OME-Zarr 0.5" if dataset.source.array_path else "Zarr v3, plain array",
-        "shards": list(stored.object_shape) if stored.is_sharded else None,
-        "chunks": list(stored.inner_chunk_shape),
-        "codecs": [spec.name for spec in stored.codecs] if stored.is_direct else None,
-    }
+    """Return how the source is stored; the labels of a store beside its levels."""
+    facts: dict[str, Any] = dataset.source.facts()
+    if "levels" not in facts:
+        return facts | {"blocks": list(dataset.data.numblocks)}
+    return {"levels": facts.pop("levels"), "labels": _label_facts(dataset)} | facts
 
 
 def _label_facts(dataset: Any) -> list[dict[str, Any]] | None:

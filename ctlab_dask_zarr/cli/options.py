@@ -291,19 +291,15 @@ def given_source_options(options: dict[str, Any]) -> list[str]:
 def open_source(source: str, options: dict[str, Any]) -> Dataset:
     """Open the source; what the command line says stands in for what it says about itself."""
     from ctlab_dask_zarr.dataset import Dataset
-    from ctlab_dask_zarr.read.source import guess_filetype
 
     size, unit = options.pop("voxel_size") or (None, None)
-    unit = options.pop("voxel_unit") or unit
-    datatype, dataset_id = options["datatype"], options["dataset_id"]
-    given: dict[str, Any] = {"voxel_size": size, "voxel_unit": unit}
-    filetype = guess_filetype(source)
-    if filetype == "NetCDF":
-        # Its reader refuses a volume that does not say these things, unless it is told.
-        given["voxel_size"] = size * 3 if size is not None and len(size) == 1 else size
-        given["datatype"] = datatype
-    dataset = Dataset.from_path(source, filetype=filetype, **given)
-    return Dataset.from_modified(dataset, datatype=datatype, dataset_id=dataset_id)
+    dataset = Dataset.from_path(
+        source,
+        voxel_size=size,
+        voxel_unit=options.pop("voxel_unit") or unit,
+        datatype=options["datatype"],
+    )
+    return Dataset.from_modified(dataset, dataset_id=options["dataset_id"])
 
 
 def layout_arguments(options: dict[str, Any]) -> dict[str, Any]:

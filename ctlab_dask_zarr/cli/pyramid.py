@@ -67,7 +67,7 @@ def pyramid_command(
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
         from ctlab_dask_zarr.additions import build_levels
-        from ctlab_dask_zarr.read.zarr import volume_from_zarr
+        from ctlab_dask_zarr.read.source import open_volume
         from ctlab_dask_zarr.store.destination import Destination
 
         writes = build_levels(path, levels, downsample, resume=resume, restart=restart)
@@ -75,7 +75,7 @@ def pyramid_command(
             with client_for(**cluster, stop=stop) as client:
                 for prepared in writes:
                     run_with_progress(prepared, client, quiet, stop)
-        image = volume_from_zarr(path)
+        image = open_volume(path, "zarr")
         # A commit that died at its very end has left its staging folder.
         Destination.at(image.source.path).discard_committed_staging()
     shapes = [level.shape for level in image.levels]

@@ -15,7 +15,8 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 
 __all__ = [
     *("NOTHING_GIVEN", "OME_UNITS", "CommonUnit", "Given", "VoxelUnit", "are_same_positions"),
-    *("are_same_sizes", "common_unit", "size_text", "validated_axes", "validated_origin"),
+    *("are_same_sizes", "common_unit", "lengths_along", "size_text", "validated_axes"),
+    "validated_origin",
 ]
 
 _PREFIXES = {
@@ -203,6 +204,12 @@ def size_text(size: Sequence[float], unit: VoxelUnit) -> str:
     """Return a voxel size for people, such as ``2.5 um`` or ``3 x 2.5 mm``."""
     sizes = size[:1] if len(set(size)) == 1 else size
     return f"{' x '.join(f'{v:.6g}' for v in sizes)} {unit}"
+
+
+def lengths_along(ndim: int, voxel_size: Sequence[float] | float) -> tuple[float, ...]:
+    """Return one length for each axis, of one for all of them or one each."""
+    lengths = (voxel_size,) if isinstance(voxel_size, int | float) else tuple(voxel_size)
+    return lengths * ndim if len(lengths) == 1 else lengths
 
 
 def validated_axes(

@@ -29,7 +29,7 @@ from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.ome import parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import own_receipt, seal
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text, validated_axes
-from ctlab_dask_zarr.read.zarr import StoreMetadata, dataset_of, read_store_metadata
+from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata, volume_of
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import CONSOLIDATED, swap_document, until_done
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT as _ROOT
@@ -206,7 +206,7 @@ def plan_edit(
     metadata = read_store_metadata(path)
     _refuse_level(metadata)
     _refuse_unfinished(metadata)
-    volume = dataset_of(metadata)
+    volume = volume_of(metadata)
     entries = dict(history or {})
     _refuse_wrong_entries(entries, volume)
     if dataset_id is not None and not (isinstance(dataset_id, str) and dataset_id.strip()):
@@ -318,7 +318,7 @@ def _changes_of_labels(
     folder = metadata.store.path("labels")
     for name in sorted(label_names(metadata.files, metadata.path)):
         found = read_store_metadata(os.path.join(folder, name), metadata.files)
-        labels = dataset_of(found)
+        labels = volume_of(found)
         before = _Size(labels.voxel_size, labels.voxel_unit)
         # Labels of other programs may be coarser than their image. By how much, the level of their
         # shape tells; their own size does not, because an interrupted change may have reached them.

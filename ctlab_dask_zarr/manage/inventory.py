@@ -17,9 +17,8 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT, object_key, own_receipt
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
-from ctlab_dask_zarr.read.receipts import array_receipts
+from ctlab_dask_zarr.read.receipts import array_receipts, seal_of
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
-from ctlab_dask_zarr.read.zarr_volume import seal_of
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names
 
 __all__ = ["Inventory", "take_inventory"]

@@ -1,10 +1,8 @@
-"""Open mango netCDF, a single file or a folder of blocks, as a lazy `Dataset`."""
+"""The kind of source that is mango netCDF: a single file, or a folder of blocks."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import os
 import warnings
@@ -12,9 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import dask.array as da
-import numpy as np
 
-from ctlab_dask_zarr.arguments import refuse_unknown
 from ctlab_dask_zarr.errors import (
     DatasetNotFoundError,
     IncompleteSourceError,
@@ -38,20 +34,24 @@ from ctlab_dask_zarr.formats.netcdf_blocks import (
     z_text,
 )
 from ctlab_dask_zarr.formats.problems import Problem, describe_problems
-from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.formats.units import VoxelUnit, lengths_along
+from ctlab_dask_zarr.read.lazy import lazy_array
 from ctlab_dask_zarr.read.netcdf_header import (
     HDF5_MAGIC,
     NETCDF3_MAGIC,
     DamagedFileError,
     open_block,
 )
+from ctlab_dask_zarr.read.netcdf_source import NetCDFSource
 from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock
-from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
-from ctlab_dask_zarr.store.paths import local_path
+from ctlab_dask_zarr.store.paths import is_url, local_path
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["dataset_from_netcdf", "is_mango_netcdf"]
+__all__ = ["DESCRIPTION", "NAME", "can_open", "is_ours", "looks_like", "open_volume"]
+
+NAME = "NetCDF"
+DESCRIPTION = "mango netCDF"
 
 #: mango's own blocks are about this size; a larger file that can be read in parts is.
 _BLOCK_NBYTES = 512 * 2**20
@@ -59,19 +59,18 @@ _BLOCK_NBYTES = 512 * 2**20
 #: From here on it is worth a warning that stored pieces are decompressed again for every block.
 _MANY_TIMES = 4
 
-#: Arguments of `dataset_from_zarr` that netCDF does not have.
-_OF_STORES = frozenset({"level", "storage_options", "strict"})
+_NETCDF_MAGIC = (HDF5_MAGIC, *NETCDF3_MAGIC)
 
 _Opened = tuple[BlockHeader, StoredBlock]
 
 
-def dataset_from_netcdf(
+def open_volume(
     path: str | os.PathLike[str],
     *,
     datatype: DataType | str | None = None,
     parse_history: bool = True,
     chunks: Any = None,
-    voxel_size: Sequence[float] | None = None,
+    voxel_size: Sequence[float] | float | None = None,
     voxel_unit: VoxelUnit | str | None = None,
     **kwargs: Any,
 ) -> Volume:
@@ -94,16 +93,11 @@ def dataset_from_netcdf(
         Blocks of the dask array, in any form that dask knows. By default one for each file, and
         several for a file above 512 MiB where its storage allows that.
     voxel_size
-        z, y, x in `voxel_unit`, instead of what the file says.
+        z, y, x in `voxel_unit`, or one length for all axes, instead of what the file says.
     voxel_unit
         Instead of what the file says.
     **kwargs
-        For `dask.array.from_array`. One that only Zarr stores have is an error.
-
-    Returns
-    -------
-    Dataset
-        Axes z, y, x; its ``source`` is the `NetCDFVolume`.
+        For `dask.array.from_array`.
 
     Raises
     ------
@@ -116,21 +110,15 @@ def dataset_from_netcdf(
     MetadataError
         The file is no mango volume or contradicts itself.
     InvalidArgumentError
-        `datatype` cannot be that of the file, or an argument is none of netCDF.
+        `datatype` cannot be that of the file.
     """
     local = local_path(path)
-    of_stores = sorted(_OF_STORES.intersection(kwargs))
-    if of_stores:
-        raise InvalidArgumentError(
-            f"{local} is netCDF: {of_stores[0]}= is for Zarr stores; leave it out"
-        )
-    refuse_unknown(dataset_from_netcdf, kwargs)
     wanted = None if datatype is None else _parse_datatype(datatype)
     opened = _open_files(local, _list_files(local), wanted)
     headers = [header for header, _ in opened]
     first = headers[0]
     kind = _resolve_datatype(local, first, wanted)
-    volume = NetCDFVolume(
+    source = NetCDFSource(
         folder=local if os.path.isdir(local) else os.path.dirname(local),
         variable=first.variable,
         dtype=kind.dtype,
@@ -148,8 +136,11 @@ def dataset_from_netcdf(
             stacklevel=2,
         )
     size, unit = _resolve_voxel_size(local, first, voxel_size, voxel_unit)
+    if chunks is not None:
+        _warn_of_repeated_decoding(source, chunks)
+    blocks = _default_blocks(source) if chunks is None else chunks
     return Volume(
-        _lazy_array(volume, chunks, kwargs),
+        lazy_array(source, "netcdf", blocks, {"inline_array": True} | kwargs),
         dimension_names=("z", "y", "x"),
         voxel_unit=unit,
         voxel_size=size,
@@ -160,33 +151,53 @@ def dataset_from_netcdf(
         ),
         dataset_id=first.dataset_id,
         extra_attrs=extra_attrs,
-        source=volume,
+        source=source,
     )
 
 
-def is_mango_netcdf(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is a mango netCDF volume, by its content, then by its name.
+def can_open(path: str) -> bool:
+    """Whether a path is a mango netCDF volume, by its content.
 
     A file with a fitting name that is damaged, or of a form that is not read, counts, so that
     opening it can say what is wrong with it.
     """
-    local = local_path(path)
-    if os.path.isdir(local):
-        return any(block_number(name) is not None for name in os.listdir(local))
-    try:
-        with open(local, "rb") as file:
-            magic = file.read(8)
-    except OSError:
+    if is_url(path):
         return False
-    if magic == HDF5_MAGIC or magic.startswith(NETCDF3_MAGIC):
-        try:
-            header, _ = open_block(local, None)
-        except (DamagedFileError, UnsupportedFormatError):
-            return local.endswith(".nc")
-        except MetadataError:
-            return False
-        return header.variable in {kind.value for kind in DataType} or header.zdim_total is not None
-    return not magic and local.endswith(".nc")
+    if os.path.isdir(path):
+        return any(block_number(name) is not None for name in os.listdir(path))
+    magic = _magic(path)
+    if not magic.startswith(_NETCDF_MAGIC):
+        return magic == b"" and path.endswith(".nc") and os.path.isfile(path)
+    try:
+        header, _ = open_block(path, None)
+    except (DamagedFileError, UnsupportedFormatError):
+        return path.endswith(".nc")
+    except MetadataError:
+        return False
+    return header.variable in list(DataType) or header.zdim_total is not None
+
+
+def looks_like(path: str) -> bool:
+    """Whether a path is of netCDF, or has a name as mango gives it."""
+    if os.path.isdir(path) and any(name.endswith(".nc") for name in os.listdir(path)):
+        return True
+    return path.endswith(("_nc", ".nc")) or _magic(path).startswith(_NETCDF_MAGIC)
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path is a volume of mango; a folder also where a block is missing."""
+    if os.path.isdir(path):
+        return can_open(path)
+    open_volume(path)
+    return True
+
+
+def _magic(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(8)
+    except OSError:
+        return b""
 
 
 def _parse_datatype(datatype: DataType | str) -> DataType:
@@ -292,11 +303,11 @@ def _resolve_datatype(local: str, header: BlockHeader, wanted: DataType | None) 
 def _resolve_voxel_size(
     local: str,
     header: BlockHeader,
-    voxel_size: Sequence[float] | None,
+    voxel_size: Sequence[float] | float | None,
     voxel_unit: VoxelUnit | str | None,
 ) -> tuple[tuple[float, ...], VoxelUnit | str]:
     if voxel_size is not None:
-        size = tuple(voxel_size)
+        size = lengths_along(3, voxel_size)
     elif header.voxel_size_xyz is not None:
         size = to_zyx(header.voxel_size_xyz)
     else:
@@ -307,25 +318,8 @@ def _resolve_voxel_size(
     return size, unit
 
 
-def _lazy_array(volume: NetCDFVolume, chunks: Any, options: dict[str, Any]) -> da.Array:
-    if chunks is None:
-        blocks = _default_blocks(volume)
-    else:
-        blocks = da.core.normalize_chunks(chunks, volume.shape, dtype=volume.dtype)
-        _warn_of_repeated_decoding(volume, blocks)
-    fingerprint = json.dumps([volume.folder, volume.identity(), repr(blocks)])
-    defaults = {
-        # Nothing is asked of the volume to find its name out, and opening it again gives the same.
-        "name": f"netcdf-{hashlib.sha256(fingerprint.encode()).hexdigest()[:32]}",
-        "asarray": False,
-        "inline_array": True,
-        "meta": np.empty((0, 0, 0), volume.dtype),
-    }
-    array: da.Array = da.from_array(volume, **({"chunks": blocks} | defaults | options))
-    return array
-
-
-def _warn_of_repeated_decoding(volume: NetCDFVolume, blocks: tuple[tuple[int, ...], ...]) -> None:
+def _warn_of_repeated_decoding(volume: NetCDFSource, chunks: Any) -> None:
+    blocks = da.core.normalize_chunks(chunks, volume.shape, dtype=volume.dtype)
     times = 1.0
     for heights, unit, n in zip(blocks, volume.chunk_shape, volume.shape, strict=True):
         stops = itertools.accumulate(heights)
@@ -343,7 +337,7 @@ def _warn_of_repeated_decoding(volume: NetCDFVolume, blocks: tuple[tuple[int, ..
         )
 
 
-def _default_blocks(volume: NetCDFVolume) -> tuple[tuple[int, ...], ...]:
+def _default_blocks(volume: NetCDFSource) -> tuple[tuple[int, ...], ...]:
     """Return one block for each file, and several for a large file that can be read in parts."""
     slice_nbytes = math.prod(volume.shape[1:]) * volume.dtype.itemsize
     heights: list[int] = []

@@ -1,9 +1,11 @@
-"""The receipts that a store keeps of its arrays, and objects held against them."""
+"""The receipts that a store keeps of its arrays, and objects compared with them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
 
 import google_crc32c
 
@@ -13,29 +15,54 @@ from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import (
     RECEIPTS_OBJECT,
     ReceiptTable,
+    level_entry,
     object_key,
     parse_receipts,
     receipts_limit,
 )
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-from ctlab_dask_zarr.read.zarr_volume import Seal, seal_of
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, read_json_object
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["array_receipts", "refuse_damaged"]
+__all__ = [
+    "Expected",
+    "Seal",
+    "array_receipts",
+    "expected_objects",
+    "object_change",
+    "object_problems",
+    "refuse_damaged",
+    "seal_of",
+]
+
+#: Checksums that our commit keeps of an array: of its receipts, and of its document.
+Seal = tuple[int, int | None]
+
+#: Objects that one task looks at, where they are small: chunks of an array without sharding.
+_TASK_NBYTES = 256 << 20
+
+
+class Expected(NamedTuple):
+    """One object that has to be there; size in bytes and CRC-32C where they are known."""
+
+    coords: tuple[int, ...]
+    nbytes: int | None = None
+    crc32c: int | None = None
+
+
+def seal_of(attributes: Any, array_path: str) -> Seal | None:
+    """Return what a root's attributes say of an array's bytes, where this package wrote them."""
+    entry = level_entry(attributes, array_path) or {}
+    receipts, document = entry.get("receipts_crc32c"), entry.get("document_crc32c")
+    return (receipts, document) if isinstance(receipts, int) else None
 
 
 def array_receipts(
     store: Store, path: str, array: StoredArray, seal: Seal | None
 ) -> tuple[ReceiptTable | None, list[Problem]]:
-    """Return the receipts of an array, if it has any, and what is wrong with them.
+    """Return the receipts of an array, None where it has none, and what is wrong with them.
 
-    Parameters
-    ----------
-    store, path, array
-        The store of an image, and one of its arrays.
-    seal
-        What the root document says of them; None where that is nothing.
+    `seal` is what the root document says of them, None where that is nothing.
     """
     key = f"{path}/{RECEIPTS_OBJECT}".lstrip("/")
     try:
@@ -51,9 +78,9 @@ def array_receipts(
     problems = []
     if seal is None:
         message = (
-            f"{key} is there, and {ROOT_DOCUMENT} says nothing of it: another program has written "
-            "that anew, and the checksums of the commit are lost. Put it back from a copy, or "
-            "write the dataset anew"
+            f"{key} is there, but {ROOT_DOCUMENT} says nothing of it: another program rewrote that "
+            "document, and the checksums of the commit are lost. Put it back from a copy, or write "
+            "the dataset again"
         )
         problems.append(Problem(key, "receipts", message))
     elif google_crc32c.value(text) != seal[0]:
@@ -65,12 +92,64 @@ def array_receipts(
         return None, [*problems, Problem(key, "receipts", f"{key}: {error}")]
 
 
+def expected_objects(
+    array: StoredArray, objects: Iterable[tuple[int, ...]], table: ReceiptTable | None
+) -> Iterator[tuple[Expected, ...]]:
+    """Yield the objects that one task looks at: one shard, or as many chunks as make one."""
+    object_nbytes = prod(array.object_shape) * array.dtype.itemsize
+    n_objects = max(1, _TASK_NBYTES // max(object_nbytes, 1))
+    group: list[Expected] = []
+    for coords in objects:
+        if table is None:
+            group.append(Expected(coords))
+        else:
+            group.append(Expected(coords, int(table.nbytes[coords]), int(table.crc32c[coords])))
+        if len(group) >= n_objects:
+            yield tuple(group)
+            group = []
+    if group:
+        yield tuple(group)
+
+
+def object_change(
+    store: Store, key: str, nbytes: int, expected: Expected, *, read: bool = True
+) -> Iterator[tuple[str, str]]:
+    """Yield, as kind and text, how an object of `nbytes` bytes differs from what was committed.
+
+    Without `read` its size alone is compared, and not its checksum.
+    """
+    if expected.nbytes is not None and nbytes != expected.nbytes:
+        yield "size", f"has {nbytes} bytes, {expected.nbytes} were committed"
+    elif read and expected.crc32c not in (None, object_crc32c(store, key, nbytes)):
+        yield "checksum", "is not the bytes that were committed: its CRC-32C differs"
+
+
+def object_problems(
+    path: str,
+    array: StoredArray,
+    expected: Sequence[Expected],
+    look: Callable[[str, Expected], Iterable[tuple[str, str]]],
+) -> list[Problem]:
+    """Return what `look` finds, as kind and text, at each of some objects of an array."""
+    problems = []
+    for one in expected:
+        key = object_key(path, array, one.coords)
+        try:
+            found = list(look(key, one))
+        except FileNotFoundError:
+            found = [("missing", "is missing")]
+        except (OSError, CTLabError) as error:
+            found = [("unreadable", f"cannot be read: {error}")]
+        problems += [Problem(key, kind, f"{key} {text}") for kind, text in found]
+    return problems
+
+
 def refuse_damaged(
     store: Store, path: str, array: StoredArray, grid_coords: Iterable[tuple[int, ...]]
 ) -> None:
     """Raise `ShardDecodeError` where an object is not what was committed, by its receipt.
 
-    What has no receipts passes; receipts that are damaged themselves do not.
+    An array without receipts passes; receipts that are damaged themselves do not.
     """
     root = read_json_object(store.files, store.path(ROOT_DOCUMENT))
     seal = seal_of(root.get("attributes"), path)
@@ -79,12 +158,11 @@ def refuse_damaged(
         return
     for coords in grid_coords:
         key = object_key(path, array, coords)
-        nbytes = store.nbytes(key)
-        committed = int(table.nbytes[coords]), int(table.crc32c[coords])
-        if (nbytes, object_crc32c(store, key, nbytes)) != committed:
+        one = Expected(coords, int(table.nbytes[coords]), int(table.crc32c[coords]))
+        if any(object_change(store, key, store.nbytes(key), one)):
             raise ShardDecodeError(
                 f"{store.path(key)} is not the bytes that were committed, so nothing is made of "
-                "it: put it back from a copy, or write the dataset anew"
+                "it: put it back from a copy, or write the dataset again"
             )
 
 

@@ -1,68 +1,139 @@
-"""Tell by its content, then by its name, what kind of source a path is."""
+"""The kinds of source that are read: each is one module of this room, and one name in `KINDS`."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from ctlab_dask_zarr.errors import DatasetNotFoundError, UnsupportedFormatError
-from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf
-from ctlab_dask_zarr.read.zarr import volume_from_zarr
-from ctlab_dask_zarr.store.paths import is_url, storage_path
+from ctlab_dask_zarr.arguments import parameters_of, refuse_unknown
+from ctlab_dask_zarr.errors import (
+    DatasetNotFoundError,
+    InvalidArgumentError,
+    UnsupportedFormatError,
+)
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.read import netcdf, zarr
+from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["guess_filetype", "open_volume"]
-
-_NETCDF_MAGIC = (b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05")
-_ZARR_DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+__all__ = ["KINDS", "SourceKind", "is_ours", "kind_of", "open_volume"]
 
 
-def guess_filetype(path: str | os.PathLike[str]) -> str:
-    """Return ``'NetCDF'`` or ``'zarr'``.
+class SourceKind(Protocol):
+    """What a module offers that opens one kind of source. Paths are as `storage_path` gives them.
+
+    Attributes
+    ----------
+    NAME
+        As ``filetype=`` takes it, in any case.
+    DESCRIPTION
+        What it reads, as a message lists it: ``a Zarr store``.
+    """
+
+    NAME: str
+    DESCRIPTION: str
+
+    def can_open(self, path: str) -> bool:
+        """Whether what is at the path is of this kind, by its content."""
+        ...
+
+    def looks_like(self, path: str) -> bool:
+        """Whether the path seems to be of this kind, so that opening it can say what is wrong.
+
+        It is asked where no kind can open what is there, or where nothing is there.
+        """
+        ...
+
+    def is_ours(self, path: str) -> bool:
+        """Whether the CTLab's programs wrote it: xarray opens it then without being told how."""
+        ...
+
+    def open_volume(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        datatype: DataType | str | None = None,
+        parse_history: bool = True,
+        chunks: Any = None,
+        voxel_size: Sequence[float] | float | None = None,
+        voxel_unit: VoxelUnit | str | None = None,
+        **kwargs: Any,
+    ) -> Volume:
+        """Open it lazily: a volume with a `volume.Source`.
+
+        Parameters
+        ----------
+        datatype, voxel_size, voxel_unit
+            Instead of what the source says; one length is for all axes.
+        parse_history
+            Whether text of a history becomes nested parameters.
+        chunks
+            Blocks of the dask array, in any form that dask knows.
+        **kwargs
+            What else this kind takes; the rest is for `dask.array.from_array`.
+
+        Raises
+        ------
+        DatasetNotFoundError, UnsupportedFormatError, IncompleteSourceError, IncompleteDatasetError,
+        MetadataError, InvalidArgumentError
+        """
+        ...
+
+
+#: The kinds in the order in which they are asked.
+KINDS: tuple[SourceKind, ...] = (zarr, netcdf)
+
+
+def kind_of(path: str | os.PathLike[str]) -> SourceKind:
+    """Return the kind of what is at a path: by its content, then by what it looks like.
 
     Raises
     ------
     DatasetNotFoundError
-        There is nothing at the path, nor a name that a reader could explain further.
+        There is nothing at the path, and its name is of no kind.
     UnsupportedFormatError
-        Neither content nor name is of a format that is read here.
+        Neither content nor name is of a kind that is read here.
     """
-    local = storage_path(path)
-    if is_url(local):
-        return "zarr"
-    if os.path.isdir(local):
-        entries = os.listdir(local)
-        if any(document in entries for document in _ZARR_DOCUMENTS):
-            return "zarr"
-        if any(entry.endswith(".nc") for entry in entries):
-            return "NetCDF"
-    elif os.path.isfile(local):
-        with open(local, "rb") as file:
-            if file.read(8).startswith(_NETCDF_MAGIC):
-                return "NetCDF"
-    name = os.path.basename(local.rstrip("/"))
-    if name.endswith(".zarr"):
-        return "zarr"
-    if name.endswith(("_nc", ".nc")):
-        return "NetCDF"
-    if not os.path.lexists(local):
-        raise DatasetNotFoundError(f"{local} does not exist")
-    raise UnsupportedFormatError(
-        f"{local} is neither a mango netCDF file, a folder of netCDF blocks nor a Zarr store"
-    )
+    root = storage_path(path)
+    for kind in KINDS:
+        if kind.can_open(root):
+            return kind
+    for kind in KINDS:
+        if kind.looks_like(root):
+            return kind
+    if not os.path.lexists(root):
+        raise DatasetNotFoundError(f"{root} does not exist")
+    known = " nor ".join(kind.DESCRIPTION for kind in KINDS)
+    raise UnsupportedFormatError(f"{root} is neither {known}")
 
 
-def open_volume(
-    path: str | os.PathLike[str],
-    filetype: str = "auto",
-    *,
-    parse_history: bool = True,
-    **kwargs: Any,
-) -> Volume:
-    """Open whatever is read here: see `Dataset.from_path`."""
-    kind = guess_filetype(path) if filetype == "auto" else filetype
-    if kind.lower() == "netcdf":
-        return dataset_from_netcdf(path, parse_history=parse_history, **kwargs)
-    if kind.lower() == "zarr":
-        return volume_from_zarr(path, **kwargs)
-    raise UnsupportedFormatError(f"filetype {filetype!r} is none of 'NetCDF', 'zarr', 'auto'")
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether the CTLab's programs wrote what is at a path; raises where it cannot be told."""
+    root = storage_path(path)
+    return kind_of(root).is_ours(root)
+
+
+def open_volume(path: str | os.PathLike[str], filetype: str = "auto", **options: Any) -> Volume:
+    """Open a source of any kind: see `Dataset.from_path`, and `SourceKind.open_volume`."""
+    kind = kind_of(path) if filetype == "auto" else _kind_named(filetype)
+    for name in options:
+        if name in parameters_of(kind.open_volume):
+            continue
+        others = [other for other in KINDS if name in parameters_of(other.open_volume)]
+        if others:
+            raise InvalidArgumentError(
+                f"{storage_path(path)} is {kind.DESCRIPTION}: {name}= is for "
+                f"{others[0].DESCRIPTION}; leave it out"
+            )
+    refuse_unknown(kind.open_volume, options, "Dataset.from_path")
+    return kind.open_volume(path, **options)
+
+
+def _kind_named(filetype: str) -> SourceKind:
+    for kind in KINDS:
+        if kind.NAME.lower() == filetype.lower():
+            return kind
+    names = ", ".join(repr(kind.NAME) for kind in KINDS)
+    raise UnsupportedFormatError(f"filetype {filetype!r} is none of {names}, 'auto'")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,6 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from ctlab_dask_zarr.arguments import refuse_unknown
 from ctlab_dask_zarr.errors import (
     DatasetNotFoundError,
     IncompleteDatasetError,
@@ -21,6 +17,7 @@ from ctlab_dask_zarr.errors import (
     MetadataError,
     UnsupportedFormatError,
 )
+from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.json_values import parse_json_object
 from ctlab_dask_zarr.formats.level import Level, with_shapes
 from ctlab_dask_zarr.formats.mango import MangoBlock, parse_mango_block
@@ -31,14 +28,21 @@ from ctlab_dask_zarr.formats.receipts import (
     stored_discreteness,
     stored_origin,
 )
-from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
+from ctlab_dask_zarr.formats.units import (
+    NOTHING_GIVEN,
+    Given,
+    VoxelUnit,
+    common_unit,
+    lengths_along,
+)
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout
-from ctlab_dask_zarr.read.zarr_volume import (
+from ctlab_dask_zarr.read.lazy import lazy_array
+from ctlab_dask_zarr.read.receipts import seal_of
+from ctlab_dask_zarr.read.zarr_source import (
     Version,
-    ZarrVolume,
+    ZarrSource,
     read_version,
-    seal_of,
 )
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import LOCAL_FILES, Files
@@ -49,13 +53,23 @@ from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
+    "DESCRIPTION",
+    "NAME",
     "StoreMetadata",
-    "ZarrVolume",
-    "dataset_of",
+    "ZarrSource",
+    "can_open",
+    "is_ours",
+    "looks_like",
+    "open_volume",
     "read_store_metadata",
-    "volume_from_zarr",
+    "source_of",
     "volume_of",
 ]
+
+NAME = "zarr"
+DESCRIPTION = "a Zarr store"
+#: The documents of Zarr v3 and v2; what is wrong with a v2 store is said when it is opened.
+_DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 #: A petabyte in shards of 512**3 has 4 million.
 _MAX_BLOCKS = 10_000_000
@@ -118,24 +132,54 @@ class StoreMetadata:
         return () if self.given.unit else common_unit([self.mango_block.get("voxel_unit")]).unknown
 
 
-def volume_from_zarr(
+def can_open(path: str) -> bool:
+    """Whether a path is a Zarr store: every URL is, and a folder with one of Zarr's documents."""
+    return is_url(path) or any(os.path.lexists(os.path.join(path, name)) for name in _DOCUMENTS)
+
+
+def looks_like(path: str) -> bool:
+    """Whether a path has the name of a store."""
+    return path.endswith(".zarr")
+
+
+def is_ours(path: str) -> bool:
+    """Whether this package or mango wrote a store; of a URL nobody asks the network."""
+    if is_url(path):
+        return False
+    metadata = read_store_metadata(path)
+    if own_receipt(metadata.attributes) is not None:
+        return True
+    mango = metadata.attributes.get("mango")
+    if not isinstance(mango, dict) or "basename" not in mango:
+        return False
+    # The attribute may be somebody else's: it counts where all of the store can be understood.
+    volume_of(metadata)
+    return True
+
+
+def open_volume(
     path: str | os.PathLike[str],
     *,
     level: int = 0,
     strict: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    datatype: DataType | str | None = None,
+    parse_history: bool = True,
+    chunks: Any = None,
     voxel_size: Sequence[float] | float | None = None,
     voxel_unit: VoxelUnit | str | None = None,
     follow_links: bool | None = None,
     **kwargs: Any,
 ) -> Volume:
-    """Open a Zarr v3 store lazily: see `ctlab_dask_zarr.dataset_from_zarr`."""
-    refuse_unknown(volume_from_zarr, kwargs)
+    """Open a Zarr v3 store lazily: see `ctlab_dask_zarr.dataset_from_zarr`.
+
+    `parse_history` has no meaning here: a store holds a history as it is.
+    """
     given = Given(voxel_size is not None, voxel_unit is not None)
     with storage_options_in_force(storage_options):
         files = files_to_read(storage_path(path), follow_links)
         metadata = read_store_metadata(path, files, given=given)
-    dataset = dataset_of(metadata, level, strict=strict, **kwargs)
+    volume = volume_of(metadata, level, strict=strict, chunks=chunks, **kwargs)
     if metadata.unknown_units:
         warnings.warn(
             f"{shown(metadata.path)} has lengths in a unit that is not known here "
@@ -144,45 +188,38 @@ def volume_from_zarr(
             "(ctlab-zarr set-voxel)",
             stacklevel=4,
         )
-    if given == NOTHING_GIVEN:
-        return dataset
-    size = [voxel_size] if isinstance(voxel_size, int | float) else voxel_size
-    if size is not None and len(size) == 1:
-        size = [*size] * len(dataset.shape)
-    return Volume.from_modified(dataset, voxel_size=size, voxel_unit=voxel_unit)
+    if given == NOTHING_GIVEN and datatype is None:
+        return volume
+    size = None if voxel_size is None else lengths_along(volume.data.ndim, voxel_size)
+    return Volume.from_modified(volume, datatype=datatype, voxel_size=size, voxel_unit=voxel_unit)
 
 
-def dataset_of(
-    metadata: StoreMetadata, level: int = 0, *, strict: bool | None = None, **kwargs: Any
+def volume_of(
+    metadata: StoreMetadata,
+    level: int = 0,
+    *,
+    strict: bool | None = None,
+    chunks: Any = None,
+    **kwargs: Any,
 ) -> Volume:
-    """Return the dataset that the documents of a store describe: see `volume_from_zarr`."""
-    # Not for workers, which read by a `ZarrVolume` alone.
-    import dask.array as da
-
+    """Return the volume that the documents of a store describe: see `open_volume`."""
     number = _validated_level(level, metadata)
-    volume = volume_of(metadata, number, strict=strict)
-    names = _dimension_names(metadata.ome, volume.stored)
+    source = source_of(metadata, number, strict=strict)
+    names = _dimension_names(metadata.ome, source.stored)
     receipt = own_receipt(metadata.attributes)
     given = metadata.given if metadata.ome is None else Given(size=True, unit=True)
     mango = parse_mango_block(metadata.mango_block, names, given)
     levels, unit = _levels(metadata, mango, len(names))
-    volume = replace(volume, levels=levels)
-    blocks = tuple(map(min, _block_shape(volume), volume.shape))
-    n_blocks = prod(-(-n // b) for n, b in zip(volume.shape, blocks, strict=True) if n)
-    if n_blocks > _MAX_BLOCKS and "chunks" not in kwargs:
+    source = replace(source, levels=levels)
+    blocks = tuple(map(min, _block_shape(source), source.shape))
+    n_blocks = prod(-(-n // b) for n, b in zip(source.shape, blocks, strict=True) if n)
+    if n_blocks > _MAX_BLOCKS and chunks is None:
         raise MetadataError(
             f"{metadata.path} would be {n_blocks:,} blocks, which no dask graph can hold: if that "
             "is meant, open it in larger ones, as chunks=(512, 4096, 4096)"
         )
-    name = hashlib.sha256(json.dumps(volume.identity()).encode()).hexdigest()
-    options: dict[str, Any] = {
-        "chunks": blocks,
-        "name": f"zarr-{name[:32]}",
-        "asarray": False,
-        "meta": np.empty((0,) * volume.ndim, volume.dtype),
-    }
     return Volume(
-        da.from_array(volume, **(options | kwargs)),
+        lazy_array(source, "zarr", blocks if chunks is None else chunks, kwargs),
         dimension_names=names,
         voxel_unit=unit,
         voxel_size=levels[number].voxel_size,
@@ -190,17 +227,17 @@ def dataset_of(
         history=mango.history,
         dataset_id=mango.dataset_id,
         extra_attrs=mango.extra_attrs,
-        source=volume,
+        source=source,
         origin=levels[number].origin,
         is_discrete=metadata.is_labels or stored_discreteness(receipt),
     )
 
 
-def volume_of(metadata: StoreMetadata, number: int, *, strict: bool | None = None) -> ZarrVolume:
+def source_of(metadata: StoreMetadata, number: int, *, strict: bool | None = None) -> ZarrSource:
     """Return the volume of a level; `strict` as of `dataset_from_zarr`."""
     array_path, document = metadata.arrays[number]
     seal = seal_of(metadata.attributes, array_path)
-    return ZarrVolume(
+    return ZarrSource(
         metadata.path,
         array_path,
         document,
@@ -318,7 +355,7 @@ def _read_array_document(store: Store, array_path: str, versions: dict[str, Vers
         ) from None
 
 
-def _block_shape(volume: ZarrVolume) -> tuple[int, ...]:
+def _block_shape(volume: ZarrSource) -> tuple[int, ...]:
     """Return the shape of a dask block: a shard, or without sharding as many chunks as make one.
 
     One block a chunk would be 262,144 tasks for 2048**3 voxels in chunks of 32**3.

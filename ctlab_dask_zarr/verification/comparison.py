@@ -14,8 +14,8 @@ from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.units import are_same_positions, are_same_sizes
-from ctlab_dask_zarr.read.zarr import ZarrVolume
-from ctlab_dask_zarr.volume import FACTS_OF_THE_VOXELS, Volume
+from ctlab_dask_zarr.read.zarr import ZarrSource
+from ctlab_dask_zarr.volume import VOXEL_DERIVED_FIELDS, Volume
 
 __all__ = ["block_problems", "metadata_differences", "native"]
 
@@ -40,7 +40,7 @@ def metadata_differences(found: Volume, source: Volume) -> Iterator[Problem]:
         if wanted is not None:
             yield from _difference(name, getattr(found, name), wanted)
     extra = getattr(source, "extra_attrs", {})
-    for name in sorted(extra.keys() - FACTS_OF_THE_VOXELS):
+    for name in sorted(extra.keys() - VOXEL_DERIVED_FIELDS):
         default = CARRIED_DEFAULTS.get(name)
         yield from _difference(name, found.extra_attrs.get(name, default), extra[name])
 
@@ -73,7 +73,7 @@ def _short(value: Any) -> str:
 
 
 def block_problems(
-    volume: ZarrVolume,
+    volume: ZarrSource,
     mask_value: Number | None,
     start: tuple[int, ...],
     shape: tuple[int, ...],

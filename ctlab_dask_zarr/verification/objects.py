@@ -2,108 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ctlab_dask_zarr.codec.chunk import chunk_codec
-from ctlab_dask_zarr.codec.region import object_crc32c
 from ctlab_dask_zarr.codec.shard import ABSENT, parse_index
 from ctlab_dask_zarr.codec.zarr_fallback import read_object
 from ctlab_dask_zarr.errors import CTLabError, ShardDecodeError
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.receipts import ReceiptTable, object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.read.receipts import Expected, object_change, object_problems
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["Expected", "expected_objects", "object_problems"]
+__all__ = ["whole_object_problems"]
 
 
-#: Objects that one task looks at, where they are small: chunks of an array without sharding.
-_TASK_NBYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Expected:
-    """One object that has to be there; size in bytes and CRC-32C where they are known."""
-
-    coords: tuple[int, ...]
-    nbytes: int | None = None
-    crc32c: int | None = None
-
-
-def expected_objects(
-    array: StoredArray, objects: Iterable[tuple[int, ...]], table: ReceiptTable | None
-) -> Iterator[tuple[Expected, ...]]:
-    """Yield the objects that one task looks at: one shard, or as many chunks as make one."""
-    object_nbytes = prod(array.object_shape) * array.dtype.itemsize
-    n_objects = max(1, _TASK_NBYTES // max(object_nbytes, 1))
-    group: list[Expected] = []
-    for coords in objects:
-        if table is None:
-            group.append(Expected(coords))
-        else:
-            group.append(Expected(coords, int(table.nbytes[coords]), int(table.crc32c[coords])))
-        if len(group) >= n_objects:
-            yield tuple(group)
-            group = []
-    if group:
-        yield tuple(group)
-
-
-def object_problems(
-    store: Store,
-    path: str,
-    array: StoredArray,
-    expected: Sequence[Expected],
-    *,
-    read: bool,
-    decode: bool = True,
+def whole_object_problems(
+    store: Store, path: str, array: StoredArray, expected: Sequence[Expected], *, read: bool
 ) -> list[Problem]:
-    """Return everything that is wrong with some objects of an array.
+    """Return everything that is wrong with some objects of the array at `path`.
 
-    Parameters
-    ----------
-    store, path
-        Where the array is.
-    expected
-        The objects.
-    read
-        Whether to read them whole: compare checksums and decode every inner chunk. Else only
-        presence, size and the index are looked at.
-    decode
-        False does not decode what is read, where somebody else does.
+    With `read` they are read whole: checksums are compared, and every inner chunk is decoded. Else
+    only presence, size and the index are looked at.
     """
-    problems = []
-    for one in expected:
-        key = object_key(path, array, one.coords)
-        try:
-            found = list(_problems(store, key, array, one, read=read, decode=decode))
-        except FileNotFoundError:
-            found = [("missing", "is missing")]
-        except (OSError, CTLabError) as error:
-            found = [("unreadable", f"cannot be read: {error}")]
-        problems += [Problem(key, kind, f"{key} {text}") for kind, text in found]
-    return problems
+    look = partial(_problems, store, array, read)
+    return object_problems(path, array, expected, look)
 
 
 def _problems(
-    store: Store, key: str, array: StoredArray, expected: Expected, *, read: bool, decode: bool
+    store: Store, array: StoredArray, read: bool, key: str, expected: Expected
 ) -> Iterator[tuple[str, str]]:
     nbytes = store.nbytes(key)
-    if expected.nbytes is not None and nbytes != expected.nbytes:
-        yield "size", f"has {nbytes} bytes, {expected.nbytes} were committed"
-    elif (
-        read
-        and expected.crc32c is not None
-        and object_crc32c(store, key, nbytes) != expected.crc32c
-    ):
-        yield "checksum", "is not the bytes that were committed: its CRC-32C differs"
-    if not decode:
-        return
+    yield from object_change(store, key, nbytes, expected, read=read)
     if not array.is_direct:
         if read:
             yield from _decode_errors(lambda: read_object(store, key, array))

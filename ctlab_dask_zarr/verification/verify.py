@@ -25,10 +25,9 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.read.receipts import array_receipts
+from ctlab_dask_zarr.read.receipts import Expected, array_receipts, expected_objects, seal_of
 from ctlab_dask_zarr.read.source import open_volume
-from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
-from ctlab_dask_zarr.read.zarr_volume import seal_of
+from ctlab_dask_zarr.read.zarr import ZarrSource, read_store_metadata, volume_of
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.store.store import Store, files_at, storage_options_in_force
@@ -48,7 +47,7 @@ from ctlab_dask_zarr.verification.images import (
     read_documents,
     read_images,
 )
-from ctlab_dask_zarr.verification.objects import Expected, expected_objects, object_problems
+from ctlab_dask_zarr.verification.objects import whole_object_problems
 from ctlab_dask_zarr.verification.sources import add_source_checks, refuse_itself
 from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
 
@@ -272,7 +271,7 @@ def _check_objects(
 ) -> list[Problem]:
     array = parse_array_document(document)
     reporter = Reporter(topic)
-    problems = object_problems(store, path, array, group, read=read)
+    problems = whole_object_problems(store, path, array, group, read=read)
     reporter.add(len(group) * prod(array.object_shape) * array.dtype.itemsize)
     reporter.finish()
     return problems
@@ -294,7 +293,7 @@ def _compare(
         )
         return [*problems, Problem(path, "unreadable", message)], keys, notes
     try:
-        found = dataset_of(image.metadata, strict=True)
+        found = volume_of(image.metadata, strict=True)
     except CTLabError as error:
         message = f"{path} was not compared with the source: {error}"
         return [*problems, Problem(path, "unreadable", message)], keys, notes
@@ -307,7 +306,7 @@ def _compare(
 
 def _check_block(
     topic: str,
-    volume: ZarrVolume,
+    volume: ZarrSource,
     mask_value: Number | None,
     start: Shape,
     shape: Shape,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Iterable
 from html import escape
 from math import prod
@@ -14,8 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ctlab_dask_zarr.codec.sample import contrast_of, valid_voxels
-from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
-from ctlab_dask_zarr.read.zarr import ZarrVolume
+from ctlab_dask_zarr.read.zarr import ZarrSource
 from ctlab_dask_zarr.text import nbytes_text, shown, table
 from ctlab_dask_zarr.views.slices import array_of, extents_of, grey_levels, levels_of, read_slice
 from ctlab_dask_zarr.volume import Volume
@@ -62,13 +60,9 @@ def _by(numbers: Iterable[float]) -> str:
 
 
 def _source(source: Any) -> str:
-    if isinstance(source, NetCDFVolume):
-        names = [block.name for block in source.blocks]
-        if len(names) == 1:
-            return os.path.join(source.folder, names[0])
-        return f"{source.folder}: {names[0]} to {names[-1]}, {len(names):,} files"
-    path = getattr(source, "path", None)
-    return "memory" if path is None else str(path)
+    if not hasattr(source, "location"):
+        return "memory"
+    return ": ".join(filter(None, (source.location, source.facts().get("files"))))
 
 
 def _history(dataset: Volume) -> str:
@@ -96,7 +90,7 @@ def _shortened(value: Any) -> str:
 
 def _picture(dataset: Volume) -> str:
     """Return the picture as an HTML image that holds it; '' where there is none."""
-    if not isinstance(dataset.source, ZarrVolume):
+    if not isinstance(dataset.source, ZarrSource):
         return ""
     coarsest = levels_of(dataset)[-1]
     try:
@@ -117,7 +111,7 @@ def _picture(dataset: Volume) -> str:
     return f'<img alt="middle slice" src="{address}" style="margin:4px">'
 
 
-def _decoded_nbytes(volume: ZarrVolume) -> int:
+def _decoded_nbytes(volume: ZarrSource) -> int:
     """Return the size of the inner chunks that the middle slice goes through, in bytes."""
     stored = volume.stored
     thickness = stored.inner_chunk_shape[0] if volume.ndim == 3 else volume.shape[0]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import MetadataError
-from ctlab_dask_zarr.read.zarr import ZarrVolume, dataset_of, read_store_metadata
+from ctlab_dask_zarr.read.zarr import ZarrSource, read_store_metadata, volume_of
 from ctlab_dask_zarr.store.hierarchy import label_names
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.volume import Volume
@@ -50,7 +50,7 @@ def read_label_images(image: Volume) -> tuple[LabelImage, ...]:
         The list of names or the colours of a label image are not as OME-Zarr says.
     """
     source = image.source
-    if not isinstance(source, ZarrVolume):
+    if not isinstance(source, ZarrSource):
         return ()
     store = Store(source.path, source.files)
     names = label_names(source.files, source.path, strict=True)
@@ -66,7 +66,7 @@ def _read_label_image(store: Store, name: str) -> LabelImage:
         colors = dict(_color(entry) for entry in entries if entry.get("rgba") is not None)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise MetadataError(f"the colours in {path}/zarr.json are wrong: {error!r}") from error
-    return LabelImage(name, dataset_of(metadata), colors)
+    return LabelImage(name, volume_of(metadata), colors)
 
 
 def _color(entry: Mapping[str, Any]) -> tuple[int, RGB]:

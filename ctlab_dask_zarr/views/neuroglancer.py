@@ -20,7 +20,7 @@ from ctlab_dask_zarr.codec.sample import contrast_of
 from ctlab_dask_zarr.errors import MissingExtraError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.source import open_volume
-from ctlab_dask_zarr.read.zarr import ZarrVolume
+from ctlab_dask_zarr.read.zarr import ZarrSource
 from ctlab_dask_zarr.store.paths import local_path
 from ctlab_dask_zarr.views.labels import LabelImage, read_label_images
 from ctlab_dask_zarr.views.server import FolderServer
@@ -81,7 +81,7 @@ def serve_store(
         It is no Zarr store, or Neuroglancer does not show its data type.
     """
     volume = open_volume(path)
-    if not isinstance(volume.source, ZarrVolume):
+    if not isinstance(volume.source, ZarrSource):
         raise UnsupportedFormatError(
             f"{os.fspath(path)} is no Zarr store: `ctlab-zarr convert` makes one of it, and "
             "`ctlab-zarr preview` draws it as it is"

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.formats.level import Level
-from ctlab_dask_zarr.read.zarr import ZarrVolume, read_store_metadata, volume_of
+from ctlab_dask_zarr.read.zarr import ZarrSource, read_store_metadata, source_of
 from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
@@ -40,7 +40,7 @@ def levels_of(volume: Volume) -> tuple[Level, ...]:
     A volume that is not as its store says, such as one that was computed, is its only level.
     """
     source = volume.source
-    if not isinstance(source, ZarrVolume):
+    if not isinstance(source, ZarrSource):
         ones = (1,) * len(volume.shape)
         return (Level("", volume.shape, ones, volume.voxel_size, volume.origin),)
     first = [level.path for level in source.levels].index(source.array_path)
@@ -92,14 +92,14 @@ def read_mid_slices(volume: Volume, pixel_size: float) -> tuple[Slice, ...]:
 def array_of(volume: Volume, level: Level) -> Any:
     """Return a level of a volume as something to slice; only what is sliced is read."""
     source = volume.source
-    if not isinstance(source, ZarrVolume):
+    if not isinstance(source, ZarrSource):
         return volume.data
     if level.path == source.array_path:
         return source
     source.check_unchanged()
     metadata = read_store_metadata(source.path, source.files)
     number = [path for path, _ in metadata.arrays].index(level.path)
-    return volume_of(metadata, number, strict=source.strict)
+    return source_of(metadata, number, strict=source.strict)
 
 
 def read_slice(volume: Volume, level: Level, array: Any, cut_axis: int | None) -> Slice:

@@ -32,9 +32,9 @@ from ctlab_dask_zarr.planning.plan import Document, WritePlan
 from ctlab_dask_zarr.planning.resolve import planned_levels
 from ctlab_dask_zarr.read.zarr import (
     StoreMetadata,
-    ZarrVolume,
-    dataset_of,
+    ZarrSource,
     read_store_metadata,
+    volume_of,
 )
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import CONSOLIDATED
@@ -80,7 +80,7 @@ def images_to_extend(
             f"{path} has the axes {', '.join(metadata.ome.array_axes)}; levels are made for images "
             "with axes of space alone: convert it first"
         )
-    image = dataset_of(metadata)
+    image = volume_of(metadata)
     wanted = halved_levels(image, path)
     if len(wanted) == 1:
         wanted = plan_levels(wanted[0], levels)
@@ -134,8 +134,8 @@ def level_request(
     restart: bool,
 ) -> StageRequest:
     """Return what staging is asked for to give an image with one level its further ones."""
-    dataset = dataset_of(metadata)
-    volume: ZarrVolume = dataset.source
+    dataset = volume_of(metadata)
+    volume: ZarrSource = dataset.source
     stored = volume.stored
     every = planned_levels(levels, volume.document, volume.array_path)
     destination = Destination(metadata.path, metadata.files, labels_of)

@@ -20,7 +20,7 @@ from distributed import LocalCluster
 
 from ctlab_dask_zarr import Dataset, verify
 from ctlab_dask_zarr.demo import write_mango_netcdf
-from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
+from ctlab_dask_zarr.read.netcdf_source import NetCDFSource
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 from tests.reliability.faults import TIMEOUT_S
 
@@ -128,7 +128,7 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 def test_a_source_check_is_stopped_before_anything_is_begun(
     number: signal.Signals, start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = Slow(monkeypatch, NetCDFVolume, "verify_md5", LONG_S)
+    slow = Slow(monkeypatch, NetCDFSource, "verify_md5", LONG_S)
     process = start("convert", source, out / "a", *LAYOUT, "--check-source")
     _, errors = stop(process, slow, number)
     assert f"stopped ({number.name}): the source was being checked, and nothing is begun" in errors
@@ -141,7 +141,7 @@ def test_a_verification_is_stopped_and_changes_nothing(
 ) -> None:
     store = out / "a.zarr"
     finish(start("convert", source, store, *LAYOUT))
-    slow = Slow(monkeypatch, NetCDFVolume, "verify_md5", LONG_S)
+    slow = Slow(monkeypatch, NetCDFSource, "verify_md5", LONG_S)
     _, errors = stop(start("verify", store, "--source", source), slow, number)
     assert f"stopped ({number.name}): {store} was not verified to the end" in errors
 
@@ -151,7 +151,7 @@ def test_a_stopped_verification_after_a_conversion_says_that_the_dataset_is_ther
 ) -> None:
     store = out / "a.zarr"
     with monkeypatch.context() as patch:
-        slow = Slow(patch, NetCDFVolume, "verify_md5", LONG_S)
+        slow = Slow(patch, NetCDFSource, "verify_md5", LONG_S)
         arguments = ("convert", source, store, *LAYOUT, "--voxel-size", "5um", "--verify")
         _, errors = stop(start(*arguments), slow)
     assert f"{store} is complete and in its place, but not verified to the end" in errors
@@ -294,7 +294,7 @@ def test_levels_of_labels_that_are_done_are_progress_of_their_image(
 def test_a_verification_that_takes_longer_than_there_is_time_is_not_tried_for_ever(
     start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, deadline: str
 ) -> None:
-    slow = Slow(monkeypatch, NetCDFVolume, "verify_md5", LONG_S)
+    slow = Slow(monkeypatch, NetCDFSource, "verify_md5", LONG_S)
     convert = ("convert", source, out / "a", "--verify", "--resume", "--deadline", deadline)
     process = start(*convert)
     _, errors = process.communicate(timeout=TIMEOUT_S)
@@ -302,7 +302,7 @@ def test_a_verification_that_takes_longer_than_there_is_time_is_not_tried_for_ev
     assert slow.called.is_set()
     slow.cut_short.set()
     monkeypatch.undo()
-    slow = Slow(monkeypatch, NetCDFVolume, "verify_md5", LONG_S)
+    slow = Slow(monkeypatch, NetCDFSource, "verify_md5", LONG_S)
     errors = fail(start(*convert))
     slow.cut_short.set()
     assert "is complete and in its place, but not verified to the end" in errors
@@ -314,5 +314,5 @@ def test_json_of_a_stopped_verification_is_no_result(
 ) -> None:
     store = out / "a.zarr"
     assert json.loads(finish(start("convert", source, store, "--json")))["n_shards"] == 1
-    slow = Slow(monkeypatch, NetCDFVolume, "verify_md5", LONG_S)
+    slow = Slow(monkeypatch, NetCDFSource, "verify_md5", LONG_S)
     stop(start("verify", store, "--source", source, "--json"), slow)

@@ -33,7 +33,7 @@ from ctlab_dask_zarr.errors import ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout, resolve_layout
 from ctlab_dask_zarr.planning.plan import array_document
-from ctlab_dask_zarr.read.zarr import ZarrVolume
+from ctlab_dask_zarr.read.zarr import ZarrSource
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
 from ctlab_dask_zarr.write.shards.shard import write_shards
@@ -102,8 +102,8 @@ def assert_same_bits(found: Any, voxels: np.ndarray) -> None:
     assert found.tobytes() == voxels.tobytes()
 
 
-def open_here(root: Path) -> ZarrVolume:
-    return ZarrVolume(str(root), "", (root / "zarr.json").read_text(), "", strict=True)
+def open_here(root: Path) -> ZarrSource:
+    return ZarrSource(str(root), "", (root / "zarr.json").read_text(), "", strict=True)
 
 
 def read_with_zarrs(root: Path) -> Any:

@@ -32,17 +32,17 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.read import inflate, netcdf_storage
-from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf, is_mango_netcdf
+from ctlab_dask_zarr.read.netcdf import can_open, open_volume
+from ctlab_dask_zarr.read.netcdf_source import NetCDFSource
 from ctlab_dask_zarr.read.netcdf_storage import ByHDF5, Chunked, Contiguous
-from ctlab_dask_zarr.read.netcdf_volume import NetCDFVolume
 
 Voxels = npt.NDArray[Any]
 
 
-def open_volume(path: Path) -> NetCDFVolume:
-    volume = dataset_from_netcdf(path).source
-    assert isinstance(volume, NetCDFVolume)
-    return volume
+def open_source(path: Path) -> NetCDFSource:
+    source = open_volume(path).source
+    assert isinstance(source, NetCDFSource)
+    return source
 
 
 def write_netcdf3(
@@ -78,7 +78,7 @@ def write_netcdf3(
 
 
 def test_real_folder_equals_what_h5py_reads(real_folder: Path) -> None:
-    dataset = dataset_from_netcdf(real_folder)
+    dataset = open_volume(real_folder)
     blocks = []
     for path in sorted(real_folder.glob("block*.nc")):
         with h5py.File(path) as file:
@@ -90,7 +90,7 @@ def test_real_folder_equals_what_h5py_reads(real_folder: Path) -> None:
 
 
 def test_real_folder_keeps_its_metadata(real_folder: Path) -> None:
-    dataset = dataset_from_netcdf(real_folder)
+    dataset = open_volume(real_folder)
     assert dataset.datatype is DataType.TOMO
     assert dataset.dimension_names == ("z", "y", "x")
     assert dataset.voxel_size == (0.03374303877353668,) * 3
@@ -117,7 +117,7 @@ def test_real_folder_keeps_its_metadata(real_folder: Path) -> None:
 
 
 def test_real_single_file_keeps_its_value_range(real_file: Path) -> None:
-    dataset = dataset_from_netcdf(real_file)
+    dataset = open_volume(real_file)
     with h5py.File(real_file) as file:
         assert np.array_equal(dataset.data.compute(), file["tomo"][...].view(np.uint16))
     assert dataset.extra_attrs["data_min_max"] == [0.0, 5999.0]
@@ -126,7 +126,7 @@ def test_real_single_file_keeps_its_value_range(real_file: Path) -> None:
 
 def test_real_checksums_match(real_folder: Path, real_file: Path) -> None:
     for path in (real_folder, real_file):
-        volume = open_volume(path)
+        volume = open_source(path)
         assert all(block.md5_checksum for block in volume.blocks)
         assert volume.verify_md5() == []
 
@@ -135,7 +135,7 @@ def test_real_files_read_as_anu_ctlab_io_reads_them(real_folder: Path, real_file
     anu = pytest.importorskip("anu_ctlab_io")
     pytest.importorskip("h5netcdf")
     for path in (real_folder, real_file):
-        theirs, ours = anu.Dataset.from_path(path), dataset_from_netcdf(path)
+        theirs, ours = anu.Dataset.from_path(path), open_volume(path)
         assert np.array_equal(theirs.data.compute(), ours.data.compute())
         assert tuple(theirs.voxel_size) == pytest.approx(ours.voxel_size)
         assert ours.voxel_unit == str(theirs.voxel_unit)
@@ -146,7 +146,7 @@ def test_real_files_read_as_anu_ctlab_io_reads_them(real_folder: Path, real_file
 
 
 def test_unparsed_history_is_the_text_of_the_file(real_file: Path) -> None:
-    dataset = dataset_from_netcdf(real_file, parse_history=False)
+    dataset = open_volume(real_file, parse_history=False)
     entry = dataset.history["20250314_012913_tomoLoRes_SS"]
     assert isinstance(entry, dict)
     assert str(entry["parameters"]).startswith("base                    parms_20250314_122855\n")
@@ -175,7 +175,7 @@ def test_voxel_size_is_reversed_once(tmp_path: Path, voxels: Voxels) -> None:
     path = write_mango_netcdf(tmp_path / "tomo.nc", voxels, voxel_size=(1, 2, 4), voxel_unit="nm")
     with h5py.File(path) as file:
         assert file.attrs["voxel_size_xyz"].tolist() == [4, 2, 1]
-    dataset = dataset_from_netcdf(path)
+    dataset = open_volume(path)
     assert dataset.voxel_size == (1, 2, 4)
     assert dataset.voxel_unit == "nm"
 
@@ -199,15 +199,15 @@ FORMS: dict[str, tuple[dict[str, Any], type]] = {
 @pytest.fixture(scope="module")
 def written_forms(
     tmp_path_factory: pytest.TempPathFactory, voxels: Voxels
-) -> dict[str, NetCDFVolume]:
+) -> dict[str, NetCDFSource]:
     root = tmp_path_factory.mktemp("forms")
     volumes = {}
     for name, (options, _) in FORMS.items():
         path = root / f"tomo {name}_nc"
         write_mango_netcdf(path, voxels, slices_per_block=5, **options)
-        volumes[name] = open_volume(path)
-    volumes["netCDF-3"] = open_volume(write_netcdf3(root / "tomo3.nc", voxels.view(np.int16)))
-    volumes["read by h5py"] = open_volume(
+        volumes[name] = open_source(path)
+    volumes["netCDF-3"] = open_source(write_netcdf3(root / "tomo3.nc", voxels.view(np.int16)))
+    volumes["read by h5py"] = open_source(
         _write_hdf5(root / "tomo5.nc", voxels, chunks=(4, 7, 17), compression="lzf")
     )
     return volumes
@@ -223,7 +223,7 @@ def _write_hdf5(path: Path, voxels: Voxels, name: str = "tomo", **options: Any) 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_storage_is_found_and_read_whole(
-    written_forms: dict[str, NetCDFVolume], voxels: Voxels, name: str
+    written_forms: dict[str, NetCDFSource], voxels: Voxels, name: str
 ) -> None:
     volume = written_forms[name]
     assert all(isinstance(block.storage, FORMS[name][1]) for block in volume.blocks)
@@ -246,7 +246,7 @@ AXIS = st.one_of(
 @given(data=st.data(), index=st.lists(AXIS, max_size=3).map(tuple))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_slices_are_those_of_numpy(
-    written_forms: dict[str, NetCDFVolume],
+    written_forms: dict[str, NetCDFSource],
     voxels: Voxels,
     data: st.DataObject,
     index: tuple[int | slice, ...],
@@ -259,7 +259,7 @@ def test_any_slices_are_those_of_numpy(
 
 @pytest.mark.parametrize("name", [*FORMS, "netCDF-3", "read by h5py"])
 def test_blocks_may_be_written_to_and_are_native(
-    written_forms: dict[str, NetCDFVolume], name: str
+    written_forms: dict[str, NetCDFSource], name: str
 ) -> None:
     block = written_forms[name][0:5]
     assert block.flags.writeable
@@ -267,7 +267,7 @@ def test_blocks_may_be_written_to_and_are_native(
 
 
 def test_a_volume_read_by_h5py_is_known_as_such(
-    written_forms: dict[str, NetCDFVolume],
+    written_forms: dict[str, NetCDFSource],
 ) -> None:
     (block,) = written_forms["read by h5py"].blocks
     assert block.storage == ByHDF5((4, 7, 17))
@@ -290,7 +290,7 @@ def test_every_data_type_keeps_its_voxels(tmp_path: Path, datatype: DataType, ve
         write_netcdf3(path, expected.view(datatype.stored_dtype), datatype.value)
     else:
         write_mango_netcdf(path, expected, datatype=datatype)
-    dataset = dataset_from_netcdf(path)
+    dataset = open_volume(path)
     assert dataset.datatype is datatype
     assert dataset.dtype == datatype.dtype
     assert np.array_equal(dataset.data.compute(), expected)
@@ -299,7 +299,7 @@ def test_every_data_type_keeps_its_voxels(tmp_path: Path, datatype: DataType, ve
 @pytest.mark.parametrize("version", [1, 2])
 def test_old_files_keep_their_metadata(tmp_path: Path, voxels: Voxels, version: int) -> None:
     path = write_netcdf3(tmp_path / "x.nc", voxels.view(np.int16), version=version)
-    dataset = dataset_from_netcdf(path)
+    dataset = open_volume(path)
     assert dataset.voxel_size == (4.0, 2.0, 1.0)
     assert dataset.voxel_unit == "um"
     assert dataset.dataset_id == "20080101_000000_tomo"
@@ -320,7 +320,7 @@ def test_old_files_of_interleaved_records(tmp_path: Path, voxels: Voxels) -> Non
         file.createVariable("tomo", "h", ("z", "y", "x"))[:] = voxels[:, :, :3].view(np.int16)
         file.createVariable("position", "d", ("z",))[:] = np.arange(23.0)
         file.voxel_size_xyz, file.voxel_unit = np.ones(3), "mm"
-    volume = open_volume(path)
+    volume = open_source(path)
     assert np.array_equal(volume[...], voxels[:, :, :3])
     assert np.array_equal(volume[3:9, 2:5, 1], voxels[3:9, 2:5, 1])
     assert volume.verify_md5() == []
@@ -330,8 +330,8 @@ def test_old_files_of_64_bit_data_are_refused_with_what_to_do(tmp_path: Path) ->
     path = tmp_path / "tomo.nc"
     path.write_bytes(b"CDF\x05" + bytes(100))
     with pytest.raises(UnsupportedFormatError, match=r"tomo\.nc is .*CDF-5.* nccopy -k nc4 "):
-        dataset_from_netcdf(path)
-    assert is_mango_netcdf(path)
+        open_volume(path)
+    assert can_open(str(path))
 
 
 def test_old_blocks_make_a_folder(tmp_path: Path, voxels: Voxels) -> None:
@@ -347,12 +347,12 @@ def test_old_blocks_make_a_folder(tmp_path: Path, voxels: Voxels) -> None:
             number_of_files=np.array([2], np.int32),
             total_grid_size_xyz=np.array([17, 14, 23], np.int32),
         )
-    assert np.array_equal(dataset_from_netcdf(folder).data.compute(), voxels)
+    assert np.array_equal(open_volume(folder).data.compute(), voxels)
 
 
 def test_big_endian_hdf5_becomes_native(tmp_path: Path, voxels: Voxels) -> None:
     path = _write_hdf5(tmp_path / "tomo.nc", voxels.astype(">u2"), compression="gzip")
-    volume = open_volume(path)
+    volume = open_source(path)
     assert volume.dtype.isnative
     assert np.array_equal(volume[3:20, 2, ::-1], voxels[3:20, 2, ::-1])
 
@@ -367,7 +367,7 @@ def test_chunks_that_are_not_there_are_the_fill_value(tmp_path: Path) -> None:
         chunked[5, 5, 5] = 3
     expected = np.full((9, 10, 11), 65529, np.uint16)
     expected[5, 5, 5] = 3
-    assert np.array_equal(open_volume(path)[...], expected)
+    assert np.array_equal(open_source(path)[...], expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (4, 10, 11)}])
@@ -376,7 +376,7 @@ def test_voxels_never_written_are_the_fill_value(tmp_path: Path, options: dict[s
     with h5py.File(path, "w") as file:
         file.attrs.update({"voxel_size_xyz": [1.0, 1.0, 1.0], "voxel_unit": "mm"})
         file.create_dataset("tomo", (9, 10, 11), "<i2", fillvalue=-1, **options)
-    assert (open_volume(path)[2:, 1:3] == 65535).all()
+    assert (open_source(path)[2:, 1:3] == 65535).all()
 
 
 def test_filters_that_a_chunk_was_spared_are_not_undone(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_filters_that_a_chunk_was_spared_are_not_undone(tmp_path: Path) -> None:
         dataset.id.write_direct_chunk((0, 0, 0), voxels[:2].tobytes(), filter_mask=0b11)
         plain = zlib.compress(voxels[2:].tobytes())
         dataset.id.write_direct_chunk((2, 0, 0), plain, filter_mask=0b01)
-    assert np.array_equal(open_volume(path)[...], voxels)
+    assert np.array_equal(open_source(path)[...], voxels)
 
 
 def test_a_file_with_a_user_block_is_left_to_h5py(tmp_path: Path, voxels: Voxels) -> None:
@@ -400,7 +400,7 @@ def test_a_file_with_a_user_block_is_left_to_h5py(tmp_path: Path, voxels: Voxels
         file.create_dataset("tomo", data=voxels)
     # Its signature is not at the beginning, where netCDF has it.
     with pytest.raises(UnsupportedFormatError, match="no netCDF file"):
-        dataset_from_netcdf(path)
+        open_volume(path)
 
 
 def test_without_the_fast_library_the_result_is_the_same(
@@ -411,7 +411,7 @@ def test_without_the_fast_library_the_result_is_the_same(
 
     monkeypatch.setattr(inflate, "zlib_decompress", slow)
     monkeypatch.setattr(inflate, "DeflateError", zlib.error)
-    assert np.array_equal(open_volume(folder)[...], voxels)
+    assert np.array_equal(open_source(folder)[...], voxels)
     with pytest.raises(ValueError, match="damaged"):
         inflate.inflate(b"no zlib", 10)
 
@@ -425,7 +425,7 @@ def test_opening_reads_no_voxels(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(netcdf_storage, "_read_into", refuse)
     monkeypatch.setattr(netcdf_storage, "inflate", refuse)
-    dataset = dataset_from_netcdf(folder)
+    dataset = open_volume(folder)
     assert isinstance(dataset.data, da.Array)
     with pytest.raises(AssertionError, match="voxels were read"):
         dataset.data.compute(scheduler="sync")
@@ -437,18 +437,18 @@ def test_other_files_in_the_folder_do_not_matter(folder: Path, voxels: Voxels) -
     (folder / "block00000001.nc.md5").write_text("x")
     (folder / ".block00000001.nc.swp").write_text("x")
     (folder / "histogram.nc").write_text("x")
-    assert np.array_equal(dataset_from_netcdf(folder).data.compute(), voxels)
+    assert np.array_equal(open_volume(folder).data.compute(), voxels)
 
 
 def test_blocks_are_sorted_by_number(tmp_path: Path, voxels: Voxels) -> None:
     path = Path(write_mango_netcdf(tmp_path / "tomo_nc", voxels, slices_per_block=2))
     for block in path.iterdir():
         block.rename(path / f"block{int(block.stem[5:])}.nc")
-    assert np.array_equal(dataset_from_netcdf(path).data.compute(), voxels)
+    assert np.array_equal(open_volume(path).data.compute(), voxels)
 
 
 def test_chunks_of_the_users_choice(folder: Path, voxels: Voxels) -> None:
-    dataset = dataset_from_netcdf(folder, chunks=(10, 7, -1))
+    dataset = open_volume(folder, chunks=(10, 7, -1))
     assert dataset.data.chunks == ((10, 10, 3), (7, 7), (17,))
     assert np.array_equal(dataset.data.compute(), voxels)
     assert np.array_equal(dataset.data[::-2, 3, 4:9].compute(), voxels[::-2, 3, 4:9])
@@ -458,9 +458,9 @@ def test_chunks_that_decompress_everything_many_times_are_warned_of(
     folder: Path, voxels: Voxels
 ) -> None:
     with pytest.warns(UserWarning, match=r"decompressed 14 times.* in pieces of \(5, 14, 17\)"):
-        dataset = dataset_from_netcdf(folder, chunks=(5, 1, -1))
+        dataset = open_volume(folder, chunks=(5, 1, -1))
     assert np.array_equal(dataset.data[4:6].compute(), voxels[4:6])
-    dataset_from_netcdf(folder, chunks=(5, 7, -1))
+    open_volume(folder, chunks=(5, 7, -1))
 
 
 def test_a_large_file_that_can_be_read_in_parts_is(
@@ -468,31 +468,31 @@ def test_a_large_file_that_can_be_read_in_parts_is(
 ) -> None:
     monkeypatch.setattr("ctlab_dask_zarr.read.netcdf._BLOCK_NBYTES", 14 * 17 * 2 * 8)
     plain = write_mango_netcdf(tmp_path / "tomo1.nc", voxels, compression_level=None)
-    assert dataset_from_netcdf(plain).data.chunks[0] == (8, 8, 7)
+    assert open_volume(plain).data.chunks[0] == (8, 8, 7)
     thirds = write_mango_netcdf(tmp_path / "tomo2.nc", voxels, hdf5_chunk_shape=(3, 14, 17))
-    assert dataset_from_netcdf(thirds).data.chunks[0] == (6, 6, 6, 5)
+    assert open_volume(thirds).data.chunks[0] == (6, 6, 6, 5)
     whole = write_mango_netcdf(tmp_path / "tomo3.nc", voxels)
-    assert dataset_from_netcdf(whole).data.chunks[0] == (23,)
+    assert open_volume(whole).data.chunks[0] == (23,)
 
 
 def test_graph_names_tell_one_volume_from_another(folder: Path, tmp_path: Path) -> None:
-    first = dataset_from_netcdf(folder)
-    assert first.data.name == dataset_from_netcdf(folder).data.name
-    assert first.data.name != dataset_from_netcdf(folder, chunks=(4, -1, -1)).data.name
+    first = open_volume(folder)
+    assert first.data.name == open_volume(folder).data.name
+    assert first.data.name != open_volume(folder, chunks=(4, -1, -1)).data.name
     os.utime(folder / "block00000002.nc", ns=(1, 1))
-    assert first.data.name != dataset_from_netcdf(folder).data.name
+    assert first.data.name != open_volume(folder).data.name
 
 
 def test_identity_is_json_and_does_not_depend_on_the_place(folder: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved_nc"
-    before = open_volume(folder).identity()
+    before = open_source(folder).identity()
     shutil.copytree(folder, moved, copy_function=shutil.copy2)
-    after = open_volume(moved).identity()
+    after = open_source(moved).identity()
     assert before == after
     assert [entry[0] for entry in before["files"]] == sorted(os.listdir(folder))
 
 
-def test_what_is_decoded_as_a_unit(written_forms: dict[str, NetCDFVolume]) -> None:
+def test_what_is_decoded_as_a_unit(written_forms: dict[str, NetCDFSource]) -> None:
     assert written_forms["one chunk"].chunk_shape == (5, 14, 17)
     assert written_forms["many chunks"].chunk_shape == (2, 3, 4)
     assert written_forms["contiguous"].chunk_shape == (1, 1, 17)
@@ -500,30 +500,28 @@ def test_what_is_decoded_as_a_unit(written_forms: dict[str, NetCDFVolume]) -> No
 
 def test_the_users_data_type_and_voxel_size_win(tmp_path: Path, voxels: Voxels) -> None:
     path = write_mango_netcdf(tmp_path / "labels.nc", voxels)
-    assert dataset_from_netcdf(path).datatype is DataType.TOMO
-    dataset = dataset_from_netcdf(
-        path, datatype="proju16", voxel_size=(3, 2, 1), voxel_unit="microns"
-    )
+    assert open_volume(path).datatype is DataType.TOMO
+    dataset = open_volume(path, datatype="proju16", voxel_size=(3, 2, 1), voxel_unit="microns")
     assert dataset.datatype is DataType.PROJU16
     assert (dataset.voxel_size, dataset.voxel_unit) == ((3, 2, 1), "um")
     with pytest.raises(InvalidArgumentError, match="'labels' is int32, which cannot be"):
-        dataset_from_netcdf(path, datatype=DataType.LABELS)
+        open_volume(path, datatype=DataType.LABELS)
     with pytest.raises(InvalidArgumentError, match="not a mango data type"):
-        dataset_from_netcdf(path, datatype="tomogram")
+        open_volume(path, datatype="tomogram")
 
 
 def test_a_renamed_variable_takes_its_type_from_the_name_of_the_file(
     tmp_path: Path, voxels: Voxels
 ) -> None:
     known = _write_hdf5(tmp_path / "tomo_x.nc", voxels, "density")
-    assert dataset_from_netcdf(known).datatype is DataType.TOMO
+    assert open_volume(known).datatype is DataType.TOMO
     unknown = _write_hdf5(tmp_path / "x.nc", voxels, "density")
     with pytest.raises(MetadataError, match="say which it is with datatype="):
-        dataset_from_netcdf(unknown)
-    assert dataset_from_netcdf(unknown, datatype="tomo").datatype is DataType.TOMO
+        open_volume(unknown)
+    assert open_volume(unknown, datatype="tomo").datatype is DataType.TOMO
     wrong = _write_hdf5(tmp_path / "tomo_y.nc", voxels.astype(np.float64), "density")
     with pytest.raises(MetadataError, match="stores float64 as data type 'tomo'"):
-        dataset_from_netcdf(wrong)
+        open_volume(wrong)
 
 
 def test_a_file_without_voxel_size_asks_for_it(tmp_path: Path, voxels: Voxels) -> None:
@@ -531,10 +529,10 @@ def test_a_file_without_voxel_size_asks_for_it(tmp_path: Path, voxels: Voxels) -
     with h5py.File(path, "w") as file:
         file["tomo"] = voxels
     with pytest.raises(MetadataError, match=r"give it with voxel_size=\(z, y, x\)"):
-        dataset_from_netcdf(path)
+        open_volume(path)
     with pytest.raises(MetadataError, match="give it with voxel_unit="):
-        dataset_from_netcdf(path, voxel_size=(1, 1, 1))
-    assert dataset_from_netcdf(path, voxel_size=(1, 1, 1), voxel_unit="mm").shape == voxels.shape
+        open_volume(path, voxel_size=(1, 1, 1))
+    assert open_volume(path, voxel_size=(1, 1, 1), voxel_unit="mm").shape == voxels.shape
 
 
 def test_a_value_that_json_cannot_hold_is_left_out_with_a_warning(
@@ -544,28 +542,28 @@ def test_a_value_that_json_cannot_hold_is_left_out_with_a_warning(
         tmp_path / "tomo.nc", voxels, attributes={"data_min_max": [0.0, np.inf], "note": "kept"}
     )
     with pytest.warns(UserWarning, match="left out the attributes data_min_max"):
-        dataset = dataset_from_netcdf(path)
+        dataset = open_volume(path)
     assert dataset.extra_attrs["note"] == "kept"
 
 
 def test_what_is_recognised(folder: Path, tmp_path: Path, voxels: Voxels) -> None:
-    assert is_mango_netcdf(folder)
-    assert is_mango_netcdf(folder / "block00000000.nc")
-    assert is_mango_netcdf(write_netcdf3(tmp_path / "no_extension", voxels.view(np.int16)))
+    assert can_open(str(folder))
+    assert can_open(str(folder / "block00000000.nc"))
+    assert can_open(str(write_netcdf3(tmp_path / "no_extension", voxels.view(np.int16))))
     (tmp_path / "empty.nc").touch()
-    assert is_mango_netcdf(tmp_path / "empty.nc")
+    assert can_open(str(tmp_path / "empty.nc"))
     (tmp_path / "text.nc").write_text("not netCDF at all")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["image"] = np.zeros((4, 4))
     for name in ("text.nc", "other.h5", "absent.nc", "."):
-        assert not is_mango_netcdf(tmp_path / name)
+        assert not can_open(str(tmp_path / name))
 
 
 # In other threads and processes.
 
 
 def test_a_volume_travels_in_few_bytes_and_equals_itself(
-    written_forms: dict[str, NetCDFVolume], voxels: Voxels
+    written_forms: dict[str, NetCDFSource], voxels: Voxels
 ) -> None:
     for volume in written_forms.values():
         packed = pickle.dumps(volume)
@@ -580,12 +578,12 @@ def test_a_volume_of_many_blocks_travels_in_few_bytes(tmp_path: Path) -> None:
     path = write_mango_netcdf(
         tmp_path / "tomo_nc", np.zeros((164, 3, 4), np.uint16), slices_per_block=1
     )
-    assert len(pickle.dumps(open_volume(Path(path)))) < 164 * 40
+    assert len(pickle.dumps(open_source(Path(path)))) < 164 * 40
 
 
 @pytest.mark.parametrize("name", [*FORMS, "netCDF-3", "read by h5py"])
 def test_threads_read_the_same(
-    written_forms: dict[str, NetCDFVolume], voxels: Voxels, name: str
+    written_forms: dict[str, NetCDFSource], voxels: Voxels, name: str
 ) -> None:
     volume = written_forms[name]
     wrong: list[int] = []
@@ -609,7 +607,7 @@ def test_threads_read_the_same(
 def test_a_missing_block_is_named_before_anything_is_read(folder: Path) -> None:
     (folder / "block00000003.nc").unlink()
     with pytest.raises(IncompleteSourceError, match=r"block 00000003 missing \(z 15-19\): copy"):
-        dataset_from_netcdf(folder)
+        open_volume(folder)
 
 
 def test_a_missing_block_of_a_real_folder_is_named(real_folder: Path, tmp_path: Path) -> None:
@@ -618,7 +616,7 @@ def test_a_missing_block_of_a_real_folder_is_named(real_folder: Path, tmp_path: 
     copy.chmod(0o755)
     (copy / "block00000003.nc").unlink()
     with pytest.raises(IncompleteSourceError, match=r"block 00000003 missing \(z 54-71\)"):
-        dataset_from_netcdf(copy)
+        open_volume(copy)
 
 
 def test_every_problem_is_named_at_once(folder: Path) -> None:
@@ -627,7 +625,7 @@ def test_every_problem_is_named_at_once(folder: Path) -> None:
     os.truncate(folder / "block00000002.nc", 3000)
     (folder / "block00000003.nc").write_text("a web page that says that this file is gone")
     with pytest.raises(IncompleteSourceError) as raised:
-        dataset_from_netcdf(folder)
+        open_volume(folder)
     lines = str(raised.value).splitlines()[1:]
     assert [line.split(":")[0] for line in lines] == [
         "block 00000001 missing (z 5-9)",
@@ -644,14 +642,14 @@ def test_a_truncated_block_is_named(folder: Path, n_bytes: int) -> None:
     with pytest.raises(
         IncompleteSourceError, match=r"block 00000002 (truncated|damaged) \(z 10-14\)"
     ):
-        dataset_from_netcdf(folder)
+        open_volume(folder)
 
 
 def test_a_folder_without_one_whole_block_is_named_too(folder: Path) -> None:
     for path in folder.iterdir():
         os.truncate(path, 0)
     with pytest.raises(IncompleteSourceError, match="block 00000004 truncated: block00000004"):
-        dataset_from_netcdf(folder)
+        open_volume(folder)
 
 
 def _truncations(path: Path, step: int) -> list[int]:
@@ -672,7 +670,7 @@ def test_a_single_file_cut_anywhere_is_an_error_of_its_own(
     for n_bytes in _truncations(path, 397):
         path.write_bytes(content[:n_bytes])
         with pytest.raises(IncompleteSourceError, match=r"tomo\.nc (truncated|damaged): tomo\.nc "):
-            dataset_from_netcdf(path)
+            open_volume(path)
 
 
 @pytest.mark.parametrize("n_bytes", [4, 300, 5000, None])
@@ -685,12 +683,12 @@ def test_an_old_file_is_closed_whether_it_is_whole_or_not(
     gc.disable()
     try:
         if n_bytes is None:
-            volume = open_volume(path)
+            volume = open_source(path)
             assert volume[3].any()
         else:
             os.truncate(path, n_bytes)
             with pytest.raises(IncompleteSourceError, match="is cut short"):
-                dataset_from_netcdf(path)
+                open_volume(path)
         # A memory map has a handle of its own, so this is about both.
         assert str(path) not in {file.path for file in psutil.Process().open_files()}
     finally:
@@ -702,14 +700,14 @@ def test_an_old_file_with_a_damaged_header_never_ends_in_an_odd_error(
 ) -> None:
     path = write_netcdf3(tmp_path / "tomo.nc", voxels.view(np.int16))
     content = path.read_bytes()
-    (block,) = open_volume(path).blocks
+    (block,) = open_source(path).blocks
     assert isinstance(block.storage, Contiguous)
     for offset in range(4, block.storage.offset, 5):
         damaged = bytearray(content)
         damaged[offset] ^= 0x01 if offset % 2 else 0x80
         path.write_bytes(damaged)
         with suppress(IncompleteSourceError, MetadataError):
-            dataset_from_netcdf(path)
+            open_volume(path)
 
 
 def test_blocks_of_two_volumes_are_told_apart(folder: Path, tmp_path: Path, voxels: Voxels) -> None:
@@ -720,14 +718,14 @@ def test_blocks_of_two_volumes_are_told_apart(folder: Path, tmp_path: Path, voxe
     )
     shutil.copy(other / "block00000002.nc", folder)
     with pytest.raises(IncompleteSourceError) as raised:
-        dataset_from_netcdf(folder)
+        open_volume(folder)
     assert "block 00000002 does not belong to the others: its zdim_total is 21" in str(raised.value)
     assert "its voxel_size_xyz is [9.0, 9.0, 9.0]" in str(raised.value)
 
 
 def test_one_block_of_a_folder_is_not_taken_for_the_volume(folder: Path) -> None:
     with pytest.raises(IncompleteSourceError, match="block 00000001 missing"):
-        dataset_from_netcdf(folder / "block00000000.nc")
+        open_volume(folder / "block00000000.nc")
 
 
 def _touch(path: Path) -> None:
@@ -745,7 +743,7 @@ def _touch(path: Path) -> None:
 def test_a_file_that_changes_after_opening_is_an_error(
     folder: Path, change: Callable[[Path], None], text: str
 ) -> None:
-    volume = open_volume(folder)
+    volume = open_source(folder)
     change(folder / "block00000002.nc")
     assert volume[:10].shape == (10, 14, 17)
     with pytest.raises(IncompleteSourceError, match=f"block00000002.nc {text}"):
@@ -763,7 +761,7 @@ def _flip_a_byte(path: Path, offset: int) -> None:
 
 
 def test_a_damaged_chunk_is_named(folder: Path) -> None:
-    volume = open_volume(folder)
+    volume = open_source(folder)
     storage = volume.blocks[1].storage
     assert isinstance(storage, Chunked)
     assert storage.chunks is not None
@@ -777,7 +775,7 @@ def test_one_flipped_voxel_is_found_by_its_checksum(tmp_path: Path, voxels: Voxe
     folder = Path(
         write_mango_netcdf(tmp_path / "tomo_nc", voxels, slices_per_block=5, compression_level=None)
     )
-    volume = open_volume(folder)
+    volume = open_source(folder)
     storage = volume.blocks[3].storage
     assert isinstance(storage, Contiguous)
     _flip_a_byte(folder / "block00000003.nc", storage.offset + 77)
@@ -789,10 +787,10 @@ def test_one_flipped_voxel_is_found_by_its_checksum(tmp_path: Path, voxels: Voxe
 
 def test_checksums_are_of_little_endian_voxels(tmp_path: Path, voxels: Voxels) -> None:
     path = write_netcdf3(tmp_path / "tomo.nc", voxels.view(np.int16))
-    volume = open_volume(path)
+    volume = open_source(path)
     digest = hashlib.md5(voxels.astype("<u2").tobytes(), usedforsecurity=False).digest()
     block = volume.blocks[0]._replace(md5_checksum=digest)
-    checked = NetCDFVolume(
+    checked = NetCDFSource(
         volume.folder, volume.variable, volume.dtype, volume.shape, (block,), None
     )
     assert checked.verify_md5() == []
@@ -800,13 +798,13 @@ def test_checksums_are_of_little_endian_voxels(tmp_path: Path, voxels: Voxels) -
 
 def test_what_is_not_there_or_not_netcdf(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match="does not exist"):
-        dataset_from_netcdf(tmp_path / "absent.nc")
+        open_volume(tmp_path / "absent.nc")
     with pytest.raises(UnsupportedFormatError, match="holds no mango netCDF blocks"):
-        dataset_from_netcdf(tmp_path)
+        open_volume(tmp_path)
     (tmp_path / "tomo.nc").write_text("not netCDF at all")
     with pytest.raises(UnsupportedFormatError, match=r"tomo\.nc is no netCDF file"):
-        dataset_from_netcdf(tmp_path / "tomo.nc")
+        open_volume(tmp_path / "tomo.nc")
     with h5py.File(tmp_path / "image.nc", "w") as file:
         file["image"] = np.zeros((4, 4))
     with pytest.raises(MetadataError, match="holds no three-dimensional variable"):
-        dataset_from_netcdf(tmp_path / "image.nc")
+        open_volume(tmp_path / "image.nc")

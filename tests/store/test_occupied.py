@@ -29,7 +29,7 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.manage.transfer import copy_dataset
-from ctlab_dask_zarr.read.netcdf import dataset_from_netcdf
+from ctlab_dask_zarr.read.netcdf import open_volume
 from ctlab_dask_zarr.store.destination import Destination
 from tests.builders import make_dataset, random_voxels
 
@@ -135,7 +135,7 @@ def test_a_conversion_into_its_own_source_is_refused(tmp_path: Path) -> None:
     )
     before = sorted(os.listdir(source))
     with pytest.raises(InvalidArgumentError, match="inside its source"):
-        dataset_to_zarr(dataset_from_netcdf(source), source / "scan", **LAYOUT)
+        dataset_to_zarr(open_volume(source), source / "scan", **LAYOUT)
     assert sorted(os.listdir(source)) == before
 
 

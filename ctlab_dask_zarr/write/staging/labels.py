@@ -10,7 +10,8 @@ from typing import Any
 from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion
 from ctlab_dask_zarr.planning.plan import group_document
-from ctlab_dask_zarr.read.zarr_volume import read_version, seal_of
+from ctlab_dask_zarr.read.receipts import seal_of
+from ctlab_dask_zarr.read.zarr_source import read_version
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import CONSOLIDATED, change_document
 from ctlab_dask_zarr.store.files import Files

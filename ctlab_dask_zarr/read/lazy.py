@@ -1,11 +1,51 @@
-"""Index expressions on array-likes that read regions."""
+"""A source as a lazy dask array: its blocks, and the region that an index asks for."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["split_index"]
+import numpy as np
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+    from ctlab_dask_zarr.volume import Source
+
+__all__ = ["lazy_array", "split_index"]
+
+
+def lazy_array(source: Source, kind: str, chunks: Any, options: dict[str, Any]) -> da.Array:
+    """Return a source as a dask array; nothing is read.
+
+    Its name is made of the source's identity and its blocks: opening it again gives the same.
+
+    Parameters
+    ----------
+    source
+        What is sliced.
+    kind
+        The beginning of the array's name.
+    chunks
+        Its blocks, in any form that dask knows.
+    options
+        Further ones of `dask.array.from_array`.
+    """
+    # Not for workers, which slice the source alone.
+    import dask.array as da
+
+    blocks = da.core.normalize_chunks(chunks, source.shape, dtype=source.dtype)
+    fingerprint = json.dumps([source.location, source.identity(), repr(blocks)])
+    defaults = {
+        "chunks": blocks,
+        "name": f"{kind}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:32]}",
+        "asarray": False,
+        "meta": np.empty((0,) * len(source.shape), source.dtype),
+    }
+    array: da.Array = da.from_array(source, **(defaults | options))
+    return array
 
 
 def split_index(index: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:

@@ -8,21 +8,22 @@ import os
 import pickle
 import zlib
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.formats.problems import Problem
+from ctlab_dask_zarr.read.lazy import split_index
 from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock, check_file, read_block
-from ctlab_dask_zarr.read.volume import split_index
+from ctlab_dask_zarr.volume import SourceChecks
 
-__all__ = ["NetCDFVolume"]
+__all__ = ["NetCDFSource"]
 
 
 @dataclass(frozen=True, repr=False)
-class NetCDFVolume:
+class NetCDFSource:
     """The voxels of a mango netCDF file or folder, read when they are sliced.
 
     It holds no open file and no lock, so it can be used by many threads and processes at once;
@@ -92,7 +93,7 @@ class NetCDFVolume:
 
     def __repr__(self) -> str:
         return (
-            f"<NetCDFVolume {self.shape} {self.dtype}, {len(self.blocks)} blocks in {self.folder}>"
+            f"<NetCDFSource {self.shape} {self.dtype}, {len(self.blocks)} blocks in {self.folder}>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -100,6 +101,32 @@ class NetCDFVolume:
 
     def __dask_tokenize__(self) -> str:
         return hashlib.sha256(_pack(self)).hexdigest()
+
+    @property
+    def location(self) -> str:
+        """The file, or the folder of the blocks."""
+        return self.folder if self._is_folder else os.path.join(self.folder, self.blocks[0].name)
+
+    @property
+    def _is_folder(self) -> bool:
+        return len(self.blocks) > 1
+
+    @property
+    def levels(self) -> tuple[Any, ...]:
+        """None: netCDF has one resolution."""
+        return ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what there is to know of how the voxels are stored."""
+        names = [block.name for block in self.blocks]
+        files = f"{names[0]} to {names[-1]}, {len(names):,} files"
+        return {"format": "mango netCDF"} | ({"files": files} if self._is_folder else {})
+
+    def checks(self) -> SourceChecks:
+        """Return the comparison of each block with its ``md5_checksum``."""
+        kept = [n for n, block in enumerate(self.blocks) if block.md5_checksum is not None]
+        tasks = [partial(self.verify_md5, slice(n, n + 1)) for n in kept]
+        return SourceChecks(tasks, len(self.blocks), len(self.blocks) - len(kept))
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this source from another, plain JSON.
@@ -191,7 +218,7 @@ class NetCDFVolume:
 
 
 @lru_cache(maxsize=16)
-def _pack(volume: NetCDFVolume) -> bytes:
+def _pack(volume: NetCDFSource) -> bytes:
     """Return a volume as bytes; once, because every task of a graph holds the volume."""
     state = (
         *(volume.folder, volume.variable, volume.dtype.str, volume.shape),
@@ -201,6 +228,6 @@ def _pack(volume: NetCDFVolume) -> bytes:
 
 
 @lru_cache(maxsize=16)
-def _restore(packed: bytes) -> NetCDFVolume:
+def _restore(packed: bytes) -> NetCDFSource:
     folder, variable, dtype, shape, blocks, dataset_id = pickle.loads(zlib.decompress(packed))
-    return NetCDFVolume(folder, variable, np.dtype(dtype), shape, blocks, dataset_id)
+    return NetCDFSource(folder, variable, np.dtype(dtype), shape, blocks, dataset_id)

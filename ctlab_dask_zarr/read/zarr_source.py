@@ -1,10 +1,13 @@
-"""A stored Zarr array as something to slice: reads what is asked for, of the store as opened."""
+"""The voxels of a stored Zarr array, read from the store as it was opened when they are sliced."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,24 +18,32 @@ from ctlab_dask_zarr.codec.zarr_fallback import odd_dtype
 from ctlab_dask_zarr.errors import DatasetNotFoundError, IncompleteSourceError
 from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.formats.level import Level
-from ctlab_dask_zarr.formats.receipts import level_entry
+from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
-from ctlab_dask_zarr.read.volume import split_index
+from ctlab_dask_zarr.read.lazy import split_index
+from ctlab_dask_zarr.read.receipts import (
+    Expected,
+    Seal,
+    array_receipts,
+    expected_objects,
+    object_change,
+    object_problems,
+    seal_of,
+)
 from ctlab_dask_zarr.store.files import LOCAL_FILES, Files
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store
+from ctlab_dask_zarr.volume import SourceChecks
 
-__all__ = ["Seal", "Version", "ZarrVolume", "read_version", "seal_of"]
+__all__ = ["Version", "ZarrSource", "read_version"]
 
 #: Size and time of modification of a file.
 Version = tuple[int, float]
-#: Checksums that our commit keeps of an array: of its receipts, and of its document.
-Seal = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
-class ZarrVolume:
+class ZarrSource:
     """A stored array that reads regions; small to pickle, holds nothing open.
 
     Parameters
@@ -156,6 +167,48 @@ class ZarrVolume:
                 "made of it has to be begun anew"
             )
 
+    @property
+    def location(self) -> str:
+        """The root of the store."""
+        return self.path
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return Store(self.path, self.files)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what there is to know of how the array is stored."""
+        stored = self.stored
+        return {
+            "levels": [asdict(level) for level in self.levels],
+            "format": "Zarr v3, OME-Zarr 0.5" if self.array_path else "Zarr v3, plain array",
+            "shards": list(stored.object_shape) if stored.is_sharded else None,
+            "chunks": list(stored.inner_chunk_shape),
+            "codecs": [spec.name for spec in stored.codecs] if stored.is_direct else None,
+        }
+
+    def checks(self) -> SourceChecks:
+        """Return the comparison of the array's objects with their receipts."""
+        array, store = self.stored, self.store
+        n_objects = prod(array.grid_shape)
+        table, problems = array_receipts(store, self.array_path, array, self.seal)
+        objects = product(*map(range, array.grid_shape))
+        groups = () if table is None else expected_objects(array, objects, table)
+        tasks = [partial(_object_problems, self, group) for group in groups]
+        notes = []
+        if not self.strict:
+            prefix = f"{self.array_path}/" if self.array_path else ""
+            keys = (key.removeprefix(prefix) for key in store.list(self.array_path))
+            found = {coords for key in keys if (coords := array.coords(key)) is not None}
+            n_missing = n_objects - sum(map(array.is_inside, found))
+            if n_missing:
+                notes.append(
+                    f"{n_missing} of {n_objects} objects of the source {self.path} are not there: "
+                    "they are read as fill values"
+                )
+        return SourceChecks(tasks, n_objects, 0 if table else n_objects, problems, notes)
+
     def identity(self) -> dict[str, Any]:
         """Return what tells this source from another, plain JSON."""
         return {
@@ -175,20 +228,23 @@ def read_version(files: Files, path: str) -> Version | None:
     return None if is_url(path) else files.stat(path)
 
 
-def seal_of(attributes: Any, array_path: str) -> Seal | None:
-    """Return what a root's attributes say of an array's bytes, where this package wrote them."""
-    entry = level_entry(attributes, array_path) or {}
-    receipts, document = entry.get("receipts_crc32c"), entry.get("document_crc32c")
-    return (receipts, document) if isinstance(receipts, int) else None
+def _object_problems(source: ZarrSource, group: Sequence[Expected]) -> list[Problem]:
+    """Compare the checksums of some objects; decoding them is left to those who read voxels."""
+    store = source.store
+
+    def look(key: str, one: Expected) -> Any:
+        return object_change(store, key, store.nbytes(key), one)
+
+    return object_problems(source.array_path, source.stored, group, look)
 
 
 @lru_cache(maxsize=256)
-def _change_of_version(volume: ZarrVolume, version: Version) -> str | None:
+def _change_of_version(volume: ZarrSource, version: Version) -> str | None:
     """Return `_change`; once a version, so that an edited document is read once by a process."""
     return _change(volume, version)
 
 
-def _change(volume: ZarrVolume, version: Version | None) -> str | None:
+def _change(volume: ZarrSource, version: Version | None) -> str | None:
     """Return what is not as it was when a volume was opened; None where its voxels are."""
     store = Store(volume.path, volume.files)
     if volume.seal is None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctlab_dask_zarr.read.volume import split_index
+from ctlab_dask_zarr.read.lazy import split_index
 
 
 @given(data=st.data())
