@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctlab_dask_zarr.additions import add_levels as add_levels
     from ctlab_dask_zarr.additions import labels_to_zarr as labels_to_zarr
+    from ctlab_dask_zarr.api import WriteResult as WriteResult
     from ctlab_dask_zarr.api import commit as commit
     from ctlab_dask_zarr.api import dataset_to_zarr as dataset_to_zarr
     from ctlab_dask_zarr.api import plan as plan
+    from ctlab_dask_zarr.api import write_dataset as write_dataset
     from ctlab_dask_zarr.dataset import Dataset as Dataset
     from ctlab_dask_zarr.dataset import dataset_from_zarr as dataset_from_zarr
+    from ctlab_dask_zarr.demo import synthetic_volume as synthetic_volume
+    from ctlab_dask_zarr.demo import write_mango_netcdf as write_mango_netcdf
     from ctlab_dask_zarr.errors import BlockError as BlockError
     from ctlab_dask_zarr.errors import ClusterError as ClusterError
     from ctlab_dask_zarr.errors import CTLabError as CTLabError
@@ -32,20 +36,45 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.errors import WriteFailedError as WriteFailedError
     from ctlab_dask_zarr.errors import WriteStoppedError as WriteStoppedError
     from ctlab_dask_zarr.execution.cluster import cluster_from_config as cluster_from_config
+    from ctlab_dask_zarr.execution.stopping import Stop as Stop
+    from ctlab_dask_zarr.formats.codecs import array_kwargs as array_kwargs
     from ctlab_dask_zarr.formats.datatype import DataType as DataType
     from ctlab_dask_zarr.formats.history import History as History
     from ctlab_dask_zarr.formats.ome import OMEZarrVersion as OMEZarrVersion
+    from ctlab_dask_zarr.formats.problems import Problem as Problem
     from ctlab_dask_zarr.formats.units import VoxelUnit as VoxelUnit
     from ctlab_dask_zarr.manage.edit import edit_metadata as edit_metadata
+    from ctlab_dask_zarr.manage.status import PartStatus as PartStatus
+    from ctlab_dask_zarr.manage.status import WriteStatus as WriteStatus
+    from ctlab_dask_zarr.manage.transfer import CopyResult as CopyResult
     from ctlab_dask_zarr.planning.plan import WritePlan as WritePlan
-    from ctlab_dask_zarr.verification.verify import verify as verify
+    from ctlab_dask_zarr.planning.rechunk import Resources as Resources
+    from ctlab_dask_zarr.settings import Setting as Setting
+    from ctlab_dask_zarr.settings import settings_in_force as settings_in_force
+    from ctlab_dask_zarr.stores import AbortResult as AbortResult
+    from ctlab_dask_zarr.stores import Problems as Problems
+    from ctlab_dask_zarr.stores import abort as abort
+    from ctlab_dask_zarr.stores import check_source as check_source
+    from ctlab_dask_zarr.stores import pull as pull
+    from ctlab_dask_zarr.stores import push as push
+    from ctlab_dask_zarr.stores import status as status
+    from ctlab_dask_zarr.stores import verify as verify
+    from ctlab_dask_zarr.views.compatibility import ReaderReport as ReaderReport
+    from ctlab_dask_zarr.views.compatibility import check_readers as check_readers
+    from ctlab_dask_zarr.views.info import DatasetInfo as DatasetInfo
+    from ctlab_dask_zarr.views.info import info as info
+    from ctlab_dask_zarr.views.neuroglancer import serve_store as serve_store
+    from ctlab_dask_zarr.views.preview import preview as preview
+    from ctlab_dask_zarr.write.run import WriteProgress as WriteProgress
+    from ctlab_dask_zarr.write.staging.commit import CommitResult as CommitResult
 
 #: The public names, by the module that has them. A test holds the imports above and docs/api.md
 #: against this list.
 _HOMES = {
     "additions": "add_levels labels_to_zarr",
-    "api": "commit dataset_to_zarr plan",
+    "api": "WriteResult commit dataset_to_zarr plan write_dataset",
     "dataset": "Dataset dataset_from_zarr",
+    "demo": "synthetic_volume write_mango_netcdf",
     "errors": (
         "BlockError CTLabError ClusterError DatasetNotFoundError DestinationExistsError "
         "IncompleteDatasetError IncompleteSourceError InvalidArgumentError MetadataError "
@@ -53,13 +82,26 @@ _HOMES = {
         "UnsupportedFormatError VerificationError WriteFailedError WriteStoppedError"
     ),
     "execution.cluster": "cluster_from_config",
+    "execution.stopping": "Stop",
+    "formats.codecs": "array_kwargs",
     "formats.datatype": "DataType",
     "formats.history": "History",
     "formats.ome": "OMEZarrVersion",
+    "formats.problems": "Problem",
     "formats.units": "VoxelUnit",
     "manage.edit": "edit_metadata",
+    "manage.status": "PartStatus WriteStatus",
+    "manage.transfer": "CopyResult",
     "planning.plan": "WritePlan",
-    "verification.verify": "verify",
+    "planning.rechunk": "Resources",
+    "settings": "Setting settings_in_force",
+    "stores": "AbortResult Problems abort check_source pull push status verify",
+    "views.compatibility": "ReaderReport check_readers",
+    "views.info": "DatasetInfo info",
+    "views.neuroglancer": "serve_store",
+    "views.preview": "preview",
+    "write.run": "WriteProgress",
+    "write.staging.commit": "CommitResult",
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_MODULES)

@@ -14,12 +14,22 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from ctlab_dask_zarr.api import analysed_source, build_plan
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
+from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
+from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
+from ctlab_dask_zarr.preparing import (
+    Executor,
+    ProgressSink,
+    analysed_source,
+    in_force,
+    plan_dataset,
+    run_reported,
+    started,
+)
 from ctlab_dask_zarr.read.zarr import open_volume, read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import drop_consolidated
@@ -34,7 +44,6 @@ from ctlab_dask_zarr.write.extend import (
     refuse_unfit_labels,
 )
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare, prepare_levels
-from ctlab_dask_zarr.write.run import run
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
 from ctlab_dask_zarr.write.staging.labels import image_identity
 
@@ -42,7 +51,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from dask.delayed import Delayed
 
-__all__ = ["add_levels", "build_labels", "build_levels", "labels_to_zarr"]
+__all__ = ["add_levels", "labels_to_zarr", "prepare_labels", "prepare_pyramid"]
 
 
 def add_levels(
@@ -52,6 +61,9 @@ def add_levels(
     *,
     resume: bool = False,
     restart: bool = False,
+    client: Executor = None,
+    progress: ProgressSink = False,
+    stop: Stop | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> CommitResult:
     """Give an OME-Zarr image that has one level its further ones, and its labels too.
@@ -62,7 +74,7 @@ def add_levels(
     ----------
     path
         An OME-Zarr 0.5 image, whoever wrote it.
-    levels, downsample, resume, restart, storage_options
+    levels, downsample, resume, restart, client, progress, stop, storage_options
         As of `dataset_to_zarr`; labels get the mode, or where that is asked for the nearest.
 
     Raises
@@ -71,15 +83,16 @@ def add_levels(
         The image has several levels already, or an argument is wrong; nothing was touched.
     """
     with storage_options_in_force(storage_options):
-        writes = build_levels(path, levels, downsample, resume=resume, restart=restart)
+        writes = prepare_pyramid(path, levels, downsample, resume=resume, restart=restart)
         destination = Destination.at(storage_path(path))
-    results = [run(prepared) for prepared in writes]
+    running = started(client) if writes else None
+    results = [run_reported(prepared, running, progress, stop) for prepared in writes]
     # A commit that died at its very end has left its staging folder.
     destination.discard_committed_staging()
     return results[-1] if results else committed_result(destination)
 
 
-def build_levels(
+def prepare_pyramid(
     path: str | os.PathLike[str],
     levels: LevelSpec,
     downsample: str | None,
@@ -132,6 +145,10 @@ def labels_to_zarr(
     resume: bool = False,
     restart: bool = False,
     storage_options: Mapping[str, Any] | None = None,
+    part: tuple[int, int] | None = None,
+    client: Executor = None,
+    progress: ProgressSink = False,
+    stop: Stop | None = None,
 ) -> Delayed | None:
     """Write labels of an OME-Zarr image: below its ``labels``, with the levels that it has.
 
@@ -148,8 +165,10 @@ def labels_to_zarr(
         By label, red, green, blue and optionally opacity, 0 to 255 each.
     downsample
         ``'mode'`` (the default) or ``'nearest'``.
-    chunks, shards, create_array_kwargs, overwrite, compute, resume, restart, storage_options
+    chunks, shards, create_array_kwargs, overwrite, compute, resume, restart
         As of `dataset_to_zarr`.
+    storage_options, part, client, progress, stop
+        As of `dataset_to_zarr`; ``commit("scan.zarr/labels/phases")`` ends labels made in parts.
 
     Raises
     ------
@@ -179,17 +198,27 @@ def labels_to_zarr(
         overwrite=overwrite,
         downsample=downsample,
     )
-    with storage_options_in_force(storage_options):
-        prepared = build_labels(
-            labels, image_path, name, options, colors=colors, resume=resume, restart=restart
+    running = started(client)
+    with storage_options_in_force(storage_options), in_force(running) as resources:
+        prepared = prepare_labels(
+            labels,
+            image_path,
+            name,
+            options,
+            colors=colors,
+            resume=resume,
+            restart=restart,
+            part=part,
+            resources=resources,
         )
     if not compute:
-        return prepared.graph
-    run(prepared)
+        graph: Delayed = prepared.graph
+        return graph
+    run_reported(prepared, running, progress, stop)
     return None
 
 
-def build_labels(
+def prepare_labels(
     labels: Volume | da.Array | npt.NDArray[Any],
     image_path: str | os.PathLike[str],
     name: str,
@@ -199,11 +228,9 @@ def build_labels(
     resume: bool,
     restart: bool,
     part: tuple[int, int] | None = None,
+    resources: Resources | None = None,
 ) -> PreparedWrite:
-    """Plan the labels of an image and prepare their write; nothing is touched.
-
-    `part` as of `build_write`.
-    """
+    """Plan the labels of an image and prepare their write; nothing is touched."""
     refuse_contradictions(resume, restart, part)
     path = storage_path(image_path)
     # First, so that an image which takes the place of this one meanwhile is seen.
@@ -229,7 +256,7 @@ def build_labels(
     source = analysed_source(dataset)
     placed = os.path.join(os.path.dirname(path), f"{name}.zarr")
     wanted = halved_levels(image, path)
-    image_plan = build_plan(dataset, placed, options, source, levels=wanted)
+    image_plan = plan_dataset(dataset, placed, options, source, levels=wanted, resources=resources)
     write_plan = plan_labels(image_plan, path, name, colors, identity)
     return prepare(write_plan, source, resume=resume, restart=restart, part=part)
 

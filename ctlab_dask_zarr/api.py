@@ -1,30 +1,19 @@
-"""The write: resolve, plan, build, write shards, commit.
-
-`dataset_to_zarr` reads top to bottom as the write happens. Everything up to `run` is
-free of side effects. What is added to an image that is there stands in `additions`.
-"""
+"""Write a dataset: plan, prepare, run; the last task of a run commits."""
 
 from __future__ import annotations
 
 import inspect
 import os
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import numpy as np
-from dask.base import is_dask_collection
-
 from ctlab_dask_zarr.arguments import refuse_other_meanings
-from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
-from ctlab_dask_zarr.execution.scheduler import scheduler_resources
-from ctlab_dask_zarr.formats.codecs import array_kwargs
+from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.formats.datatype import DataType
-from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
@@ -32,35 +21,67 @@ from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.planning.resolve import (
     WriteOptions,
     existing_write,
-    plan_write,
     refuse_contradictions,
 )
-from ctlab_dask_zarr.settings import setting
+from ctlab_dask_zarr.preparing import (
+    Executor,
+    ProgressSink,
+    in_force,
+    plan_dataset,
+    prepare_write,
+    refuse_taken,
+    refuse_too_little_memory,
+    run_reported,
+    started,
+)
 from ctlab_dask_zarr.store.store import storage_options_in_force
-from ctlab_dask_zarr.volume import is_delayed, no_dataset
-from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare, prepare_commit
-from ctlab_dask_zarr.write.run import run
+from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare_commit
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
     from ctlab_dask_zarr.formats.history import History
-    from ctlab_dask_zarr.planning.rechunk import Resources
     from ctlab_dask_zarr.volume import Volume
 
-__all__ = [
-    "analysed_source",
-    "build_plan",
-    "build_write",
-    "commit",
-    "dataset_to_zarr",
-    "plan",
-]
-
+__all__ = ["WriteResult", "commit", "dataset_to_zarr", "plan", "write_dataset"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What a write has done.
+
+    Attributes
+    ----------
+    destination
+        The store.
+    n_shards
+        Shards of all levels; for a part, those of the part.
+    n_resumed, n_half_made
+        Shards that an interrupted write had left complete, or incomplete and made again.
+    n_objects, stored_nbytes
+        Stored objects besides metadata, and their size in bytes; the size is None for a part.
+    nbytes
+        Size of the voxels of all levels before compression, in bytes.
+    shape, n_levels
+        Shape of level 0, in voxels, and the number of levels.
+    seconds
+        Time that the write took.
+    """
+
+    destination: str
+    n_shards: int
+    n_resumed: int
+    n_half_made: int
+    n_objects: int
+    stored_nbytes: int | None
+    nbytes: int
+    shape: tuple[int, ...]
+    n_levels: int
+    seconds: float
 
 
 def dataset_to_zarr(
@@ -85,6 +106,10 @@ def dataset_to_zarr(
     resume: bool = False,
     restart: bool = False,
     storage_options: Mapping[str, Any] | None = None,
+    part: tuple[int, int] | None = None,
+    client: Executor = None,
+    progress: ProgressSink = False,
+    stop: Stop | None = None,
     **extra_attrs: Any,
 ) -> Delayed | None:
     """Write a dataset as a sharded, committed OME-Zarr.
@@ -141,17 +166,31 @@ def dataset_to_zarr(
     storage_options
         For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names; never
         credentials, which come from the environment (docs/object-stores.md).
+    part
+        ``(3, 8)`` writes the third of eight parts, so that eight jobs share a write; `commit` ends
+        it when all parts are there.
+    client
+        The `distributed.Client` to run on, or a function that returns one and is called when
+        nothing stands in the way of the write; by default dask's scheduler in force. For `plan`
+        and for ``compute=False`` the `Resources` of the workers do too.
+    progress
+        True shows the progress on standard error; a function is called with a `WriteProgress` as
+        shards are written.
+    stop
+        A `Stop`, which ends the write before its deadline, on a signal or when it is asked to.
     **extra_attrs
         Further fields of the mango block. Names that are parameters elsewhere are refused.
 
     Raises
     ------
     InvalidArgumentError, MetadataError
-        Something is wrong with the arguments or the metadata; nothing was touched.
+        Something is wrong with the arguments or the metadata, or the memory of a worker is too
+        small; nothing was touched.
     DestinationExistsError, StagingExistsError
         Something is in the way; it was not touched.
-    WriteFailedError
-        A task failed; the destination is as it was, the staging folder is kept.
+    WriteFailedError, WriteStoppedError
+        A task failed, or `stop` ended the write; the destination is as it was, and the staging
+        folder stays for ``resume=True``.
 
     Examples
     --------
@@ -167,35 +206,57 @@ def dataset_to_zarr(
     <Dataset tomo (z: 40, y: 65, x: 97) uint16, voxel 2.5 um>
     >>> folder.cleanup()
     """
-    options = _bound(locals())
-    with storage_options_in_force(storage_options):
-        prepared = build_write(dataset, path, options, resume=resume, restart=restart)
-    if not compute:
-        return prepared.graph
-    run(prepared)
-    return None
+    given = locals()
+    options = _bind(given, stacklevel=3)
+    if compute:
+        _write(given, options)
+        return None
+    graph: Delayed = _prepare(given, options, started(client)).graph
+    return graph
 
 
 def _with_arguments_of(
-    model: Callable[P, Any],
+    model: Callable[P, Any], without: str = ""
 ) -> Callable[[Callable[[Mapping[str, Any]], R]], Callable[P, R]]:
     """Give a function the signature of another; it gets every argument by its name."""
     signature = inspect.signature(model)
+    parameters = [p for p in signature.parameters.values() if p.name != without]
 
     def decorate(function: Callable[[Mapping[str, Any]], R]) -> Callable[P, R]:
+        returned = inspect.signature(function).return_annotation
+        own = signature.replace(parameters=parameters, return_annotation=returned)
+
         def bound(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = signature.bind(*args, **kwargs)
+            given = own.bind(*args, **kwargs)
             given.apply_defaults()
             return function(given.arguments)
 
-        update_wrapper(
-            bound, function, assigned=("__module__", "__name__", "__qualname__", "__doc__")
-        )
-        returned = inspect.signature(function).return_annotation
-        bound.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+        names = ("__module__", "__name__", "__qualname__", "__doc__")
+        update_wrapper(bound, function, assigned=names)
+        bound.__signature__ = own  # type: ignore[attr-defined]
         return bound
 
     return decorate
+
+
+@_with_arguments_of(dataset_to_zarr, without="compute")
+def write_dataset(given: Mapping[str, Any]) -> WriteResult:
+    """Write a dataset as `dataset_to_zarr` does, with the same arguments; return what was done.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, write_dataset
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = write_dataset(ds, folder + "/scan.zarr", levels=2)
+    >>> result.n_levels, result.n_shards, result.nbytes
+    (2, 2, 569080)
+    """
+    return _write(given, _bind(given, stacklevel=4))
 
 
 @_with_arguments_of(dataset_to_zarr)
@@ -213,102 +274,73 @@ def plan(given: Mapping[str, Any]) -> WritePlan:
     >>> plan(ds, "scan.zarr").n_shards
     512
     """
-    options = _bound(given, stacklevel=5)
-    refuse_contradictions(given["resume"], given["restart"])
-    with storage_options_in_force(given["storage_options"]):
-        return build_plan(given["dataset"], given["path"], options)
+    options = _bind(given, stacklevel=4)
+    refuse_contradictions(given["resume"], given["restart"], given["part"])
+    client = started(given["client"])
+    with storage_options_in_force(given["storage_options"]), in_force(client) as resources:
+        return plan_dataset(given["dataset"], given["path"], options, resources=resources)
 
 
-def _bound(given: Mapping[str, Any], stacklevel: int = 4) -> WriteOptions:
+def _bind(given: Mapping[str, Any], stacklevel: int) -> WriteOptions:
     """Return those of the arguments of `dataset_to_zarr` that shape what is written."""
-    _warn_of_ignored_sizes(given["chunk_size_mb"], given["max_shard_size_mb"], stacklevel)
+    ignored = [name for name in ("chunk_size_mb", "max_shard_size_mb") if given[name] is not None]
+    if ignored:
+        warnings.warn(
+            f"{', '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} ignored when writing "
+            "Zarr. Use chunks/shards or 'auto' instead.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
     known = given.keys() - {"dataset", "path", "extra_attrs"}
     refuse_other_meanings(given["extra_attrs"], known)
     return WriteOptions(**{field.name: given[field.name] for field in fields(WriteOptions)})
 
 
-def build_plan(
-    dataset: Volume,
-    path: str | os.PathLike[str],
-    options: WriteOptions,
-    source: SourceGraph | None = None,
-    *,
-    levels: Sequence[Level] | None = None,
-    resources: Resources | None = None,
-) -> WritePlan:
-    """Plan a write; nothing is touched.
-
-    `source` is the dataset's where it is known already, `levels` are given where `options` do
-    not say them, `resources` are by default those of the scheduler in force.
-    """
-    source = analysed_source(dataset) if source is None else source
-    return plan_write(
-        dataset,
-        path,
-        _with_settings(options),
-        block_lengths=source.chunks,
-        independent=source.is_independent,
-        resources=scheduler_resources() if resources is None else resources,
-        now=datetime.now(),
-        levels=levels,
+def _write(given: Mapping[str, Any], options: WriteOptions) -> WriteResult:
+    """Prepare a write and run it; `given` are all arguments of `dataset_to_zarr`."""
+    start_s = time.monotonic()
+    if callable(given["client"]) and not given["resume"]:
+        with storage_options_in_force(given["storage_options"]):
+            refuse_taken(given["path"], overwrite=options.overwrite)
+    client = started(given["client"])
+    prepared = _prepare(given, options, client)
+    planned, remaining = prepared.plan, prepared.remaining
+    assert planned is not None
+    refuse_too_little_memory(planned, client)
+    committed = run_reported(prepared, client, given["progress"], given["stop"])
+    return WriteResult(
+        destination=planned.destination,
+        n_shards=len(remaining.tasks) + remaining.n_done,
+        n_resumed=remaining.n_done,
+        n_half_made=remaining.n_half_made,
+        n_objects=committed.n_objects,
+        stored_nbytes=None if given["part"] else committed.nbytes,
+        nbytes=planned.nbytes,
+        shape=planned.shape,
+        n_levels=len(planned.levels),
+        seconds=round(time.monotonic() - start_s, 3),
     )
 
 
-def build_write(
-    dataset: Volume,
-    path: str | os.PathLike[str],
-    options: WriteOptions,
-    *,
-    resume: bool = False,
-    restart: bool = False,
-    part: tuple[int, int] | None = None,
-) -> PreparedWrite:
-    """Plan a write and prepare it; nothing is touched.
-
-    `resume` looks what is there already, and `part` (number from 1, of how many) leaves the rest
-    to others.
-    """
-    refuse_contradictions(resume, restart, part)
-    source = analysed_source(dataset)
-    write_plan = build_plan(dataset, path, options, source)
-    return prepare(
-        write_plan,
-        source,
-        resume=resume,
-        restart=restart,
-        part=part,
-        dataset_id=options.dataset_id or getattr(dataset, "dataset_id", None),
-    )
-
-
-def _with_settings(options: WriteOptions) -> WriteOptions:
-    """Return the options with what dask's configuration says in place of what was left open."""
-    found: dict[str, Any] = {}
-    for name in ("chunks", "shards"):
-        if getattr(options, name) == "auto":
-            value = setting(name)
-            found[name] = tuple(value) if isinstance(value, list) else value
-    if found.get("shards") == "none":
-        found["shards"] = None
-    if options.create_array_kwargs is None:
-        found["create_array_kwargs"] = array_kwargs(str(setting("codec")))
-    if options.levels is None:
-        found["levels"] = setting("levels")
-    if options.scale_placement is None:
-        found["scale_placement"] = setting("scale-placement")
-    return replace(options, **found)
+def _prepare(given: Mapping[str, Any], options: WriteOptions, client: Any) -> PreparedWrite:
+    how = {name: given[name] for name in ("resume", "restart", "part")}
+    with storage_options_in_force(given["storage_options"]), in_force(client) as resources:
+        return prepare_write(given["dataset"], given["path"], options, resources=resources, **how)
 
 
 def commit(
     path: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    client: Executor = None,
+    progress: ProgressSink = False,
+    stop: Stop | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> CommitResult:
     """Publish a dataset whose parts were written by several jobs.
 
-    Where there are several levels, those after level 0 are made now, from what the parts have left
-    for them. Also repairs what a commit left that died between its two renames.
+    The levels after level 0 are made now, from what the parts have left for them. A commit that
+    died between its two renames is repaired.
 
     Parameters
     ----------
@@ -316,8 +348,8 @@ def commit(
         The destination that was given to each part.
     overwrite
         Whether to replace a Zarr store at the destination.
-    storage_options
-        As of `dataset_to_zarr`.
+    client, progress, stop, storage_options
+        As of `dataset_to_zarr`, for the levels after level 0.
 
     Raises
     ------
@@ -329,38 +361,7 @@ def commit(
     with storage_options_in_force(storage_options):
         destination = existing_write(path)
         prepared = prepare_commit(destination, overwrite=overwrite)
-    return committed_result(destination) if prepared is None else run(prepared)
-
-
-def analysed_source(dataset: Volume) -> SourceGraph:
-    """Return the graph of a dataset's voxels, or say why none can be written from it."""
-    is_array = hasattr(dataset, "dtype") and not hasattr(dataset, "dimension_names")
-    if is_delayed(dataset) or is_array or not hasattr(dataset, "data"):
-        raise no_dataset(dataset, "dataset")
-    data: Any = dataset.data
-    if not is_dask_collection(data) or not hasattr(data, "chunks"):
-        raise InvalidArgumentError(
-            f"dataset.data is a {type(data).__name__}; it has to be a dask array, as "
-            "dask.array.from_array makes one"
-        )
-    if any(np.isnan(n) for n in data.shape):
-        raise InvalidArgumentError(
-            "the dask array has axes of unknown length: call its compute_chunk_sizes() first"
-        )
-    if 0 in data.shape:
-        raise InvalidArgumentError(f"the array {data.shape} has an axis without elements")
-    return analyse_source(data)
-
-
-def _warn_of_ignored_sizes(
-    chunk_size_mb: float | None, max_shard_size_mb: float | None, stacklevel: int
-) -> None:
-    given = {"chunk_size_mb": chunk_size_mb, "max_shard_size_mb": max_shard_size_mb}
-    ignored = [name for name, value in given.items() if value is not None]
-    if ignored:
-        warnings.warn(
-            f"{', '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} ignored when writing "
-            "Zarr. Use chunks/shards or 'auto' instead.",
-            UserWarning,
-            stacklevel=stacklevel,
-        )
+    if prepared is None:
+        return committed_result(destination)
+    running = started(client) if prepared.needs_workers else None
+    return run_reported(prepared, running, progress, stop)

@@ -21,11 +21,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _WORKERS = (
-    "a write runs on dask's scheduler in force: put it below `with Client(n_workers=4):`, or below "
-    "`with cluster_from_config('slurm', jobs=4) as cluster, Client(cluster):`"
+    "a write runs on dask's scheduler in force, or on client=: start workers by `with Client("
+    "n_workers=4):`, or by `with cluster_from_config('slurm', jobs=4) as cluster, Client(cluster):`"
 )
 _OF_CLUSTERS = (
-    "workers n_workers threads n_threads threads_per_worker processes memory_limit client cluster "
+    "workers n_workers threads n_threads threads_per_worker processes memory_limit cluster "
     "jobs scheduler scheduler_file"
 )
 _OF_DATASETS = "data dimension_names identity is_discrete origin voxel_size voxel_unit"
@@ -43,6 +43,7 @@ INSTEAD: dict[str, str] = {
     "append_dim": _WHOLE,
     "attributes": _FIELDS_ONE_BY_ONE,
     "attrs": _FIELDS_ONE_BY_ONE,
+    "deadline": "pass stop=Stop(deadline_s=6600)",
     "dimension_separator": "pass dimension_separator_threshold=0 for '/' in every key",
     "dry_run": "call plan() with the same arguments, which shows what would be done",
     "dtype": "pass Dataset.from_modified(dataset, data=dataset.data.astype(...)) in place of it",
@@ -53,8 +54,7 @@ INSTEAD: dict[str, str] = {
     "method": "pass downsample='mode' or another for how levels are made",
     "mode": "pass overwrite=True to replace a store; without it nothing that is there is touched",
     "name": "labels_to_zarr(labels, image_path, name='phases') writes labels with a name",
-    "part": "jobs share a write by the command `ctlab-zarr convert --part 3/8`",
-    "progress": "put the write below `with dask.diagnostics.ProgressBar():`",
+    "quiet": "without progress=True nothing is shown",
     "region": _WHOLE,
     "verify": "call verify(path, dataset) after the write",
     "zarr_format": "only Zarr format 3 is written",
@@ -65,20 +65,26 @@ ELSEWHERE: dict[str, frozenset[str]] = {
     owner: frozenset(names.split())
     for owner, names in {
         "a parameter of dataset_to_zarr": (
-            "chunks shards levels downsample overwrite compute resume "
+            "chunks shards part client progress stop levels downsample overwrite compute resume "
             "restart storage_options create_array_kwargs"
         ),
         "a parameter of dataset_from_zarr": "level strict voxel_size voxel_unit follow_links",
         "a parameter of labels_to_zarr": "labels image_path name colors",
         "a parameter of verify": "source checksums",
-        "a parameter of cluster_from_config": "config jobs worker_timeout on_wait stop",
+        "a parameter of cluster_from_config": "config jobs worker_timeout on_wait",
         "a parameter of Dataset": f"{_OF_DATASETS} extra_attrs",
+        "a parameter of push": "url",
+        "a parameter of serve_store": "on_left_out",
+        "a parameter of synthetic_volume": "shape seed",
+        "a parameter of write_mango_netcdf": (
+            "volume slices_per_block compression_level hdf5_chunk_shape md5 on_block shuffle"
+        ),
         "a parameter of Dataset.from_path": "filetype parse_history",
         "a parameter of Dataset.from_modified": "history_entry history_key dataset_id_suffix",
         "a parameter of Dataset.map_masked": "func method depth",
         "an option of the command line, see `ctlab-zarr --help`": (
             "add added anisotropic as_json check_source cluster codec color deadline example "
-            "help json layout memory_limit mkdir neuroglancer no_browser no_labels output part "
+            "help json layout memory_limit mkdir neuroglancer no_browser no_labels output "
             "port quick quiet report scheduler scheduler_file size storage_option threads "
             "verify_after workers yes"
         ),

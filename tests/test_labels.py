@@ -28,7 +28,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
-from ctlab_dask_zarr.additions import build_labels
+from ctlab_dask_zarr.additions import prepare_labels
 from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.write.run import run
@@ -160,7 +160,7 @@ def test_labels_written_by_parts_appear_when_all_are_there(image: Path) -> None:
     def add(part: tuple[int, int], **how: bool) -> None:
         same = {"colors": None, "resume": False, "restart": False} | how
         whole = da.from_array(phases(), chunks=32)
-        run(build_labels(whole, image, "phases", options, part=part, **same))
+        run(prepare_labels(whole, image, "phases", options, part=part, **same))
 
     with pytest.raises(InvalidArgumentError, match="abort"):
         add((1, 2), restart=True)

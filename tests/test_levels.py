@@ -30,10 +30,10 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
-from ctlab_dask_zarr.additions import build_levels
-from ctlab_dask_zarr.api import build_write
+from ctlab_dask_zarr.additions import prepare_pyramid
 from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.planning.resolve import WriteOptions
+from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.write.run import run
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
@@ -279,7 +279,7 @@ def test_a_resumed_write_makes_the_same_levels(tmp_path: Path, lose_pieces: bool
             piece.write_bytes(data)
     options = WriteOptions(levels=3, **LAYOUT)
     dataset = make_dataset(voxels, 32, **known)
-    write = build_write(dataset, tmp_path / "a.zarr", options, resume=True)
+    write = prepare_write(dataset, tmp_path / "a.zarr", options, resume=True)
     assert write.remaining.n_done > 0
     run(write)
     assert_levels(tmp_path / "a.zarr", halved(voxels, 3, (2, 2, 2)))
@@ -300,10 +300,10 @@ def test_parts_leave_the_coarser_levels_to_the_commit(tmp_path: Path) -> None:
     dataset = make_dataset(voxels, 32, **ISOTROPIC)
     options = WriteOptions(levels=3, **LAYOUT)
     for part in (3, 1):
-        run(build_write(dataset, tmp_path / "a.zarr", options, part=(part, 3)))
+        run(prepare_write(dataset, tmp_path / "a.zarr", options, part=(part, 3)))
     with pytest.raises(CTLabError, match="not whole: 2"):
         commit(tmp_path / "a.zarr")
-    run(build_write(dataset, tmp_path / "a.zarr", options, part=(2, 3)))
+    run(prepare_write(dataset, tmp_path / "a.zarr", options, part=(2, 3)))
     result = commit(tmp_path / "a.zarr")
     assert result.n_objects == sum(1 for _ in (tmp_path / "a.zarr").glob("[0-9]/c*"))
     assert_levels(tmp_path / "a.zarr", halved(voxels, 3, (2, 2, 2)))
@@ -434,7 +434,9 @@ def test_the_contrast_of_another_writers_store_has_the_true_range(
     with dask.config.set(scheduler="sync"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("ctlab_dask_zarr.write.graph.FAN_IN", 2)
         patch.setattr(StagedWrite, "record", stopping)
-        (completion,) = build_levels(tmp_path / "other.zarr", 3, None, resume=False, restart=False)
+        (completion,) = prepare_pyramid(
+            tmp_path / "other.zarr", 3, None, resume=False, restart=False
+        )
         with pytest.raises(CTLabError):
             run(completion)
     assert len(kept) == n_kept
@@ -480,7 +482,7 @@ def test_a_commit_of_levels_that_dies_is_finished_by_the_next_call(
             done.append(target)
         rename(self, source, target)
 
-    (completion,) = build_levels(path, 3, None, resume=False, restart=False)
+    (completion,) = prepare_pyramid(path, 3, None, resume=False, restart=False)
     with dask.config.set(scheduler="sync"), monkeypatch.context() as patch:
         patch.setattr(LocalFiles, "rename", dying)
         if n_renames < 4:
@@ -508,7 +510,7 @@ def test_an_image_that_is_replaced_meanwhile_does_not_get_the_levels_of_the_old(
 ) -> None:
     path = tmp_path / "a.zarr"
     dataset_to_zarr(make_dataset(masked_voxels(), 32, **ISOTROPIC), path, **LAYOUT)
-    (completion,) = build_levels(path, 2, None, resume=False, restart=False)
+    (completion,) = prepare_pyramid(path, 2, None, resume=False, restart=False)
     dataset_to_zarr(make_dataset(masked_voxels() // 2, 32), path, overwrite=True, **LAYOUT)
     with pytest.raises(DestinationExistsError, match="was changed since"):
         run(completion)

@@ -209,12 +209,12 @@ def write_dataset(
     part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Write with progress on `client`; return what there is to tell about it."""
-    from ctlab_dask_zarr.api import build_write
     from ctlab_dask_zarr.planning.resolve import WriteOptions
+    from ctlab_dask_zarr.preparing import prepare_write
     from ctlab_dask_zarr.text import nbytes_text
 
     start_s = time.monotonic()
-    write = build_write(
+    write = prepare_write(
         dataset, destination, WriteOptions(**arguments), resume=resume, restart=restart, part=part
     )
     plan = write.plan

@@ -77,7 +77,7 @@ def add_labels_command(
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
-        from ctlab_dask_zarr.additions import build_labels
+        from ctlab_dask_zarr.additions import prepare_labels
         from ctlab_dask_zarr.dataset import Dataset
         from ctlab_dask_zarr.planning.resolve import WriteOptions
 
@@ -88,7 +88,7 @@ def add_labels_command(
         )
         labels = Dataset.from_path(segmentation)
         with client_for(**cluster, stop=stop) as client:
-            write = build_labels(
+            write = prepare_labels(
                 labels, image, name, arguments,
                 colors=dict(colors), resume=resume, restart=restart, part=part,
             )  # fmt: skip

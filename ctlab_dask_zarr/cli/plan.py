@@ -31,15 +31,15 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
     """Show what converting SOURCE to DESTINATION would do; nothing is done."""
     cluster = cluster_arguments(options)
     with exit_codes():
-        from ctlab_dask_zarr.api import build_plan
         from ctlab_dask_zarr.planning.resolve import WriteOptions
+        from ctlab_dask_zarr.preparing import plan_dataset
         from ctlab_dask_zarr.store.destination import Destination
         from ctlab_dask_zarr.store.occupied import occupied_problem
 
         dataset = open_source(source, options)
         arguments = WriteOptions(**write_arguments(options))
         resources = _resources(**cluster)
-        write_plan = build_plan(dataset, destination, arguments, resources=resources)
+        write_plan = plan_dataset(dataset, destination, arguments, resources=resources)
         place = Destination.at(write_plan.destination)
         problem = occupied_problem(place, overwrite=arguments.overwrite)
     needed = max(write_plan.rechunk.peak_nbytes, 1)

@@ -66,11 +66,11 @@ def pyramid_command(
     stop = Stop(deadline)
     cluster = cluster_arguments(options)
     with exit_codes(), stop.on_signals():
-        from ctlab_dask_zarr.additions import build_levels
+        from ctlab_dask_zarr.additions import prepare_pyramid
         from ctlab_dask_zarr.read.source import open_volume
         from ctlab_dask_zarr.store.destination import Destination
 
-        writes = build_levels(path, levels, downsample, resume=resume, restart=restart)
+        writes = prepare_pyramid(path, levels, downsample, resume=resume, restart=restart)
         if writes:
             with client_for(**cluster, stop=stop) as client:
                 for prepared in writes:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -20,18 +19,15 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
 from ctlab_dask_zarr.execution.graphs import add_block_tasks, add_tree, analyse_source, is_read
 from ctlab_dask_zarr.execution.progress import Reporter, topic_of
-from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.receipts import Expected, array_receipts, expected_objects, seal_of
-from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.read.zarr import ZarrSource, read_store_metadata, volume_of
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import storage_path
-from ctlab_dask_zarr.store.store import Store, files_at, storage_options_in_force
-from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.store.store import Store, files_at
 from ctlab_dask_zarr.verification.comparison import block_problems, metadata_differences, native
 from ctlab_dask_zarr.verification.documents import (
     LABELS_LISTING,
@@ -49,9 +45,9 @@ from ctlab_dask_zarr.verification.images import (
 )
 from ctlab_dask_zarr.verification.objects import whole_object_problems
 from ctlab_dask_zarr.verification.sources import add_source_checks, refuse_itself
-from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
+from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["Verification", "build_source_check", "build_verification", "verify"]
+__all__ = ["Verification", "build_source_check", "build_verification"]
 
 #: More than any file system holds; a document that claims so is damaged or hostile.
 _MAX_OBJECTS = 100_000_000
@@ -86,74 +82,6 @@ class Verification(NamedTuple):
     n_tasks: int
     scope: str = ""
     notes: tuple[str, ...] = ()
-
-
-def verify(
-    path: str | os.PathLike[str],
-    source: Volume | str | os.PathLike[str] | None = None,
-    *,
-    checksums: bool = True,
-    storage_options: Mapping[str, Any] | None = None,
-) -> list[Problem]:
-    """Return everything that is wrong with a dataset; an empty list where all is well.
-
-    Its metadata is held against the rules of OME-Zarr 0.5 and mango, every shard has to be there
-    and nothing else, and every inner chunk has to decode. What this package wrote is compared
-    with the checksums of its commit, which cover every byte. Computed on the scheduler in force.
-
-    Parameters
-    ----------
-    path
-        The store.
-    source
-        What it was made from: every voxel has to be equal, and the metadata to have carried over.
-        It is compared with its own checksums too: MD5 of mango netCDF, receipts of a Zarr store.
-    checksums
-        False looks only at documents, sizes and the index of each shard, without reading all.
-    storage_options
-        As of `dataset_to_zarr`.
-
-    Raises
-    ------
-    DatasetNotFoundError
-        There is nothing at `path`, or at `source`.
-    UnsupportedFormatError, MetadataError, IncompleteSourceError, IncompleteDatasetError
-        `source` cannot be opened; where `path` cannot, that is a problem that is returned.
-    InvalidArgumentError
-        `source` is the dataset itself; or `storage_options`, or a URL, holds a credential.
-    StorageError
-        An object store does not answer, or refuses access.
-
-    Warns
-    -----
-    UserWarning
-        The source keeps no checksums, or lacks objects that are read as fill values.
-
-    Examples
-    --------
-    >>> import dask.array as da, tempfile
-    >>> from ctlab_dask_zarr import Dataset, dataset_to_zarr, verify
-    >>> ds = Dataset(
-    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
-    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
-    ... )
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> dataset_to_zarr(ds, folder.name + "/scan.zarr")
-    >>> verify(folder.name + "/scan.zarr", ds)
-    []
-    >>> folder.cleanup()
-    """
-    with storage_options_in_force(storage_options):
-        if isinstance(source, str | os.PathLike):
-            source = open_volume(source)
-        is_known = source is None or hasattr(source, "dimension_names")
-        if is_delayed(source) or not is_known:
-            raise no_dataset(source, "source")
-        verification = build_verification(path, source, checksums=checksums)
-    for note in verification.notes:
-        warnings.warn(shown(note), stacklevel=3)
-    with waiting_for(verification.graph, current_client()):
-        return verification.problems + list(verification.graph.compute())
 
 
 def build_verification(

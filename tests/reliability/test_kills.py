@@ -22,12 +22,12 @@ import pytest
 from distributed import Client
 
 from ctlab_dask_zarr import Dataset, StagingExistsError, WriteStoppedError, verify
-from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.execution.progress import listen
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.planning.resolve import WriteOptions
+from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels
 from tests.reliability import killed_write
@@ -229,7 +229,7 @@ def test_no_shard_is_begun_that_could_not_be_finished_before_the_deadline(
     voxels = np.ones((64, 64, 64), "u2")
     data = da.from_array(voxels, chunks=8).map_blocks(slowly, meta=voxels[:0])
     options = WriteOptions(chunks=(8, 8, 8), shards=(8, 8, 8))
-    write = build_write(make_dataset(data), tmp_path / "a", options)
+    write = prepare_write(make_dataset(data), tmp_path / "a", options)
     # Ten seconds of it are for closing a cluster: half a minute of work has three.
     stop = Stop(deadline_s=13)
     with (
@@ -288,8 +288,8 @@ def test_a_source_that_changed_cannot_be_resumed(
 def test_parts_of_another_version_are_refused(tmp_path: Path) -> None:
     dataset = make_dataset(random_voxels((32, 32, 32)))
     options = WriteOptions(chunks=(16, 16, 16), shards=(16, 32, 32))
-    run(build_write(dataset, tmp_path / "scan", options, part=(1, 2)))
+    run(prepare_write(dataset, tmp_path / "scan", options, part=(1, 2)))
     plan = tmp_path / ".scan.zarr.staging" / "plan.json"
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "version": "0.0.9"}))
     with pytest.raises(StagingExistsError, match=r"ctlab-dask-zarr 0\.0\.9, and this"):
-        build_write(dataset, tmp_path / "scan", options, part=(2, 2))
+        prepare_write(dataset, tmp_path / "scan", options, part=(2, 2))

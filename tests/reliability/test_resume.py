@@ -24,10 +24,10 @@ from ctlab_dask_zarr import (
     edit_metadata,
     labels_to_zarr,
 )
-from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.manage.status import write_status
 from ctlab_dask_zarr.planning.resolve import WriteOptions
+from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels, run_here
@@ -80,7 +80,7 @@ def write(path: Path, dataset: Dataset, **options: Any) -> None:
 def build_part(path: Path, part: int, n_parts: int, dataset: Dataset, **options: Any) -> Any:
     resume = options.pop("resume", False)
     arguments = WriteOptions(**(LAYOUT | options))
-    return build_write(dataset, path, arguments, part=(part, n_parts), resume=resume)
+    return prepare_write(dataset, path, arguments, part=(part, n_parts), resume=resume)
 
 
 class TestAfterTheCommit:
@@ -205,7 +205,7 @@ class TestAnInterruptedWrite:
         assert len(shards) == 4
         shards[0].write_bytes(shards[0].read_bytes()[:-5])
         shards[1].write_bytes(b"")
-        remaining = build_write(scan(), path, WriteOptions(**LAYOUT), resume=True).remaining
+        remaining = prepare_write(scan(), path, WriteOptions(**LAYOUT), resume=True).remaining
         assert (remaining.n_done, remaining.n_half_made, len(remaining.tasks)) == (2, 2, 6)
 
     def test_chunks_without_shards_of_which_some_are_missing_are_half_made(

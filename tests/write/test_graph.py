@@ -14,11 +14,11 @@ import pytest
 from distributed import Client
 
 from ctlab_dask_zarr import Dataset, dataset_from_zarr, dataset_to_zarr, plan
-from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.execution.graphs import analyse_source
 from ctlab_dask_zarr.execution.progress import listen
 from ctlab_dask_zarr.planning.resolve import WriteOptions
+from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels
 
@@ -197,7 +197,7 @@ def test_progress_tells_every_byte_once(tmp_path: Path, cluster: Client) -> None
     dataset = make_dataset(da.from_array(VOXELS, chunks=(5, 50, 70)))
     for name, client in (("a", None), ("b", cluster)):
         told: list[int] = []
-        write = build_write(dataset, tmp_path / name, WriteOptions(**LAYOUT))
+        write = prepare_write(dataset, tmp_path / name, WriteOptions(**LAYOUT))
         with listen(write.graph, lambda nbytes, _, told=told: told.append(nbytes), client):
             run(write, client=client)
             wait_until(lambda told=told: sum(told) >= VOXELS.nbytes)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ctlab_dask_zarr import Dataset, WriteStoppedError
-from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.planning.resolve import WriteOptions
+from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.write.prepared import PreparedWrite
 from ctlab_dask_zarr.write.run import WriteProgress, run
 from tests.builders import make_dataset
@@ -21,7 +21,7 @@ OPTIONS = WriteOptions(chunks=(8, 8, 8), shards=(16, 16, 16))
 
 
 def prepared_at(path: Path, **how: bool) -> PreparedWrite:
-    return build_write(make_dataset(VOXELS, (16, 16, 16)), path, OPTIONS, **how)
+    return prepare_write(make_dataset(VOXELS, (16, 16, 16)), path, OPTIONS, **how)
 
 
 def test_progress_begins_with_nothing_and_ends_with_all_of_it(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_nothing_is_begun_after_a_stop_was_asked_for(tmp_path: Path) -> None:
 
 def test_the_result_of_a_part_tells_of_its_own_shards(tmp_path: Path) -> None:
     dataset = make_dataset(VOXELS, (16, 16, 16))
-    parts = [run(build_write(dataset, tmp_path / "scan", OPTIONS, part=(n, 2))) for n in (1, 2)]
+    parts = [run(prepare_write(dataset, tmp_path / "scan", OPTIONS, part=(n, 2))) for n in (1, 2)]
     shards = [path for path in tmp_path.glob(".*.staging/store-*/0/c*") if path.is_file()]
     assert [part.n_objects for part in parts] == [4, 4]
     assert sum(part.nbytes for part in parts) == sum(path.stat().st_size for path in shards)

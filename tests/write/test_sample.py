@@ -23,9 +23,9 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     labels_to_zarr,
 )
-from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.planning.resolve import WriteOptions
+from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels, run_here
 from tests.reliability.faults import everything
@@ -176,7 +176,7 @@ class TestAssignedInPlace:
 def test_what_is_stored_and_damaged_is_not_gone_on_with(tmp_path: Path, is_complete: bool) -> None:
     path = tmp_path / "scan.zarr"
     # With a receipt of each shard, so that none of them is read back whole.
-    run(build_write(scan(Stored(VOXELS)), path, WriteOptions(**LAYOUT), part=(1, 2)))
+    run(prepare_write(scan(Stored(VOXELS)), path, WriteOptions(**LAYOUT), part=(1, 2)))
     if is_complete:
         write(path, scan(Stored(VOXELS)), resume=True)
     for shard in tmp_path.rglob("c.*"):
@@ -212,7 +212,7 @@ def test_a_part_of_another_source_does_not_join_the_others(tmp_path: Path) -> No
     path = tmp_path / "scan.zarr"
 
     def part(number: int, dataset: Dataset) -> None:
-        run(build_write(dataset, path, WriteOptions(**LAYOUT), part=(number, 2)))
+        run(prepare_write(dataset, path, WriteOptions(**LAYOUT), part=(number, 2)))
 
     part(1, scan(Stored(VOXELS)))
     before = everything(tmp_path)
@@ -242,7 +242,7 @@ def test_a_scan_made_again_with_the_size_and_time_of_the_old_one_is_not_the_old_
     stored = {"slices_per_block": 16, "compression_level": None}
     write_mango_netcdf(source, VOXELS, **stored)
     times = {block: block.stat().st_mtime_ns for block in source.iterdir()}
-    run(build_write(Dataset.from_path(source), path, WriteOptions(**LAYOUT), part=(1, 2)))
+    run(prepare_write(Dataset.from_path(source), path, WriteOptions(**LAYOUT), part=(1, 2)))
     write_mango_netcdf(source, VOXELS[::-1], **stored)
     for block, moment in times.items():
         os.utime(block, ns=(moment, moment))

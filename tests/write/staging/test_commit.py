@@ -21,8 +21,8 @@ from ctlab_dask_zarr import (
     dataset_from_zarr,
     dataset_to_zarr,
 )
-from ctlab_dask_zarr.api import build_write
 from ctlab_dask_zarr.planning.resolve import WriteOptions
+from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.write.shards.array import LazyBlock
 from ctlab_dask_zarr.write.staging.commit import commit
@@ -38,7 +38,7 @@ COORDS = [(z, y, x) for z in range(2) for y in range(2) for x in range(2)]
 
 def request_for(path: Path, run_id: str = "a" * 32, **flags: bool) -> StageRequest:
     options = WriteOptions(overwrite=flags.pop("overwrite", False), **LAYOUT)
-    write = build_write(make_dataset(VOXELS, (16, 16, 16)), path, options, restart=True)
+    write = prepare_write(make_dataset(VOXELS, (16, 16, 16)), path, options, restart=True)
     return StageRequest.of(write.plan, run_id, **flags)
 
 
@@ -119,7 +119,7 @@ def test_a_task_that_comes_late_fails_and_brings_nothing_back(tmp_path: Path) ->
 def test_a_task_of_a_write_that_was_restarted_otherwise_does_no_harm(tmp_path: Path) -> None:
     late = stage(request_for(tmp_path / "a.zarr"))
     other = {"chunks": (4, 4, 4), "shards": (16, 16, 16)}
-    write = build_write(
+    write = prepare_write(
         make_dataset(VOXELS, 16), tmp_path / "a.zarr", WriteOptions(**other), restart=True
     )
     staged = stage(StageRequest.of(write.plan, "b" * 32, restart=True))

@@ -28,7 +28,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
-from ctlab_dask_zarr.additions import build_labels
+from ctlab_dask_zarr.additions import prepare_labels
 from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.store.files import LOCAL_FILES
 from ctlab_dask_zarr.store.objects import ObjectFiles
@@ -161,7 +161,7 @@ def test_parts_of_labels_are_all_of_one_image(tmp_path: Path) -> None:
         same = {"colors": None, "resume": False, "restart": False}
         options = WriteOptions(**LAYOUT)
         labels = da.from_array(LABELS, chunks=8)
-        run(build_labels(labels, path, "phases", options, part=part, **same))
+        run(prepare_labels(labels, path, "phases", options, part=part, **same))
 
     add((1, 2))
     add((2, 2))

@@ -1,0 +1,220 @@
+"""What public functions have in common: prepare a write, find a client, show progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from dask.base import is_dask_collection
+
+from ctlab_dask_zarr.errors import DestinationExistsError, InvalidArgumentError
+from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
+from ctlab_dask_zarr.execution.progress import Progress
+from ctlab_dask_zarr.execution.scheduler import scheduler_resources
+from ctlab_dask_zarr.formats.codecs import array_kwargs
+from ctlab_dask_zarr.formats.level import Level
+from ctlab_dask_zarr.planning.plan import WritePlan
+from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.planning.resolve import (
+    WriteOptions,
+    plan_write,
+    refuse_contradictions,
+    resolve_destination,
+)
+from ctlab_dask_zarr.settings import setting
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.occupied import occupied_problem, refuse_missing_folder
+from ctlab_dask_zarr.text import nbytes_text
+from ctlab_dask_zarr.volume import is_delayed, no_dataset
+from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare
+from ctlab_dask_zarr.write.run import WriteProgress, run
+from ctlab_dask_zarr.write.staging.commit import CommitResult
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from ctlab_dask_zarr.execution.stopping import Stop
+    from ctlab_dask_zarr.volume import Volume
+
+__all__ = [
+    *("Executor", "ProgressSink", "analysed_source", "in_force", "plan_dataset", "prepare_write"),
+    *("refuse_taken", "refuse_too_little_memory", "reported", "run_reported", "started"),
+]
+
+#: A client; a function that returns one, called when it is needed; for plans the size of workers.
+Executor: TypeAlias = "Client | Callable[[], Client] | Resources | None"
+#: Whether a bar is shown; or a function that is told.
+ProgressSink: TypeAlias = bool | Callable[[WriteProgress], None]
+
+
+def plan_dataset(
+    dataset: Volume,
+    path: str | os.PathLike[str],
+    options: WriteOptions,
+    source: SourceGraph | None = None,
+    *,
+    levels: Sequence[Level] | None = None,
+    resources: Resources | None = None,
+) -> WritePlan:
+    """Plan a write; nothing is touched.
+
+    `source` is the dataset's where it is known already, `levels` are given where `options` do
+    not say them, `resources` are by default those of the scheduler in force.
+    """
+    source = analysed_source(dataset) if source is None else source
+    return plan_write(
+        dataset,
+        path,
+        _with_settings(options),
+        block_lengths=source.chunks,
+        independent=source.is_independent,
+        resources=scheduler_resources() if resources is None else resources,
+        now=datetime.now(),
+        levels=levels,
+    )
+
+
+def prepare_write(
+    dataset: Volume,
+    path: str | os.PathLike[str],
+    options: WriteOptions,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    part: tuple[int, int] | None = None,
+    resources: Resources | None = None,
+) -> PreparedWrite:
+    """Plan a write and prepare it; nothing is touched."""
+    refuse_contradictions(resume, restart, part)
+    source = analysed_source(dataset)
+    write_plan = plan_dataset(dataset, path, options, source, resources=resources)
+    dataset_id = options.dataset_id or getattr(dataset, "dataset_id", None)
+    return prepare(
+        write_plan, source, resume=resume, restart=restart, part=part, dataset_id=dataset_id
+    )
+
+
+def _with_settings(options: WriteOptions) -> WriteOptions:
+    """Return the options with what dask's configuration says in place of what was left open."""
+    found: dict[str, Any] = {}
+    for name in ("chunks", "shards"):
+        if getattr(options, name) == "auto":
+            value = setting(name)
+            found[name] = tuple(value) if isinstance(value, list) else value
+    if found.get("shards") == "none":
+        found["shards"] = None
+    if options.create_array_kwargs is None:
+        found["create_array_kwargs"] = array_kwargs(str(setting("codec")))
+    if options.levels is None:
+        found["levels"] = setting("levels")
+    if options.scale_placement is None:
+        found["scale_placement"] = setting("scale-placement")
+    return replace(options, **found)
+
+
+def analysed_source(dataset: Volume) -> SourceGraph:
+    """Return the graph of a dataset's voxels, or say why none can be written from it."""
+    is_array = hasattr(dataset, "dtype") and not hasattr(dataset, "dimension_names")
+    if is_delayed(dataset) or is_array or not hasattr(dataset, "data"):
+        raise no_dataset(dataset, "dataset")
+    data: Any = dataset.data
+    if not is_dask_collection(data) or not hasattr(data, "chunks"):
+        raise InvalidArgumentError(
+            f"dataset.data is a {type(data).__name__}; it has to be a dask array, as "
+            "dask.array.from_array makes one"
+        )
+    if any(np.isnan(n) for n in data.shape):
+        raise InvalidArgumentError(
+            "the dask array has axes of unknown length: call its compute_chunk_sizes() first"
+        )
+    if 0 in data.shape:
+        raise InvalidArgumentError(f"the array {data.shape} has an axis without elements")
+    return analyse_source(data)
+
+
+def started(client: Executor) -> Client | Resources | None:
+    """Return the client to run on: a function is called, which may start it."""
+    return client() if callable(client) else client
+
+
+@contextmanager
+def in_force(client: Client | Resources | None) -> Iterator[Resources]:
+    """Make a client the one that dask uses, and yield what its workers have to offer."""
+    if isinstance(client, Resources):
+        yield client
+        return
+    with ExitStack() as stack:
+        if client is not None:
+            stack.enter_context(client.as_current())
+        yield scheduler_resources()
+
+
+def run_reported(
+    prepared: PreparedWrite,
+    client: Client | Resources | None,
+    progress: ProgressSink,
+    stop: Stop | None,
+) -> CommitResult:
+    """Run a prepared write on a client, or on the scheduler in force, and show its progress."""
+    if isinstance(client, Resources):
+        raise InvalidArgumentError(f"client={client}: a size of workers does for plans only")
+    with reported(progress, client) as tell:
+        return run(prepared, client=client, progress=tell, stop=stop)
+
+
+@contextmanager
+def reported(
+    progress: ProgressSink, client: Client | None = None, noun: str = "shards"
+) -> Iterator[Callable[[WriteProgress], None] | None]:
+    """Yield the function to tell how far something is; None if nobody wants to know."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    if not progress:
+        yield None
+        return
+    bar: Progress | None = None
+    nbytes_shown = 0
+
+    def show(told: WriteProgress) -> None:
+        nonlocal bar, nbytes_shown
+        if bar is None:
+            count = None if client is None else lambda: _n_workers(client)
+            bar = Progress(told.n_shards, told.nbytes, noun=noun, n_workers=count)
+            stack.enter_context(bar)
+        bar.add(told.nbytes_done - nbytes_shown)
+        nbytes_shown = told.nbytes_done
+
+    with ExitStack() as stack:
+        yield show
+
+
+def _n_workers(client: Client) -> int:
+    return len(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def refuse_taken(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Raise where nothing can be written, before workers are started for nothing."""
+    place = Destination.at(resolve_destination(path))
+    refuse_missing_folder(place)
+    problem = occupied_problem(place, overwrite=overwrite)
+    if problem is not None:
+        raise DestinationExistsError(problem)
+
+
+def refuse_too_little_memory(plan: WritePlan, client: Client | Resources | None) -> None:
+    """Raise before the first byte where workers would be killed after hours."""
+    with in_force(client) as resources:
+        memory = resources.thread_nbytes
+    needed = plan.rechunk.peak_nbytes
+    if memory is not None and needed > memory:
+        raise InvalidArgumentError(
+            f"a worker thread needs {nbytes_text(needed)} and has {nbytes_text(memory)}: use fewer "
+            "workers or threads (--workers, --threads), more memory (--memory-limit), or smaller "
+            "shards (--shards)"
+        )

@@ -1,0 +1,340 @@
+"""What is done with stores that are there: verify, copy, look how far a write is, give it up."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ctlab_dask_zarr.execution.progress import listen
+from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
+from ctlab_dask_zarr.execution.stopping import Stop, compute_until
+from ctlab_dask_zarr.formats.problems import Problem
+from ctlab_dask_zarr.manage.discard import discard_write
+from ctlab_dask_zarr.manage.status import WriteStatus, write_status
+from ctlab_dask_zarr.manage.transfer import CopyResult, copy_dataset
+from ctlab_dask_zarr.planning.resolve import existing_write, resolve_destination
+from ctlab_dask_zarr.preparing import Executor, ProgressSink, reported, started
+from ctlab_dask_zarr.read.source import open_volume
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.objects import configured_options
+from ctlab_dask_zarr.store.store import storage_options_in_force
+from ctlab_dask_zarr.store.uploads import abort_uploads
+from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.verification.verify import Verification, build_source_check, build_verification
+from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
+from ctlab_dask_zarr.write.run import WriteProgress
+
+__all__ = ["AbortResult", "Problems", "abort", "check_source", "pull", "push", "status", "verify"]
+
+
+class Problems(list[Problem]):
+    """Everything that is wrong, as a list of `Problem`; an empty list where all is well.
+
+    Attributes
+    ----------
+    scope
+        What was verified, as text: ``'every byte verified'``.
+    """
+
+    def __init__(self, problems: Iterable[Problem] = (), scope: str = "") -> None:
+        super().__init__(problems)
+        self.scope = scope
+
+
+@dataclass(frozen=True)
+class AbortResult:
+    """What was given up.
+
+    Attributes
+    ----------
+    destination
+        Where the write, or the copy, was going to.
+    was_staged
+        Whether there was anything to remove.
+    n_uploads
+        Unfinished uploads to S3 that were ended.
+    uploads_problem
+        Why other unfinished uploads may be left; None if there are none.
+    """
+
+    destination: str
+    was_staged: bool
+    n_uploads: int
+    uploads_problem: str | None
+
+
+def verify(
+    path: str | os.PathLike[str],
+    source: Volume | str | os.PathLike[str] | None = None,
+    *,
+    checksums: bool = True,
+    client: Executor = None,
+    progress: ProgressSink = False,
+    stop: Stop | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Problems:
+    """Return everything that is wrong with a dataset; an empty list where all is well.
+
+    Its metadata is held against the rules of OME-Zarr 0.5 and mango, every shard has to be there
+    and nothing else, and every inner chunk has to decode. What this package wrote is compared
+    with the checksums of its commit, which cover every byte.
+
+    Parameters
+    ----------
+    path
+        The store.
+    source
+        What it was made from: every voxel has to be equal, and the metadata to have carried over.
+        It is compared with its own checksums too: MD5 of mango netCDF, receipts of a Zarr store.
+    checksums
+        False looks only at documents, sizes and the index of each shard, without reading all.
+    client, progress, stop, storage_options
+        As of `dataset_to_zarr`.
+
+    Raises
+    ------
+    DatasetNotFoundError
+        There is nothing at `path`, or at `source`.
+    UnsupportedFormatError, MetadataError, IncompleteSourceError, IncompleteDatasetError
+        `source` cannot be opened; where `path` cannot, that is a problem that is returned.
+    InvalidArgumentError
+        `source` is the dataset itself; or `storage_options`, or a URL, holds a credential.
+    StorageError
+        An object store does not answer, or refuses access.
+    WriteStoppedError, ClusterError
+        `stop` ended it; a `ClusterError` if it would not get to its end in as much time.
+
+    Warns
+    -----
+    UserWarning
+        The source keeps no checksums, or lacks objects that are read as fill values.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, dataset_to_zarr, verify
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> dataset_to_zarr(ds, folder.name + "/scan.zarr")
+    >>> problems = verify(folder.name + "/scan.zarr", ds)
+    >>> problems, problems.scope
+    ([], 'every byte verified')
+    >>> folder.cleanup()
+    """
+    with storage_options_in_force(storage_options):
+        volume = open_volume(source) if isinstance(source, str | os.PathLike) else source
+        if is_delayed(volume) or not (volume is None or hasattr(volume, "dimension_names")):
+            raise no_dataset(volume, "source")
+        checks = build_verification(path, volume, checksums=checksums)
+    for note in checks.notes:
+        warnings.warn(shown(note), stacklevel=3)
+    reading = f"{os.fspath(path)} was not verified to the end"
+    return _problems(checks, started(client), progress, stop, reading)
+
+
+def check_source(
+    source: Volume | str | os.PathLike[str],
+    *,
+    client: Executor = None,
+    progress: ProgressSink = False,
+    stop: Stop | None = None,
+) -> Problems:
+    """Compare what a dataset was opened from with the checksums that are kept of it.
+
+    MD5 of mango netCDF, receipts of a Zarr store of this package; other sources keep none, which
+    is a warning.
+
+    Parameters
+    ----------
+    source
+        The dataset that would be written, or its path.
+    client, progress, stop
+        As of `dataset_to_zarr`.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, check_source, dataset_to_zarr
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dataset_to_zarr(ds, folder + "/scan.zarr")
+    ...     check_source(folder + "/scan.zarr")
+    []
+    """
+    volume = open_volume(source) if isinstance(source, str | os.PathLike) else source
+    checks = build_source_check(volume)
+    for note in checks.notes:
+        warnings.warn(shown(note), stacklevel=3)
+    reading = "the source was being checked, and nothing is begun; give the same command again"
+    return _problems(checks, started(client), progress, stop, reading)
+
+
+def _problems(
+    checks: Verification, client: Any, progress: ProgressSink, stop: Stop | None, reading: str
+) -> Problems:
+    told = WriteProgress(checks.n_tasks, checks.nbytes, 0)
+    found: list[Problem] = []
+    with (
+        waiting_for(checks.graph, client or current_client()),
+        reported(progress, client, "checks") as tell,
+    ):
+
+        def on_report(nbytes: int, task_s: float) -> None:
+            nonlocal told
+            told = told._replace(nbytes_done=min(told.nbytes_done + nbytes, told.nbytes))
+            if tell is not None:
+                tell(told)
+
+        if tell is not None:
+            tell(told)
+        with listen(checks.graph, on_report, client):
+            if client is None:
+                found = list(checks.graph.compute())
+            else:
+                found = compute_until(checks.graph, client, stop, reading=reading)
+    return Problems(checks.problems + found, checks.scope)
+
+
+def status(
+    path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None
+) -> WriteStatus:
+    """Return how far the write of a dataset is, read from its staging folder; nothing is changed.
+
+    Any machine that sees the folder can ask; those that write are not asked.
+
+    Parameters
+    ----------
+    path
+        The destination of the write; ``scan.zarr/labels/phases`` for labels.
+    storage_options
+        As of `dataset_to_zarr`.
+
+    Raises
+    ------
+    IncompleteDatasetError
+        No write is under way, and no dataset of this package is there.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, dataset_to_zarr, status
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dataset_to_zarr(ds, folder + "/scan.zarr", chunks=32, shards=32**3, part=(1, 2))
+    ...     found = status(folder + "/scan.zarr")
+    >>> found.n_done, found.n_shards, found.is_committed
+    (12, 24, False)
+    """
+    with storage_options_in_force(storage_options):
+        return write_status(existing_write(path))
+
+
+def abort(
+    path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None
+) -> AbortResult:
+    """Remove what an interrupted write, or copy, to `path` has left; a committed dataset stays.
+
+    Be sure that none is under way. Uploads to S3 that were cut off, which cost as much as objects
+    and are not listed, are ended too, if botocore is installed.
+
+    Parameters
+    ----------
+    path
+        The destination of the write; ``scan.zarr/labels/phases`` for labels.
+    storage_options
+        As of `dataset_to_zarr`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     abort(folder + "/scan.zarr").was_staged
+    False
+    """
+    with storage_options_in_force(storage_options):
+        destination = existing_write(path)
+        ended = abort_uploads(destination.path, configured_options())
+        was_staged = discard_write(destination)
+    return AbortResult(destination.path, was_staged, ended.n_uploads, ended.problem)
+
+
+def push(
+    source: str | os.PathLike[str],
+    url: str | os.PathLike[str],
+    *,
+    progress: ProgressSink = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> CopyResult:
+    """Copy a committed store to an object store, or to another folder.
+
+    Every object is compared with the checksums of the commit and with what was received. Nothing
+    is readable as a dataset at the destination before the end. Called again after an interruption,
+    it goes on.
+
+    Parameters
+    ----------
+    source
+        The store, local or not.
+    url
+        Where to; nothing may be there but what an interrupted copy of the same store has left.
+    progress, storage_options
+        As of `dataset_to_zarr`.
+
+    Raises
+    ------
+    DestinationExistsError, StagingExistsError
+        Another dataset is there, or is being written or copied there.
+    IncompleteDatasetError
+        An object of the source is missing or damaged, or was not received as it was sent.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, dataset_to_zarr, push
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dataset_to_zarr(ds, folder + "/scan.zarr")
+    ...     push(folder + "/scan.zarr", "memory://bucket/scan.zarr").n_skipped
+    0
+    """
+    with storage_options_in_force(storage_options):
+        destination = Destination.at(resolve_destination(url))
+        with reported(progress, noun="stores") as tell:
+            nbytes_done = 0
+
+            def on_copied(nbytes: int, total: int) -> None:
+                nonlocal nbytes_done
+                nbytes_done += nbytes
+                if tell is not None:
+                    tell(WriteProgress(1, total, nbytes_done))
+
+            return copy_dataset(os.fspath(source), destination, on_copied)
+
+
+def pull(
+    url: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    progress: ProgressSink = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> CopyResult:
+    """Copy a committed store from a URL to a folder: `push` in the other direction.
+
+    An https:// URL lists nothing; there the store's own documents tell what objects it has.
+    """
+    return push(url, path, progress=progress, storage_options=storage_options)

@@ -1,0 +1,148 @@
+"""What a dataset is, from its metadata alone."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ctlab_dask_zarr.errors import CTLabError
+from ctlab_dask_zarr.read.source import open_volume
+from ctlab_dask_zarr.read.zarr import ZarrSource
+from ctlab_dask_zarr.store.store import storage_options_in_force
+from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.views.labels import read_label_images
+
+if TYPE_CHECKING:
+    from ctlab_dask_zarr.formats.history import History
+    from ctlab_dask_zarr.formats.level import Level
+    from ctlab_dask_zarr.volume import Volume
+
+__all__ = ["DatasetInfo", "info"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What a dataset is.
+
+    Attributes
+    ----------
+    path, format
+        Where it is, and its file format.
+    shape, axes, dtype, datatype
+        Voxels along each axis, the names of the axes, NumPy's and mango's data type.
+    nbytes
+        Size of the voxels of the finest level, in bytes.
+    voxel_size, voxel_unit, field_of_view
+        Edge lengths of a voxel, their unit, and edge lengths of the volume in the same unit.
+    levels, labels
+        Levels of detail; the names of labels with how many levels they have, None if they cannot
+        be read.
+    shards, chunks, codecs
+        The layout of a Zarr store: shard (None without sharding) and inner chunk in voxels; the
+        codecs are None where this package does not decode them itself.
+    blocks
+        Numbers of blocks of a netCDF volume along each axis; None for a Zarr store.
+    dataset_id, history
+        mango's identifier and the history.
+    """
+
+    path: str
+    format: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    dtype: str
+    datatype: str | None
+    nbytes: int
+    voxel_size: tuple[float, ...]
+    voxel_unit: str
+    field_of_view: tuple[float, ...]
+    levels: tuple[Level, ...] = ()
+    labels: dict[str, int] | None = field(default_factory=dict)
+    shards: tuple[int, ...] | None = None
+    chunks: tuple[int, ...] | None = None
+    codecs: tuple[str, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+    dataset_id: str | None
+    history: History
+
+
+def info(
+    path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None
+) -> DatasetInfo:
+    """Return what the dataset at a path is; voxels are not read.
+
+    Parameters
+    ----------
+    path
+        A Zarr store, a mango netCDF file or a folder of its blocks.
+    storage_options
+        As of `dataset_to_zarr`.
+
+    Raises
+    ------
+    DatasetNotFoundError, UnsupportedFormatError, IncompleteSourceError, MetadataError
+        As of `Dataset.from_path`.
+
+    Warns
+    -----
+    UserWarning
+        The labels cannot be read.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, dataset_to_zarr, info
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dataset_to_zarr(ds, folder + "/scan.zarr")
+    ...     found = info(folder + "/scan.zarr")
+    >>> found.chunks, found.codecs, found.field_of_view
+    ((32, 32, 32), ('zstd',), (100.0, 162.5, 242.5))
+    """
+    with storage_options_in_force(storage_options):
+        volume = open_volume(path)
+        stored = _stored(volume)
+    return DatasetInfo(
+        path=os.fspath(path),
+        shape=volume.shape,
+        axes=volume.dimension_names,
+        dtype=str(volume.dtype),
+        datatype=None if volume.datatype is None else str(volume.datatype),
+        nbytes=int(volume.data.nbytes),
+        voxel_size=volume.voxel_size,
+        voxel_unit=str(volume.voxel_unit),
+        field_of_view=tuple(
+            n * size for n, size in zip(volume.shape, volume.voxel_size, strict=True)
+        ),
+        dataset_id=volume.dataset_id,
+        history=volume.history,
+        **stored,
+    )
+
+
+def _stored(volume: Volume) -> dict[str, Any]:
+    """Return the layout of a Zarr store, or the blocks of a netCDF volume."""
+    if not isinstance(volume.source, ZarrSource):
+        return {"format": "mango netCDF", "blocks": volume.data.numblocks}
+    stored = volume.source.stored
+    labels = None
+    try:
+        images = read_label_images(volume)
+        labels = {image.name: len(image.volume.levels) for image in images}
+    except (CTLabError, OSError) as error:
+        # What the image is, is known all the same.
+        warnings.warn(f"the labels cannot be read: {shown(str(error))}", stacklevel=4)
+    return {
+        "format": "Zarr v3, OME-Zarr 0.5" if volume.source.array_path else "Zarr v3, plain array",
+        "levels": volume.levels,
+        "labels": labels,
+        "shards": stored.object_shape if stored.is_sharded else None,
+        "chunks": stored.inner_chunk_shape,
+        "codecs": tuple(spec.name for spec in stored.codecs) if stored.is_direct else None,
+    }
