@@ -153,3 +153,9 @@ def test_a_url_whose_characters_act_on_a_terminal_names_no_store() -> None:
     with pytest.raises(InvalidArgumentError, match="cannot have these characters") as caught:
         storage_path(f"s3://bucket/{HOSTILE}.zarr")
     assert is_harmless(str(caught.value))
+
+
+def test_of_many_problems_the_first_are_told_and_the_rest_are_counted() -> None:
+    problems = [Problem(name, "gap", text) for name, text in (("a", "one"), ("b", "two"))]
+    assert describe_problems(problems, limit=1) == "one\n... and 1 more"
+    assert describe_problems(problems) == "one\ntwo"

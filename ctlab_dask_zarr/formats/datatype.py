@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -35,13 +35,7 @@ class DataType(StrEnum):
 
     @classmethod
     def from_basename(cls, basename: str) -> DataType:
-        """Return the data type of this name.
-
-        Raises
-        ------
-        ValueError
-            There is none.
-        """
+        """Return the data type of this name; `ValueError` where there is none."""
         try:
             return cls(basename)
         except ValueError:
@@ -53,7 +47,7 @@ class DataType(StrEnum):
     def infer_from_path(cls, path: str | os.PathLike[str]) -> DataType:
         """Return the data type that a file's name begins with, after an optional ``cntr_``.
 
-        Where several match, the longest counts: ``tomo_float_x.nc`` is no ``tomo``.
+        The longest name counts: ``tomo_float_x.nc`` is no ``tomo``.
 
         Raises
         ------
@@ -72,7 +66,7 @@ class DataType(StrEnum):
     @property
     def dtype(self) -> np.dtype[Any]:
         """NumPy dtype of the voxels."""
-        return _PROPERTIES[self.value].dtype
+        return np.dtype(_PROPERTIES[self.value].dtype)
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:
@@ -82,34 +76,31 @@ class DataType(StrEnum):
 
     @property
     def is_discrete(self) -> bool:
-        """Whether the values are classes, so that a mean of two of them means nothing."""
+        """Whether values name classes, so that their mean has no meaning."""
         return _PROPERTIES[self.value].is_discrete
 
     @property
     def mask_value(self) -> np.generic | None:
         """The value, of `dtype`, of voxels outside the sample; None where the type has none."""
-        properties = _PROPERTIES[self.value]
-        if properties.mask is None:
-            return None
-        value: np.generic = properties.dtype.type(properties.mask)
-        return value
+        mask = _PROPERTIES[self.value].mask
+        return None if mask is None else cast(np.generic, self.dtype.type(mask))
 
 
 class _Properties(NamedTuple):
-    dtype: np.dtype[Any]
-    mask: float | None
+    dtype: str
+    mask: float | None = None
     is_discrete: bool = False
 
 
-_PROPERTIES: dict[str, _Properties] = {
-    "proju16": _Properties(np.dtype("uint16"), None),
-    "projf32": _Properties(np.dtype("float32"), None),
-    "tomo_float": _Properties(np.dtype("float32"), 1e30),
-    "tomo": _Properties(np.dtype("uint16"), 65535),
-    "float16": _Properties(np.dtype("float16"), None),
-    "float64": _Properties(np.dtype("float64"), 1e300),
-    "segmented": _Properties(np.dtype("uint8"), 255, is_discrete=True),
-    "distance_map": _Properties(np.dtype("float32"), -2.0),
-    "labels": _Properties(np.dtype("int32"), 2147483647, is_discrete=True),
-    "rgba8": _Properties(np.dtype("uint8"), None),
+_PROPERTIES = {
+    "proju16": _Properties("uint16"),
+    "projf32": _Properties("float32"),
+    "tomo_float": _Properties("float32", 1e30),
+    "tomo": _Properties("uint16", 65535),
+    "float16": _Properties("float16"),
+    "float64": _Properties("float64", 1e300),
+    "segmented": _Properties("uint8", 255, is_discrete=True),
+    "distance_map": _Properties("float32", -2.0),
+    "labels": _Properties("int32", 2147483647, is_discrete=True),
+    "rgba8": _Properties("uint8"),
 }

@@ -1,4 +1,4 @@
-"""mango's own text about how a volume was made, and the history that it becomes.
+"""The text in which mango says how a volume was made, and the history that it becomes.
 
 The text of a run's parameters looks like this::
 
@@ -15,8 +15,7 @@ The text of a run's parameters looks like this::
         EndSection
     EndSection
 
-Histories come from programs of many years, so nothing in a text makes the parser fail, and
-nothing in it is dropped.
+Histories come from programs of many years: no text is an error, and nothing of a text is lost.
 """
 
 from __future__ import annotations
@@ -25,27 +24,23 @@ import math
 import re
 from collections.abc import Container, Iterator, Mapping
 from itertools import chain, count
+from typing import Any
 
 __all__ = [
-    "LEFT_OVER_KEY",
-    "MAX_SECTION_DEPTH",
-    "History",
-    "HistoryValue",
-    "history_from_attributes",
-    "parse_mango_history",
-    "unused_key",
+    *("LEFT_OVER_KEY", "MAX_SECTION_DEPTH", "History", "HistoryValue", "history_from_attributes"),
+    *("parse_mango_history", "unused_key"),
 ]
 
-#: One history entry, or a part of one: what JSON can hold.
+#: A history entry, or a part of one: what JSON can hold.
 HistoryValue = str | bool | int | float | list["HistoryValue"] | dict[str, "HistoryValue"] | None
 
 #: The history of a volume: entries by their key, ``YYYYMMDD_HHMMSS_<name>``.
 History = dict[str, HistoryValue]
 
-#: Lines that are no part of the structure (a stray ``EndSection``) are kept under this key.
+#: The key for lines that do not belong to the structure, such as a stray ``EndSection``.
 LEFT_OVER_KEY = "_log_text"
 
-#: Sections nested deeper stay text. mango's go to about ten; JSON readers give up somewhere.
+#: Sections nested deeper stay text. mango's go to about ten; JSON readers have limits.
 MAX_SECTION_DEPTH = 32
 
 _MULTI_START = "__start_multi_string__"
@@ -56,28 +51,22 @@ _ALL_BRACKETED = re.compile(r"(?:<[^<>]*>\s*)+")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]{1,4})?")
 
+#: A section while it is read: every value of each key, and under None the lines left over.
+_Section = dict[str | None, list[Any]]
+
 
 def unused_key(key: str, taken: Container[str]) -> str:
-    """Return a key of the history that replaces none: entries may come in the same second.
-
-    Examples
-    --------
-    >>> unused_key("20261124_120000_set_id", {"20261124_120000_set_id"})
-    '20261124_120000_set_id_2'
-    """
+    """Return a key, numbered where it is taken: two entries may come in the same second."""
     return next(k for k in chain([key], (f"{key}_{n}" for n in count(2))) if k not in taken)
 
 
 def parse_mango_history(text: str) -> dict[str, HistoryValue]:
     r"""Return the parameters that a text of mango's holds, sections as nested dicts.
 
-    Values stay text, except for ``True`` and ``False``, and for several values in angle brackets,
-    which become a list (of numbers where they are such). One value in angle brackets loses them.
-    A key or a section that occurs again in its section makes a list of all its values. A text
-    without sections whose lines are ``key: value`` is read as such.
-
-    Nothing is an error: what does not fit is kept, under `LEFT_OVER_KEY` of its section, and a
-    section nested deeper than `MAX_SECTION_DEPTH` stays text.
+    Values stay text, except for ``True``, ``False``, and angle brackets: one value in them loses
+    them, several become a list, of numbers where they are numbers. A key or a section that occurs
+    again in its section makes a list of all its values. A text without sections with lines like
+    ``key: value`` is read as a log.
 
     Examples
     --------
@@ -85,27 +74,19 @@ def parse_mango_history(text: str) -> dict[str, HistoryValue]:
     {'fast': True, 'Run': {'size': [3, 4.5]}}
     """
     lines = text.strip("\0").split("\n")
-    if _is_log(lines):
-        return _parse_log(lines)
-    return _parse_sections(iter(lines))
+    section = _parse_log(lines) if _is_log(lines) else _parse_sections(iter(lines))
+    return _values_of(section)
 
 
 def history_from_attributes(
     attributes: Mapping[str, str], *, parse_history: bool = True
 ) -> History:
-    """Return the history that the attributes of a netCDF file hold.
+    """Return the history that the attributes of a netCDF file hold, in the order of the file.
 
-    The pair ``history_<id>`` (parameters) and ``history_<id>_output`` (log), either of which may
-    be missing or empty, becomes ``{<id>: {"parameters": {...}, "output": str}}``, in the order of
-    the file. The log stays text. A bare ``history``, which general netCDF tools write, becomes
-    the output of an entry ``history``.
-
-    Parameters
-    ----------
-    attributes
-        The file's attributes; those that are no history are passed over.
-    parse_history
-        False leaves the parameters as the text that they are.
+    The pair ``history_<id>`` (parameters) and ``history_<id>_output`` (log), of which one may be
+    missing or empty, becomes ``{<id>: {"parameters": {...}, "output": str}}``. The log stays text,
+    and so do the parameters without `parse_history`. A bare ``history``, which general netCDF tools
+    write, becomes the output of an entry ``history``.
 
     Examples
     --------
@@ -132,11 +113,9 @@ def history_from_attributes(
 
 
 def _split_key(key: str, attributes: Mapping[str, str]) -> tuple[str, bool]:
-    """Return the entry's id and whether the attribute is its output.
-
-    An id may itself end in ``_output``; then the attribute has an output of its own.
-    """
+    """Return the entry's id, and whether the attribute is its output."""
     stem = key.removesuffix("_output")
+    # The id itself may end in _output: its attribute then has an output of its own.
     is_output = stem not in (key, "history") and (
         stem in attributes or f"{key}_output" not in attributes
     )
@@ -151,43 +130,59 @@ def _is_log(lines: list[str]) -> bool:
     return _LOG_LINE.fullmatch(first) is not None
 
 
-def _parse_log(lines: list[str]) -> dict[str, HistoryValue]:
-    section = _Section()
+def _parse_log(lines: list[str]) -> _Section:
+    section: _Section = {}
     for line in lines:
         match = _LOG_LINE.fullmatch(line.strip())
         if match:
-            section.add(match[1].strip(), _parse_value(match[2] or ""))
+            _add(section, match[1].strip(), _parse_value(match[2] or ""))
         elif line.strip():
-            section.keep(line)
-    return section.values
+            _add(section, None, line.strip())
+    return section
 
 
-def _parse_sections(lines: Iterator[str]) -> dict[str, HistoryValue]:
-    # A stack instead of recursion: the depth of a file is not a reason to fail.
-    stack = [_Section()]
+def _parse_sections(lines: Iterator[str]) -> _Section:
+    # A stack instead of recursion: sections may be nested to any depth.
+    stack: list[_Section] = [{}]
     for line in lines:
         key, rest = _split_line(line)
         if not key:
             continue
         if key == "BeginSection":
             if len(stack) > MAX_SECTION_DEPTH:
-                stack[-1].add(rest, _text_of_section(lines))
+                _add(stack[-1], rest, _text_of_section(lines))
                 continue
-            section = _Section()
-            stack[-1].add(rest, section.values)
+            section: _Section = {}
+            _add(stack[-1], rest, section)
             stack.append(section)
         elif key == "EndSection" and len(stack) > 1:
             stack.pop()
         elif key == "EndSection":
-            stack[-1].keep(line)
+            _add(stack[-1], None, line.strip())
         elif rest.startswith(_MULTI_START):
             value, tail = _multi_line_value(rest.removeprefix(_MULTI_START), lines)
-            stack[-1].add(key, value)
+            _add(stack[-1], key, value)
             if tail:
-                stack[-1].keep(tail)
+                _add(stack[-1], None, tail)
         else:
-            stack[-1].add(key, _parse_value(rest))
-    return stack[0].values
+            _add(stack[-1], key, _parse_value(rest))
+    return stack[0]
+
+
+def _add(section: _Section, key: str | None, value: Any) -> None:
+    section.setdefault(key, []).append(value)
+
+
+def _values_of(section: _Section) -> dict[str, HistoryValue]:
+    found = {
+        key: [_values_of(value) if isinstance(value, dict) else value for value in values]
+        for key, values in section.items()
+    }
+    left_over = found.pop(None, [])
+    values = {str(key): item if len(item) > 1 else item[0] for key, item in found.items()}
+    if left_over:
+        values[LEFT_OVER_KEY] = [*found.get(LEFT_OVER_KEY, []), *left_over]
+    return values
 
 
 def _split_line(line: str) -> tuple[str, str]:
@@ -196,10 +191,7 @@ def _split_line(line: str) -> tuple[str, str]:
 
 
 def _multi_line_value(first: str, lines: Iterator[str]) -> tuple[str, str]:
-    """Return the text up to the end marker, or to the end where there is none, and what follows.
-
-    `first` is the remainder of the line that holds the start marker.
-    """
+    """Return the text from `first` to the end marker or the last line, and what follows it."""
     collected = []
     line: str | None = first
     tail = ""
@@ -212,7 +204,7 @@ def _multi_line_value(first: str, lines: Iterator[str]) -> tuple[str, str]:
 
 
 def _text_of_section(lines: Iterator[str]) -> str:
-    """Return the lines up to the ``EndSection`` that belongs to a section begun before."""
+    """Return the lines up to the ``EndSection`` of a section that has begun."""
     collected = []
     depth = 1
     for line in lines:
@@ -243,28 +235,3 @@ def _parse_number(text: str) -> HistoryValue:
         number = float(text)
         return number if math.isfinite(number) else text
     return text
-
-
-class _Section:
-    """The values of one section while it is read, and which of its keys occurred again."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, HistoryValue] = {}
-        self._repeated: dict[str, list[HistoryValue]] = {}
-
-    def add(self, key: str, value: HistoryValue) -> None:
-        if key not in self.values:
-            self.values[key] = value
-        elif key in self._repeated:
-            self._repeated[key].append(value)
-        else:
-            self._repeated[key] = [self.values[key], value]
-            self.values[key] = self._repeated[key]
-
-    def keep(self, line: str) -> None:
-        if LEFT_OVER_KEY in self._repeated:
-            self._repeated[LEFT_OVER_KEY].append(line.strip())
-        elif LEFT_OVER_KEY in self.values:
-            self.add(LEFT_OVER_KEY, line.strip())
-        else:
-            self.values[LEFT_OVER_KEY] = self._repeated[LEFT_OVER_KEY] = [line.strip()]

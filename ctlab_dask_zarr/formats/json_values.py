@@ -11,19 +11,16 @@ import numpy as np
 
 from ctlab_dask_zarr.errors import MetadataError
 
-__all__ = ["json_object_or_empty", "parse_json_object", "plain_json"]
+__all__ = ["are_numbers", "json_object_or_empty", "parse_json_object", "plain_json"]
 
-#: Python's own JSON reader gives up near 1,000 levels; real mango histories have fewer than ten.
+#: Python's JSON reader fails near 1,000 levels; histories of mango have fewer than ten.
 _MAX_DEPTH = 64
 
 
 def parse_json_object(text: str | bytes, where: str, advice: str = "") -> dict[str, Any]:
     """Return the JSON object that a text is.
 
-    Raises
-    ------
-    MetadataError
-        The text is no JSON, or no object; the message begins with `where` and ends with `advice`.
+    Where it is none, the message of the `MetadataError` begins with `where` and ends with `advice`.
     """
     try:
         document = json.loads(text)
@@ -42,17 +39,18 @@ def json_object_or_empty(text: str | bytes) -> dict[str, Any]:
         return {}
 
 
+def are_numbers(values: Any, n: int) -> bool:
+    """Whether values from JSON are `n` numbers, finite and in the range of a float."""
+    return len(values) == n and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 2**1023 for v in values
+    )
+
+
 def plain_json(value: Any, where: str, *, depth: int = 0) -> Any:
-    """Return `value` as strict JSON can hold it.
+    """Return a copy of `value` as strict JSON can hold it, NumPy scalars and arrays too.
 
-    NumPy scalars and arrays become numbers and lists, tuples lists; the result shares nothing
-    with `value`.
-
-    Raises
-    ------
-    MetadataError
-        For NaN and infinities, keys that are not text, and anything else that JSON cannot hold;
-        the message names the place, for example ``history['20250101_000000_tomo']['sigma']``.
+    For anything that JSON cannot hold, the message of the `MetadataError` names the place, such as
+    ``history['20250101_000000_tomo']['sigma']``.
     """
     if depth > _MAX_DEPTH:
         raise MetadataError(f"{where} is nested more than {_MAX_DEPTH} levels deep")

@@ -7,7 +7,6 @@ everywhere else in this package a voxel size is in the order of the dimension na
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,7 +14,7 @@ from typing import Any
 
 from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.datatype import DataType
-from ctlab_dask_zarr.formats.json_values import plain_json
+from ctlab_dask_zarr.formats.json_values import are_numbers, plain_json
 from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 
 __all__ = [
@@ -90,7 +89,7 @@ def build_mango_block(
     for key, default in CARRIED_DEFAULTS.items():
         value = extra.pop(key, default)
         if type(value) is not type(default) or (
-            isinstance(default, list) and not _numbers(value, len(default))
+            isinstance(default, list) and not are_numbers(value, len(default))
         ):
             raise MetadataError(f"{key}={value!r} does not have the form of {default!r}")
         block[key] = value
@@ -137,12 +136,6 @@ def new_dataset_id(name: object, now: datetime) -> str:
     return f"{now:%Y%m%d_%H%M%S}_{name or 'volume'}"
 
 
-def _numbers(values: Sequence[Any], n: int) -> bool:
-    return len(values) == n and all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in values
-    )
-
-
 def to_xyz(voxel_size: Sequence[float], dimension_names: Sequence[str]) -> list[float]:
     """Return a voxel size as x, y, z; 1.0 for an axis that the array does not have."""
     if set(dimension_names) <= set("xyz"):
@@ -153,11 +146,7 @@ def to_xyz(voxel_size: Sequence[float], dimension_names: Sequence[str]) -> list[
 
 
 def _from_xyz(sizes: Any, dimension_names: Sequence[str]) -> tuple[float, ...]:
-    if (
-        not isinstance(sizes, Sequence)
-        or not _numbers(sizes, 3)
-        or not all(0 < size < math.inf for size in sizes)
-    ):
+    if not isinstance(sizes, Sequence) or not are_numbers(sizes, 3) or not min(sizes) > 0:
         raise MetadataError(f"voxel_size_xyz {sizes!r} is not three lengths")
     if set(dimension_names) <= set("xyz"):
         by_name = dict(zip("xyz", sizes, strict=True))

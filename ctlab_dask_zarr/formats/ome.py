@@ -5,7 +5,6 @@ Specification: https://ngff.openmicroscopy.org/0.5/ , section "multiscales" meta
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +15,13 @@ import numpy as np
 
 from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.json_values import are_numbers
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 
 __all__ = [
-    "OMEImage",
-    "OMEZarrVersion",
-    "ScalePlacement",
-    "add_ome_levels",
-    "build_image_label",
-    "build_ome_attributes",
-    "build_omero",
-    "parse_ome_attributes",
-    "spatial_axes",
+    *("OMEImage", "OMEZarrVersion", "ScalePlacement", "add_ome_levels", "build_image_label"),
+    *("build_ome_attributes", "build_omero", "parse_ome_attributes", "spatial_axes"),
 ]
 
 _DESCRIPTIONS = {
@@ -39,7 +32,7 @@ _DESCRIPTIONS = {
 }
 _MASK_RULE = "a voxel is masked where at least half of those it is made of are"
 
-#: What axes are by their names, where they do not say it.
+#: The type of an axis with this name that has no type; all others are of space.
 _KINDS = {"t": "time", "c": "channel"}
 
 ScalePlacement = Literal["dataset", "multiscales"]
@@ -55,16 +48,9 @@ class OMEZarrVersion(Enum):
 class OMEImage:
     """What the ``ome`` attribute of a group says about one multiscale image.
 
-    Attributes
-    ----------
-    name
-        Of the image.
-    axes, voxel_unit, levels
-        Of space alone; the levels without their shapes, which the metadata does not say.
-    array_axes
-        Every axis of the arrays, those of channels and times too.
-    unknown_units
-        Of the axes, as they are shown: their lengths are taken as they are, in voxels.
+    `axes`, `voxel_unit` and `levels` are of space alone, `array_axes` are all axes of the arrays.
+    Levels have no shape, which only their arrays say. `unknown_units` are units of axes, as
+    messages show them, that are not known here: lengths along them are taken for voxels.
     """
 
     name: str
@@ -87,25 +73,24 @@ def build_ome_attributes(
 ) -> dict[str, Any]:
     """Return the ``ome`` attribute of an image group.
 
-    With `scale_placement` ``'dataset'`` every level has its full physical scale, which is what
-    ome-zarr-py, napari-ome-zarr and ngff-zarr read. With ``'multiscales'`` the finest level's
-    scale stands on the multiscales entry and each level has its factor only, as mango's own
-    files do and Drishti expects. `downsample` says how levels were made, where there are several.
+    With `scale_placement` ``'dataset'`` every level has its physical scale, which is what
+    ome-zarr-py, napari-ome-zarr and ngff-zarr read. With ``'multiscales'`` the scale of the finest
+    level stands on the multiscales entry and each level has its factor only, as in mango's own
+    files; Drishti expects that. `downsample` says how levels were made, where there are several.
     """
     unit = {} if voxel_unit == VoxelUnit.VOXEL else {"unit": voxel_unit.to_full_name()}
     base = levels[0].voxel_size if scale_placement == "multiscales" else (1.0,) * len(axes)
-    datasets = []
-    for level in levels:
-        scale = [s / b for s, b in zip(level.voxel_size, base, strict=True)]
-        transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
-        if any(level.origin):
-            translation = [t / b for t, b in zip(level.origin, base, strict=True)]
-            transforms.append({"type": "translation", "translation": translation})
-        datasets.append({"path": level.path, "coordinateTransformations": transforms})
+    datasets = [
+        _dataset(
+            level.path,
+            [s / b for s, b in zip(level.voxel_size, base, strict=True)],
+            [t / b for t, b in zip(level.origin, base, strict=True)],
+        )
+        for level in levels
+    ]
     multiscale: dict[str, Any] = {
         "name": name,
-        # Neuroglancer rejects a unit outside the specification's list and a null: none at all
-        # then.
+        # Neuroglancer rejects null, and every unit that the specification does not list.
         "axes": [{"name": axis, "type": "space", **unit} for axis in axes],
         "datasets": datasets,
     }
@@ -114,6 +99,13 @@ def build_ome_attributes(
     if scale_placement == "multiscales":
         multiscale["coordinateTransformations"] = [{"type": "scale", "scale": list(base)}]
     return {"version": version.value, "multiscales": [multiscale]}
+
+
+def _dataset(path: str, scale: Sequence[float], translation: Sequence[float]) -> dict[str, Any]:
+    transforms: list[dict[str, Any]] = [{"type": "scale", "scale": list(scale)}]
+    if any(translation):
+        transforms.append({"type": "translation", "translation": list(translation)})
+    return {"path": path, "coordinateTransformations": transforms}
 
 
 def _described(downsample: str) -> dict[str, Any]:
@@ -132,16 +124,9 @@ def _described(downsample: str) -> dict[str, Any]:
 def add_ome_levels(
     ome: Mapping[str, Any], added: Sequence[tuple[str, Sequence[int]]], downsample: str
 ) -> dict[str, Any]:
-    """Return the ``ome`` attribute of an image with one level with further ones.
+    """Return the ``ome`` attribute of an image with one level, and with further ones added.
 
-    Parameters
-    ----------
-    ome
-        As it is; whatever else it says is kept.
-    added
-        Path of each further level, and its factor to the one before along each axis.
-    downsample
-        How they were made.
+    `added` are the path of each, and its factor to the one before along each axis.
     """
     multiscale, *others = ome["multiscales"]
     (finest,) = multiscale["datasets"]
@@ -149,16 +134,12 @@ def add_ome_levels(
     scale, translation = _parse_transforms(finest["coordinateTransformations"], ndim)
     datasets = [finest]
     for path, factors in added:
-        # The centre of a voxel is in the middle of those it is made of.
+        # The centre of a voxel is in the middle of those that it is made of.
         translation = tuple(
             t + s * (f - 1) / 2 for t, s, f in zip(translation, scale, factors, strict=True)
         )
         scale = tuple(s * f for s, f in zip(scale, factors, strict=True))
-        transforms = [
-            {"type": "scale", "scale": list(scale)},
-            {"type": "translation", "translation": list(translation)},
-        ]
-        datasets.append({"path": path, "coordinateTransformations": transforms})
+        datasets.append(_dataset(path, scale, translation))
     changed = {**multiscale, "datasets": datasets, **_described(downsample)}
     return {**ome, "multiscales": [changed, *others]}
 
@@ -168,17 +149,7 @@ def build_image_label(
 ) -> dict[str, Any]:
     """Return the ``image-label`` attribute of labels that lie below their image.
 
-    Parameters
-    ----------
-    colors
-        By label, red, green, blue and optionally opacity, 0 to 255 each.
-    dtype
-        Of the labels.
-
-    Raises
-    ------
-    InvalidArgumentError
-        A colour is none, or its label none that the labels can have.
+    `colors` are red, green, blue and optionally opacity, 0 to 255 each, by label.
     """
     label: dict[str, Any] = {"source": {"image": "../../"}}
     if colors:
@@ -206,21 +177,11 @@ def build_omero(
 ) -> dict[str, Any]:
     """Return the ``omero`` attribute that tells viewers how to show a grey image.
 
-    Parameters
-    ----------
-    label
-        Name of the only channel.
-    value_range
-        Least and largest voxel.
-    contrast
-        Grey levels of black and white.
+    `value_range` are the smallest and the largest voxel, `contrast` the grey levels that are black
+    and white.
     """
-    window = {
-        "min": value_range[0],
-        "max": value_range[1],
-        "start": contrast[0],
-        "end": contrast[1],
-    }
+    low, high = value_range
+    black, white = contrast
     channel = {
         "label": label,
         "color": "FFFFFF",
@@ -228,7 +189,7 @@ def build_omero(
         "coefficient": 1,
         "family": "linear",
         "inverted": False,
-        "window": window,
+        "window": {"min": low, "max": high, "start": black, "end": white},
     }
     return {"channels": [channel], "rdefs": {"model": "greyscale"}}
 
@@ -236,16 +197,9 @@ def build_omero(
 def parse_ome_attributes(ome: Any, given: Given = NOTHING_GIVEN) -> OMEImage:
     """Read the ``ome`` attribute of an image group, whoever wrote it.
 
-    The transformations of a level and of the multiscales entry are combined; the first of
-    several multiscales is taken. Axes of different units are given one.
-
-    Parameters
-    ----------
-    ome
-        The attribute.
-    given
-        What is known from elsewhere, so that it may be wrong here: a scale that is no length is 1
-        then, and lengths are taken as they are.
+    The transformations of a level and of the multiscales entry are combined. The first of several
+    multiscales is read. Axes of different units get one unit. What is `given` from elsewhere may be
+    wrong here: a scale that is no length is 1 then, and lengths are taken as they are.
 
     Raises
     ------
@@ -287,30 +241,28 @@ def _parse_multiscale(multiscale: Mapping[str, Any], given: Given) -> OMEImage:
 
     def parsed(transforms: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
         """Return scale and translation along the axes of space."""
-        every_scale, every_translation = _parse_transforms(transforms, len(axes))
+        every_scale, every_shift = _parse_transforms(transforms, len(axes))
         scale = [every_scale[n] for n in space]
         if given.size:
             scale = [size if size > 0 else 1.0 for size in scale]
         if min(scale) <= 0:
             raise MetadataError(f"the scale {scale} holds a value that is no length")
-        return scale, [every_translation[n] for n in space]
+        return scale, [every_shift[n] for n in space]
 
-    outer_scale, outer_translation = parsed(multiscale.get("coordinateTransformations") or [])
+    outer_scale, outer_shift = parsed(multiscale.get("coordinateTransformations") or [])
     levels = []
     for dataset in multiscale["datasets"]:
         key = "coordinateTransformations"
         transforms = (dataset.get(key) or []) if given.size else dataset[key]
         if not transforms and not given.size:
             raise MetadataError(f"dataset {dataset['path']!r} has no scale")
-        scale, translation = parsed(transforms)
-        outer = zip(translation, outer_scale, outer_translation, factors, strict=True)
+        scale, shift = parsed(transforms)
+        along = list(zip(scale, shift, outer_scale, outer_shift, factors, strict=True))
         levels.append(
             Level(
-                path=str(dataset["path"]),
-                voxel_size=tuple(
-                    s * o * f for s, o, f in zip(scale, outer_scale, factors, strict=True)
-                ),
-                origin=tuple((t * s + o) * f for t, s, o, f in outer),
+                str(dataset["path"]),
+                voxel_size=tuple(s * o * f for s, _, o, _, f in along),
+                origin=tuple((t * o + by) * f for _, t, o, by, f in along),
             )
         )
     if not levels:
@@ -341,17 +293,11 @@ def _parse_transforms(
             continue
         if kind not in ("scale", "translation") or not isinstance(transform.get(kind), list):
             raise UnsupportedFormatError(f"the transformation {dict(transform)} is not read here")
-        # OME-Zarr 0.5: exactly one scale, then optionally one translation.
+        # OME-Zarr 0.5: "exactly one scale", then optionally one translation.
         if kind in found or (kind == "scale" and found):
-            raise MetadataError(
-                f"the transformations {list(transforms)} are no scale and translation"
-            )
+            raise MetadataError(f"the transformations {transforms} are no scale and translation")
         values = transform[kind]
-        if len(values) != ndim or not all(_is_finite_number(v) for v in values):
+        if not are_numbers(values, ndim):
             raise MetadataError(f"the {kind} {values} does not fit {ndim} axes")
         found[kind] = tuple(float(v) for v in values)
     return found.get("scale", (1.0,) * ndim), found.get("translation", (0.0,) * ndim)
-
-
-def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

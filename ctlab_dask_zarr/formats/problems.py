@@ -1,4 +1,4 @@
-"""What a validation finds, as values: one entry for each thing that is wrong."""
+"""What a check finds: one `Problem` for each thing that is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Problem:
     Attributes
     ----------
     location
-        Where: a file, a block, a key.
+        A file, a block or a key.
     kind
         A short word for programs, such as ``'missing'`` or ``'truncated'``.
     message
@@ -33,16 +33,7 @@ class Problem:
 
 
 def describe_problems(problems: Iterable[Problem], *, limit: int = 20) -> str:
-    """Return the messages, one a line, the first `limit` of them, and how many there are more.
-
-    Examples
-    --------
-    >>> print(describe_problems([Problem("a", "gap", "one"), Problem("b", "gap", "two")], limit=1))
-    one
-    ... and 1 more
-    """
+    """Return the first `limit` messages, one a line, and how many more there are."""
     messages = [str(problem) for problem in problems]
-    lines = messages[:limit]
-    if len(messages) > limit:
-        lines.append(f"... and {len(messages) - limit} more")
-    return "\n".join(lines)
+    more = [f"... and {len(messages) - limit} more"] if len(messages) > limit else []
+    return "\n".join(messages[:limit] + more)

@@ -116,6 +116,7 @@ TRANSFORMS = (*M, "datasets", 0, "coordinateTransformations")
         (edited(*TRANSFORMS, 0, "scale", value=[1.0, 1.0, 0.0]), MetadataError, "no length"),
         (edited(*TRANSFORMS, 0, "scale", value=[1.0, 1.0, "1"]), MetadataError, "scale"),
         (edited(*TRANSFORMS, 0, "scale", value=[1.0, 1.0, True]), MetadataError, "scale"),
+        (edited(*TRANSFORMS, 0, "scale", value=[1.0, 1.0, 10**400]), MetadataError, "scale"),
         (
             edited(*TRANSFORMS, value=[{"type": "scale", "scale": [1.0] * 3}] * 2),
             MetadataError,
