@@ -1,20 +1,20 @@
-"""The write as a dask graph: stage, write each shard, merge receipts in a tree, commit.
+"""The write as a dask graph: stage, write each shard, record receipts in a tree, commit.
 
-The strategy in one paragraph. Blocks that can be made from their own part of the source's graph
-are made *inside* the task that writes them: the task carries that part and runs it when the row
-under way needs the block. So a write is one dask task a shard (or a row of shards), the block
-never waits in a worker's memory, and slabs are streamed in order. Parts of the graph that several
-blocks share stay dask tasks and are passed in. Where blocks cannot be made inside (``tasks`` in
-`write.rechunk`), they stay dask tasks too, are cut at shard boundaries, and each shard's task
-gathers its pieces without putting them together first.
+The strategy: a block that can be made from its own part of the source's graph is made *inside* the
+task that writes it. The task carries that part, and runs it when the row under way needs the block.
+So a write is one dask task a shard (or a row of shards), blocks never wait in a worker's memory,
+and slabs are streamed in order. Parts of the graph that several blocks share stay dask tasks and
+are passed in. Where blocks cannot be made inside (``tasks`` in `planning.rechunk`), they stay dask
+tasks too and are cut at shard boundaries, and each shard's task gathers its pieces without joining
+them first.
 
-Building a graph has no side effect. Every task is harmless when repeated or raced: a shard is
-put whole under its final key, staging and committing know their own run.
+Building a graph has no side effect. Every task may be repeated, or run twice at once: a shard is
+put whole under its final key, and staging and committing know their own run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, product
 from operator import getitem
@@ -42,7 +42,6 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import parent_coords
-from ctlab_dask_zarr.planning.plan import PlannedLevel
 from ctlab_dask_zarr.planning.rechunk import Method, block_ranges, group_axis_of, group_rows
 from ctlab_dask_zarr.write.coarser import write_coarser
 from ctlab_dask_zarr.write.sample import add_sample, stage_after
@@ -50,13 +49,13 @@ from ctlab_dask_zarr.write.shards.array import LazyBlock, ShardTask
 from ctlab_dask_zarr.write.staging.commit import CommitResult, commit
 from ctlab_dask_zarr.write.staging.remaining import Remaining
 from ctlab_dask_zarr.write.staging.request import StageRequest
-from ctlab_dask_zarr.write.staging.stage import stage
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 __all__ = ["build_graph"]
 
 Key = Any
-#: Pieces that one shard's task may gather.
+Group = Sequence[Shape]
+#: The most pieces that the task of a shard gathers.
 _MAX_FAN_IN = 256
 
 
@@ -73,10 +72,6 @@ def build_graph(
 
     Parameters
     ----------
-    request
-        What the staging folder keeps.
-    remaining
-        The shards to write.
     source
         The blocks of level 0; None where only coarser levels are written.
     method
@@ -86,237 +81,200 @@ def build_graph(
     publish
         Whether to commit at the end.
     """
-    token = request.run_id[:8]
-    key = f"stage-{token}"
-    graph: dict[Key, GraphNode] = {}
-    ref = TaskRef(key)
-    keys: list[Key] = []
-    writers: dict[Shape, Key] = {}
-    if source is not None:
-        sample = List(*map(TaskRef, add_sample(graph, source, request, remaining.stored)))
-        graph[key] = Task(key, stage_after, request, sample)
-        keys, writers = _add_finest(graph, source, request, remaining, method, ref, token)
-    elif staged is not None:
-        graph[key] = DataNode(key, staged)
+    graph = _WriteGraph(request, remaining)
+    if staged is None:
+        sample = source and add_sample(graph.tasks, source, request, remaining.stored)
+        graph.add(graph.staged.key, stage_after, request, _refs(sample or ()))
     else:
-        graph[key] = Task(key, stage, request)
-    keys += _add_coarser(graph, request.levels, remaining, writers, ref, token)
-    recorded = TaskRef(_add_recording(graph, keys, remaining.found, ref, token))
-    end = f"{'commit' if publish else 'part'}-{token}"
+        graph.tasks[graph.staged.key] = DataNode(graph.staged.key, staged)
+    writers = graph.add_finest(source, method) if source else {}
+    keys = [*dict.fromkeys(writers.values()), *graph.add_coarser(writers)]
+    recorded = graph.add_recording(keys)
     if publish:
-        volumes = DataNode(f"{end}-sources", () if source is None else source.volumes)
-        graph[end] = Task(end, _commit, ref, recorded, volumes)
+        end = f"commit-{graph.token}"
+        volumes = DataNode(f"{end}-sources", source.volumes if source else ())
+        graph.add(end, _commit, graph.staged, recorded, volumes)
     else:
-        graph[end] = Task(end, _end_part, ref, recorded)
-    return Delayed(end, HighLevelGraph({end: MaterializedLayer(graph)}, {end: set()}))
+        end = graph.add(f"part-{graph.token}", _end_part, graph.staged, recorded)
+    return Delayed(end, HighLevelGraph({end: MaterializedLayer(graph.tasks)}, {end: set()}))
 
 
-def _add_finest(
-    graph: dict[Key, GraphNode],
-    source: SourceGraph,
-    request: StageRequest,
-    remaining: Remaining,
-    method: Method,
-    staged: TaskRef,
-    token: str,
-) -> tuple[list[Key], dict[Shape, Key]]:
-    """Add the tasks that write shards of level 0; return their keys, also by coordinates."""
-    level = request.levels[0]
-    coords = remaining.of_level(0)
-    is_streamed = method == "stream"
-    groups = list(group_rows(level.layout, coords)) if is_streamed else [[c] for c in coords]
-    if source.is_independent and method in ("none", "stream"):
-        keys = _add_making(graph, source, level.layout, groups, staged, token)
-    else:
-        dtype = level.array.dtype
-        accept = partial(accepted_block, dtype=dtype, mask_value=request.mask_value)
-        keys = _add_gathering(graph, source, level.layout, groups, staged, token, accept)
-    writers = {coords: key for key, group in zip(keys, groups, strict=True) for coords in group}
-    return keys, writers
+def _refs(keys: Sequence[Key]) -> List:
+    return List(*map(TaskRef, keys))
 
 
-def _add_coarser(
-    graph: dict[Key, GraphNode],
-    levels: Sequence[PlannedLevel],
-    remaining: Remaining,
-    writers: dict[Shape, Key],
-    staged: TaskRef,
-    token: str,
-) -> list[Key]:
-    """Add a task for each shard of the coarser levels; it waits for those that it is made of.
+class _WriteGraph:
+    """The tasks of a write; the name of each ends in the token of the write."""
 
-    `writers` are the tasks that write shards of level 0, by their coordinates; what no task writes
-    is there.
-    """
-    keys: list[Key] = []
-    for number, level in enumerate(levels[1:], 1):
-        finer = levels[number - 1].layout
-        mine: dict[Shape, Key] = {}
-        for coords in remaining.of_level(number):
-            key = (f"downsample-{token}", number, *coords)
-            parents = parent_coords(finer, level.layout, level.factors, coords)
-            awaited = dict.fromkeys(writers[p] for p in parents if p in writers)
-            graph[key] = Task(
-                key, _write_coarser, staged, ShardTask(number, coords), List(*map(TaskRef, awaited))
+    def __init__(self, request: StageRequest, remaining: Remaining) -> None:
+        self.tasks: dict[Key, GraphNode] = {}
+        self.token = request.run_id[:8]
+        self.staged = TaskRef(f"stage-{self.token}")
+        self._request = request
+        self._remaining = remaining
+
+    def add(self, key: Key, function: Any, *arguments: Any, producer: bool = False) -> Key:
+        """Add a task; one that is a `producer` of data goes to whichever worker is free."""
+        self.tasks[key] = Task(key, function, *arguments, _data_producer=producer)
+        return key
+
+    def add_finest(self, source: SourceGraph, method: Method) -> dict[Shape, Key]:
+        """Add the tasks that write the shards of level 0; return their keys by coordinates."""
+        layout, coords = self._request.levels[0].layout, self._remaining.of_level(0)
+        groups: list[Group] = [[c] for c in coords]
+        if method == "stream":
+            groups = list(group_rows(layout, coords))
+        makes_inside = source.is_independent and method in ("none", "stream")
+        add = self._add_making if makes_inside else self._add_gathering
+        keys = add(source, layout, groups)
+        return {c: key for key, group in zip(keys, groups, strict=True) for c in group}
+
+    def _add_making(
+        self, source: SourceGraph, layout: Layout, groups: Sequence[Group]
+    ) -> list[Key]:
+        """Add a task for each group of shards that makes its blocks inside itself."""
+        used: set[Key] = set()
+        keys = []
+        for group, blocks in zip(groups, _overlapping(source, layout, groups), strict=True):
+            recipes = []
+            inputs: dict[Key, TaskRef] = {}
+            for index, start, shape in blocks:
+                nodes, needed = private_tasks(source.nodes, (source.name, *index), source.shared)
+                recipes.append(BlockRecipe(start, shape, nodes))
+                inputs.update((key, TaskRef(key)) for key in needed)
+            used.update(inputs)
+            key = (f"write-shard-{self.token}", *group[0])
+            shared = Dict(inputs) if inputs else {}
+            # Not a producer, a few of these tasks all go to the worker that staged the write.
+            keys.append(
+                self.add(
+                    key, _write_making, self.staged, tuple(group), tuple(recipes), shared,
+                    producer=True,
+                )
+            )  # fmt: skip
+        add_closure(self.tasks, source, used)
+        return keys
+
+    def _add_gathering(
+        self, source: SourceGraph, layout: Layout, groups: Sequence[Group]
+    ) -> list[Key]:
+        """Add a task for each shard that gathers pieces of blocks, which are tasks of their own."""
+        dtype, mask_value = self._request.levels[0].array.dtype, self._request.mask_value
+        accept = partial(accepted_block, dtype=dtype, mask_value=mask_value)
+        used: dict[Key, Place] = {}
+        keys = []
+        for (coords,), blocks in zip(groups, _overlapping(source, layout, groups), strict=True):
+            region = layout.region(coords)
+            pieces: list[tuple[Place, Key]] = []
+            for index, start, shape in blocks:
+                key: Key = (source.name, *index)
+                used[key] = (start, shape)
+                first = tuple(max(r.start, s) for r, s in zip(region, start, strict=True))
+                cut = tuple(
+                    slice(f - s, min(r.stop - s, n))
+                    for r, f, s, n in zip(region, first, start, shape, strict=True)
+                )
+                lengths = tuple(part.stop - part.start for part in cut)
+                if lengths != shape:
+                    cut_key = (f"cut-block-{self.token}", *coords, *index)
+                    key = self.add(cut_key, _cut, accept, (start, shape), cut, TaskRef(key))
+                pieces.append(((first, lengths), key))
+            pieces = self._add_joining(pieces, group_axis_of(layout), coords, accept)
+            places, gathered = zip(*pieces, strict=True)
+            key = (f"write-shard-{self.token}", *coords)
+            keys.append(
+                self.add(key, _write_gathering, self.staged, (coords,), places, _refs(gathered))
             )
-            mine[coords] = key
-        writers = mine
-        keys += mine.values()
-    return keys
+        add_blocks(self.tasks, source, used, accept)
+        return keys
 
+    def _add_joining(
+        self, pieces: list[tuple[Place, Key]], axis: int, coords: Shape, accept: Accept
+    ) -> list[tuple[Place, Key]]:
+        """Join very thin pieces along `axis`, so that no task depends on too many others."""
+        if len(pieces) <= _MAX_FAN_IN:
+            return pieces
+        columns: dict[Shape, list[tuple[Place, Key]]] = {}
+        for (start, shape), key in pieces:
+            column = (*start[:axis], *start[axis + 1 :])
+            columns.setdefault(column, []).append(((start, shape), key))
+        joined = []
+        for run in (c[n : n + FAN_IN] for c in columns.values() for n in range(0, len(c), FAN_IN)):
+            places, keys = zip(*run, strict=True)
+            start, shape = places[0]
+            length = sum(shape[axis] for _, shape in places)
+            key = (f"join-blocks-{self.token}", *coords, *start)
+            self.add(key, _join, accept, places, axis, _refs(keys))
+            joined.append(((start, (*shape[:axis], length, *shape[axis + 1 :])), key))
+        return joined
 
-def _add_making(
-    graph: dict[Key, GraphNode],
-    source: SourceGraph,
-    layout: Layout,
-    groups: Iterable[Sequence[Shape]],
-    staged: TaskRef,
-    token: str,
-) -> list[Key]:
-    """Add a task for each group of shards that makes its blocks inside itself."""
-    blocks = _Blocks(source, layout)
-    used: set[Key] = set()
-    keys = []
-    for group in groups:
-        recipes = []
-        inputs: dict[Key, TaskRef] = {}
-        for index, start, shape in blocks.overlapping(group):
-            nodes, needed = private_tasks(source.nodes, (source.name, *index), source.shared)
-            recipes.append(BlockRecipe(start, shape, nodes))
-            inputs.update((key, TaskRef(key)) for key in needed)
-        used.update(inputs)
-        key = (f"write-shard-{token}", *group[0])
-        shared = Dict(inputs) if inputs else {}
-        # Marked as a producer of data, so that the scheduler deals these tasks out one by one to
-        # free workers. Otherwise a few of them all go to the worker that staged the write.
-        graph[key] = Task(
-            key, _write_making, staged, tuple(group), tuple(recipes), shared, _data_producer=True
-        )
-        keys.append(key)
-    add_closure(graph, source, used)
-    return keys
+    def add_coarser(self, writers: Mapping[Shape, Key]) -> list[Key]:
+        """Add a task for each shard of the coarser levels; it waits for those it is made of.
 
-
-def _add_gathering(
-    graph: dict[Key, GraphNode],
-    source: SourceGraph,
-    layout: Layout,
-    groups: Iterable[Sequence[Shape]],
-    staged: TaskRef,
-    token: str,
-    accept: Accept,
-) -> list[Key]:
-    """Add a task for each shard that gathers pieces of blocks, which are tasks of their own."""
-    blocks = _Blocks(source, layout)
-    used: dict[Key, Place] = {}
-    keys = []
-    for group in groups:
-        (coords,) = group
-        region = layout.region(coords)
-        pieces: list[tuple[Place, Key]] = []
-        for index, start, shape in blocks.overlapping(group):
-            first = tuple(max(r.start, s) for r, s in zip(region, start, strict=True))
-            last = tuple(min(r.stop, s + n) for r, s, n in zip(region, start, shape, strict=True))
-            cut = tuple(slice(f - s, e - s) for f, e, s in zip(first, last, start, strict=True))
-            key: Key = (source.name, *index)
-            used[key] = (start, shape)
-            lengths = tuple(c.stop - c.start for c in cut)
-            if lengths != shape:
-                cut_key = (f"cut-block-{token}", *coords, *index)
-                graph[cut_key] = Task(cut_key, _cut, accept, (start, shape), cut, TaskRef(key))
-                key = cut_key
-            pieces.append(((first, lengths), key))
-        pieces = _add_joining(graph, pieces, group_axis_of(layout), (*coords,), accept, token)
-        key = (f"write-shard-{token}", *coords)
-        places = tuple(place for place, _ in pieces)
-        gathered = List(*(TaskRef(piece) for _, piece in pieces))
-        graph[key] = Task(key, _write_gathering, staged, (coords,), places, gathered)
-        keys.append(key)
-    add_blocks(graph, source, used, accept)
-    return keys
-
-
-def _add_joining(
-    graph: dict[Key, GraphNode],
-    pieces: list[tuple[Place, Key]],
-    axis: int,
-    coords: Shape,
-    accept: Accept,
-    token: str,
-) -> list[tuple[Place, Key]]:
-    """Join very thin pieces along `axis`, so that no task depends on more than a few hundred."""
-    if len(pieces) <= _MAX_FAN_IN:
-        return pieces
-    columns: dict[Shape, list[tuple[Place, Key]]] = {}
-    for (start, shape), key in pieces:
-        column = (*start[:axis], *start[axis + 1 :])
-        columns.setdefault(column, []).append(((start, shape), key))
-    joined = []
-    for run in (c[n : n + FAN_IN] for c in columns.values() for n in range(0, len(c), FAN_IN)):
-        places = tuple(place for place, _ in run)
-        start, shape = places[0]
-        length = sum(shape[axis] for _, shape in places)
-        key = (f"join-blocks-{token}", *coords, *start)
-        refs = List(*(TaskRef(piece) for _, piece in run))
-        graph[key] = Task(key, _join, accept, places, axis, refs)
-        joined.append(((start, (*shape[:axis], length, *shape[axis + 1 :])), key))
-    return joined
-
-
-def _add_recording(
-    graph: dict[Key, GraphNode],
-    keys: list[Key],
-    found: Sequence[ShardReceipt],
-    staged: TaskRef,
-    token: str,
-) -> Key:
-    """Add tasks that keep the receipts of some shards each, and a tree above them.
-
-    The tree only counts, so that no task depends on more than a few dozen others. Returns its
-    root.
-    """
-    parents: list[Key] = []
-    for n in range(0, len(keys), FAN_IN):
-        key: Key = (f"record-receipts-{token}", n // FAN_IN)
-        parts = List(*(TaskRef(child) for child in keys[n : n + FAN_IN]))
-        graph[key] = Task(key, _record, staged, parts)
-        parents.append(key)
-    if found or not parents:
-        key = (f"record-receipts-{token}", "found")
-        graph[key] = Task(key, _record, staged, [list(found)])
-        parents.append(key)
-    return add_tree(graph, parents, _sums, f"count-receipts-{token}")
-
-
-class _Blocks:
-    """Which blocks of the source overlap which tasks of the layout."""
-
-    def __init__(self, source: SourceGraph, layout: Layout) -> None:
-        self._starts = [(0, *accumulate(lengths)) for lengths in source.chunks]
-        self._ranges = [
-            block_ranges(lengths, cell)
-            for lengths, cell in zip(source.chunks, layout.task_shape, strict=True)
-        ]
-
-    def overlapping(self, group: Sequence[Shape]) -> Iterator[tuple[Shape, Shape, Shape]]:
-        """Yield (index, start, shape) of each block that overlaps the group, in C order.
-
-        Those without voxels are left out.
+        `writers` are the tasks that write shards of level 0, by coordinates; the other shards are
+        there already.
         """
-        spans = []
-        for axis, ranges in enumerate(self._ranges):
-            low = min(coords[axis] for coords in group)
-            high = max(coords[axis] for coords in group)
-            spans.append(range(ranges[low].start, ranges[high].stop))
+        keys: list[Key] = []
+        levels = self._request.levels
+        for number, level in enumerate(levels[1:], 1):
+            finer = levels[number - 1].layout
+            mine: dict[Shape, Key] = {}
+            for coords in self._remaining.of_level(number):
+                parents = parent_coords(finer, level.layout, level.factors, coords)
+                awaited = dict.fromkeys(writers[p] for p in parents if p in writers)
+                key = (f"downsample-{self.token}", number, *coords)
+                task = ShardTask(number, coords)
+                mine[coords] = self.add(key, _write_coarser, self.staged, task, _refs([*awaited]))
+            writers = mine
+            keys += mine.values()
+        return keys
+
+    def add_recording(self, keys: Sequence[Key]) -> TaskRef:
+        """Add tasks that keep the receipts of a few shards each, and a tree above them.
+
+        The tree only adds up, so that no task depends on more than a few dozen others. Returns its
+        root.
+        """
+        name = f"record-receipts-{self.token}"
+        parents = [
+            self.add((name, n // FAN_IN), _record, self.staged, _refs(keys[n : n + FAN_IN]))
+            for n in range(0, len(keys), FAN_IN)
+        ]
+        if self._remaining.found or not parents:
+            found = [list(self._remaining.found)]
+            parents.append(self.add((name, "found"), _record, self.staged, found))
+        return TaskRef(add_tree(self.tasks, parents, _sums, f"count-receipts-{self.token}"))
+
+
+def _overlapping(
+    source: SourceGraph, layout: Layout, groups: Sequence[Group]
+) -> Iterator[list[tuple[Shape, Shape, Shape]]]:
+    """Yield for each group (index, start, shape) of the blocks that overlap it, in C order.
+
+    Blocks without voxels are left out.
+    """
+    starts = [(0, *accumulate(lengths)) for lengths in source.chunks]
+    ranges = [
+        block_ranges(lengths, cell)
+        for lengths, cell in zip(source.chunks, layout.task_shape, strict=True)
+    ]
+    for group in groups:
+        blocks = []
+        corners = [(min(axis), max(axis)) for axis in zip(*group, strict=True)]
+        spans = [
+            range(r[low].start, r[high].stop)
+            for r, (low, high) in zip(ranges, corners, strict=True)
+        ]
         for index in product(*spans):
-            bounds = [s[i : i + 2] for s, i in zip(self._starts, index, strict=True)]
+            bounds = [s[i : i + 2] for s, i in zip(starts, index, strict=True)]
             if all(a < b for a, b in bounds):
-                yield index, tuple(a for a, _ in bounds), tuple(b - a for a, b in bounds)
+                blocks.append((index, tuple(a for a, _ in bounds), tuple(b - a for a, b in bounds)))
+        yield blocks
 
 
 def _write_making(
     staged: StagedWrite,
-    group: Sequence[Shape],
+    group: Group,
     recipes: Sequence[BlockRecipe],
     shared: Mapping[Key, Any],
 ) -> list[ShardReceipt]:
@@ -337,13 +295,10 @@ def _join(
 
 
 def _write_gathering(
-    staged: StagedWrite,
-    group: Sequence[Shape],
-    places: Sequence[Place],
-    blocks: Sequence[Any],
+    staged: StagedWrite, group: Group, places: Sequence[Place], gathered: Sequence[Any]
 ) -> list[ShardReceipt]:
-    lazy = [LazyBlock(*place, partial(getitem, blocks, n)) for n, place in enumerate(places)]
-    return staged.write(0, group, lazy)
+    blocks = [LazyBlock(*place, partial(getitem, gathered, n)) for n, place in enumerate(places)]
+    return staged.write(0, group, blocks)
 
 
 def _write_coarser(staged: StagedWrite, task: ShardTask, parents: Any) -> list[ShardReceipt]:
