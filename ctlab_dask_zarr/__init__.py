@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.ome import OMEZarrVersion as OMEZarrVersion
     from ctlab_dask_zarr.formats.problems import Problem as Problem
     from ctlab_dask_zarr.formats.units import VoxelUnit as VoxelUnit
+    from ctlab_dask_zarr.manage.discard import AbortResult as AbortResult
     from ctlab_dask_zarr.manage.edit import edit_metadata as edit_metadata
     from ctlab_dask_zarr.manage.status import PartStatus as PartStatus
     from ctlab_dask_zarr.manage.status import WriteStatus as WriteStatus
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.planning.rechunk import Resources as Resources
     from ctlab_dask_zarr.settings import Setting as Setting
     from ctlab_dask_zarr.settings import settings_in_force as settings_in_force
-    from ctlab_dask_zarr.stores import AbortResult as AbortResult
     from ctlab_dask_zarr.stores import Problems as Problems
     from ctlab_dask_zarr.stores import abort as abort
     from ctlab_dask_zarr.stores import check_source as check_source
@@ -89,13 +89,14 @@ _HOMES = {
     "formats.ome": "OMEZarrVersion",
     "formats.problems": "Problem",
     "formats.units": "VoxelUnit",
+    "manage.discard": "AbortResult",
     "manage.edit": "edit_metadata",
     "manage.status": "PartStatus WriteStatus",
     "manage.transfer": "CopyResult",
     "planning.plan": "WritePlan",
     "planning.rechunk": "Resources",
     "settings": "Setting settings_in_force",
-    "stores": "AbortResult Problems abort check_source pull push status verify",
+    "stores": "Problems abort check_source pull push status verify",
     "views.compatibility": "ReaderReport check_readers",
     "views.info": "DatasetInfo info",
     "views.neuroglancer": "serve_store",

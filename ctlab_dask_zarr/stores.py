@@ -5,29 +5,26 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ctlab_dask_zarr.execution.progress import listen
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import Stop, compute_until
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.manage.discard import discard_write
+from ctlab_dask_zarr.manage.discard import AbortResult, abort_write
 from ctlab_dask_zarr.manage.status import WriteStatus, write_status
 from ctlab_dask_zarr.manage.transfer import CopyResult, copy_dataset
 from ctlab_dask_zarr.planning.resolve import existing_write, resolve_destination
 from ctlab_dask_zarr.preparing import Executor, ProgressSink, reported, started
 from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.store.objects import configured_options
 from ctlab_dask_zarr.store.store import storage_options_in_force
-from ctlab_dask_zarr.store.uploads import abort_uploads
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.verification.verify import Verification, build_source_check, build_verification
 from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
 from ctlab_dask_zarr.write.run import WriteProgress
 
-__all__ = ["AbortResult", "Problems", "abort", "check_source", "pull", "push", "status", "verify"]
+__all__ = ["Problems", "abort", "check_source", "pull", "push", "status", "verify"]
 
 
 class Problems(list[Problem]):
@@ -42,28 +39,6 @@ class Problems(list[Problem]):
     def __init__(self, problems: Iterable[Problem] = (), scope: str = "") -> None:
         super().__init__(problems)
         self.scope = scope
-
-
-@dataclass(frozen=True)
-class AbortResult:
-    """What was given up.
-
-    Attributes
-    ----------
-    destination
-        Where the write, or the copy, was going to.
-    was_staged
-        Whether there was anything to remove.
-    n_uploads
-        Unfinished uploads to S3 that were ended.
-    uploads_problem
-        Why other unfinished uploads may be left; None if there are none.
-    """
-
-    destination: str
-    was_staged: bool
-    n_uploads: int
-    uploads_problem: str | None
 
 
 def verify(
@@ -264,10 +239,7 @@ def abort(
     False
     """
     with storage_options_in_force(storage_options):
-        destination = existing_write(path)
-        ended = abort_uploads(destination.path, configured_options())
-        was_staged = discard_write(destination)
-    return AbortResult(destination.path, was_staged, ended.n_uploads, ended.problem)
+        return abort_write(existing_write(path))
 
 
 def push(

@@ -93,20 +93,17 @@ def abort_command(destination: str) -> None:
     too, where botocore is installed.
     """
     with exit_codes():
-        from ctlab_dask_zarr.manage.discard import discard_write
+        from ctlab_dask_zarr.manage.discard import abort_write
         from ctlab_dask_zarr.planning.resolve import existing_write
-        from ctlab_dask_zarr.store.objects import configured_options
-        from ctlab_dask_zarr.store.uploads import abort_uploads
 
-        target = existing_write(destination)
-        ended = abort_uploads(target.path, configured_options())
-        staged = discard_write(target)
-    say(f"{target.path}: {'removed what was staged' if staged else 'nothing was staged'}")
-    if ended.n_uploads:
-        say(f"{ended.n_uploads} unfinished uploads ended")
-    if ended.problem is not None:
+        done = abort_write(existing_write(destination))
+    removed = "removed what was staged" if done.was_staged else "nothing was staged"
+    say(f"{done.destination}: {removed}")
+    if done.n_uploads:
+        say(f"{done.n_uploads} unfinished uploads ended")
+    if done.uploads_problem is not None:
         say(
-            f"unfinished uploads could not be looked for ({ended.problem}); a lifecycle rule of "
-            "the bucket (AbortIncompleteMultipartUpload) ends them",
+            f"unfinished uploads could not be looked for ({done.uploads_problem}); a lifecycle "
+            "rule of the bucket (AbortIncompleteMultipartUpload) ends them",
             err=True,
         )

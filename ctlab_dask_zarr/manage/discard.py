@@ -1,30 +1,62 @@
-"""Give an interrupted write or copy up: nothing stays but what was committed."""
+"""Remove what an interrupted write or copy has left; what was committed stays."""
 
 from __future__ import annotations
 
-from ctlab_dask_zarr.manage.transfer import discard_incoming
+from dataclasses import dataclass
+
 from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.files import remove_tree
+from ctlab_dask_zarr.store.uploads import abort_uploads
 
-__all__ = ["discard_write"]
+__all__ = ["AbortResult", "abort_write"]
 
 
-def discard_write(destination: Destination) -> bool:
-    """Remove what an interrupted write or copy has left; return whether there was any.
+@dataclass(frozen=True)
+class AbortResult:
+    """What was given up.
 
-    Further levels that a commit has moved into the store, and not named, are part of it, and so are
-    those of its labels.
+    Attributes
+    ----------
+    destination
+        Where the write, or the copy, was going to.
+    was_staged
+        Whether there was anything to remove.
+    n_uploads
+        Unfinished uploads to S3 that were ended.
+    uploads_problem
+        Why other unfinished uploads may be left; None if there are none.
     """
-    is_found = bool(destination.staged_plan())
-    if is_found:
+
+    destination: str
+    was_staged: bool
+    n_uploads: int = 0
+    uploads_problem: str | None = None
+
+
+def abort_write(destination: Destination) -> AbortResult:
+    """Remove what an interrupted write or copy to `destination` has left.
+
+    Parts of it are further levels, of the image and of its labels, that a commit has moved into the
+    store but not named yet. No write may be under way.
+    """
+    objects = destination.objects
+    uploads = abort_uploads(destination.path, objects.options if objects else ())
+    was_staged = bool(destination.staged_plan())
+    if was_staged:
         destination.take_back_levels()
         destination.discard_staging()
     destination.sweep()
     for labels in destination.staged_labels():
         if labels.is_being_extended():
-            is_found = True
+            was_staged = True
             labels.take_back_levels()
             labels.discard_staging()
         labels.sweep()
-    # Died between the renames of its commit, the old dataset is aside: it is what stays.
+    # A commit that died between its renames has put the old dataset aside: it is what stays.
     destination.finish_interrupted_replacement()
-    return discard_incoming(destination) or is_found
+    incoming = destination.all_incoming()
+    for folder in incoming:
+        remove_tree(destination.files, folder)
+    return AbortResult(
+        destination.path, was_staged or bool(incoming), uploads.n_uploads, uploads.problem
+    )

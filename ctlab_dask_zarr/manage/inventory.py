@@ -33,7 +33,7 @@ class Inventory:
     nbytes
         Size of each object.
     crc32c
-        CRC-32C of those of which the commit kept one.
+        CRC-32C of the objects of which the commit kept one.
     arrays
         Documents of the arrays of the image and of its labels, by their paths.
     """
@@ -54,14 +54,14 @@ def take_inventory(metadata: StoreMetadata) -> Inventory:
         The store can only be read by plain HTTP, which lists nothing, and another program wrote it.
     """
     if metadata.path.startswith("http"):
-        return _told_inventory(metadata)
+        return _inventory_from_documents(metadata)
     nbytes = {
         key: size for key, (size, _) in metadata.store.stats().items() if key != ROOT_DOCUMENT
     }
     shards = _shards(metadata)
-    missing = sorted(shards.keys() - nbytes.keys())
-    if missing:
-        raise IncompleteDatasetError(f"{metadata.path} lacks {missing[0]}: it is not copied")
+    missing = min(shards.keys() - nbytes.keys(), default=None)
+    if missing is not None:
+        raise IncompleteDatasetError(f"{metadata.path} lacks {missing}: it is not copied")
     arrays: dict[str, str] = {}
     # Labels that cannot be understood are copied all the same.
     with suppress(CTLabError):
@@ -70,61 +70,54 @@ def take_inventory(metadata: StoreMetadata) -> Inventory:
     return Inventory(nbytes, {key: crc32c for key, (_, crc32c) in shards.items()}, arrays)
 
 
-def _told_inventory(metadata: StoreMetadata) -> Inventory:
-    """Return what the documents of a store tell, and those of its labels."""
-    nbytes: dict[str, int] = {}
-    checksums: dict[str, int] = {}
-    documents: list[str] = []
+def _inventory_from_documents(metadata: StoreMetadata) -> Inventory:
+    """Return what a store and its labels hold, by what their documents say."""
+    found: dict[str, tuple[int, int]] = {}
+    documents: set[str] = set()
     arrays: dict[str, str] = {}
     for prefix, image in _images(metadata):
         shards = _shards(image)
         for path, text in image.arrays:
-            arrays[f"{prefix}{path}"] = text
             array = parse_array_document(text)
             if object_key(path, array, (0,) * len(array.shape)) not in shards:
                 raise UnsupportedFormatError(
                     f"{image.path} was not written by this package, so that its documents do not "
-                    "tell what objects it has, and plain HTTP does not list them. Copy it by the "
+                    "say what objects it has, and plain HTTP does not list them. Copy it by the "
                     f"URL of its object store (s3://), or its voxels by `ctlab-zarr convert "
                     f"{image.path} DESTINATION`"
                 )
+            arrays[f"{prefix}{path}"] = text
             below = f"{prefix}{path}/".lstrip("/")
-            documents += [f"{below}{name}" for name in (ROOT_DOCUMENT, RECEIPTS_OBJECT)]
-        nbytes |= {f"{prefix}{key}": size for key, (size, _) in shards.items()}
-        checksums |= {f"{prefix}{key}": crc32c for key, (_, crc32c) in shards.items()}
+            documents |= {f"{below}{ROOT_DOCUMENT}", f"{below}{RECEIPTS_OBJECT}"}
+        found |= {f"{prefix}{key}": facts for key, facts in shards.items()}
         if prefix:
-            documents += [f"{prefix}{ROOT_DOCUMENT}", f"labels/{ROOT_DOCUMENT}"]
-    nbytes |= {key: metadata.store.nbytes(key) for key in {*documents} - {ROOT_DOCUMENT}}
-    return Inventory(nbytes, checksums, arrays)
+            documents |= {f"{prefix}{ROOT_DOCUMENT}", f"labels/{ROOT_DOCUMENT}"}
+    nbytes = {key: size for key, (size, _) in found.items()}
+    nbytes |= {key: metadata.store.nbytes(key) for key in documents - {ROOT_DOCUMENT}}
+    return Inventory(nbytes, {key: crc32c for key, (_, crc32c) in found.items()}, arrays)
 
 
 def _images(metadata: StoreMetadata) -> Iterator[tuple[str, StoreMetadata]]:
-    """Yield an image and its labels; before each, what their keys begin with in the store."""
+    """Yield an image and its labels, each with what its keys begin with in the store."""
     yield "", metadata
     try:
         names = label_names(metadata.files, metadata.path, strict=True)
     except OSError as error:
-        # A bucket that may not be listed does not say that something is not there: it refuses it.
+        # A bucket that may not be listed refuses access to what is not there.
         if error.errno != errno.EACCES:
             raise
         names = []
     for name in names:
-        yield (
-            f"labels/{name}/",
-            read_store_metadata(os.path.join(metadata.path, "labels", name), metadata.files),
-        )
+        path = os.path.join(metadata.path, "labels", name)
+        yield f"labels/{name}/", read_store_metadata(path, metadata.files)
 
 
 def _shards(metadata: StoreMetadata) -> dict[str, tuple[int, int]]:
-    """Return size and CRC-32C of every shard for which the commit of an image kept them."""
+    """Return size and CRC-32C of every shard of an image of which its commit kept them."""
     found: dict[str, tuple[int, int]] = {}
-    if own_receipt(metadata.attributes) is None:
-        return found
-    for path, text in metadata.arrays:
-        array = parse_array_document(text)
-        table, problems = array_receipts(
-            metadata.store, path, array, seal_of(metadata.attributes, path)
-        )
+    for path, text in metadata.arrays if own_receipt(metadata.attributes) else ():
+        array, seal = parse_array_document(text), seal_of(metadata.attributes, path)
+        table, problems = array_receipts(metadata.store, path, array, seal)
         if problems:
             raise IncompleteDatasetError(f"{metadata.path}: {problems[0].message}")
         if table is not None:

@@ -1,8 +1,8 @@
 """Copy a committed store to an object store and back: shards first, the root document last.
 
-On an object store a copy has its destination to itself as a conversion does: by a ``plan.json`` in
-the staging folder, put only where there is none. On a file system it arrives in a hidden sibling
-whose name tells which dataset it is, so that copies of two never mix.
+On an object store a copy takes its destination as a conversion does: by a ``plan.json`` in the
+staging folder, which is put only where there is none. On a file system it arrives in a hidden
+sibling whose name says which dataset it is, so that copies of two datasets never mix.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 
 import google_crc32c
 
@@ -26,25 +27,25 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.formats.receipts import own_receipt
 from ctlab_dask_zarr.manage.inventory import Inventory, take_inventory
-from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
+from ctlab_dask_zarr.read.zarr import read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.store.files import remove_tree
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.occupied import refuse_long_name, refuse_missing_folder, store_around
 from ctlab_dask_zarr.store.staging_plan import STAGED_PLAN, is_object_of
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["CopyResult", "copy_dataset", "discard_incoming"]
+__all__ = ["CopyResult", "copy_dataset"]
 
-#: Read and written at once.
+#: How much is read and written at once.
 _BLOCK_NBYTES = 8 << 20
-#: Objects under way at once; what counts is the latency of a request.
-_N_THREADS = 4
 
 
 @dataclass(frozen=True)
 class CopyResult:
-    """What was copied: where to, how many objects there are, how many were there, and bytes."""
+    """What was copied where: `n_objects` of `nbytes` bytes, of which `n_skipped` were there before.
+
+    All three are 0 where the whole dataset was there before.
+    """
 
     destination: str
     n_objects: int
@@ -53,24 +54,30 @@ class CopyResult:
 
 
 def copy_dataset(
-    source: str, destination: Destination, on_copied: Callable[[int, int], None] | None = None
+    source: str,
+    destination: Destination,
+    on_copied: Callable[[int, int], None] | None = None,
+    *,
+    n_threads: int = 4,
 ) -> CopyResult:
     """Copy a committed store; may be repeated, and goes on where it was interrupted.
 
-    What is copied is held against the checksums that the commit kept, and its size and checksum at
-    the destination against what was sent. Nothing is readable as a dataset there before the end: on
-    a file system it is put together in a hidden sibling, and on an object store the root document
+    What is copied is compared with the checksums that the commit kept, and its size and checksum at
+    the destination with what was sent. Nothing can be read as a dataset there before the end: on a
+    file system it is put together in a hidden sibling, and on an object store the root document
     comes last.
 
     Parameters
     ----------
     source
-        The store, local or not; of one behind plain HTTP, which lists nothing, all that its own
-        documents tell.
+        The store, local or not. One behind plain HTTP, which lists nothing, is copied by what its
+        own documents say.
     destination
         Where to; nothing may be there but what an interrupted copy of the same store has left.
     on_copied
-        Told the size of each object that is copied, and of all; first of all 0.
+        Called with the size of each object that is copied, and the size of all; first with 0.
+    n_threads
+        How many objects are copied at once.
 
     Raises
     ------
@@ -87,39 +94,43 @@ def copy_dataset(
     root = metadata.store.get(ROOT_DOCUMENT)
     if _is_there(destination, root):
         return CopyResult(destination.path, 0, 0, 0)
-    claim = _Claim.of(metadata, root, destination)
+    receipt = own_receipt(metadata.attributes) or {}
+    # Our own root documents hold the checksums of what they describe; those of other programs may
+    # be the same for two datasets.
+    described = root if receipt else root + metadata.path.encode()
+    identity = hashlib.sha256(described).hexdigest()
+    claim = _Claim(destination, metadata.path, root, identity, receipt.get("staging_id"))
     claim.refuse_others()
     inventory = take_inventory(metadata)
     objects, expected = inventory.nbytes, inventory.crc32c
     incoming = claim.incoming()
     there = incoming.stats()
-    foreign = sorted(there.keys() - objects.keys() - {ROOT_DOCUMENT})
-    if foreign:
+    foreign = min(there.keys() - objects.keys() - {ROOT_DOCUMENT}, default=None)
+    if foreign is not None:
         raise DestinationExistsError(
-            f"{incoming.root} holds {foreign[0]!r}, which is no part of {source}: remove what is "
+            f"{incoming.root} holds {foreign!r}, which is no part of {source}: remove what is "
             "there, or choose another name"
         )
     claim.stake(inventory)
     if _is_there(destination, root):
-        # It came between the first look and the claim.
+        # Another copy was finished between the first look and the claim.
         claim.release()
         return CopyResult(destination.path, 0, 0, 0)
     total = sum(objects.values())
     n_skipped = 0
-    if on_copied is not None:
-        on_copied(0, total)
-    with ThreadPoolExecutor(_N_THREADS) as pool:
-        copies = {
-            pool.submit(
-                _copy_object, claim, metadata.store, incoming, key, expected.get(key), key in there
-            ): key
-            for key in sorted(objects)
-        }
+    report = on_copied or (lambda nbytes, total: None)
+    report(0, total)
+
+    def copy(key: str) -> bool:
+        claim.refuse_lost()
+        return _copy_object(metadata.store, incoming, key, expected.get(key), key in there)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        copies = {pool.submit(copy, key): key for key in sorted(objects)}
         try:
             for done in as_completed(copies):
                 n_skipped += done.result()
-                if on_copied is not None:
-                    on_copied(objects[copies[done]], total)
+                report(objects[copies[done]], total)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -129,35 +140,17 @@ def copy_dataset(
 
 @dataclass(frozen=True)
 class _Claim:
-    """That a destination is that of the copy of one dataset, which may be made by several.
+    """The right of a copy to its destination; several processes may make the same copy.
 
-    Attributes
-    ----------
-    source
-        The store that is copied.
-    identity
-        What tells its dataset from every other one.
-    staging_id
-        Of the dataset, by which a claim is known as one that has come to its end.
-    root
-        The root document.
+    `identity` tells the dataset with this root document from every other one. Its `staging_id`
+    shows that a claim belongs to a copy that has come to its end.
     """
 
     destination: Destination
     source: str
+    root: bytes
     identity: str
     staging_id: str | None
-    root: bytes
-
-    @classmethod
-    def of(cls, metadata: StoreMetadata, root: bytes, destination: Destination) -> _Claim:
-        receipt = own_receipt(metadata.attributes)
-        # Our own root documents hold the checksums of what they are of; those of others may be
-        # the same for two datasets.
-        told = root if receipt else root + metadata.path.encode()
-        identity = hashlib.sha256(told).hexdigest()
-        staging_id = (receipt or {}).get("staging_id")
-        return cls(destination, metadata.path, identity, staging_id, root)
 
     def incoming(self) -> Store:
         """Return where objects arrive."""
@@ -170,9 +163,9 @@ class _Claim:
         return Store(incoming, destination.files)
 
     def stake(self, inventory: Inventory) -> None:
-        """Take the destination, or find that it is this copy's already.
+        """Take the destination, or find that this copy has it already.
 
-        What is copied is said, so that who gives it up knows what to remove.
+        The claim lists what is copied, so that aborting the copy removes that and nothing else.
         """
         objects = self.destination.objects
         if objects is None:
@@ -193,7 +186,7 @@ class _Claim:
             self.refuse_others()
 
     def refuse_others(self) -> None:
-        """Raise where another write has the destination, or it can be no place for a dataset."""
+        """Raise where another write has the destination, or no dataset can be there."""
         refuse_missing_folder(self.destination)
         refuse_long_name(self.destination)
         store = store_around(self.destination)
@@ -214,20 +207,21 @@ class _Claim:
                 "choose another name"
             )
 
+    def is_ours(self) -> bool:
+        return self.destination.staged_plan().get("run_id") == self.identity
+
     def refuse_lost(self) -> None:
-        """Raise where the destination was taken from this copy; not where another has ended it."""
+        """Raise where this copy has lost the destination before it was complete."""
         destination = self.destination
-        if destination.can_rename or destination.staged_plan().get("run_id") == self.identity:
+        if destination.can_rename or self.is_ours() or _is_there(destination, self.root):
             return
-        if not _is_there(destination, self.root):
-            raise StagingExistsError(
-                f"{destination.staging}, by which {destination.path} was this copy's, was removed "
-                "meanwhile: look whether another write is under way there, then try again"
-            )
+        raise StagingExistsError(
+            f"{destination.staging}, the claim of this copy to {destination.path}, was removed "
+            "meanwhile: look whether another write is under way there, then try again"
+        )
 
     def release(self) -> None:
-        """Leave the destination to others."""
-        if self.destination.staged_plan().get("run_id") == self.identity:
+        if self.is_ours():
             self.destination.notes.remove(STAGED_PLAN)
 
 
@@ -236,15 +230,8 @@ def _is_of_arrays(key: str, arrays: Mapping[str, str]) -> bool:
     return any(key.startswith(p) and is_object_of(text, key[len(p) :]) for p, text in prefixes)
 
 
-def discard_incoming(destination: Destination) -> bool:
-    """Remove what interrupted copies to a file system have left; return whether there was any."""
-    found = destination.all_incoming()
-    for folder in found:
-        remove_tree(destination.files, folder)
-    return bool(found)
-
-
 def _is_there(destination: Destination, root: bytes) -> bool:
+    """Whether the dataset is at the destination; raise where something else is."""
     try:
         found = destination.store.get(ROOT_DOCUMENT)
     except (FileNotFoundError, NotADirectoryError):
@@ -262,15 +249,9 @@ def _is_there(destination: Destination, root: bytes) -> bool:
 
 
 def _copy_object(
-    claim: _Claim,
-    source: Store,
-    target: Store,
-    key: str,
-    expected: int | None,
-    is_there: bool,
+    source: Store, target: Store, key: str, expected: int | None, is_there: bool
 ) -> bool:
-    """Copy one object, unless it is there whole; return whether it was."""
-    claim.refuse_lost()
+    """Copy one object unless it is there already and whole; return whether it was."""
     nbytes = source.nbytes(key)
     if is_there and target.nbytes(key) == nbytes:
         checksum = _checksum(source, key, nbytes) if expected is None else expected
@@ -297,10 +278,7 @@ def _blocks(store: Store, key: str, nbytes: int) -> Iterator[bytes]:
 
 
 def _checksum(store: Store, key: str, nbytes: int) -> int:
-    checksum = 0
-    for block in _blocks(store, key, nbytes):
-        checksum = google_crc32c.extend(checksum, block)
-    return checksum
+    return reduce(google_crc32c.extend, _blocks(store, key, nbytes), 0)
 
 
 def _publish(claim: _Claim, incoming: Store) -> None:

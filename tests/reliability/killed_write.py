@@ -20,7 +20,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
 )
 from ctlab_dask_zarr.codec.downsample import halve
-from ctlab_dask_zarr.manage.discard import discard_write
+from ctlab_dask_zarr.manage.discard import abort_write
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import LOCAL_FILES
 from ctlab_dask_zarr.write.staging.commit import commit
@@ -119,4 +119,4 @@ def commit_and_die(destination: str, number: int) -> None:
 
 def abort_and_die(destination: str, number: int) -> None:
     """Abort what is staged, and die before an effect of it; with too large a number live on."""
-    discard_write(Destination(destination, Deadly(LOCAL_FILES, number)))
+    abort_write(Destination(destination, Deadly(LOCAL_FILES, number)))

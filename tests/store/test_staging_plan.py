@@ -27,7 +27,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
-from ctlab_dask_zarr.manage.discard import discard_write
+from ctlab_dask_zarr.manage.discard import abort_write
 from ctlab_dask_zarr.manage.status import write_status
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import LocalFiles
@@ -82,7 +82,7 @@ def test_what_is_staged_for_one_destination_is_safe_from_all_others(
         labels_to_zarr(LABELS, scan, name, restart=True, **LAYOUT)
     add_levels(scan, 2, restart=True)
     edit_metadata(scan, voxel_size=3)
-    assert not discard_write(Destination(str(scan)))
+    assert not abort_write(Destination(str(scan))).was_staged
     assert snapshot(tmp_path / f".{other}.staging") == before
     assert sorted(os.listdir(tmp_path)) == [f".{other}.staging", "scan.zarr"]
     whole = make_dataset(da.from_array(LABELS, chunks=8))
@@ -146,7 +146,7 @@ def test_a_folder_that_only_has_the_name_of_a_staging_folder_is_left_alone(
         with pytest.raises(MetadataError, match="it holds 'thesis"):
             dataset_to_zarr(make_dataset(VOXELS), tmp_path / "scan", **LAYOUT, **options)
     with pytest.raises(MetadataError, match="move it elsewhere"):
-        discard_write(Destination(str(tmp_path / "scan.zarr")))
+        abort_write(Destination(str(tmp_path / "scan.zarr")))
     assert snapshot(tmp_path) == before
 
 
@@ -160,7 +160,7 @@ def test_a_link_in_place_of_a_staging_folder_is_not_followed(tmp_path: Path, sna
         with pytest.raises(MetadataError, match="no folder"):
             dataset_to_zarr(make_dataset(VOXELS), tmp_path / "scan", **LAYOUT, **options)
     with pytest.raises(MetadataError, match="no folder"):
-        discard_write(Destination(str(tmp_path / "scan.zarr")))
+        abort_write(Destination(str(tmp_path / "scan.zarr")))
     assert snapshot(theirs) == before
 
 
@@ -200,7 +200,7 @@ def test_a_plan_that_leads_elsewhere_is_refused_whatever_is_asked_for(
         place.write_text(json.dumps(plan))
         before = snapshot(tmp_path)
         for act in (
-            lambda: discard_write(Destination(str(scan))),
+            lambda: abort_write(Destination(str(scan))),
             lambda: commit(scan),
             lambda: add_levels(scan, 2, resume=True),
             lambda: add_levels(scan, 2, restart=True),
@@ -235,7 +235,7 @@ def test_a_level_of_somebody_else_is_not_taken_for_one_that_was_moved_there(
     theirs = tmp_path / "scan.zarr" / "1"
     theirs.mkdir()
     (theirs / "thesis.txt").write_text("three years of work")
-    discard_write(Destination(str(tmp_path / "scan.zarr")))
+    abort_write(Destination(str(tmp_path / "scan.zarr")))
     assert (theirs / "thesis.txt").read_text() == "three years of work"
 
 
@@ -384,7 +384,7 @@ class TestWhatCameMeanwhile:
             patch.setattr(os, "rename", die)
             with pytest.raises(KeyboardInterrupt):
                 self.replace(path, lambda: None)
-        assert discard_write(Destination(str(path)))
+        assert abort_write(Destination(str(path))).was_staged
         assert snapshot(path) == old
         assert os.listdir(path.parent) == ["scan.zarr"]
 

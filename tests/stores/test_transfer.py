@@ -24,7 +24,6 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.errors import StagingExistsError
-from ctlab_dask_zarr.manage import transfer
 from ctlab_dask_zarr.manage.transfer import copy_dataset
 from ctlab_dask_zarr.store.destination import Destination
 from tests.stores.conftest import LAYOUT, Server
@@ -111,9 +110,8 @@ def other(dataset: Dataset, voxels: np.ndarray, tmp_path: Path) -> Path:
     return path
 
 
-def interrupt(source: object, destination: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt(source: object, destination: object) -> None:
     """Have a copy stop after a few objects."""
-    monkeypatch.setattr(transfer, "_N_THREADS", 1)
     n_left = [8]
 
     def stop(nbytes: int, total: int) -> None:
@@ -122,14 +120,14 @@ def interrupt(source: object, destination: object, monkeypatch: pytest.MonkeyPat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        copy_dataset(str(source), Destination.at(str(destination)), stop)
+        copy_dataset(str(source), Destination.at(str(destination)), stop, n_threads=1)
 
 
 def test_an_interrupted_copy_is_not_readable_and_goes_on(
-    s3: Server, bucket: str, store: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    s3: Server, bucket: str, store: Path, dataset: Dataset
 ) -> None:
     url = f"s3://{bucket}/scan.zarr"
-    interrupt(store, url, monkeypatch)
+    interrupt(store, url)
     with pytest.raises(CTLabError):
         dataset_from_zarr(url)
     before = {key: v for key, v in s3.keys(bucket).items() if key.startswith("scan.zarr/")}
@@ -148,10 +146,9 @@ def test_an_interrupted_push_keeps_others_away_until_it_is_aborted(
     store: Path,
     other: Path,
     dataset: Dataset,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url = f"s3://{bucket}/scan.zarr"
-    interrupt(store, url, monkeypatch)
+    interrupt(store, url)
     before = s3.keys(bucket)
     with pytest.raises(StagingExistsError, match=r"a copy of .*scan\.zarr .* abort"):
         copy_dataset(str(other), Destination.at(url))
@@ -168,10 +165,10 @@ def test_an_interrupted_push_keeps_others_away_until_it_is_aborted(
 
 
 def test_an_interrupted_pull_is_aborted(
-    bucket: str, store: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: str, store: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    interrupt(store, tmp_path / "copy.zarr", monkeypatch)
+    interrupt(store, tmp_path / "copy.zarr")
     assert len(list(tmp_path.glob(".copy.zarr.incoming.*"))) == 1
     done = cli("abort", tmp_path / "copy.zarr")
     assert done.returncode == 0, done.stderr
@@ -204,11 +201,8 @@ def test_of_two_pushes_of_different_datasets_one_wins_whole(
         assert verify(url) == []
 
 
-def test_a_push_whose_claim_is_removed_stops(
-    s3: Server, bucket: str, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_push_whose_claim_is_removed_stops(s3: Server, bucket: str, store: Path) -> None:
     url = f"s3://{bucket}/scan.zarr"
-    monkeypatch.setattr(transfer, "_N_THREADS", 1)
     n_left = [5]
 
     def take_over(nbytes: int, total: int) -> None:
@@ -217,7 +211,7 @@ def test_a_push_whose_claim_is_removed_stops(
             s3.client().delete_object(Bucket=bucket, Key=".scan.zarr.staging/plan.json")
 
     with pytest.raises(StagingExistsError, match="was removed meanwhile"):
-        copy_dataset(str(store), Destination.at(url), take_over)
+        copy_dataset(str(store), Destination.at(url), take_over, n_threads=1)
     # Whoever took it away is told of progress a moment later than it is made.
     assert 4 <= len(s3.keys(bucket)) <= 20
     with pytest.raises(CTLabError):
