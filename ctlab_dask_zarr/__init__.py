@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.errors import VerificationError as VerificationError
     from ctlab_dask_zarr.errors import WriteFailedError as WriteFailedError
     from ctlab_dask_zarr.errors import WriteStoppedError as WriteStoppedError
-    from ctlab_dask_zarr.execution.cluster import cluster_from_config as cluster_from_config
+    from ctlab_dask_zarr.execution.clusters import cluster_from_config as cluster_from_config
     from ctlab_dask_zarr.execution.stopping import Stop as Stop
     from ctlab_dask_zarr.formats.codecs import array_kwargs as array_kwargs
     from ctlab_dask_zarr.formats.datatype import DataType as DataType
@@ -81,7 +81,7 @@ _HOMES = {
         "MissingExtraError ShardDecodeError StagingExistsError StorageError "
         "UnsupportedFormatError VerificationError WriteFailedError WriteStoppedError"
     ),
-    "execution.cluster": "cluster_from_config",
+    "execution.clusters": "cluster_from_config",
     "execution.stopping": "Stop",
     "formats.codecs": "array_kwargs",
     "formats.datatype": "DataType",

@@ -71,9 +71,10 @@ def _make_scan(directory: str, size: int, quiet: bool) -> str:
 def _convert(source: str, store: str, quiet: bool) -> dict[str, Any]:
     from ctlab_dask_zarr.cli.convert import write_dataset
     from ctlab_dask_zarr.dataset import Dataset
-    from ctlab_dask_zarr.execution.cluster import local_client
+    from ctlab_dask_zarr.execution.clusters import client_of
+    from ctlab_dask_zarr.execution.local import local_workers
 
-    with local_client() as client:
+    with client_of(local_workers()) as client:
         # A demonstration may be run again in the same folder.
         arguments = {"overwrite": True, "shards": (128,) * 3, "chunks": (32,) * 3, "levels": "auto"}
         return write_dataset(

@@ -272,15 +272,17 @@ def client_for(
 
     `stop` also ends the wait for workers that are still queued.
     """
-    from ctlab_dask_zarr.execution.cluster import client_from_config, connect, local_client
+    from ctlab_dask_zarr.execution.clusters import client_from_config, client_of
+    from ctlab_dask_zarr.execution.local import local_workers
+    from ctlab_dask_zarr.execution.running import RunningWorkers
 
     if cluster:
         return client_from_config(
             cluster, jobs, stop=stop, on_wait=lambda text: say(text, err=True)
         )
     if scheduler or scheduler_file:
-        return connect(scheduler, scheduler_file)
-    return local_client(workers, threads or 1, memory_limit)
+        return client_of(RunningWorkers(scheduler, scheduler_file))
+    return client_of(local_workers(workers, threads, memory_limit))
 
 
 def given_source_options(options: dict[str, Any]) -> list[str]:

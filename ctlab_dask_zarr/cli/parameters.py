@@ -100,7 +100,7 @@ class _Deadline(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from ctlab_dask_zarr.errors import InvalidArgumentError
-        from ctlab_dask_zarr.execution.deadline import parse_duration, seconds_left
+        from ctlab_dask_zarr.execution.allocation import parse_duration, seconds_left
         from ctlab_dask_zarr.execution.stopping import CLOSING_S
 
         try:

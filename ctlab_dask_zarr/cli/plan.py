@@ -64,22 +64,21 @@ def _resources(
     jobs: int | None,
 ) -> Resources:
     """Return what `convert` would have with the same options; no worker is started."""
-    from ctlab_dask_zarr.execution.cluster import configured_resources, connect, local_workers
-    from ctlab_dask_zarr.execution.scheduler import scheduler_resources
-    from ctlab_dask_zarr.planning.rechunk import Resources
+    from ctlab_dask_zarr.execution.clusters import workers_for
+    from ctlab_dask_zarr.execution.local import local_workers
+    from ctlab_dask_zarr.execution.running import RunningWorkers
 
     if cluster:
-        return configured_resources(cluster, jobs)
+        with workers_for(cluster, jobs) as configured:
+            return configured.resources()
     if scheduler or scheduler_file:
-        with connect(scheduler, scheduler_file):
-            return scheduler_resources()
-    local = local_workers(workers, threads or 1, memory_limit)
-    return Resources(local.n_workers * local.n_threads, local.nbytes // local.n_threads)
+        return RunningWorkers(scheduler, scheduler_file).resources()
+    return local_workers(workers, threads, memory_limit).resources()
 
 
 def _total_nbytes(resources: Resources) -> int:
     """Return the memory of all workers; this node's where a scheduler has none yet."""
-    from ctlab_dask_zarr.execution.cluster import allocated_resources
+    from ctlab_dask_zarr.execution.allocation import allocated_resources
 
     if resources.thread_nbytes is None:
         return allocated_resources().nbytes

@@ -8,9 +8,11 @@ from difflib import get_close_matches
 from typing import Any
 
 import dask
+import distributed  # noqa: F401 - brings its defaults into dask's configuration
 import yaml
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.execution.jobs import BATCH_SYSTEMS, import_jobqueue
 from ctlab_dask_zarr.settings import (
     KEYS_WITHOUT_DEFAULT,
     canonical_name,
@@ -18,12 +20,7 @@ from ctlab_dask_zarr.settings import (
     wrong_keys,
 )
 
-__all__ = [
-    "check_dask_config",
-    "configured_kind",
-    "known_settings",
-    "read_configuration",
-]
+__all__ = ["check_dask_config", "configured_kind", "read_configuration"]
 
 
 def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -32,8 +29,8 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     InvalidArgumentError
-        There is no such file, it is no YAML, or a key in it is one that nobody reads: `dask.config`
-        would take it without a word.
+        The file is missing, is no YAML, or has a key that nobody reads: `dask.config` would ignore
+        it silently.
     """
     name = os.fspath(path)
     try:
@@ -50,20 +47,16 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"cluster configuration {name} holds {type(loaded).__name__}: it has to hold keys, as "
             "`jobqueue:` or `distributed:`"
         )
-    problems = [*wrong_keys(loaded, known_settings("jobqueue" in loaded)), *_misplaced_keys(loaded)]
+    if "jobqueue" in loaded:
+        import_jobqueue()
+    problems = [*wrong_keys(loaded, _known_settings()), *_misplaced_keys(loaded)]
     if problems:
         raise InvalidArgumentError(f"cluster configuration {name}: {'; '.join(problems)}")
     return loaded
 
 
 def check_dask_config() -> None:
-    """Raise an error where a file that ``DASK_CONFIG`` names is wrong: dask itself says nothing.
-
-    Raises
-    ------
-    InvalidArgumentError
-        As of `read_configuration`.
-    """
+    """Raise an error if a file that ``DASK_CONFIG`` names is wrong: dask itself says nothing."""
     path = os.environ.get("DASK_CONFIG")
     if not path:
         return
@@ -75,46 +68,38 @@ def check_dask_config() -> None:
         read_configuration(file)
 
 
-def known_settings(with_jobqueue: bool = False) -> dict[str, Any]:
-    """Return every setting that dask, and dask-jobqueue, have a default for."""
-    import distributed  # noqa: F401 - its defaults come with it
-
+def _known_settings() -> dict[str, Any]:
+    """Return all settings that have a default: dask's, ours, and dask-jobqueue's if imported."""
     load_defaults()
-    if with_jobqueue:
-        from ctlab_dask_zarr.execution.jobs import import_jobqueue
-
-        import_jobqueue()
     return dask.config.merge(*dask.config.defaults)
 
 
 def _misplaced_keys(given: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one message for each key on the first level that belongs into ``jobqueue``.
+    """Yield a message for each key on the first level that belongs into ``jobqueue``.
 
-    It would be taken for the section of some other package, and the cluster for a local one.
+    It would count as the section of some other package, and the cluster as a local one.
     """
-    from ctlab_dask_zarr.execution.jobs import BATCH_SYSTEMS, import_jobqueue
-
     names = {canonical_name(key): key for key in given}
-    unknown = {name: names[name] for name in names.keys() - known_settings().keys()}
+    unknown = names.keys() - _known_settings().keys() - set(KEYS_WITHOUT_DEFAULT)
     if not unknown:
         return
+    # Without dask-jobqueue the keys of its sections are not known.
+    sections: Mapping[str, Any] = dict.fromkeys(BATCH_SYSTEMS, ())
     try:
         import_jobqueue()
+        sections = {system: _known_settings()["jobqueue"][system] for system in BATCH_SYSTEMS}
     except InvalidArgumentError:
-        # Then what its sections hold is not known, and their names are enough.
-        sections: Mapping[str, Any] = dict.fromkeys(BATCH_SYSTEMS, ())
-    else:
-        sections = {name: known_settings()["jobqueue"][name] for name in BATCH_SYSTEMS}
-    for name, key in unknown.items():
+        pass
+    for name in unknown:
         near = get_close_matches(name, sections, 1, cutoff=0.75)
         places = [f"jobqueue.{near[0]}"] if near else []
         places += [f"jobqueue.{system}.{name}" for system in sections if name in sections[system]]
-        if places and name not in KEYS_WITHOUT_DEFAULT:
-            yield f"{key} is no setting of its own; is {' or '.join(places)} meant?"
+        if places:
+            yield f"{names[name]} is no setting of its own; is {' or '.join(places)} meant?"
 
 
 def configured_kind(settings: Mapping[str, Any], name: str) -> str:
-    """Return what kind of cluster a configuration describes.
+    """Return what kind of workers a configuration describes.
 
     A section of ``jobqueue`` is that batch system, a ``scheduler-address`` a running scheduler,
     and anything else holds for a local cluster.
@@ -126,8 +111,6 @@ def configured_kind(settings: Mapping[str, Any], name: str) -> str:
     >>> configured_kind({"distributed": {}}, "local.yaml")
     'local'
     """
-    from ctlab_dask_zarr.execution.jobs import BATCH_SYSTEMS
-
     systems = list(settings.get("jobqueue") or {})
     if len(systems) == 1 and systems[0] in BATCH_SYSTEMS:
         return str(systems[0])

@@ -1,7 +1,7 @@
 """Workers as jobs of SLURM or PBS, by dask-jobqueue.
 
-dask-jobqueue makes the job scripts, out of its own keys. What is added here are defaults that a
-long write needs, each only where the configuration says nothing.
+dask-jobqueue makes the job scripts, out of its own keys. This adds defaults that a long write
+needs, each only if the configuration says nothing.
 """
 
 from __future__ import annotations
@@ -14,70 +14,64 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask
 from dask.utils import parse_bytes, parse_timedelta
-from distributed import SchedulerPlugin, Status
+from distributed import Scheduler, SchedulerPlugin, Status
+from distributed.deploy.spec import ProcessInterface
 from distributed.deploy.utils import nprocesses_nthreads
 
 from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError, WriteStoppedError
-from ctlab_dask_zarr.execution.interface import choose_interface, slurm_is_this_host
-from ctlab_dask_zarr.execution.stopping import MORE_TIME
+from ctlab_dask_zarr.execution.allocation import (
+    choose_interface,
+    clock_seconds,
+    slurm_is_this_host,
+)
+from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop
+from ctlab_dask_zarr.planning.rechunk import Resources
 
-if TYPE_CHECKING:
-    from distributed import Scheduler
-
-    from ctlab_dask_zarr.execution.stopping import Stop
-
-__all__ = [
-    "BATCH_SYSTEMS",
-    "import_jobqueue",
-    "job_cluster",
-    "job_options",
-    "job_size",
-    "walltime_seconds",
-]
+__all__ = ["ASK_INTERVAL_S", "BATCH_SYSTEMS", "RETRY_S", "JobWorkers", "import_jobqueue"]
 
 _logger = logging.getLogger(__name__)
 
 #: Our names, which are those of dask-jobqueue's sections, and its classes.
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster"}
-#: What to ask about jobs; their numbers follow.
+#: Commands that tell about jobs; the numbers of the jobs follow.
 _QUEUE_COMMANDS = {
     "slurm": ["squeue", "--noheader", "--format=%i %T (%r)", "--jobs"],
     "pbs": ["qstat"],
 }
-#: Expanded by the shell of the job, on its node: $PBS_JOBFS is Gadi's disk of the job.
+#: The shell of the job expands it on its node; $PBS_JOBFS is Gadi's disk of the job.
 _NODE_DISK = '"${PBS_JOBFS:-${TMPDIR:-/tmp}}"'
 _LOG_DIRECTORY = "dask-worker-logs"
-#: How squeue and qstat say that they know a job no more.
+#: squeue and qstat say this of a job that they no longer know.
 _UNKNOWN_JOB = ("Invalid job id", "Unknown Job", "has finished")
-#: A worker leaves before its job ends, to hand over what it holds: this part of the walltime
-#: before the end, but no more than these seconds.
+#: A worker leaves before its job ends, to hand over its results: this part of the walltime before
+#: the end, but at most so many seconds.
 _MARGIN_SHARE = 0.2
 _MARGIN_S = 300.0
 _POLL_S = 0.1
 #: Seconds between two questions to the queue while no worker is there.
-_ASK_INTERVAL_S = 30.0
-#: Seconds after which a job that the queue refused is submitted again: its limits change as other
-#: jobs end.
-_RETRY_S = 30.0
-#: So many answers in a row that it knows none of the jobs are believed: some queues list a new job
-#: a moment late.
+ASK_INTERVAL_S = 30.0
+#: Seconds until a job that the queue refused is submitted again: limits change as other jobs end.
+RETRY_S = 30.0
+#: The jobs have ended if the queue says so this many times in a row: some queues list a new job a
+#: moment late.
 _N_GONE = 2
-#: Of the end of a worker's log, what an error quotes.
+#: An error quotes so much of the end of a worker's log.
 _LOG_NBYTES = 2000
 _LOG_LINES = 5
 
 
 def import_jobqueue() -> ModuleType:
     """Import dask-jobqueue, or say how to get it."""
-    # Its import takes Ctrl-C away from everyone else in the process.
+    # Its import takes Ctrl-C away from everybody else in the process.
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -94,313 +88,225 @@ def import_jobqueue() -> ModuleType:
     return module
 
 
-def job_size(system: str) -> tuple[int, int]:
-    """Return cores and bytes of memory of one job, as configured."""
-    section = dask.config.get(f"jobqueue.{system}")
-    missing = [key for key in ("cores", "memory") if section[key] is None]
-    if missing:
-        raise InvalidArgumentError(
-            f"jobqueue.{system} does not say the {' and '.join(missing)} of a job: begin with a "
-            "file of cluster-configs/, or see the documentation of dask-jobqueue"
-        )
-    return int(section["cores"]), int(parse_bytes(section["memory"]))
+@dataclass(frozen=True)
+class JobWorkers:
+    """Jobs of a batch system, each replaced when it is lost.
 
-
-def job_options(system: str, config_file: str | None = None) -> dict[str, Any]:
-    """Return the arguments of the cluster of dask-jobqueue that stand in for missing settings.
-
-    Parameters
+    Attributes
     ----------
     system
         A section of dask's ``jobqueue`` settings: ``slurm`` or ``pbs``.
+    n_jobs
+        Their number.
     config_file
         A YAML file whose settings hold for the workers too.
+    timeout_s
+        How long to wait for the first worker, and later for another one if all are lost.
+    on_wait
+        Called now and then with what the queue says about the jobs.
+    stop
+        Ends the waiting, too.
     """
-    cores, _ = job_size(system)
-    section = dask.config.get(f"jobqueue.{system}")
-    options: dict[str, Any] = {
-        # Named even where it is the default: only then does dask-jobqueue know the workers of a
-        # job of several processes by their names, and notice when they are all gone.
-        "processes": section["processes"] or nprocesses_nthreads(cores)[0],
-        "worker_extra_args": _worker_arguments(section),
-        "job_script_prologue": _prologue(section, config_file),
-        "scheduler_options": {
-            # dask's default is a port open to everyone on this node, and a warning if it is taken.
-            "dashboard_address": "127.0.0.1:0",
-            **(section["scheduler-options"] or {}),
-        },
-    }
-    if section["local-directory"] is None:
-        options["local_directory"] = _NODE_DISK
-    if section["log-directory"] is None:
-        options["log_directory"] = _LOG_DIRECTORY
-    has_address = {"host", "interface"} & set(options["scheduler_options"])
-    if section["interface"] is None and not has_address:
-        options["interface"] = choose_interface(system == "slurm" and slurm_is_this_host())
-    return options
+
+    system: str
+    n_jobs: int = 1
+    config_file: str | None = None
+    timeout_s: float = 3600.0
+    on_wait: Callable[[str], None] = lambda text: None
+    stop: Stop = field(default_factory=Stop)
+
+    def resources(self) -> Resources:
+        """Return what all jobs have together, as configured."""
+        cores, nbytes = self._job_size()
+        return Resources(self.n_jobs * cores, nbytes // cores)
+
+    def _job_size(self) -> tuple[int, int]:
+        """Return the cores and the bytes of memory of one job."""
+        section = self._section
+        missing = [key for key in ("cores", "memory") if section[key] is None]
+        if missing:
+            raise InvalidArgumentError(
+                f"jobqueue.{self.system} does not say the {' and '.join(missing)} of a job: begin "
+                "with a file of cluster-configs/, or see the documentation of dask-jobqueue"
+            )
+        return int(section["cores"]), int(parse_bytes(section["memory"]))
+
+    @property
+    def _section(self) -> dict[str, Any]:
+        section: dict[str, Any] = dask.config.get(f"jobqueue.{self.system}")
+        return section
+
+    def options(self) -> dict[str, Any]:
+        """Return arguments for dask-jobqueue's cluster in place of missing settings."""
+        section = self._section
+        cores, _ = self._job_size()
+        prologue = [*map(str, section["job-script-prologue"] or section["env-extra"] or ())]
+        if self.config_file is not None:
+            prologue.insert(0, f"export DASK_CONFIG={shlex.quote(self.config_file)}")
+        options: dict[str, Any] = {
+            # Named even if it is the default: only then does dask-jobqueue know the workers of a
+            # job of several processes by their names, and notice when they are all gone.
+            "processes": section["processes"] or nprocesses_nthreads(cores)[0],
+            "worker_extra_args": _worker_arguments(section),
+            "job_script_prologue": prologue,
+            "scheduler_options": {
+                # dask's default is a port open to everybody on this node, with a warning if it is
+                # taken.
+                "dashboard_address": "127.0.0.1:0",
+                **(section["scheduler-options"] or {}),
+            },
+        }
+        if section["local-directory"] is None:
+            options["local_directory"] = _NODE_DISK
+        if section["log-directory"] is None:
+            options["log_directory"] = _LOG_DIRECTORY
+        has_address = {"host", "interface"} & set(options["scheduler_options"])
+        if section["interface"] is None and not has_address:
+            options["interface"] = choose_interface(
+                only_this_host=self.system == "slurm" and slurm_is_this_host()
+            )
+        return options
+
+    @contextmanager
+    def start(self) -> Iterator[Any]:
+        """Submit the jobs, wait for the first worker, and yield dask-jobqueue's cluster.
+
+        Raises
+        ------
+        ClusterError
+            The queue refused the jobs, they ended at once, or no worker came, or none any more.
+        """
+        cluster_class = getattr(import_jobqueue(), BATCH_SYSTEMS[self.system])
+        options = self.options()
+        job_class = type("RecordedJob", (_RecordedJob, cluster_class.job_cls), {"refusals": []})
+        timeout = {"distributed.scheduler.no-workers-timeout": f"{self.timeout_s} s"}
+        with dask.config.set(timeout):
+            try:
+                cluster = cluster_class(job_cls=job_class, **options)
+            except ValueError as error:
+                raise InvalidArgumentError(f"jobqueue.{self.system}: {error}") from error
+        with cluster:
+            cluster.scheduler.add_plugin(_ForgetLostJobs(cluster))
+            # `scale` to a fixed number would not replace lost jobs.
+            cluster.adapt(minimum_jobs=self.n_jobs, maximum_jobs=self.n_jobs)
+            queue = _Queue(self.system, cluster)
+            self._wait_for_worker(queue)
+            try:
+                yield cluster
+            except Exception as error:
+                if "NoWorkerError" not in f"{type(error).__name__} {error}":
+                    raise
+                # dask knows only that no worker came; the queue knows why.
+                refused = [reason for reason in queue.refusals if reason is not None][-1:]
+                raise ClusterError(
+                    f"no worker for {self.timeout_s:.0f} s. {queue.ask()[0]}"
+                    + "".join(f"; {self.system} refused a job: {reason}" for reason in refused)
+                    + f". {queue.end_of_a_log()}. {error}"
+                ) from error
+
+    def _wait_for_worker(self, queue: _Queue) -> None:
+        start_s = asked_s = time.monotonic()
+        n_gone = 0
+        while not queue.cluster.scheduler_info["workers"]:
+            if len(queue.refusals) >= self.n_jobs and all(queue.refusals):
+                raise ClusterError(f"{self.system} refused the job: {queue.refusals[0]}")
+            reason = self.stop.reason()
+            now_s = time.monotonic()
+            is_late = now_s - start_s > self.timeout_s
+            is_time_to_ask = now_s - asked_s > ASK_INTERVAL_S
+            if reason is not None or is_late or is_time_to_ask:
+                said, are_gone = queue.ask()
+            if reason is not None and self.stop.is_futile():
+                raise ClusterError(
+                    f"stopped ({reason}): no worker came in the {self.stop.time_spent()} that "
+                    f"there were: {said}. Nothing was written; give it {MORE_TIME}, or ask for "
+                    "workers that the queue starts sooner"
+                )
+            if reason is not None:
+                raise WriteStoppedError(
+                    f"stopped ({reason}) before a worker came: {said}. Nothing was written; go on "
+                    "by resume=True (--resume)"
+                )
+            if is_late:
+                raise ClusterError(
+                    f"no worker after {self.timeout_s:.0f} s. {said}. {queue.end_of_a_log()}"
+                )
+            if is_time_to_ask:
+                asked_s = now_s
+                self.on_wait(f"waiting for workers: {said}")
+                n_gone = n_gone + 1 if are_gone else 0
+                if n_gone == _N_GONE:
+                    raise ClusterError(
+                        f"all jobs ended before a worker came. {said}. {queue.end_of_a_log()}"
+                    )
+            self.stop.woken.wait(_POLL_S)
 
 
 def _worker_arguments(section: dict[str, Any]) -> list[str]:
-    """Return the arguments of ``dask worker``, with a lifetime a little under the walltime."""
+    """Return the arguments of ``dask worker``, with a lifetime a little below the walltime."""
     given = [str(part) for part in section["worker-extra-args"] or section["extra"] or ()]
     text = " ".join(given)
     if "--dashboard-address" not in text:
-        # dask's default is a port open to everyone who reaches the node.
+        # dask's default is a port open to everybody who reaches the node.
         given += ["--dashboard-address", "127.0.0.1:0"]
+    walltime = section["walltime"]
     has_lifetime = "--lifetime" in text or dask.config.get("distributed.worker.lifetime.duration")
-    if section["walltime"] is None or has_lifetime:
+    if walltime is None or has_lifetime:
         return given
-    walltime_s = walltime_seconds(section["walltime"])
+    # A number is ambiguous: YAML reads 10:00:00 without quotes as 36000, minutes to SLURM.
+    walltime_s = clock_seconds(walltime) if isinstance(walltime, str) else None
+    if walltime_s is None:
+        raise InvalidArgumentError(
+            f'walltime {walltime!r}: write it as text, in quotes: "HH:MM:SS" or "D-HH:MM:SS"'
+        )
     margin_s = min(_MARGIN_S, walltime_s * _MARGIN_SHARE)
-    # Staggered, so that workers which started together do not leave together.
+    # Staggered, so that workers that started together do not leave together.
     lifetime = ["--lifetime", f"{walltime_s - margin_s:.0f}s"]
     return [*given, *lifetime, "--lifetime-stagger", f"{margin_s / 2:.0f}s"]
 
 
-def walltime_seconds(walltime: object) -> int:
-    """Return the seconds in a walltime as SLURM and PBS write it.
+_Job: Any = ProcessInterface
 
-    Raises
-    ------
-    InvalidArgumentError
-        It has another form; among them a number: YAML reads 10:00:00 without quotes as 36000, and
-        36000 are minutes to SLURM.
 
-    Examples
-    --------
-    >>> walltime_seconds("00:30:00"), walltime_seconds("1-12:00:00"), walltime_seconds("2-3")
-    (1800, 129600, 183600)
+class _RecordedJob(_Job):  # type: ignore[misc]
+    """A job of dask-jobqueue that records a refusal by the queue, and is submitted again later.
+
+    dask would log the refusal, with a traceback, and fail on the job when it closes the cluster.
     """
-    text = walltime if isinstance(walltime, str) else ""
-    days, dash, clock = text.rpartition("-")
-    parts = clock.split(":")
-    # A single number would be minutes to SLURM and seconds to PBS.
-    least = 1 if dash else 2
-    if not (least <= len(parts) <= 3 and all(p.isdecimal() for p in (*parts, days or "0"))):
-        raise InvalidArgumentError(
-            f'walltime {walltime!r}: write it as text, in quotes: "HH:MM:SS" or "D-HH:MM:SS"'
-        )
-    numbers = [int(part) for part in parts]
-    if dash or len(numbers) == 3:
-        hours, minutes, seconds = numbers + [0] * (3 - len(numbers))
-    else:
-        hours, (minutes, seconds) = 0, numbers
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
+    #: For each submission of any job of the cluster: why the queue refused it, or None.
+    refusals: list[str | None]
 
-def _prologue(section: dict[str, Any], config_file: str | None) -> list[str]:
-    """Return the lines before the worker's own, which then reads the same settings as we do."""
-    given = [str(line) for line in section["job-script-prologue"] or section["env-extra"] or ()]
-    return (
-        given if config_file is None else [f"export DASK_CONFIG={shlex.quote(config_file)}", *given]
-    )
-
-
-@contextmanager
-def job_cluster(
-    system: str,
-    jobs: int,
-    config_file: str | None,
-    timeout_s: float,
-    on_wait: Callable[[str], None],
-    stop: Stop,
-) -> Iterator[Any]:
-    """Start a cluster of `jobs` jobs, each replaced when it is lost, and wait for its first worker.
-
-    Parameters
-    ----------
-    system, config_file
-        As in `job_options`.
-    jobs
-        Their number.
-    timeout_s
-        How long to wait for the first worker, and later for another one when all are lost.
-    on_wait
-        Is told now and then what the queue says about the jobs.
-    stop
-        Ends the waiting, too.
-
-    Yields
-    ------
-    dask_jobqueue.JobQueueCluster
-
-    Raises
-    ------
-    ClusterError
-        The queue refused the jobs, they ended at once, or no worker came, or later none any more.
-    """
-    cluster_class = getattr(import_jobqueue(), BATCH_SYSTEMS[system])
-    options = job_options(system, config_file)
-    # One for each submission: the queue's refusal, or None.
-    refusals: list[str | None] = []
-
-    class RecordedJob(cluster_class.job_cls):  # type: ignore[misc, name-defined]
-        """A job whose refusal by the queue is kept, and which is submitted again after a while.
-
-        dask would log it, with a traceback, and trip over the job when the cluster is closed.
-        """
-
-        async def start(self) -> None:
-            try:
-                await super().start()
-            except (OSError, RuntimeError, ValueError) as error:
-                # Of a command, dask-jobqueue tells all it knows, and the reason last.
-                reason = _in_one_line(str(error).rpartition("stderr:\n")[2])
-                _logger.warning("%s refused a job: %s", system, reason)
-                refusals.append(reason)
-                self.status = Status.running
-                asyncio.get_running_loop().call_later(_RETRY_S, self._forget)
-            else:
-                refusals.append(None)
-
-        def _forget(self) -> None:
-            # A job that is wanted, and not there, is made anew the next time the cluster adapts.
-            self.status = Status.closed
-            cluster = self._cluster()
-            present = {} if cluster is None else cluster.workers
-            for name in [name for name, job in present.items() if job is self]:
-                del present[name]
-
-        async def close(self) -> None:
-            await super().close()
-            self.status = Status.closed
-
-    with dask.config.set({"distributed.scheduler.no-workers-timeout": f"{timeout_s} s"}):
+    async def start(self) -> None:
         try:
-            cluster = cluster_class(job_cls=RecordedJob, **options)
-        except ValueError as error:
-            raise InvalidArgumentError(f"jobqueue.{system}: {error}") from error
-    with cluster:
-        cluster.scheduler.add_plugin(_ForgetLostJobs(cluster))
-        # Scaled to a fixed number, a cluster does not replace what it loses.
-        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
-        _wait_for_worker(cluster, system, jobs, refusals, timeout_s, on_wait, stop)
-        try:
-            yield cluster
-        except Exception as error:
-            if "NoWorkerError" not in f"{type(error).__name__} {error}":
-                raise
-            # dask knows only that nobody came; the queue knows why.
-            refused = [reason for reason in refusals if reason is not None][-1:]
-            raise ClusterError(
-                f"no worker for {timeout_s:.0f} s. {_said_by_queue(cluster, system)}"
-                + "".join(f"; {system} refused a job: {reason}" for reason in refused)
-                + f". {_end_of_a_log(cluster)}. {error}"
-            ) from error
+            await super().start()
+        except (OSError, RuntimeError, ValueError) as error:
+            # dask-jobqueue quotes the command and its output; the reason comes last.
+            reason = _in_one_line(str(error).rpartition("stderr:\n")[2])
+            _logger.warning("the queue refused a job: %s", reason)
+            self.refusals.append(reason)
+            self.status = Status.running
+            asyncio.get_running_loop().call_later(RETRY_S, self._forget)
+        else:
+            self.refusals.append(None)
 
+    def _forget(self) -> None:
+        # When the cluster adapts next, it makes each job anew that is wanted and not there.
+        self.status = Status.closed
+        cluster = self._cluster()
+        present = {} if cluster is None else cluster.workers
+        for name in [name for name, job in present.items() if job is self]:
+            del present[name]
 
-def _wait_for_worker(
-    cluster: Any,
-    system: str,
-    jobs: int,
-    refusals: Sequence[str | None],
-    timeout_s: float,
-    on_wait: Callable[[str], None],
-    stop: Stop,
-) -> None:
-    start_s = asked_s = time.monotonic()
-    n_gone = 0
-    while not cluster.scheduler_info["workers"]:
-        if len(refusals) >= jobs and all(refusals):
-            raise ClusterError(f"{system} refused the job: {refusals[0]}")
-        reason = stop.reason()
-        if reason is not None and stop.is_futile():
-            raise ClusterError(
-                f"stopped ({reason}): no worker came in the {stop.time_spent()} that there were: "
-                f"{_said_by_queue(cluster, system)}. Nothing was written; give it {MORE_TIME}, or "
-                "ask for workers that the queue starts sooner"
-            )
-        if reason is not None:
-            raise WriteStoppedError(
-                f"stopped ({reason}) before a worker came: {_said_by_queue(cluster, system)}. "
-                "Nothing was written; go on by resume=True (--resume)"
-            )
-        now_s = time.monotonic()
-        if now_s - start_s > timeout_s:
-            raise ClusterError(
-                f"no worker after {timeout_s:.0f} s. {_said_by_queue(cluster, system)}. "
-                f"{_end_of_a_log(cluster)}"
-            )
-        if now_s - asked_s > _ASK_INTERVAL_S:
-            asked_s = now_s
-            said = _said_by_queue(cluster, system)
-            on_wait(f"waiting for workers: {said}")
-            n_gone = n_gone + 1 if _are_all_gone(cluster, system) else 0
-            if n_gone == _N_GONE:
-                raise ClusterError(
-                    f"all jobs ended before a worker came. {said}. {_end_of_a_log(cluster)}"
-                )
-        stop.woken.wait(_POLL_S)
-
-
-def _said_by_queue(cluster: Any, system: str) -> str:
-    """Return what the queue says about the jobs of a cluster."""
-    if not _job_numbers(cluster):
-        return f"{system} has been given no job yet"
-    command = _QUEUE_COMMANDS[system][0]
-    try:
-        asked = _ask_queue(cluster, system)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{command} does not answer: {error}"
-    said = _in_one_line(asked.stdout) or _in_one_line(asked.stderr)
-    return f"{command} says: {said or f'no job {_job_numbers(cluster)}'}"
-
-
-def _are_all_gone(cluster: Any, system: str) -> bool:
-    """Return whether the queue answers that it has none of the jobs any more."""
-    if not _job_numbers(cluster):
-        return False
-    try:
-        asked = _ask_queue(cluster, system)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    # A queue that is down fails as well, with other words.
-    is_unknown = any(words in asked.stderr for words in _UNKNOWN_JOB)
-    is_answer = asked.returncode == 0 or is_unknown
-    return is_answer and not asked.stdout.strip()
-
-
-def _ask_queue(cluster: Any, system: str) -> subprocess.CompletedProcess[str]:
-    numbers = _job_numbers(cluster)
-    command = [*_QUEUE_COMMANDS[system]]
-    command += [",".join(numbers)] if system == "slurm" else numbers
-    return subprocess.run(command, capture_output=True, text=True, timeout=30)
-
-
-def _job_numbers(cluster: Any) -> list[str]:
-    return sorted(str(job.job_id) for job in list(cluster.workers.values()) if job.job_id)
-
-
-def _in_one_line(text: str) -> str:
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _end_of_a_log(cluster: Any) -> str:
-    """Return where the logs of the jobs are, and how the newest of them ends."""
-    jobs = list(cluster.workers.values())
-    if not jobs:
-        return "No job is left"
-    directory = Path(jobs[0].log_directory).absolute()
-    where = f"Logs of the jobs are in {directory}"
-    # A number of PBS goes on with the name of its server, and files may lack that.
-    numbers = {number.partition(".")[0] for number in _job_numbers(cluster)}
-    logs = [
-        path
-        for path in (directory.iterdir() if directory.is_dir() else ())
-        if numbers & set(re.findall(r"\d+", path.name)) and path.stat().st_size
-    ]
-    if not logs:
-        return where
-    newest = max(logs, key=lambda path: path.stat().st_mtime)
-    text = newest.read_bytes()[-_LOG_NBYTES:].decode(errors="replace")
-    end = "\n".join(text.splitlines()[-_LOG_LINES:])
-    return f"{where}; {newest.name} ends with:\n{end}"
+    async def close(self) -> None:
+        await super().close()
+        self.status = Status.closed
 
 
 class _ForgetLostJobs(SchedulerPlugin):
     """Forgets a job of several processes when all of them are gone, so that it is replaced.
 
-    dask does so for jobs of one process only. A single process is replaced by its nanny.
+    dask does so for jobs of one process only; a nanny replaces a single process of several.
     """
 
     def __init__(self, cluster: Any) -> None:
@@ -423,3 +329,57 @@ class _ForgetLostJobs(SchedulerPlugin):
                 self._seen -= names
                 self._cluster.workers.pop(name, None)
                 await job.close()
+
+
+class _Queue:
+    """What the batch system, and the logs, say about the jobs of a cluster."""
+
+    def __init__(self, system: str, cluster: Any) -> None:
+        self.system = system
+        self.cluster = cluster
+        self.refusals: list[str | None] = cluster.job_cls.refusals
+
+    def ask(self) -> tuple[str, bool]:
+        """Return what the queue says about the jobs, and whether it knows none of them any more."""
+        numbers = self._job_numbers()
+        if not numbers:
+            return f"{self.system} has been given no job yet", False
+        command = _QUEUE_COMMANDS[self.system]
+        listed = [",".join(numbers)] if self.system == "slurm" else numbers
+        try:
+            asked = subprocess.run([*command, *listed], capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"{command[0]} does not answer: {error}", False
+        said = _in_one_line(asked.stdout) or _in_one_line(asked.stderr) or f"no job {numbers}"
+        # A queue that is down fails as well, but with other words.
+        is_answer = asked.returncode == 0 or any(words in asked.stderr for words in _UNKNOWN_JOB)
+        return f"{command[0]} says: {said}", is_answer and not asked.stdout.strip()
+
+    def _job_numbers(self) -> list[str]:
+        jobs = list(self.cluster.workers.values())
+        return sorted(str(job.job_id) for job in jobs if job.job_id)
+
+    def end_of_a_log(self) -> str:
+        """Return where the logs of the jobs are, and how the newest of them ends."""
+        jobs = list(self.cluster.workers.values())
+        if not jobs:
+            return "No job is left"
+        directory = Path(jobs[0].log_directory).absolute()
+        where = f"Logs of the jobs are in {directory}"
+        # PBS appends the name of its server to a job's number; the names of files may lack it.
+        numbers = {number.partition(".")[0] for number in self._job_numbers()}
+        logs = [
+            path
+            for path in (directory.iterdir() if directory.is_dir() else ())
+            if numbers & set(re.findall(r"\d+", path.name)) and path.stat().st_size
+        ]
+        if not logs:
+            return where
+        newest = max(logs, key=lambda path: path.stat().st_mtime)
+        text = newest.read_bytes()[-_LOG_NBYTES:].decode(errors="replace")
+        end = "\n".join(text.splitlines()[-_LOG_LINES:])
+        return f"{where}; {newest.name} ends with:\n{end}"
+
+
+def _in_one_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())

@@ -1,7 +1,7 @@
-"""Stopping a write in time: on a signal, or before the time of the job is over.
+"""Stopping a graph in time: on a signal, or before the time of the job is over.
 
-No new shard is begun, those under way are finished within a bound, and the staging folder stays
-as it is, to be resumed.
+No new shard is begun, shards under way get a limited time to be finished, and the staging folder
+stays as it is, so that the write can be resumed.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSING_S", "MORE_TIME", "Stop", "compute_until"]
 
-#: Seconds that shards under way get to be finished: SLURM kills 30 s after its SIGTERM.
+#: Seconds for shards under way to be finished: SLURM kills 30 s after its SIGTERM.
 _GRACE_S = 20.0
-#: Seconds for the end of a command after its last shard: workers and scheduler are closed.
+#: Seconds that a command needs after its last shard to close workers and scheduler.
 CLOSING_S = 10.0
-#: Of the longest task so far, this much is left before the deadline when the last is begun.
+#: A task is begun only if this many times the longest task's duration remains.
 _TASK_MARGIN = 1.5
 _POLL_S = 0.2
-#: Seconds for what workers have told last to arrive.
-_TELLING_S = 1.0
+#: Seconds for the last reports of workers to arrive.
+_REPORTS_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _TIME_IS_UP = "the time is nearly up"
-#: What to give a run whose time did not do.
+#: The remedy for a run whose time was too short.
 MORE_TIME = "more time (the walltime of the job, --deadline)"
 
 
 class Stop:
-    """Asks a write to stop.
+    """Asks a write to stop, when somebody calls `ask` or when its deadline comes near.
 
     Parameters
     ----------
@@ -68,34 +68,31 @@ class Stop:
         self.woken = threading.Event()
 
     def ask(self, reason: str) -> None:
-        """Stop as soon as may be; for other threads, and not for handlers of signals."""
+        """Ask to stop soon; call this from other threads, but not from a signal handler."""
         self._asked = self._asked or reason
         self.woken.set()
 
     def saw(self, task_s: float) -> None:
-        """Learn how long a task took, so that none is begun that could not be finished.
-
-        0 for one that is under way.
-        """
+        """Learn how many seconds a finished task took; 0 stands for a task under way."""
         self._longest_task_s = max(self._longest_task_s, task_s)
         self._has_progress |= task_s > 0
 
     def progressed(self) -> None:
-        """Learn that something was done which another run need not do."""
+        """Learn that something was done that the next run need not repeat."""
         self._has_progress = True
 
     def is_futile(self) -> bool:
-        """Return whether all the time there was did not do for a shard: nor will it another time.
+        """Return whether the whole time passed without one finished shard.
 
-        SIGUSR1 is how batch systems warn of the end, where there is one; other signals may come
-        at any time, and say nothing about it.
+        A retry with the same time is pointless then. SIGUSR1 is how batch systems warn of the end
+        of a job that has a walltime; other signals may come at any time, and say nothing about it.
         """
         has_end = self._deadline_s is not None and self._deadline_s < math.inf
         is_time_up = self._asked == _TIME_IS_UP or (self._asked == "SIGUSR1" and has_end)
         return is_time_up and not self._has_progress
 
     def time_spent(self) -> str:
-        """Return how long it is since the beginning, as text."""
+        """Return the time since the beginning, as text."""
         return duration_text(time.monotonic() - self._start_s)
 
     def reason(self) -> str | None:
@@ -107,7 +104,7 @@ class Stop:
         return self._asked
 
     def grace_s(self) -> float:
-        """Return how many seconds the shards under way have to be finished."""
+        """Return how many seconds shards under way have to be finished."""
         if self._deadline_s is None:
             return _GRACE_S
         left_s = self._deadline_s - CLOSING_S / 2 - time.monotonic()
@@ -117,16 +114,16 @@ class Stop:
     def on_signals(self) -> Iterator[None]:
         """Stop on SIGINT, SIGTERM and SIGUSR1; a second SIGINT interrupts at once.
 
-        For all that a command does. Afterwards the signals of batch systems are ignored to the end
-        of the process: one that comes while it ends would replace its exit code, which says that
-        the write is done, or that it can be resumed.
+        A command does all its work within this context. Afterwards the process ignores the signals
+        of batch systems: one that arrives while it ends would replace the exit code, which says
+        that the write is done or can be resumed.
         """
 
         def ask(number: int, frame: Any) -> None:
             if number == signal.SIGINT:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-            # Nothing that takes a lock, as to wake a wait does: this interrupts the main thread,
-            # which may hold that lock, in its wait.
+            # Not `self.ask`: waking the wait takes a lock, and this handler interrupts the main
+            # thread, which may hold that lock in its wait.
             self._asked = self._asked or signal.Signals(number).name
 
         before = {number: signal.signal(number, ask) for number in _SIGNALS}
@@ -151,28 +148,27 @@ def compute_until(
     Parameters
     ----------
     graph
-        Of a write, or of something that only reads.
+        A write, or something that only reads.
     client
-        Where it runs.
+        Where to compute.
     stop
-        None: it is not asked to end.
+        None: nobody asks.
     reading
-        For something that only reads: what it means that it is stopped, and what to do. Nothing
-        has to be finished then.
+        For a graph that only reads: what it means that it was stopped, and what to do. Nothing has
+        to be finished then.
     shared
-        The folder that workers have to see, watched meanwhile.
+        The folder that all workers have to see, watched meanwhile.
 
     Raises
     ------
     WriteStoppedError
-        `stop` asked; the shards under way are finished, or their grace is over.
+        `stop` asked; the shards under way are finished, or their time is over.
     ClusterError
-        `stop` asked while something only read, for which the time is too short; or a worker came
-        that does not see the folder.
+        `stop` asked, and the time is too short for a graph that only reads; or a worker came that
+        does not see the folder.
     """
     stop = stop or Stop()
     if stop.reason() is not None:
-        # Nothing is begun that could not be finished.
         raise _stopped(stop, reading)
     done = threading.Event()
     future = client.compute(graph)
@@ -182,11 +178,11 @@ def compute_until(
             while not future.done():
                 reason = stop.reason()
                 if reason is not None:
-                    # The scheduler forgets what is not running; what is running ends by itself.
+                    # The scheduler forgets tasks that wait; running tasks go on to their end.
                     future.cancel(reason=reason)
                     if reading is None:
                         _wait_for_running_tasks(client, stop.grace_s())
-                        _wait_for_telling(stop)
+                        _wait_for_reports(stop)
                     raise _stopped(stop, reading)
                 if shared is not None and shared.problem is not None:
                     future.cancel(reason=str(shared.problem))
@@ -195,23 +191,23 @@ def compute_until(
                 done.wait(_POLL_S)
             return future.result()
     finally:
-        # An error keeps this frame alive, as in a notebook, and with it the future and its failed
-        # tasks: the same write, gone on with, would get their errors again.
+        # The traceback of an error keeps this frame alive, as in a notebook, and with it the
+        # future and its failed tasks: a resumed write would get their errors again.
         future.release()
 
 
 @contextmanager
 def _thread_given_back() -> Iterator[None]:
-    """Let a worker use this thread for other tasks meanwhile, where it is one of a worker's.
+    """Let the worker use this thread meanwhile, if this runs in a task of a worker.
 
-    What is waited for may need it; dask's own ``compute()`` within a task does the same.
+    The graph may need the thread; dask's own ``compute()`` within a task does the same.
     """
     from distributed import rejoin, secede
 
     try:
         secede()
     except Exception:
-        # It is no worker's, or was given back before, as by `distributed.worker_client`.
+        # No worker's thread, or one given back before, as by `distributed.worker_client`.
         yield
         return
     try:
@@ -234,27 +230,26 @@ def _wait_for_running_tasks(client: Client, timeout_s: float) -> None:
     stop_s = time.monotonic() + timeout_s
     has_ended = threading.Event()
 
-    def ask() -> None:
-        # Where the cluster is lost, or closed since, nothing is left to wait for.
+    def n_running(dask_worker: Any) -> int:
+        # With cancelled tasks, since nothing can interrupt a thread.
+        return len(dask_worker.state.all_running_tasks)
+
+    def poll() -> None:
+        # If the cluster is lost or closed, there is nothing to wait for.
         with suppress(Exception):
             while time.monotonic() < stop_s:
-                if not any(client.run(_n_running, on_error="ignore").values()):
+                if not any(client.run(n_running, on_error="ignore").values()):
                     break
                 time.sleep(_POLL_S)
         has_ended.set()
 
-    # A worker that compiles does not answer until it has done that, which may be after the end.
-    threading.Thread(target=ask, name="running tasks", daemon=True).start()
+    # In a thread, because a worker that compiles answers only when it has finished that.
+    threading.Thread(target=poll, name="running tasks", daemon=True).start()
     has_ended.wait(timeout_s)
 
 
-def _wait_for_telling(stop: Stop) -> None:
-    """Do not take for futile what has only not been told of yet."""
-    stop_s = time.monotonic() + _TELLING_S
+def _wait_for_reports(stop: Stop) -> None:
+    """Wait for reports of workers that are still on their way before a run counts as futile."""
+    stop_s = time.monotonic() + _REPORTS_S
     while stop.is_futile() and time.monotonic() < stop_s:
         time.sleep(_POLL_S)
-
-
-def _n_running(dask_worker: Any) -> int:
-    # Cancelled tasks among them: a thread cannot be interrupted.
-    return len(dask_worker.state.all_running_tasks)

@@ -18,15 +18,11 @@ from distributed import Client, LocalCluster
 
 from ctlab_dask_zarr.cli import convert
 from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError
-from ctlab_dask_zarr.execution import interface
-from ctlab_dask_zarr.execution.cluster import (
-    cluster_from_config,
-    configured_resources,
-    connect,
-    local_client,
-)
+from ctlab_dask_zarr.execution.clusters import client_of, cluster_from_config, workers_for
 from ctlab_dask_zarr.execution.configuration import configured_kind, read_configuration
-from ctlab_dask_zarr.execution.jobs import import_jobqueue, job_options, walltime_seconds
+from ctlab_dask_zarr.execution.jobs import JobWorkers, import_jobqueue
+from ctlab_dask_zarr.execution.local import local_workers
+from ctlab_dask_zarr.execution.running import RunningWorkers
 from ctlab_dask_zarr.execution.versions import same_versions
 
 CONFIGS = Path(__file__).parents[2] / "cluster-configs"
@@ -87,7 +83,10 @@ def test_a_file_that_dask_config_names_is_checked_too(
 ) -> None:
     written(tmp_path, "distributed: {worker: {memory: {spil: 0.8}}}")
     monkeypatch.setenv("DASK_CONFIG", str(tmp_path / place))
-    for start in (lambda: cluster_from_config("local", jobs=1), lambda: local_client(1)):
+    for start in (
+        lambda: cluster_from_config("local", jobs=1),
+        lambda: client_of(local_workers(1)),
+    ):
         with pytest.raises(InvalidArgumentError, match=r"mine\.yaml: .*spill meant"), start():
             pytest.fail("the cluster was given out")
 
@@ -113,17 +112,11 @@ def test_an_unknown_name_is_answered_by_the_nearest_one() -> None:
         pytest.fail("the cluster was given out")
 
 
-@pytest.mark.parametrize("walltime", [36000, "30", "1h", "a:b", "", None])
-def test_a_walltime_that_may_mean_anything_is_refused(walltime: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match="in quotes"):
-        walltime_seconds(walltime)
-
-
 def options_of(folder: Path, text: str) -> dict[str, Any]:
     import_jobqueue()
     settings = read_configuration(written(folder, text))
     with dask.config.set(dask.config.merge(dask.config.config, settings)):
-        return job_options("slurm")
+        return JobWorkers("slurm").options()
 
 
 def test_what_the_user_says_is_left_as_it_is(tmp_path: Path) -> None:
@@ -145,33 +138,17 @@ def test_what_the_user_says_is_left_as_it_is(tmp_path: Path) -> None:
     assert options["scheduler_options"] == {"dashboard_address": ":8787"}
 
 
+@pytest.mark.parametrize("walltime", ["36000", '"30"', "1h", "a:b", '""', "10:00:00", '"-1:00"'])
+def test_a_walltime_that_may_mean_anything_is_refused(tmp_path: Path, walltime: str) -> None:
+    text = f"jobqueue: {{slurm: {{cores: 1, memory: 1GiB, interface: lo, walltime: {walltime}}}}}"
+    with pytest.raises(InvalidArgumentError, match="in quotes"):
+        options_of(tmp_path, text)
+
+
 def test_a_short_walltime_leaves_most_of_it_to_the_work(tmp_path: Path) -> None:
     text = 'jobqueue: {slurm: {cores: 1, memory: 1GiB, interface: lo, walltime: "00:10:00"}}'
     arguments = options_of(tmp_path, text)["worker_extra_args"]
     assert arguments[-4:] == ["--lifetime", "480s", "--lifetime-stagger", "60s"]
-
-
-def test_the_interface_is_loopback_infiniband_or_the_default_route(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    addresses = {"lo": "127.0.0.1", "eth0": "10.0.0.1", "ib0": "10.6.0.1"}
-    monkeypatch.setattr(interface, "_ipv4_addresses", lambda: addresses)
-    monkeypatch.setattr(interface, "_default_route", lambda: "eth0")
-    assert interface.choose_interface(only_this_host=True) == "lo"
-    assert interface.choose_interface(only_this_host=False) == "ib0"
-    del addresses["ib0"]
-    assert interface.choose_interface(only_this_host=False) == "eth0"
-    del addresses["eth0"]
-    assert interface.choose_interface(only_this_host=False) is None
-
-
-def test_the_default_route_is_that_of_the_kernel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = tmp_path / "route"
-    table.write_text("Iface Destination\neth1 0000A8C0 0\neth0 00000000 0102A8C0\n")
-    monkeypatch.setattr(interface, "_ROUTES", str(table))
-    assert interface._default_route() == "eth0"
 
 
 def test_without_dask_jobqueue_the_error_says_what_to_install(tmp_path: Path) -> None:
@@ -180,7 +157,7 @@ def test_without_dask_jobqueue_the_error_says_what_to_install(tmp_path: Path) ->
     for name, extra in (("slurm", "jobqueue"), ("mpi", "mpi")):
         script = (
             f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-            "from ctlab_dask_zarr.execution.cluster import cluster_from_config\n"
+            "from ctlab_dask_zarr.execution.clusters import cluster_from_config\n"
             f"cluster_from_config({name!r}).__enter__()\n"
         )
         done = subprocess.run(
@@ -201,9 +178,11 @@ def test_a_report_without_bokeh_is_refused_before_anything_is_queued(
 
 
 def test_what_a_file_will_have_is_known_without_starting_it() -> None:
-    resources = configured_resources(CONFIGS / "slurm.yaml", jobs=8)
+    with workers_for(CONFIGS / "slurm.yaml", jobs=8) as workers:
+        resources = workers.resources()
     assert (resources.n_threads, resources.thread_nbytes) == (8, int(1.75 * 2**30))
-    resources = configured_resources(CONFIGS / "pbs-gadi.yaml", jobs=2)
+    with workers_for(CONFIGS / "pbs-gadi.yaml", jobs=2) as workers:
+        resources = workers.resources()
     assert (resources.n_threads, resources.thread_nbytes) == (24, int(3.5 * 2**30))
 
 
@@ -272,6 +251,6 @@ def test_a_worker_of_other_versions_under_a_running_scheduler_is_an_error(
         wait_until(lambda: local.scheduler_info["workers"], "the worker")
         with (
             pytest.raises(ClusterError, match=r"has zarr 3\.0\.0 and not"),
-            connect(local.scheduler_address),
+            client_of(RunningWorkers(local.scheduler_address)),
         ):
             pytest.fail("the client was given out")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.execution.cluster import cluster_from_config
+from ctlab_dask_zarr.execution.clusters import cluster_from_config
 
 CONFIGS = Path(__file__).parents[2] / "cluster-configs"
 

@@ -17,9 +17,9 @@ import yaml
 from distributed import Client
 
 from ctlab_dask_zarr import Dataset, dataset_to_zarr
-from ctlab_dask_zarr.execution.cluster import cluster_from_config
+from ctlab_dask_zarr.execution.clusters import cluster_from_config
 from ctlab_dask_zarr.execution.configuration import read_configuration
-from ctlab_dask_zarr.execution.jobs import import_jobqueue, job_options
+from ctlab_dask_zarr.execution.jobs import JobWorkers, import_jobqueue
 
 CONFIGS = Path(__file__).parents[2] / "cluster-configs"
 
@@ -31,7 +31,7 @@ def test_the_job_script_for_gadi_line_by_line(
     path = CONFIGS / "pbs-gadi.yaml"
     jobqueue = import_jobqueue()
     with dask.config.set(dask.config.merge(dask.config.config, read_configuration(path))):
-        options = job_options("pbs", str(path))
+        options = JobWorkers("pbs", config_file=str(path)).options()
         # A job alone: a cluster would start its scheduler on the interface ib0 of this machine.
         job = jobqueue.PBSCluster.job_cls(
             scheduler="tcp://10.6.0.1:40000", name="dask-0",

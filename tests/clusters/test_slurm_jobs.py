@@ -18,7 +18,7 @@ from distributed import Client
 from ctlab_dask_zarr import Dataset, dataset_to_zarr
 from ctlab_dask_zarr.errors import ClusterError, WriteFailedError, WriteStoppedError
 from ctlab_dask_zarr.execution import jobs
-from ctlab_dask_zarr.execution.cluster import client_from_config, cluster_from_config
+from ctlab_dask_zarr.execution.clusters import client_from_config, cluster_from_config
 from ctlab_dask_zarr.execution.stopping import Stop
 
 BLOCK = (16, 32, 32)
@@ -192,7 +192,7 @@ def limit(on_slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     )
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(jobs, "_RETRY_S", 1)
+    monkeypatch.setattr(jobs, "RETRY_S", 1)
     return limit
 
 
@@ -247,7 +247,7 @@ def test_some_jobs_that_are_refused_do_not_keep_others_from_working(
 def test_jobs_that_end_at_once_are_an_error_with_their_log(
     on_slurm: Any, slurm_yaml: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "_ASK_INTERVAL_S", 2)
+    monkeypatch.setattr(jobs, "ASK_INTERVAL_S", 2)
     config = slurm_yaml(job_script_prologue=["echo no such module: pithon >&2", "exit 1"])
     message = r"(?s)all jobs ended before a worker came.*\.err ends with:\nno such module: pithon"
     with pytest.raises(ClusterError, match=message), cluster_from_config(config):

@@ -1,4 +1,4 @@
-"""What is left of a batch job, from what SLURM and PBS say."""
+"""What a batch job was given, and what is left of it, from what SLURM and PBS say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from ctlab_dask_zarr import InvalidArgumentError
-from ctlab_dask_zarr.execution.deadline import seconds_left
+from ctlab_dask_zarr.execution.allocation import (
+    allocated_resources,
+    choose_interface,
+    parse_duration,
+    seconds_left,
+)
 from tests.builders import run_here
 
 SLURM = {"SLURM_JOB_ID": "12"}
@@ -91,3 +96,69 @@ def test_a_deadline_that_leaves_no_time_for_work_is_a_usage_error(
     assert done.returncode == 2, done.stderr
     assert "leaves no time for any work" in " ".join(done.stderr.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_the_allocation_of_a_slurm_job_counts_and_not_the_machine() -> None:
+    here = allocated_resources({})
+    job = allocated_resources({"SLURM_CPUS_PER_TASK": "1", "SLURM_MEM_PER_NODE": "1024"})
+    assert job.n_cpus == 1
+    assert job.nbytes == 2**30
+    assert here.n_cpus >= 1
+    assert here.nbytes > 2**30
+
+
+def test_memory_by_cpu_counts_the_job_s_cpus() -> None:
+    job = allocated_resources({"SLURM_CPUS_ON_NODE": "1", "SLURM_MEM_PER_CPU": "512"})
+    assert job.nbytes == 512 * 2**20
+
+
+def test_a_pbs_job_spills_to_its_own_disk() -> None:
+    variables = {"NCPUS": "1", "PBS_VMEM": str(2**30), "PBS_JOBFS": "/jobfs/1", "TMPDIR": "/tmp"}
+    job = allocated_resources(variables)
+    assert (job.n_cpus, job.nbytes, job.local_directory) == (1, 2**30, "/jobfs/1")
+
+
+def test_variables_that_hold_no_number_are_left_out() -> None:
+    # SLURM writes "72(x2),36" for jobs over several nodes.
+    assert allocated_resources({"SLURM_CPUS_ON_NODE": "72(x2)"}) == allocated_resources({})
+
+
+def test_the_interface_is_loopback_infiniband_or_the_default_route(tmp_path: Path) -> None:
+    routes = tmp_path / "route"
+    routes.write_text("Iface Destination\neth1 0000A8C0 0\neth0 00000000 0102A8C0\n")
+    addresses = {"lo": "127.0.0.1", "eth0": "10.0.0.1", "ib0": "10.6.0.1"}
+
+    def chosen(*, only_this_host: bool = False) -> str | None:
+        return choose_interface(
+            only_this_host=only_this_host, addresses=addresses, routes=str(routes)
+        )
+
+    assert chosen(only_this_host=True) == "lo"
+    assert chosen() == "ib0"
+    del addresses["ib0"]
+    assert chosen() == "eth0"
+    del addresses["eth0"]
+    assert chosen() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90m", 5400),
+        ("9min", 540),
+        ("2d1h", 176400),
+        ("3600s", 3600),
+        ("00:30:00", 1800),
+        # As SLURM reads it: after days come hours.
+        ("2-3", 183600),
+        ("2-3:30", 185400),
+    ],
+)
+def test_a_duration_has_units_or_is_a_clock(text: str, expected: float) -> None:
+    assert parse_duration(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "90", "1 parsec", "a:b", "1-", "-1:00", "1:2:3:4"])
+def test_a_duration_that_may_mean_anything_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="write it as 1h50m"):
+        parse_duration(text)

@@ -9,37 +9,9 @@ import dask
 import pytest
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.execution.cluster import (
-    allocated_resources,
-    connect,
-    local_client,
-    local_workers,
-)
-
-
-def test_the_allocation_of_a_slurm_job_counts_and_not_the_machine() -> None:
-    here = allocated_resources({})
-    job = allocated_resources({"SLURM_CPUS_PER_TASK": "1", "SLURM_MEM_PER_NODE": "1024"})
-    assert job.n_cpus == 1
-    assert job.nbytes == 2**30
-    assert here.n_cpus >= 1
-    assert here.nbytes > 2**30
-
-
-def test_memory_by_cpu_counts_the_job_s_cpus() -> None:
-    job = allocated_resources({"SLURM_CPUS_ON_NODE": "1", "SLURM_MEM_PER_CPU": "512"})
-    assert job.nbytes == 512 * 2**20
-
-
-def test_a_pbs_job_spills_to_its_own_disk() -> None:
-    variables = {"NCPUS": "1", "PBS_VMEM": str(2**30), "PBS_JOBFS": "/jobfs/1", "TMPDIR": "/tmp"}
-    job = allocated_resources(variables)
-    assert (job.n_cpus, job.nbytes, job.local_directory) == (1, 2**30, "/jobfs/1")
-
-
-def test_variables_that_hold_no_number_are_left_out() -> None:
-    # SLURM writes "72(x2),36" for jobs over several nodes.
-    assert allocated_resources({"SLURM_CPUS_ON_NODE": "72(x2)"}) == allocated_resources({})
+from ctlab_dask_zarr.execution.clusters import client_of
+from ctlab_dask_zarr.execution.local import local_workers
+from ctlab_dask_zarr.execution.running import RunningWorkers
 
 
 def test_workers_share_the_memory_that_the_job_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,14 +28,14 @@ def test_the_user_s_own_folder_for_spilled_data_is_kept(
     monkeypatch.setenv("TMPDIR", str(tmp_path / "job"))
     with (
         dask.config.set({"temporary-directory": str(tmp_path / "own")}),
-        local_client(1) as client,
+        client_of(local_workers(1)) as client,
     ):
         workers = client.scheduler_info()["workers"].values()
         assert all(w["local_directory"].startswith(str(tmp_path / "own")) for w in workers)
 
 
 def test_a_local_cluster_has_the_workers_asked_for() -> None:
-    with local_client(1, 2, 2**30) as client:
+    with client_of(local_workers(1, 2, 2**30)) as client:
         workers = client.scheduler_info()["workers"].values()
         assert [w["nthreads"] for w in workers] == [2]
         assert [w["memory_limit"] for w in workers] == [2**30]
@@ -76,7 +48,7 @@ def test_a_local_cluster_changes_no_setting_for_others_in_the_process(
     """Of two in threads, the one that ended last put back what the other had set."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "job"))
     before = dask.config.get("temporary-directory", None)
-    with local_client(1) as client:
+    with client_of(local_workers(1)) as client:
         assert dask.config.get("temporary-directory", None) == before
         assert dask.config.get("distributed.scheduler.no-workers-timeout") is None
         # A worker that is started again keeps the folder of the first.
@@ -89,11 +61,11 @@ def test_a_local_cluster_that_has_lost_its_workers_does_not_wait_for_ever() -> N
     def timeout_s(dask_scheduler: Any) -> float | None:
         return dask_scheduler.no_workers_timeout
 
-    with local_client(1) as client:
+    with client_of(local_workers(1)) as client:
         assert client.run_on_scheduler(timeout_s) == 300
     with (
         dask.config.set({"distributed.scheduler.no-workers-timeout": "7s"}),
-        local_client(1) as client,
+        client_of(local_workers(1)) as client,
     ):
         assert client.run_on_scheduler(timeout_s) == 7
 
@@ -102,7 +74,7 @@ def test_no_scheduler_at_an_address_is_a_clear_error() -> None:
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(InvalidArgumentError, match=r"127\.0\.0\.1:9"),
-        connect("tcp://127.0.0.1:9"),
+        client_of(RunningWorkers("tcp://127.0.0.1:9")),
     ):
         pass
 
@@ -117,7 +89,7 @@ def test_a_scheduler_file_that_never_comes_or_says_nothing_is_a_clear_error(
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(InvalidArgumentError, match=r"scheduler\.json"),
-        connect(scheduler_file=str(path)),
+        client_of(RunningWorkers(scheduler_file=str(path))),
     ):
         pass
 
@@ -136,7 +108,7 @@ def test_a_script_without_a_main_guard_is_told_so_in_three_lines(
     """Its workers import it, and would start workers again: 200 lines of tracebacks."""
     script = tmp_path / "script.py"
     imported = (
-        "from ctlab_dask_zarr.execution.cluster import client_from_config, cluster_from_config"
+        "from ctlab_dask_zarr.execution.clusters import client_from_config, cluster_from_config"
     )
     script.write_text(f"{imported}\n{start}\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)

@@ -1,0 +1,182 @@
+"""Where a graph runs: workers of this machine, of a batch system, of MPI, or of a scheduler.
+
+Each kind of workers is one file with one class: it says what its workers have, and starts them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+import dask
+from dask.utils import parse_timedelta
+from distributed import Client
+
+from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.execution.configuration import (
+    check_dask_config,
+    configured_kind,
+    read_configuration,
+)
+from ctlab_dask_zarr.execution.jobs import BATCH_SYSTEMS, JobWorkers, import_jobqueue
+from ctlab_dask_zarr.execution.local import local_workers
+from ctlab_dask_zarr.execution.mpi import MPIWorkers
+from ctlab_dask_zarr.execution.running import RunningWorkers
+from ctlab_dask_zarr.execution.stopping import Stop
+from ctlab_dask_zarr.execution.versions import same_versions
+from ctlab_dask_zarr.planning.rechunk import Resources
+
+__all__ = ["Workers", "client_from_config", "client_of", "cluster_from_config", "workers_for"]
+
+#: Kinds of workers that have a name; dask's settings say the rest.
+_KINDS = ("local", *BATCH_SYSTEMS, "mpi")
+#: How long a write waits for jobs without any worker, unless dask's settings say it.
+_WORKER_TIMEOUT = "1h"
+
+
+class Workers(Protocol):
+    """A kind of workers."""
+
+    def resources(self) -> Resources:
+        """Return what the workers have, or will have, together; nothing is started."""
+        ...
+
+    def start(self) -> AbstractContextManager[Any]:
+        """Start the workers, yield a cluster or an address for a `Client`, and end them."""
+        ...
+
+
+@contextmanager
+def cluster_from_config(
+    config: str | os.PathLike[str],
+    jobs: int | None = None,
+    *,
+    worker_timeout: str | None = None,
+    on_wait: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
+) -> Iterator[Any]:
+    """Start the cluster that a configuration describes, and stop it at the end.
+
+    Workers need the same versions of this package, zarr, numpy, numcodecs, dask and distributed as
+    this process.
+
+    Parameters
+    ----------
+    config
+        A YAML file in dask's own keys, which hold until the end, for all of this process and the
+        workers; or ``local``, ``slurm``, ``pbs`` or ``mpi``, for what dask's own files and
+        ``DASK_CONFIG`` say; or the address or the scheduler file (``.json``) of a running
+        scheduler.
+    jobs
+        How many jobs of the batch system, each replaced when it is lost; by default one. Of a local
+        cluster: worker processes, by default one for each allocated CPU. Other clusters have their
+        own number.
+    worker_timeout
+        How long to wait for a job to start, the first one or another if all are lost, as dask
+        writes it: ``"30 minutes"``; by default dask's ``distributed.scheduler.no-workers-timeout``,
+        and if that is not set an hour.
+    on_wait
+        Called now and then with what the queue says while no job has started.
+    stop
+        Ends that waiting before its time-out.
+
+    Yields
+    ------
+    A cluster or an address, for dask's own `distributed.Client`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The configuration is not known, or says something wrong.
+    ClusterError
+        The queue refuses the jobs, no worker comes, then or later, or one has other versions.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> with cluster_from_config("local", jobs=1) as cluster, Client(cluster) as client:
+    ...     client.submit(sum, [1, 2]).result()
+    3
+    """
+    with (
+        workers_for(
+            config, jobs, worker_timeout=worker_timeout, on_wait=on_wait, stop=stop
+        ) as workers,
+        workers.start() as cluster,
+        # Not the default client: that is to be the caller's own.
+        Client(cluster, set_as_default=False) as client,
+        same_versions(client),
+    ):
+        yield cluster
+
+
+@contextmanager
+def client_from_config(
+    config: str | os.PathLike[str], jobs: int | None = None, **options: Any
+) -> Iterator[Client]:
+    """Start the cluster of a configuration and a client of it; as `cluster_from_config`."""
+    with workers_for(config, jobs, **options) as workers, client_of(workers) as client:
+        yield client
+
+
+@contextmanager
+def client_of(workers: Workers) -> Iterator[Client]:
+    """Start workers and a client of them, and end both."""
+    check_dask_config()
+    with workers.start() as cluster, Client(cluster) as client, same_versions(client):
+        yield client
+
+
+@contextmanager
+def workers_for(
+    config: str | os.PathLike[str],
+    jobs: int | None = None,
+    *,
+    worker_timeout: str | None = None,
+    on_wait: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
+) -> Iterator[Workers]:
+    """Put the settings of a configuration in force, and yield the workers that it describes.
+
+    Parameters and errors are those of `cluster_from_config`; nothing is started.
+    """
+    check_dask_config()
+    name = os.fspath(config)
+    kind, settings, config_file = name, {}, None
+    if "://" in name or name.endswith(".json"):
+        kind = "running"
+    elif name.endswith((".yaml", ".yml")):
+        settings = read_configuration(name)
+        kind, config_file = configured_kind(settings, name), os.path.abspath(name)
+    elif name not in _KINDS:
+        near = get_close_matches(name, _KINDS, 1)
+        raise InvalidArgumentError(
+            f"cluster {name!r} is none of {', '.join(_KINDS)}, a YAML file (.yaml), an address "
+            f"(tcp://HOST:PORT) or a scheduler file (.json){f': {near[0]}?' if near else ''}"
+        )
+    if jobs is not None and kind in ("mpi", "running"):
+        whose = "mpirun or srun" if kind == "mpi" else "the scheduler that runs already"
+        raise InvalidArgumentError(f"the number of workers is that of {whose}: leave jobs out")
+    if kind in BATCH_SYSTEMS:
+        # Its defaults are settings, too.
+        import_jobqueue()
+    merged = dask.config.merge(dask.config.config, settings)
+    names = [dask.config.canonical_name(key, merged) for key in settings]
+    with dask.config.set({key: merged[key] for key in names}):
+        if kind == "local":
+            yield local_workers(jobs)
+        elif kind == "mpi":
+            yield MPIWorkers()
+        elif kind == "running":
+            address = dask.config.get("scheduler-address") if config_file else name
+            is_file = address.endswith(".json")
+            yield RunningWorkers(*((None, address) if is_file else (address, None)))
+        else:
+            timeout = worker_timeout or dask.config.get("distributed.scheduler.no-workers-timeout")
+            yield JobWorkers(
+                kind, jobs or 1, config_file, float(parse_timedelta(timeout or _WORKER_TIMEOUT)),
+                on_wait or (lambda text: None), stop or Stop(),
+            )  # fmt: skip
