@@ -6,7 +6,6 @@ Each is a write like that of `api`, planned for what the image has.
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -121,7 +120,6 @@ def prepare_pyramid(
             metadata,
             wanted,
             downsample if is_image or downsample == "nearest" else None,
-            uuid.uuid4().hex,
             labels_of=None if is_image else image.path,
             resume=resume,
             restart=restart,

@@ -44,11 +44,12 @@ from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import parent_coords
 from ctlab_dask_zarr.planning.rechunk import Method, block_ranges, group_axis_of, group_rows
 from ctlab_dask_zarr.write.coarser import write_coarser
-from ctlab_dask_zarr.write.sample import add_sample, stage_after
+from ctlab_dask_zarr.write.sample import add_sample
 from ctlab_dask_zarr.write.shards.array import LazyBlock, ShardTask
 from ctlab_dask_zarr.write.staging.commit import CommitResult, commit
 from ctlab_dask_zarr.write.staging.remaining import Remaining
 from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.staging.stage import stage
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 __all__ = ["build_graph"]
@@ -84,7 +85,7 @@ def build_graph(
     graph = _WriteGraph(request, remaining)
     if staged is None:
         sample = source and add_sample(graph.tasks, source, request, remaining.stored)
-        graph.add(graph.staged.key, stage_after, request, _refs(sample or ()))
+        graph.add(graph.staged.key, _stage, request, _refs(sample or ()))
     else:
         graph.tasks[graph.staged.key] = DataNode(graph.staged.key, staged)
     writers = graph.add_finest(source, method) if source else {}
@@ -270,6 +271,11 @@ def _overlapping(
             if all(a < b for a, b in bounds):
                 blocks.append((index, tuple(a for a, _ in bounds), tuple(b - a for a, b in bounds)))
         yield blocks
+
+
+def _stage(request: StageRequest, sample: Sequence[None]) -> StagedWrite:
+    """Stage after the sample was found equal."""
+    return stage(request)
 
 
 def _write_making(

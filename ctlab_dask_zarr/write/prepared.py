@@ -109,9 +109,8 @@ def prepare(
     """
     n_parts = None if part is None else part[1]
     request = StageRequest.of(
-        plan, uuid.uuid4().hex,
-        resume=resume, restart=restart, n_parts=n_parts, dataset_id=dataset_id,
-    )  # fmt: skip
+        plan, resume=resume, restart=restart, n_parts=n_parts, dataset_id=dataset_id
+    )
     request, remaining = resolve_request(request, part)
     graph = build_graph(
         request, remaining, source, method=plan.rechunk.method, publish=part is None

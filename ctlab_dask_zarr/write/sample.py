@@ -1,8 +1,7 @@
-"""A sample of what is stored, made again of the source at hand before a write goes on.
+"""Before a write goes on, a sample of what is stored is made again from the source and compared.
 
-An identity is a name. Whether the voxels behind it are still those that were written, only they
-themselves can tell: a few regions, from places spread over what is stored, are made again and
-compared with it. Nothing is changed by that.
+The identity of a source is only a name; the voxels behind it may have changed. The sample is a few
+regions, spread over what is stored. Nothing is changed by it.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.planning.plan import PlannedLevel
 from ctlab_dask_zarr.write.staging.request import StageRequest
-from ctlab_dask_zarr.write.staging.stage import is_committed, stage
+from ctlab_dask_zarr.write.staging.stage import is_committed
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-__all__ = ["add_sample", "stage_after"]
+__all__ = ["add_sample"]
 
-#: How many regions are compared at most. Fewer where to make them again would be more than this
-#: part of what is stored, and more than this size.
+#: The most regions that are compared; fewer where these would be more than this part of what is
+#: stored, and more than this size.
 _MAX_REGIONS = 4
 _PART = 100
 _NBYTES = 8 << 20
@@ -53,18 +52,11 @@ Key = Any
 
 
 class _Region(NamedTuple):
-    """Voxels that are stored together and made together.
+    """Voxels that are stored together and made together."""
 
-    Attributes
-    ----------
-    slices
-        One inner chunk, or what of it lies in one block; with codecs that may not keep a voxel as
-        it is, a whole object.
-    block
-        Index of the block that its middle is in.
-    """
-
+    #: One inner chunk, or its part in one block; of codecs that may change voxels a whole object.
     slices: tuple[slice, ...]
+    #: Index of the block that its middle is in.
     block: Shape
 
 
@@ -86,7 +78,7 @@ def add_sample(
     (region,) = _regions(level, source.chunks, stored, 1)
     n_voxels = prod(part.stop - part.start for part in region.slices)
     if not is_cut:
-        # To read less of a source costs less, to make less of a block does not.
+        # Reading less of a source costs less; making less of a block does not.
         is_cut = is_read(source.data[region.slices])
         block = [lengths[i] for lengths, i in zip(source.chunks, region.block, strict=True)]
         n_voxels = n_voxels if is_cut else prod(block)
@@ -106,17 +98,17 @@ def add_sample(
 
 
 def _owned(block: Any) -> Any:
-    """Return a block of memory of its own: the next one may be made in the same buffer."""
+    """Return a block in memory of its own: the next block may be made in the same buffer."""
     return block.copy() if isinstance(block, np.ndarray) else block
 
 
 def _regions(
     level: PlannedLevel, chunks: Sequence[Sequence[int]], stored: Sequence[Shape], n_regions: int
 ) -> list[_Region]:
-    """Return regions of runs of the shards that are stored.
+    """Return a region of each of `n_regions` runs of the stored shards.
 
-    Of each run the shard that is nearest to the line through the middle of the volume: away from
-    it volumes are more alike, being masked or empty.
+    It lies in the shard that is nearest to the line through the middle of the volume: far from the
+    line volumes are masked or empty, and so more alike.
     """
     array, layout = level.array, level.layout
     cell = array.inner_chunk_shape if array.is_direct else array.object_shape
@@ -145,11 +137,6 @@ def _regions(
     return regions
 
 
-def stage_after(request: StageRequest, sample: Sequence[None]) -> StagedWrite:
-    """Stage, once the sample was found equal."""
-    return stage(request)
-
-
 def _refuse_other_voxels(
     request: StageRequest,
     region: tuple[slice, ...],
@@ -158,9 +145,9 @@ def _refuse_other_voxels(
     shape: Shape,
     block: Any,
 ) -> None:
-    """Raise where a region is stored otherwise than a block has it.
+    """Raise if a region is stored with other voxels than those of a block.
 
-    The block begins at `start` of an array that begins at `origin`.
+    The block begins at `start` in an array that begins at `origin`.
     """
     is_complete = is_committed(request)
     if not is_complete and request.resumes is None:
@@ -172,7 +159,7 @@ def _refuse_other_voxels(
     except IncompleteDatasetError:
         if is_complete:
             raise
-        # Somebody else goes on with it, or has removed it: staging will find out.
+        # Another write goes on with it, or has removed it: staging will find out.
         return
     except ShardDecodeError as error:
         raise _refusal(request, f"is damaged: {error}", is_complete=is_complete) from error
@@ -193,17 +180,14 @@ def _refusal(request: StageRequest, problem: str, *, is_complete: bool) -> Excep
             f"{destination.path} is complete, but what is stored {problem}. Write to another "
             "destination, or replace it by overwrite=True (--overwrite) without resume"
         )
-    by = "restart=True (--restart)"
-    if request.n_parts is not None:
-        by = f"`ctlab-zarr abort {destination.path}`"
     return StagingExistsError(
         f"cannot go on in {destination.staging}: what is stored there {problem}. Use the same "
-        f"source, or remove what is staged by {by}"
+        f"source, or remove what is staged by {request.how_to_remove}"
     )
 
 
 def _is_as_stored(array: StoredArray, found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> bool:
-    """Whether codecs that do not keep voxels as they are make what was found of those wanted."""
+    """Whether codecs that change voxels make what was found from those wanted."""
     if array.is_direct:
         return False
     whole = np.full(array.object_shape, array.fill_value, array.dtype)

@@ -65,7 +65,7 @@ def _labels_plan() -> WritePlan:
 
 VOXELS = {"old": OLD, "new": NEW, "one level": NEW, "labels": LABELS}
 REQUESTS = {
-    name: StageRequest.of(plan, "0" * 32)
+    name: StageRequest.of(plan)
     for name, plan in (
         ("old", _plan(OLD)),
         ("new", _plan(NEW)),
@@ -120,9 +120,7 @@ def add_levels(files: FakeFiles, *, resume: bool = False, restart: bool = False)
     if (resume or restart) and not lacking:
         return
     staged = stage(
-        level_request(
-            metadata, levels, None, run_id(), labels_of=None, resume=resume, restart=restart
-        )
+        level_request(metadata, levels, None, labels_of=None, resume=resume, restart=restart)
     )
     write_rest(staged, all_tasks(LEVELS, first=1), NEW)
     commit(staged)

@@ -45,6 +45,9 @@ from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 __all__ = ["CommitResult", "commit", "committed_result", "refuse_missing"]
 
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+_SAME_MOMENT = "another write was committed to {} at the same moment"
+
 
 class CommitResult(NamedTuple):
     """What was committed: where, how many stored objects besides metadata, their size in bytes."""
@@ -55,18 +58,9 @@ class CommitResult(NamedTuple):
 
 
 def commit(staged: StagedWrite, volumes: Iterable[Any] = ()) -> CommitResult:
-    """Publish the dataset: documents from leaf to root, then the rename onto the destination.
+    """Publish the dataset, if all of it was written and nothing came to be in its place.
 
-    `volumes` are what it was read from.
-
-    Raises
-    ------
-    IncompleteDatasetError
-        A shard of the plan has no receipt.
-    IncompleteSourceError, DatasetNotFoundError
-        A source has changed since it was opened, or is gone.
-    DestinationExistsError
-        Something came to be at the destination meanwhile.
+    `volumes` are what it was read from: they must not have changed.
     """
     request = staged.request
     destination = request.destination
@@ -248,8 +242,8 @@ def _publish(staged: StagedWrite, documents: dict[str, str]) -> None:
     try:
         files.rename(staged.store.root, path)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise _same_moment(destination) from error
+        if error.errno in _TAKEN:
+            raise DestinationExistsError(_SAME_MOMENT.format(destination.path)) from error
         # The next writer may have found the old dataset aside and done this rename already.
         if destination.committed().get("staging_id") != staged.staging_id:
             if files.kind(path) is None and files.kind(aside) is not None:
@@ -277,12 +271,6 @@ def _refuse_another(staged: StagedWrite) -> None:
         )
 
 
-def _same_moment(destination: Destination) -> DestinationExistsError:
-    return DestinationExistsError(
-        f"another write was committed to {destination.path} at the same moment"
-    )
-
-
 def _publish_objects(staged: StagedWrite, documents: dict[str, str], objects: ObjectFiles) -> None:
     """Put the documents beside the shards, which are in their places; the root document last."""
     destination = staged.request.destination
@@ -295,7 +283,7 @@ def _publish_objects(staged: StagedWrite, documents: dict[str, str], objects: Ob
         objects.create(staged.store.path(ROOT_DOCUMENT), root.encode())
     except FileExistsError as error:
         if destination.committed().get("staging_id") != staged.staging_id:
-            raise _same_moment(destination) from error
+            raise DestinationExistsError(_SAME_MOMENT.format(destination.path)) from error
     register_labels(destination)
 
 
@@ -336,7 +324,7 @@ def _move_level(files: Files, folder: str, place: str) -> None:
     try:
         files.rename(folder, place)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno in _TAKEN:
             raise DestinationExistsError(
                 f"{place}, which no metadata lists, came to be while a further level was written: "
                 "move it elsewhere, then go on by resume=True (--resume)"

@@ -24,26 +24,17 @@ __all__ = ["Remaining", "all_tasks", "find_remaining", "part_of", "resolve_reque
 
 @dataclass(frozen=True)
 class Remaining:
-    """What is left to do.
+    """What is left to do of a write."""
 
-    Attributes
-    ----------
-    tasks
-        The shards to write, by level and in C order.
-    found
-        Receipts of whole shards that had none: their process died before it could keep them.
-    n_done
-        Number of whole shards.
-    n_half_made
-        Number of `tasks` that replace something which is not whole.
-    stored
-        Coordinates of the whole shards of level 0, in C order, also those of other jobs.
-    """
-
+    #: The shards to write, by level and in C order.
     tasks: tuple[ShardTask, ...]
+    #: Receipts of whole shards that had none: their process died before it could keep them.
     found: tuple[ShardReceipt, ...] = ()
+    #: Number of whole shards.
     n_done: int = 0
+    #: Number of `tasks` that replace something which is not whole.
     n_half_made: int = 0
+    #: Coordinates of the whole shards of level 0, in C order, also those of other jobs.
     stored: tuple[Shape, ...] = ()
 
     def of_level(self, level: int) -> list[Shape]:
@@ -118,21 +109,15 @@ def resolve_request(
 ) -> tuple[StageRequest, Remaining]:
     """Return the request with the staging folder in which it goes on, and what remains of it.
 
-    `part` (number from 1, of how many) leaves the rest to others. Nothing is changed.
-
-    Raises
-    ------
-    DestinationExistsError, StagingExistsError
-        Something is in the way.
+    Of a `part` (number from 1, of how many) only its own shards remain. Raises where something is
+    in the way; nothing is changed.
     """
     levels = request.levels
-    wanted, others = list(all_tasks(levels, request.n_existing)), []
-    if part is not None:
-        number, n_parts = part
-        finest = list(all_tasks(levels[:1]))
-        numbers = [part_of(task.coords, levels[0].layout, n_parts) for task in finest]
-        wanted = [task for task, n in zip(finest, numbers, strict=True) if n == number]
-        others = [task for task, n in zip(finest, numbers, strict=True) if n != number]
+    wanted: list[ShardTask] = []
+    others: list[ShardTask] = []
+    for task in all_tasks(levels[:1] if part else levels, request.n_existing):
+        is_mine = part is None or part_of(task.coords, levels[0].layout, part[1]) == part[0]
+        (wanted if is_mine else others).append(task)
     destination = request.destination
     if is_committed(request):
         stored = tuple(levels[0].layout.task_coords())

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+import uuid
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ctlab_dask_zarr._version import __version__
@@ -29,49 +30,34 @@ _NOT_KEPT = {"destination", "resume", "restart", "resumes"}
 
 @dataclass(frozen=True)
 class StageRequest:
-    """Everything that staging, writing and committing need of a plan.
-
-    Attributes
-    ----------
-    identity
-        Must be the same for an interrupted write to go on.
-    run_id
-        Tells this run from every other one, in the staging folder and in what is committed.
-    mask_value
-        None where the data type has none.
-    requested
-        What the user asked of the metadata. A write of the same voxels that is committed, or is
-        shared with other jobs, is the same write only if this is the same too. None: not known.
-    is_grey
-        Whether voxels are grey values, for which viewers need a contrast.
-    n_parts
-        Number of jobs that share the write; None for a write by one.
-    resumes
-        Id of the staging folder whose shards are not written again.
-    extends
-        Hash of the root document of the store that gets further levels; None for a new store.
-    image
-        Tells the image of labels from any other one.
-    replaces
-        Identity of the dataset that this one replaces: the one that was there at the staging.
-    """
+    """Everything that staging, writing and committing need of a plan."""
 
     destination: Destination
     levels: tuple[PlannedLevel, ...]
     documents: tuple[Document, ...]
-    overwrite: bool
-    resume: bool
-    restart: bool
+    #: Must be the same for an interrupted write to go on.
     identity: str
-    run_id: str
     mask_value: Number | None
+    overwrite: bool = False
+    resume: bool = False
+    restart: bool = False
+    #: Tells this run from every other one, in the staging folder and in what is committed.
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    #: What the user asked of the metadata; None where that is not known. A write of the same voxels
+    #: that is committed, or shared with other jobs, is the same one only if this is the same too.
     requested: dict[str, Any] | None = None
     downsample: DownsampleMethod = "mean"
+    #: Whether voxels are grey values, for which viewers need a contrast.
     is_grey: bool = True
+    #: Number of jobs that share the write; None for a write by one.
     n_parts: int | None = None
+    #: Id of the staging folder whose shards are not written again.
     resumes: str | None = None
+    #: Hash of the root document of the store that gets further levels; None for a new store.
     extends: str | None = None
+    #: Tells the image of labels from any other one.
     image: ImageIdentity | None = None
+    #: Identity of the dataset that was there at the staging, and is to be replaced.
     replaces: str | None = None
 
     @property
@@ -84,11 +70,17 @@ class StageRequest:
         """Number of levels that are at the destination already."""
         return 0 if self.extends is None else 1
 
+    @property
+    def how_to_remove(self) -> str:
+        """How a user removes what is staged; no part removes what the others write."""
+        if self.n_parts is None:
+            return "restart=True (--restart)"
+        return f"`ctlab-zarr abort {self.destination.path}`"
+
     @classmethod
     def of(
         cls,
         plan: WritePlan,
-        run_id: str,
         *,
         resume: bool = False,
         restart: bool = False,
@@ -100,13 +92,12 @@ class StageRequest:
             destination=Destination.at(plan.destination, plan.labels_of),
             levels=plan.levels,
             documents=plan.documents,
+            identity=plan.identity,
+            mask_value=plain_mask_value(plan.datatype),
             overwrite=plan.overwrite,
             resume=resume,
             restart=restart,
-            identity=plan.identity,
-            run_id=run_id,
             requested={"dataset_id": dataset_id} | plan.requested,
-            mask_value=plain_mask_value(plan.datatype),
             downsample=plan.downsample,
             is_grey=not plan.is_discrete,
             n_parts=n_parts,
@@ -116,39 +107,26 @@ class StageRequest:
     def to_json(self, staging_id: str) -> str:
         """Return the text of ``plan.json``, with the time of the staging."""
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_KEPT}
-        return json.dumps(
-            kept
-            | {
-                "staging_id": staging_id,
-                "fingerprint": self.fingerprint,
-                "started_s": time.time(),
-                "version": __version__,
-                "levels": [
-                    {"path": level.path, "factors": level.factors, "document": level.document}
-                    for level in self.levels
-                ],
-                "documents": [asdict(document) for document in self.documents],
-            }
-        )
+        kept["levels"] = [
+            {"path": level.path, "factors": level.factors, "document": level.document}
+            for level in self.levels
+        ]
+        kept["documents"] = [asdict(document) for document in self.documents]
+        kept |= {"staging_id": staging_id, "fingerprint": self.fingerprint}
+        return json.dumps(kept | {"started_s": time.time(), "version": __version__})
 
     @classmethod
     def from_plan(cls, destination: Destination, plan: dict[str, Any]) -> StageRequest:
-        """Return what a ``plan.json`` asks for.
-
-        Raises
-        ------
-        MetadataError
-            It is not complete.
-        """
+        """Return what a ``plan.json`` asks for; raise `MetadataError` where it is not complete."""
         kept = {f.name: plan[f.name] for f in fields(cls) if f.name in plan.keys() - _NOT_KEPT}
         try:
             kept |= {
                 "levels": tuple(map(_level, plan["levels"])),
                 "documents": tuple(Document(**document) for document in plan["documents"]),
                 "image": plan.get("image") and tuple(plan["image"]),
+                "run_id": plan["run_id"],
             }
-            resumes = plan["staging_id"]
-            return cls(destination=destination, resume=True, restart=False, resumes=resumes, **kept)
+            return cls(destination=destination, resume=True, resumes=plan["staging_id"], **kept)
         except (KeyError, TypeError) as error:
             raise MetadataError(
                 f"{destination.staging} does not say what was being written ({error!r}): remove it "
@@ -156,13 +134,10 @@ class StageRequest:
             ) from error
 
 
-def _level(fields: dict[str, Any]) -> PlannedLevel:
-    return PlannedLevel(
-        fields["path"],
-        factors=tuple(fields["factors"]),
-        shape=parse_array_document(fields["document"]).shape,
-        document=fields["document"],
-    )
+def _level(kept: dict[str, Any]) -> PlannedLevel:
+    path, document, factors = kept["path"], kept["document"], tuple(kept["factors"])
+    shape = parse_array_document(document).shape
+    return PlannedLevel(path, shape=shape, factors=factors, document=document)
 
 
 def plain_mask_value(datatype: DataType | None) -> Number | None:

@@ -45,15 +45,7 @@ _N_TRIES = 100
 
 
 def stage(request: StageRequest) -> StagedWrite:
-    """Make the staging folder, or enter the one that is there.
-
-    Raises
-    ------
-    DestinationExistsError
-        Something at the destination may not be replaced.
-    StagingExistsError
-        Another write is under way there, or left its staging folder.
-    """
+    """Make the staging folder, or enter the one that is there; raise where neither may be done."""
     destination = request.destination
     refuse_missing_folder(destination)
     destination.sweep()
@@ -168,13 +160,7 @@ def _enter_existing(request: StageRequest) -> StagedWrite | None:
 
 
 def open_staged(destination: Destination) -> StagedWrite:
-    """Return the write that is staged beside `destination`, to look at or to commit.
-
-    Raises
-    ------
-    IncompleteDatasetError
-        Nothing is staged there.
-    """
+    """Return the write that is staged beside `destination`, to look at or to commit."""
     plan = destination.staged_plan()
     if plan:
         return StagedWrite(StageRequest.from_plan(destination, plan), plan["staging_id"])
@@ -280,17 +266,14 @@ def staging_problem(request: StageRequest) -> str | None:
     found = destination.staged_plan()
     if found.get("run_id") == request.run_id or destination.is_staging_committed():
         return None
-    # A part never advises to remove what the other parts write.
-    by = "restart=True (--restart)"
-    if request.n_parts is not None:
-        by = f"`ctlab-zarr abort {destination.path}`"
+    by = request.how_to_remove
     if request.image is not None and (found.get("image") or request.image)[0] != request.image[0]:
         return (
             f"{destination.staging} holds labels of the image that was {destination.labels_of} "
             f"before: remove them by {by}"
         )
     if request.n_parts is not None and found.get("n_parts") is not None:
-        return _part_problem(request, found, by)
+        return _part_problem(request, found)
     if not request.resume:
         return (
             f"{destination.staging} is there: another write to {destination.path} is under way, or "
@@ -305,9 +288,9 @@ def staging_problem(request: StageRequest) -> str | None:
     return None
 
 
-def _part_problem(request: StageRequest, found: dict[str, Any], by: str) -> str | None:
+def _part_problem(request: StageRequest, found: dict[str, Any]) -> str | None:
     """Return why a part does not belong to the parts in the staging folder, or None."""
-    parts = f"the parts in {request.destination.staging}"
+    parts, by = f"the parts in {request.destination.staging}", request.how_to_remove
     if found["n_parts"] != request.n_parts:
         return (
             f"{parts} are {found['n_parts']} in all, and this would be one of {request.n_parts}: "

@@ -39,7 +39,7 @@ COORDS = [(z, y, x) for z in range(2) for y in range(2) for x in range(2)]
 def request_for(path: Path, run_id: str = "a" * 32, **flags: bool) -> StageRequest:
     options = WriteOptions(overwrite=flags.pop("overwrite", False), **LAYOUT)
     write = prepare_write(make_dataset(VOXELS, (16, 16, 16)), path, options, restart=True)
-    return StageRequest.of(write.plan, run_id, **flags)
+    return replace(StageRequest.of(write.plan, **flags), run_id=run_id)
 
 
 def write_all(staged: StagedWrite, coords: list[tuple[int, int, int]] = COORDS) -> list:
@@ -122,7 +122,7 @@ def test_a_task_of_a_write_that_was_restarted_otherwise_does_no_harm(tmp_path: P
     write = prepare_write(
         make_dataset(VOXELS, 16), tmp_path / "a.zarr", WriteOptions(**other), restart=True
     )
-    staged = stage(StageRequest.of(write.plan, "b" * 32, restart=True))
+    staged = stage(StageRequest.of(write.plan, restart=True))
     with pytest.raises(FileNotFoundError):
         write_all(late, COORDS[:1])
     write_all(staged)
