@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.errors import WriteFailedError as WriteFailedError
     from ctlab_dask_zarr.errors import WriteStoppedError as WriteStoppedError
     from ctlab_dask_zarr.execution.clusters import cluster_from_config as cluster_from_config
+    from ctlab_dask_zarr.execution.clusters import cluster_resources as cluster_resources
     from ctlab_dask_zarr.execution.stopping import Stop as Stop
     from ctlab_dask_zarr.formats.codecs import array_kwargs as array_kwargs
     from ctlab_dask_zarr.formats.datatype import DataType as DataType
@@ -81,7 +82,7 @@ _HOMES = {
         "MissingExtraError ShardDecodeError StagingExistsError StorageError "
         "UnsupportedFormatError VerificationError WriteFailedError WriteStoppedError"
     ),
-    "execution.clusters": "cluster_from_config",
+    "execution.clusters": "cluster_from_config cluster_resources",
     "execution.stopping": "Stop",
     "formats.codecs": "array_kwargs",
     "formats.datatype": "DataType",

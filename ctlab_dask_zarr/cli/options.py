@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -258,6 +258,7 @@ def _configured(taken: dict[str, Any], given: list[str]) -> dict[str, Any]:
     return values
 
 
+@contextmanager
 def client_for(
     workers: int | None,
     threads: int | None,
@@ -267,22 +268,29 @@ def client_for(
     cluster: str | None,
     jobs: int | None,
     stop: Stop,
-) -> AbstractContextManager[Any]:
-    """Return a client on a running scheduler, or on a cluster that ends with it.
+) -> Iterator[Any]:
+    """Yield a client on a running scheduler, or on a cluster that ends with it.
 
     `stop` also ends the wait for workers that are still queued.
     """
-    from ctlab_dask_zarr.execution.clusters import client_from_config, client_of
+    from distributed import Client
+
+    from ctlab_dask_zarr.execution.clusters import client_of, cluster_from_config
     from ctlab_dask_zarr.execution.local import local_workers
     from ctlab_dask_zarr.execution.running import RunningWorkers
 
     if cluster:
-        return client_from_config(
+        told = cluster_from_config(
             cluster, jobs, stop=stop, on_wait=lambda text: say(text, err=True)
         )
+        with told as started, Client(started) as client:
+            yield client
+        return
+    chosen: Any = local_workers(workers, threads, memory_limit)
     if scheduler or scheduler_file:
-        return client_of(RunningWorkers(scheduler, scheduler_file))
-    return client_of(local_workers(workers, threads, memory_limit))
+        chosen = RunningWorkers(scheduler, scheduler_file)
+    with client_of(chosen) as client:
+        yield client
 
 
 def given_source_options(options: dict[str, Any]) -> list[str]:

@@ -64,13 +64,12 @@ def _resources(
     jobs: int | None,
 ) -> Resources:
     """Return what `convert` would have with the same options; no worker is started."""
-    from ctlab_dask_zarr.execution.clusters import workers_for
+    from ctlab_dask_zarr.execution.clusters import cluster_resources
     from ctlab_dask_zarr.execution.local import local_workers
     from ctlab_dask_zarr.execution.running import RunningWorkers
 
     if cluster:
-        with workers_for(cluster, jobs) as configured:
-            return configured.resources()
+        return cluster_resources(cluster, jobs)
     if scheduler or scheduler_file:
         return RunningWorkers(scheduler, scheduler_file).resources()
     return local_workers(workers, threads, memory_limit).resources()

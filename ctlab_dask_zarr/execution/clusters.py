@@ -6,13 +6,14 @@ Each kind of workers is one file with one class: it says what its workers have, 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from difflib import get_close_matches
 from typing import Any, Protocol
 
 import dask
-from dask.utils import parse_timedelta
+from dask.utils import parse_bytes, parse_timedelta
 from distributed import Client
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
@@ -28,8 +29,9 @@ from ctlab_dask_zarr.execution.running import RunningWorkers
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.execution.versions import same_versions
 from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.settings import setting
 
-__all__ = ["Workers", "client_from_config", "client_of", "cluster_from_config", "workers_for"]
+__all__ = ["Workers", "client_of", "cluster_from_config", "cluster_resources"]
 
 #: Kinds of workers that have a name; dask's settings say the rest.
 _KINDS = ("local", *BATCH_SYSTEMS, "mpi")
@@ -51,12 +53,14 @@ class Workers(Protocol):
 
 @contextmanager
 def cluster_from_config(
-    config: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     *,
     worker_timeout: str | None = None,
     on_wait: Callable[[str], None] | None = None,
     stop: Stop | None = None,
+    threads: int | None = None,
+    memory_limit: str | int | None = None,
 ) -> Iterator[Any]:
     """Start the cluster that a configuration describes, and stop it at the end.
 
@@ -69,7 +73,8 @@ def cluster_from_config(
         A YAML file in dask's own keys, which hold until the end, for all of this process and the
         workers; or ``local``, ``slurm``, ``pbs`` or ``mpi``, for what dask's own files and
         ``DASK_CONFIG`` say; or the address or the scheduler file (``.json``) of a running
-        scheduler.
+        scheduler. By default the setting ``ctlab-zarr.cluster``, else ``local`` with the settings
+        ``workers``, ``threads`` and ``memory-limit``.
     jobs
         How many jobs of the batch system, each replaced when it is lost; by default one. Of a local
         cluster: worker processes, by default one for each allocated CPU. Other clusters have their
@@ -82,6 +87,11 @@ def cluster_from_config(
         Called now and then with what the queue says while no job has started.
     stop
         Ends that waiting before its time-out.
+    threads
+        Of a local cluster: threads in each worker process, by default one.
+    memory_limit
+        Of a local cluster: memory of one worker process, as ``"4GiB"`` or in bytes; by default its
+        share of the allocation.
 
     Yields
     ------
@@ -102,9 +112,7 @@ def cluster_from_config(
     3
     """
     with (
-        workers_for(
-            config, jobs, worker_timeout=worker_timeout, on_wait=on_wait, stop=stop
-        ) as workers,
+        _workers_for(config, jobs, threads, memory_limit, worker_timeout, on_wait, stop) as workers,
         workers.start() as cluster,
         # Not the default client: that is to be the caller's own.
         Client(cluster, set_as_default=False) as client,
@@ -113,40 +121,77 @@ def cluster_from_config(
         yield cluster
 
 
-@contextmanager
-def client_from_config(
-    config: str | os.PathLike[str], jobs: int | None = None, **options: Any
-) -> Iterator[Client]:
-    """Start the cluster of a configuration and a client of it; as `cluster_from_config`."""
-    with workers_for(config, jobs, **options) as workers, client_of(workers) as client:
-        yield client
-
-
-@contextmanager
-def client_of(workers: Workers) -> Iterator[Client]:
-    """Start workers and a client of them, and end both."""
-    check_dask_config()
-    with workers.start() as cluster, Client(cluster) as client, same_versions(client):
-        yield client
-
-
-@contextmanager
-def workers_for(
-    config: str | os.PathLike[str],
+def cluster_resources(
+    config: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     *,
+    threads: int | None = None,
+    memory_limit: str | int | None = None,
+) -> Resources:
+    """Return what the workers of `cluster_from_config` would have together; nothing is started.
+
+    A running scheduler tells what it has. The number of ranks of MPI is not known before they run:
+    one thread stands for them.
+
+    Examples
+    --------
+    >>> cluster_resources("local", 2, threads=2, memory_limit="4GiB")
+    Resources(n_threads=4, thread_nbytes=2147483648)
+    """
+    with _workers_for(config, jobs, threads, memory_limit) as workers:
+        return workers.resources()
+
+
+@contextmanager
+def _workers_for(
+    config: str | os.PathLike[str] | None,
+    jobs: int | None,
+    threads: int | None = None,
+    memory_limit: str | int | None = None,
     worker_timeout: str | None = None,
     on_wait: Callable[[str], None] | None = None,
     stop: Stop | None = None,
 ) -> Iterator[Workers]:
-    """Put the settings of a configuration in force, and yield the workers that it describes.
-
-    Parameters and errors are those of `cluster_from_config`; nothing is started.
-    """
+    """Put the settings of a configuration in force, and yield the workers that it describes."""
     check_dask_config()
-    name = os.fspath(config)
+    if config is None and not (jobs or threads or memory_limit) and setting("cluster"):
+        config, jobs = setting("cluster"), setting("jobs")
+    if config is None:
+        jobs, threads = jobs or setting("workers"), threads or setting("threads")
+        memory_limit = memory_limit or setting("memory-limit")
+    name = "local" if config is None else os.fspath(config)
+    kind, settings, config_file = _read(name)
+    if jobs is not None and kind in ("mpi", "running"):
+        whose = "mpirun or srun" if kind == "mpi" else "the scheduler that runs already"
+        raise InvalidArgumentError(f"the number of workers is that of {whose}: leave jobs out")
+    if (threads or memory_limit) and kind != "local":
+        raise InvalidArgumentError(
+            f"cluster {name!r} says what its workers are: leave threads and memory_limit out"
+        )
+    merged = dask.config.merge(dask.config.config, settings)
+    names = [dask.config.canonical_name(key, merged) for key in settings]
+    with dask.config.set({key: merged[key] for key in names}):
+        if kind == "local":
+            nbytes = None if memory_limit is None else parse_bytes(memory_limit)
+            yield local_workers(jobs, threads, nbytes)
+        elif kind == "mpi":
+            yield MPIWorkers()
+        elif kind == "running":
+            address = dask.config.get("scheduler-address") if config_file else name
+            is_file = address.endswith(".json")
+            yield RunningWorkers(*((None, address) if is_file else (address, None)))
+        else:
+            configured = dask.config.get("distributed.scheduler.no-workers-timeout")
+            timeout_s = float(parse_timedelta(worker_timeout or configured or _WORKER_TIMEOUT))
+            told = on_wait or (lambda text: None)
+            yield JobWorkers(kind, jobs or 1, config_file, timeout_s, told, stop or Stop())
+
+
+def _read(name: str) -> tuple[str, dict[str, Any], str | None]:
+    """Return the kind of a cluster, its settings, and the path of its file if it is one."""
     kind, settings, config_file = name, {}, None
-    if "://" in name or name.endswith(".json"):
+    is_address = "://" in name or re.fullmatch(r"[\w.-]+:\d+", name)
+    if is_address or name.endswith(".json"):
         kind = "running"
     elif name.endswith((".yaml", ".yml")):
         settings = read_configuration(name)
@@ -157,26 +202,15 @@ def workers_for(
             f"cluster {name!r} is none of {', '.join(_KINDS)}, a YAML file (.yaml), an address "
             f"(tcp://HOST:PORT) or a scheduler file (.json){f': {near[0]}?' if near else ''}"
         )
-    if jobs is not None and kind in ("mpi", "running"):
-        whose = "mpirun or srun" if kind == "mpi" else "the scheduler that runs already"
-        raise InvalidArgumentError(f"the number of workers is that of {whose}: leave jobs out")
     if kind in BATCH_SYSTEMS:
         # Its defaults are settings, too.
         import_jobqueue()
-    merged = dask.config.merge(dask.config.config, settings)
-    names = [dask.config.canonical_name(key, merged) for key in settings]
-    with dask.config.set({key: merged[key] for key in names}):
-        if kind == "local":
-            yield local_workers(jobs)
-        elif kind == "mpi":
-            yield MPIWorkers()
-        elif kind == "running":
-            address = dask.config.get("scheduler-address") if config_file else name
-            is_file = address.endswith(".json")
-            yield RunningWorkers(*((None, address) if is_file else (address, None)))
-        else:
-            timeout = worker_timeout or dask.config.get("distributed.scheduler.no-workers-timeout")
-            yield JobWorkers(
-                kind, jobs or 1, config_file, float(parse_timedelta(timeout or _WORKER_TIMEOUT)),
-                on_wait or (lambda text: None), stop or Stop(),
-            )  # fmt: skip
+    return kind, settings, config_file
+
+
+@contextmanager
+def client_of(workers: Workers) -> Iterator[Client]:
+    """Start workers and a client of them, and end both."""
+    check_dask_config()
+    with workers.start() as cluster, Client(cluster) as client, same_versions(client):
+        yield client

@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 
 from ctlab_dask_zarr.cli import convert
 from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError
-from ctlab_dask_zarr.execution.clusters import client_of, cluster_from_config, workers_for
+from ctlab_dask_zarr.execution.clusters import client_of, cluster_from_config, cluster_resources
 from ctlab_dask_zarr.execution.configuration import configured_kind, read_configuration
 from ctlab_dask_zarr.execution.jobs import JobWorkers, import_jobqueue
 from ctlab_dask_zarr.execution.local import local_workers
@@ -178,11 +178,9 @@ def test_a_report_without_bokeh_is_refused_before_anything_is_queued(
 
 
 def test_what_a_file_will_have_is_known_without_starting_it() -> None:
-    with workers_for(CONFIGS / "slurm.yaml", jobs=8) as workers:
-        resources = workers.resources()
+    resources = cluster_resources(CONFIGS / "slurm.yaml", jobs=8)
     assert (resources.n_threads, resources.thread_nbytes) == (8, int(1.75 * 2**30))
-    with workers_for(CONFIGS / "pbs-gadi.yaml", jobs=2) as workers:
-        resources = workers.resources()
+    resources = cluster_resources(CONFIGS / "pbs-gadi.yaml", jobs=2)
     assert (resources.n_threads, resources.thread_nbytes) == (24, int(3.5 * 2**30))
 
 

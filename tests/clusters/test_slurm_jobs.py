@@ -18,7 +18,7 @@ from distributed import Client
 from ctlab_dask_zarr import Dataset, dataset_to_zarr
 from ctlab_dask_zarr.errors import ClusterError, WriteFailedError, WriteStoppedError
 from ctlab_dask_zarr.execution import jobs
-from ctlab_dask_zarr.execution.clusters import client_from_config, cluster_from_config
+from ctlab_dask_zarr.execution.clusters import cluster_from_config
 from ctlab_dask_zarr.execution.stopping import Stop
 
 BLOCK = (16, 32, 32)
@@ -220,7 +220,8 @@ def test_a_write_whose_workers_do_not_come_back_ends_and_says_what_the_queue_say
     config = slurm_yaml()
 
     def write_and_lose_the_worker() -> None:
-        with client_from_config(config, jobs=1, worker_timeout="20s") as client:
+        started = cluster_from_config(config, jobs=1, worker_timeout="20s")
+        with started as cluster, Client(cluster) as client:
             future = gate.write(client)
             job = gate.begun_by(wait_until)
             limit.touch()

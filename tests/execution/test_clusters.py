@@ -9,9 +9,10 @@ import dask
 import pytest
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.execution.clusters import client_of
+from ctlab_dask_zarr.execution.clusters import client_of, cluster_resources
 from ctlab_dask_zarr.execution.local import local_workers
 from ctlab_dask_zarr.execution.running import RunningWorkers
+from ctlab_dask_zarr.planning.rechunk import Resources
 
 
 def test_workers_share_the_memory_that_the_job_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +100,7 @@ def test_a_scheduler_file_that_never_comes_or_says_nothing_is_a_clear_error(
     "start",
     [
         "with cluster_from_config('local', 2):\n    print('up')",
-        "def work():\n    with client_from_config('local', 1):\n        print('up')\nwork()",
+        "def work():\n    with cluster_from_config('local', 1):\n        print('up')\nwork()",
     ],
 )
 def test_a_script_without_a_main_guard_is_told_so_in_three_lines(
@@ -107,9 +108,7 @@ def test_a_script_without_a_main_guard_is_told_so_in_three_lines(
 ) -> None:
     """Its workers import it, and would start workers again: 200 lines of tracebacks."""
     script = tmp_path / "script.py"
-    imported = (
-        "from ctlab_dask_zarr.execution.clusters import client_from_config, cluster_from_config"
-    )
+    imported = "from ctlab_dask_zarr import cluster_from_config"
     script.write_text(f"{imported}\n{start}\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
@@ -135,3 +134,17 @@ def test_another_failure_of_a_script_with_a_main_guard_is_no_matter_of_the_guard
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert "RuntimeError: Nanny failed to start" in done.stderr
+
+
+def test_workers_are_those_of_the_settings_where_nothing_is_given() -> None:
+    with dask.config.set({"ctlab-zarr": {"workers": 3, "threads": 2, "memory-limit": "2GiB"}}):
+        assert cluster_resources() == Resources(6, 2**30)
+        assert cluster_resources(jobs=1, memory_limit="4GiB") == Resources(2, 2**31)
+    with dask.config.set({"ctlab-zarr": {"cluster": "mpi"}}):
+        assert cluster_resources() == Resources(1)
+        assert cluster_resources(jobs=2, threads=1, memory_limit=2**30) == Resources(2, 2**30)
+
+
+def test_only_local_workers_take_threads_and_memory() -> None:
+    with pytest.raises(InvalidArgumentError, match="leave threads and memory_limit out"):
+        cluster_resources("mpi", threads=2)
