@@ -20,7 +20,11 @@ from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.text import shown
-from ctlab_dask_zarr.verification.verify import Verification, build_source_check, build_verification
+from ctlab_dask_zarr.verification.verify import (
+    Verification,
+    prepare_source_check,
+    prepare_verification,
+)
 from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
 from ctlab_dask_zarr.write.run import WriteProgress
 
@@ -106,7 +110,7 @@ def verify(
         volume = open_volume(source) if isinstance(source, str | os.PathLike) else source
         if is_delayed(volume) or not (volume is None or hasattr(volume, "dimension_names")):
             raise no_dataset(volume, "source")
-        checks = build_verification(path, volume, checksums=checksums)
+        checks = prepare_verification(path, volume, checksums=checksums)
     for note in checks.notes:
         warnings.warn(shown(note), stacklevel=3)
     reading = f"{os.fspath(path)} was not verified to the end"
@@ -146,7 +150,7 @@ def check_source(
     []
     """
     volume = open_volume(source) if isinstance(source, str | os.PathLike) else source
-    checks = build_source_check(volume)
+    checks = prepare_source_check(volume)
     for note in checks.notes:
         warnings.warn(shown(note), stacklevel=3)
     reading = "the source was being checked, and nothing is begun; give the same command again"

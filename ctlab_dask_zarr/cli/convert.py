@@ -165,9 +165,9 @@ def _check_source(dataset: Dataset, client: Any, stop: Stop) -> None:
     from ctlab_dask_zarr.errors import IncompleteSourceError
     from ctlab_dask_zarr.execution.stopping import compute_until
     from ctlab_dask_zarr.formats.problems import describe_problems
-    from ctlab_dask_zarr.verification.verify import build_source_check
+    from ctlab_dask_zarr.verification.verify import prepare_source_check
 
-    check = build_source_check(dataset)
+    check = prepare_source_check(dataset)
     for note in check.notes:
         say(note, err=True)
     problems = check.problems + compute_until(

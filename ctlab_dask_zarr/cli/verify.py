@@ -54,10 +54,10 @@ def verify_command(
     if given and source is None:
         raise click.UsageError(f"{given[0]} is about the source: say which by --source")
     with exit_codes(), stop.on_signals():
-        from ctlab_dask_zarr.verification.verify import build_verification
+        from ctlab_dask_zarr.verification.verify import prepare_verification
 
         dataset = None if source is None else open_source(source, options)
-        verification = build_verification(path, dataset, checksums=not quick)
+        verification = prepare_verification(path, dataset, checksums=not quick)
         with client_for(**cluster, stop=stop) as client:
             problems = _compute(
                 verification, client, quiet, stop,
@@ -78,10 +78,10 @@ def verify_written(
     path: str, dataset: Dataset, client: Any, quiet: bool, stop: Stop, again: str
 ) -> None:
     """Compare what was written with its source; `again` says how to do that another time."""
-    from ctlab_dask_zarr.verification.verify import build_verification
+    from ctlab_dask_zarr.verification.verify import prepare_verification
 
     problems = _compute(
-        build_verification(path, dataset, checksums=True), client, quiet, stop,
+        prepare_verification(path, dataset, checksums=True), client, quiet, stop,
         f"{path} is complete and in its place, but not verified to the end: verify it by {again}",
     )  # fmt: skip
     for problem in problems:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ctlab_dask_zarr.errors import CTLabError, MetadataError
 from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
-from ctlab_dask_zarr.store.files import Files, walk
+from ctlab_dask_zarr.store.files import Files
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store, is_temporary
 
 __all__ = [
-    *("ROOT_DOCUMENT", "foreign_files", "label_names", "listed_arrays", "ome_of"),
+    *("ROOT_DOCUMENT", "contents_of", "label_names", "listed_arrays", "ome_of"),
     *("read_json_object", "read_ome"),
 ]
 
@@ -109,38 +109,48 @@ def listed_arrays(files: Files, root: str) -> dict[str, StoredArray | None]:
     }
 
 
-def foreign_files(
-    files: Files, root: str, arrays: Mapping[str, StoredArray | None]
-) -> Iterator[str]:
-    """Yield what a store holds, below its root, that is no part of a dataset.
+def contents_of(
+    root: str,
+    walked: Iterable[tuple[str, list[str], list[str]]],
+    arrays: Mapping[str, StoredArray | None],
+) -> Iterator[tuple[str, str | None, tuple[int, ...] | None]]:
+    """Yield the chunks of a store, and what is no part of a dataset: key, array, coordinates.
 
-    Parts are the documents on the way to its arrays, and below an array its receipts and whatever
-    has the exact name of a chunk. What killed processes and operating systems leave is not foreign.
-    Of a foreign node its folder is yielded, otherwise each file.
+    What is foreign has no coordinates. Parts of a dataset are the documents on the way to its
+    arrays, and below an array its receipts and whatever has the exact name of a chunk. What killed
+    processes and operating systems leave is not foreign. Of a foreign node its folder is yielded,
+    otherwise each file.
 
     Parameters
     ----------
+    root, walked
+        The store, and what `walk` yields there.
     arrays
         Of the dataset and of its labels, by their paths; None for one that is not understood.
     """
     nodes = {"", "labels"}
     for path in arrays:
         nodes.update(_with_parents(path))
-    for folder, folders, names in walk(files, root):
+    foreign: set[str] = set()
+    for folder, folders, names in walked:
         path = "" if folder == root else os.path.relpath(folder, root).replace(os.sep, "/")
-        if ROOT_DOCUMENT in (*folders, *names) and path not in nodes:
-            yield path
-            folders.clear()
+        above = [*_with_parents(path)]
+        if not foreign.isdisjoint(above):
             continue
-        home = next((p for p in _with_parents(path) if p in arrays), None)
+        home = next((p for p in above if p in arrays), None)
+        if ROOT_DOCUMENT in (*folders, *names) and path not in nodes:
+            foreign.add(path)
+            yield path, home, None
+            continue
         array = None if home is None else arrays[home]
         for name in names:
             if name == ROOT_DOCUMENT or is_temporary(name):
                 continue
             key = f"{path}/{name}".lstrip("/")
             below = key.removeprefix(f"{home}/") if home else key
-            if array is None or (below != RECEIPTS_OBJECT and array.coords(below) is None):
-                yield key
+            coords = None if array is None else array.coords(below)
+            if coords is not None or array is None or below != RECEIPTS_OBJECT:
+                yield key, home, coords
 
 
 def _with_parents(path: str) -> Iterator[str]:

@@ -10,10 +10,10 @@ from typing import Any
 from ctlab_dask_zarr.errors import InvalidArgumentError, StorageError
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.store.files import Kind
+from ctlab_dask_zarr.store.files import Kind, walk
 from ctlab_dask_zarr.store.hierarchy import (
     ROOT_DOCUMENT,
-    foreign_files,
+    contents_of,
     listed_arrays,
     read_json_object,
     read_ome,
@@ -122,7 +122,8 @@ def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
         return f"it is a collection of images ({min(of_many)}), and not one: move it elsewhere"
     if files.kind(os.path.join(path, "labels")) is not None:
         return "it has labels, which would be lost: move the folder labels elsewhere"
-    foreign = next(foreign_files(files, path, listed_arrays(files, path)), None)
+    contents = contents_of(path, walk(files, path), listed_arrays(files, path))
+    foreign = next((key for key, _, coords in contents if coords is None), None)
     if foreign is not None:
         return f"it holds {foreign!r}, which is no part of the dataset: move it elsewhere"
     return None

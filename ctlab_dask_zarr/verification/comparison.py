@@ -1,27 +1,36 @@
-"""Whether a dataset has the voxels and the metadata of its source."""
+"""A dataset compared with the source that it was made from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ctlab_dask_zarr.codec.values import voxel_difference
-from ctlab_dask_zarr.errors import BlockError, CTLabError
+from ctlab_dask_zarr.errors import BlockError, CTLabError, InvalidArgumentError
 from ctlab_dask_zarr.execution.graphs import accepted_block
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.receipts import Number
+from ctlab_dask_zarr.formats.receipts import Number, object_key
 from ctlab_dask_zarr.formats.units import are_same_positions, are_same_sizes
-from ctlab_dask_zarr.read.zarr import ZarrSource
-from ctlab_dask_zarr.volume import VOXEL_DERIVED_FIELDS, Volume
+from ctlab_dask_zarr.formats.zarr_array import parse_array_document
+from ctlab_dask_zarr.read.zarr import StoreMetadata, ZarrSource
+from ctlab_dask_zarr.store.paths import is_url
+from ctlab_dask_zarr.verification.contents import document_key
+from ctlab_dask_zarr.volume import VOXEL_DERIVED_FIELDS, Source, Volume
 
-__all__ = ["block_problems", "metadata_differences", "native"]
+__all__ = ["block_problems", "metadata_differences", "native", "of_source", "refuse_itself"]
 
 
 def metadata_differences(found: Volume, source: Volume) -> Iterator[Problem]:
-    """Yield what of the source's metadata did not carry over."""
+    """Yield what of the source's metadata did not carry over.
+
+    The source may be a dataset of another package, such as anu_ctlab_io, which has less of it.
+    """
     for name in ("shape", "dimension_names", "voxel_unit"):
         yield from _difference(name, getattr(found, name), getattr(source, name))
     yield from _difference("dtype", native(found.dtype), native(source.dtype))
@@ -30,7 +39,7 @@ def metadata_differences(found: Volume, source: Volume) -> Iterator[Problem]:
     origin = getattr(source, "origin", ())
     if any(origin) and not are_same_positions(found.origin, origin, found.voxel_size):
         yield from _difference("origin", found.origin, origin)
-    # A write may add what the source does not know.
+    # A write may add entries that the source does not have.
     for key, entry in source.history.items():
         yield from _difference(f"history[{key!r}]", found.history.get(key), entry)
     if getattr(source, "datatype", None) == found.datatype and hasattr(source, "is_discrete"):
@@ -46,20 +55,19 @@ def metadata_differences(found: Volume, source: Volume) -> Iterator[Problem]:
 
 
 def native(dtype: Any) -> np.dtype[Any]:
-    """Return a dtype in the machine's byte order, which is no matter of what voxels are."""
+    """Return a dtype in the byte order of this machine: stored voxels may have the other one."""
     found: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
     return found
 
 
 def _difference(name: str, found: Any, wanted: Any) -> Iterator[Problem]:
-    # Compared as JSON keeps them: a tuple is a list.
     if str(_plain(found)) != str(_plain(wanted)):
-        yield Problem(
-            "metadata", "metadata", f"{name} is {_short(found)}, the source has {_short(wanted)}"
-        )
+        text = f"{name} is {_short(found)}, the source has {_short(wanted)}"
+        yield Problem("metadata", "metadata", text)
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as JSON keeps it: a tuple becomes a list."""
     if isinstance(value, dict):
         return {key: _plain(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):
@@ -73,25 +81,60 @@ def _short(value: Any) -> str:
 
 
 def block_problems(
-    volume: ZarrSource,
-    mask_value: Number | None,
-    start: tuple[int, ...],
-    shape: tuple[int, ...],
-    block: Any,
+    stored: ZarrSource, mask_value: Number | None, start: Shape, shape: Shape, block: Any
 ) -> list[Problem]:
     """Compare a block of the source with the same region of the dataset, bit by bit.
 
-    Voxels that a masked array masks are to have the dataset's `mask_value`.
+    The dataset has its `mask_value` where a masked array is masked.
     """
     region = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
     place = f"voxels {', '.join(f'{r.start}:{r.stop}' for r in region)}"
     try:
-        wanted = accepted_block(block, start, shape, volume.dtype, mask_value)
+        wanted = accepted_block(block, start, shape, stored.dtype, mask_value)
     except BlockError as error:
-        return [Problem(place, "source", f"source: {error}")]
+        return [of_source(Problem(place, "source", str(error)))]
     try:
-        found = volume[region]
+        found = stored[region]
     except (CTLabError, OSError) as error:
         return [Problem(place, "unreadable", f"{place} cannot be read: {error}")]
     difference = voxel_difference(found, wanted, start)
     return [] if difference is None else [Problem(place, "voxels", difference)]
+
+
+def of_source(problem: Problem) -> Problem:
+    """Return a problem with a message that says that the source has it."""
+    return replace(problem, message=f"source: {problem.message}")
+
+
+def refuse_itself(sources: Iterable[Source], metadata: StoreMetadata) -> None:
+    """Raise `InvalidArgumentError` where a source is a level of the image that is verified."""
+    own = [
+        metadata.store.path(key)
+        for path, document in metadata.arrays
+        for key in _keys(path, document)
+    ]
+    for source in sources:
+        if not isinstance(source, ZarrSource):
+            continue
+        read = map(source.store.path, _keys(source.array_path, source.document))
+        pairs = zip([*read] * len(metadata.arrays), own, strict=True)
+        if any(_is_same_file(*pair) for pair in pairs):
+            raise InvalidArgumentError(
+                f"{metadata.path} was to be compared with itself, {source.path}: give as source "
+                "what it was made from, or none"
+            )
+
+
+def _keys(path: str, document: str) -> list[str]:
+    """Return an array's document and its first chunk, which copies may share with hard links."""
+    array = parse_array_document(document)
+    return [document_key(path), object_key(path, array, (0,) * len(array.shape))]
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    if is_url(one) or is_url(other):
+        return one == other
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from ctlab_dask_zarr.codec.shard import ABSENT, parse_index
 from ctlab_dask_zarr.codec.zarr_fallback import read_object
 from ctlab_dask_zarr.errors import CTLabError, ShardDecodeError
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.receipts import Expected, object_change, object_problems
 from ctlab_dask_zarr.store.store import Store
 
@@ -21,15 +20,15 @@ __all__ = ["whole_object_problems"]
 
 
 def whole_object_problems(
-    store: Store, path: str, array: StoredArray, expected: Sequence[Expected], *, read: bool
+    store: Store, path: str, document: str, expected: Sequence[Expected], read: bool
 ) -> list[Problem]:
     """Return everything that is wrong with some objects of the array at `path`.
 
-    With `read` they are read whole: checksums are compared, and every inner chunk is decoded. Else
-    only presence, size and the index are looked at.
+    With `read` they are read whole: checksums are compared, and every inner chunk is decoded.
+    Otherwise only presence, size and the index are looked at.
     """
-    look = partial(_problems, store, array, read)
-    return object_problems(path, array, expected, look)
+    array = parse_array_document(document)
+    return object_problems(path, array, expected, partial(_problems, store, array, read))
 
 
 def _problems(
@@ -37,24 +36,17 @@ def _problems(
 ) -> Iterator[tuple[str, str]]:
     nbytes = store.nbytes(key)
     yield from object_change(store, key, nbytes, expected, read=read)
-    if not array.is_direct:
-        if read:
-            yield from _decode_errors(lambda: read_object(store, key, array))
-    elif not array.is_sharded:
-        if read:
-            codec = chunk_codec(array.codecs)
-            yield from _decode_errors(
-                lambda: codec.decode(store.get(key, array.object_limit), array.inner_chunk_nbytes)
-            )
-    else:
+    if array.is_direct and array.is_sharded:
         yield from _shard_problems(store, key, array, nbytes, read=read)
-
-
-def _decode_errors(decode: Callable[[], Any]) -> Iterator[tuple[str, str]]:
-    try:
-        decode()
-    except CTLabError as error:
-        yield "decode", f"cannot be decoded: {error}"
+    elif read:
+        try:
+            if array.is_direct:
+                chunk = store.get(key, array.object_limit)
+                chunk_codec(array.codecs).decode(chunk, array.inner_chunk_nbytes)
+            else:
+                read_object(store, key, array)
+        except CTLabError as error:
+            yield "decode", f"cannot be decoded: {error}"
 
 
 def _shard_problems(

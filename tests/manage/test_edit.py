@@ -422,7 +422,7 @@ def test_verify_tells_of_copies_that_are_out_of_date(tmp_path: Path) -> None:
     (labels / "zarr.json").write_text(whole)
     shutil.rmtree(path / "labels")
     (problem,) = verify(path)
-    assert "its copy of what labels says" in problem.message
+    assert "its copy of the document of labels" in problem.message
 
 
 def test_labels_follow_their_image_wherever_they_are_listed(tmp_path: Path) -> None:
