@@ -1,8 +1,7 @@
-"""mango netCDF: what the header of a block says, and whether blocks make a whole volume.
+"""What the header of a mango netCDF file says.
 
-A volume is one file, or a folder of ``block00000000.nc``, ``block00000001.nc``, ... of which each
-holds a range of z. Every block describes the whole: the blocks are checked against each other
-before a voxel is read.
+A volume is one file, or a folder of ``block00000000.nc``, ``block00000001.nc``, ..., each with a
+range of z. Every block describes the whole volume.
 """
 
 from __future__ import annotations
@@ -28,71 +27,57 @@ __all__ = [
     "is_stored_as",
     "parse_block_header",
     "plain_attribute",
-    "to_zyx",
 ]
 
-#: Attributes that describe the files and not the volume, so that they are not carried through.
-#: The histogram's are among them because the histogram itself, an array, is not carried either.
-BOOKKEEPING_KEYS = frozenset(
+#: Attributes of the files, not of the volume: they are not carried through. The parameters of the
+#: histogram are among them, because the histogram itself, an array, is not carried either.
+_BOOKKEEPING_KEYS = frozenset(
     {
-        "zdim_total",
-        "zdim_range",
-        "number_of_files",
-        "total_grid_size_xyz",
-        "_NCProperties",
-        "data_histogram_binsize",
-        "data_histogram_offset",
+        *("zdim_total", "zdim_range", "number_of_files", "total_grid_size_xyz", "_NCProperties"),
+        *("data_histogram_binsize", "data_histogram_offset"),
     }
 )
-
 _BLOCK_NAME = re.compile(r"block(\d+)\.nc")
-
-#: Real volumes have a few hundred blocks; a number beyond this is damage, and is not counted to.
+#: Real volumes have a few hundred blocks. A larger number is damage: do not loop up to it.
 _MAX_BLOCKS = 100_000
 
 
 @dataclass(frozen=True)
 class BlockHeader:
-    """What one file says about itself and about the volume.
+    """What one file says about itself and about the volume; None where it says nothing.
 
     Attributes
     ----------
     name
         The file's name.
     variable
-        Name of the variable that holds the voxels, in mango's files that of the data type.
+        The variable that holds the voxels; mango names it after the data type.
     stored_dtype
-        As the file declares it, so ``int16`` where the voxels are ``uint16``; with byte order.
+        As the file declares it: ``int16`` where the voxels are ``uint16``; with byte order.
     shape
-        z, y, x of this block.
+        z, y, x of this file.
     z_start, z_stop
-        First slice, and the one after the last, in the volume.
-    zdim_total
-        Slices of the volume; None in a file that does not say.
-    number_of_files
-        Files of the volume; None in a file that does not say.
-    total_grid_size_xyz
-        Size of the volume; None in a file that does not say.
+        First slice in the volume, and the one after the last.
+    zdim_total, number_of_files, total_grid_size_xyz
+        Slices, files and size of the volume.
     voxel_size_xyz
-        In `voxel_unit`; None in a file that does not say.
-    voxel_unit
-        None in a file that does not say.
+        In `voxel_unit`.
     attributes
-        Every attribute of the file as plain Python values.
+        All attributes of the file, as plain Python values.
     md5_checksum
-        MD5 of the block's little-endian voxels in C order.
+        MD5 of the file's voxels, little-endian, in C order.
     """
 
     name: str
     variable: str
     stored_dtype: np.dtype[Any]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     z_start: int
     z_stop: int
     zdim_total: int | None
     number_of_files: int | None
-    total_grid_size_xyz: tuple[int, int, int] | None
-    voxel_size_xyz: tuple[float, float, float] | None
+    total_grid_size_xyz: tuple[int, ...] | None
+    voxel_size_xyz: tuple[float, ...] | None
     voxel_unit: VoxelUnit | None
     attributes: Mapping[str, Any]
     md5_checksum: bytes | None = None
@@ -125,7 +110,7 @@ def plain_attribute(value: Any) -> Any:
     """Return an attribute's value as text, a number, or a list of them.
 
     NetCDF does not tell a number from an array of one, so an array of one becomes a number.
-    Text is UTF-8, or Latin-1 where it cannot be; NULs at its end go.
+    Text is UTF-8, else Latin-1; NULs at its end are dropped.
     """
     if isinstance(value, bytes | np.bytes_):
         raw = bytes(value).rstrip(b"\0")
@@ -142,18 +127,11 @@ def plain_attribute(value: Any) -> Any:
 
 
 def choose_variable(candidates: Sequence[str], preferred: DataType | None) -> str:
-    """Return which of a file's three-dimensional variables holds the voxels.
-
-    Raises
-    ------
-    MetadataError
-        There is none, or more than one that could be it.
-    """
-    known = [name for name in candidates if name in {datatype.value for datatype in DataType}]
+    """Return which of a file's three-dimensional variables holds the voxels, or raise."""
     for names in (
         [name for name in candidates if preferred is not None and name == preferred.value],
-        known,
-        list(candidates),
+        [name for name in candidates if name in list(DataType)],
+        candidates,
     ):
         if len(names) == 1:
             return names[0]
@@ -166,16 +144,11 @@ def choose_variable(candidates: Sequence[str], preferred: DataType | None) -> st
 
 
 def is_stored_as(datatype: DataType, stored_dtype: np.dtype[Any]) -> bool:
-    """Tell whether a variable of this dtype, in any byte order, can hold this data type.
+    """Whether a variable of this dtype, in any byte order, can hold this data type.
 
     mango stores unsigned integers as signed ones; other programs store them as they are.
     """
     return stored_dtype.newbyteorder("=") in (datatype.dtype, datatype.stored_dtype)
-
-
-def to_zyx(voxel_size_xyz: Sequence[float]) -> tuple[float, ...]:
-    """Return a voxel size in the order of the variable's axes: files say x, y, z."""
-    return tuple(reversed(voxel_size_xyz))
 
 
 def parse_block_header(
@@ -187,26 +160,23 @@ def parse_block_header(
     attributes: Mapping[str, Any],
     md5_checksum: bytes | None = None,
 ) -> BlockHeader:
-    """Return the header of a block.
-
-    `attributes` are those of the file, as `plain_attribute` gives them.
+    """Return the header of a file from its attributes, as `plain_attribute` gives them.
 
     Raises
     ------
     MetadataError
-        An attribute is not what its name says; a block of several does not say which slices it
+        An attribute has an impossible value, or a block of several does not say which slices it
         holds.
     """
-    n_slices, n_rows, n_columns = (int(n) for n in shape)
     z_range = _integers(attributes, "zdim_range", 2)
-    number_of_files = _integer(attributes, "number_of_files")
-    if number_of_files is not None and not 0 < number_of_files <= _MAX_BLOCKS:
-        raise MetadataError(f"number_of_files {number_of_files} is no possible number of blocks")
+    n_files = _integers(attributes, "number_of_files", 1)
+    total = _integers(attributes, "zdim_total", 1)
+    if n_files is not None and not 0 < n_files[0] <= _MAX_BLOCKS:
+        raise MetadataError(f"number_of_files {n_files[0]} is no possible number of blocks")
     if z_range is None:
-        if (number_of_files or 1) > 1 or block_number(name):
+        if (n_files or (1,))[0] > 1 or block_number(name):
             raise MetadataError("has no zdim_range, so its place in the volume is not known")
-        z_range = (0, n_slices - 1)
-    total = _integers(attributes, "total_grid_size_xyz", 3)
+        z_range = (0, int(shape[0]) - 1)
     size = _numbers(attributes, "voxel_size_xyz", 3)
     if size is not None and not all(math.isfinite(length) and length > 0 for length in size):
         raise MetadataError(f"voxel_size_xyz {list(size)} holds a value that is no length")
@@ -219,39 +189,17 @@ def parse_block_header(
         name=name,
         variable=variable,
         stored_dtype=stored_dtype,
-        shape=(n_slices, n_rows, n_columns),
+        shape=tuple(int(n) for n in shape),
         z_start=z_range[0],
         z_stop=z_range[1] + 1,
-        zdim_total=_integer(attributes, "zdim_total"),
-        number_of_files=number_of_files,
-        total_grid_size_xyz=None if total is None else (total[0], total[1], total[2]),
-        voxel_size_xyz=None if size is None else (size[0], size[1], size[2]),
+        zdim_total=None if total is None else total[0],
+        number_of_files=None if n_files is None else n_files[0],
+        total_grid_size_xyz=_integers(attributes, "total_grid_size_xyz", 3),
+        voxel_size_xyz=size,
         voxel_unit=unit,
         attributes=attributes,
         md5_checksum=md5_checksum,
     )
-
-
-def carried_attributes(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the attributes to carry through, and the names of those that JSON cannot hold.
-
-    Carried is everything but the history, what the dataset itself has a field for, and
-    `BOOKKEEPING_KEYS`. An empty ``coord_transform``, in netCDF a newline, becomes ``""`` as in
-    mango's Zarr.
-    """
-    carried: dict[str, Any] = {}
-    refused = []
-    for key, value in attributes.items():
-        if key in BOOKKEEPING_KEYS or key in RESERVED_KEYS or key.startswith("history"):
-            continue
-        values = value if isinstance(value, list) else [value]
-        if all(
-            isinstance(v, str | int) or (isinstance(v, float) and math.isfinite(v)) for v in values
-        ):
-            carried[key] = value.strip() if key == "coord_transform" else value
-        else:
-            refused.append(key)
-    return carried, refused
 
 
 def _numbers(attributes: Mapping[str, Any], key: str, n: int) -> tuple[float, ...] | None:
@@ -266,13 +214,27 @@ def _numbers(attributes: Mapping[str, Any], key: str, n: int) -> tuple[float, ..
 
 def _integers(attributes: Mapping[str, Any], key: str, n: int) -> tuple[int, ...] | None:
     values = _numbers(attributes, key, n)
-    if values is None:
-        return None
-    if not all(v.is_integer() and v >= 0 for v in values):
+    if values is not None and not all(v.is_integer() and v >= 0 for v in values):
         raise MetadataError(f"{key} is {list(values)}, not whole numbers from 0 up")
-    return tuple(int(v) for v in values)
+    return None if values is None else tuple(int(v) for v in values)
 
 
-def _integer(attributes: Mapping[str, Any], key: str) -> int | None:
-    values = _integers(attributes, key, 1)
-    return None if values is None else values[0]
+def carried_attributes(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the attributes to carry through, and the names of those that JSON cannot hold.
+
+    History, bookkeeping of the files, and what a dataset has a field for are left out. An empty
+    ``coord_transform``, a newline in netCDF, becomes ``""`` as in mango's Zarr.
+    """
+    carried: dict[str, Any] = {}
+    refused = []
+    for key, value in attributes.items():
+        if key in _BOOKKEEPING_KEYS or key in RESERVED_KEYS or key.startswith("history"):
+            continue
+        values = value if isinstance(value, list) else [value]
+        if all(
+            isinstance(v, str | int) or (isinstance(v, float) and math.isfinite(v)) for v in values
+        ):
+            carried[key] = value.strip() if key == "coord_transform" else value
+        else:
+            refused.append(key)
+    return carried, refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -50,15 +51,21 @@ class DamagedFileError(Exception):
         self.kind = kind
 
 
-def open_block(path: str, preferred: DataType | None) -> tuple[BlockHeader, StoredBlock]:
-    """Return the header of a file and how its voxels are stored; none of them is read.
+class _Found(NamedTuple):
+    """What is needed of a file; nothing in it refers to the file or its memory map."""
 
-    Parameters
-    ----------
-    path
-        The file.
-    preferred
-        The data type to look for where the file holds several variables.
+    variable: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    attributes: dict[str, Any]
+    md5_checksum: bytes | None
+    storage: Storage
+
+
+def open_block(path: str, preferred: DataType | None) -> tuple[BlockHeader, StoredBlock]:
+    """Return the header of a file and how its voxels are stored; no voxels are read.
+
+    `preferred` is the data type to look for where the file holds several variables.
 
     Raises
     ------
@@ -73,44 +80,53 @@ def open_block(path: str, preferred: DataType | None) -> tuple[BlockHeader, Stor
     with open(path, "rb") as file:
         magic = file.read(8)
     if magic == HDF5_MAGIC:
-        header, storage = _open_hdf5(path, preferred)
+        found = _read_hdf5(path, preferred)
     elif magic.startswith(_CDF5_MAGIC):
         raise UnsupportedFormatError(
             "is netCDF-3 of 64-bit data (CDF-5), which is not read: convert it with "
             "nccopy -k nc4 <this file> <a new file>, and open that"
         )
     elif magic.startswith(NETCDF3_MAGIC):
-        header, storage = _open_netcdf3(path, preferred)
+        found = _read_netcdf3(path, preferred)
     elif len(magic) < 8:
         raise DamagedFileError(f"holds {len(magic)} bytes")
     else:
         raise UnsupportedFormatError("is no netCDF file: it begins with other bytes")
-    _check_within_file(storage, header, status.st_size)
+    header = parse_block_header(
+        os.path.basename(path),
+        variable=found.variable,
+        stored_dtype=found.dtype,
+        shape=found.shape,
+        attributes=found.attributes,
+        md5_checksum=found.md5_checksum,
+    )
+    end = _end_of_voxels(found)
+    if end > status.st_size:
+        raise DamagedFileError(f"ends at byte {status.st_size}, its voxels at byte {end}")
     block = StoredBlock(
         name=header.name,
         nbytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
         z_start=header.z_start,
         z_stop=header.z_stop,
-        is_swapped=not header.stored_dtype.isnative,
-        storage=storage,
-        md5_checksum=header.md5_checksum,
+        is_swapped=not found.dtype.isnative,
+        storage=found.storage,
+        md5_checksum=found.md5_checksum,
     )
     return header, block
 
 
-def _check_within_file(storage: Storage, header: BlockHeader, file_nbytes: int) -> None:
-    end = 0
-    if isinstance(storage, Contiguous) and header.shape[0]:
-        slice_nbytes = header.shape[1] * header.shape[2] * header.stored_dtype.itemsize
-        end = storage.offset + (header.shape[0] - 1) * storage.slice_stride + slice_nbytes
-    elif isinstance(storage, Chunked):
-        end = max((chunk.offset + chunk.nbytes for chunk in storage.chunks or ()), default=0)
-    if end > file_nbytes:
-        raise DamagedFileError(f"ends at byte {file_nbytes}, its voxels at byte {end}")
+def _end_of_voxels(found: _Found) -> int:
+    """Return the byte after the last voxel; 0 where it is not known."""
+    n_slices, n_rows, n_columns = found.shape
+    if isinstance(found.storage, Contiguous) and n_slices:
+        offset, stride = found.storage
+        return offset + (n_slices - 1) * stride + n_rows * n_columns * found.dtype.itemsize
+    chunks = found.storage.chunks if isinstance(found.storage, Chunked) else None
+    return max((chunk.offset + chunk.nbytes for chunk in chunks or ()), default=0)
 
 
-def _open_hdf5(path: str, preferred: DataType | None) -> tuple[BlockHeader, Storage]:
+def _read_hdf5(path: str, preferred: DataType | None) -> _Found:
     import h5py
 
     try:
@@ -120,29 +136,23 @@ def _open_hdf5(path: str, preferred: DataType | None) -> tuple[BlockHeader, Stor
         raise DamagedFileError(f"cannot be opened by HDF5 ({error})", kind) from error
     with file:
         try:
-            variable = _find_hdf5_variable(file, preferred)
-            dataset = file[variable]
-            md5 = file.get(_MD5_VARIABLE)
-            header = parse_block_header(
-                os.path.basename(path),
-                variable=variable,
-                stored_dtype=dataset.dtype,
-                shape=dataset.shape,
-                attributes={
-                    key: "" if isinstance(value, h5py.Empty) else plain_attribute(value)
-                    for key, value in file.attrs.items()
-                },
-                md5_checksum=None if md5 is None else md5[...].tobytes(),
-            )
-            return header, _find_hdf5_storage(file, dataset)
+            variable = _find_variable(file, preferred)
+            dataset, md5 = file[variable], file.get(_MD5_VARIABLE)
+            attributes = {
+                key: "" if isinstance(value, h5py.Empty) else plain_attribute(value)
+                for key, value in file.attrs.items()
+            }
+            checksum = None if md5 is None else md5[...].tobytes()
+            storage = _hdf5_storage(file, dataset)
+            return _Found(variable, dataset.dtype, dataset.shape, attributes, checksum, storage)
         except (OSError, RuntimeError, KeyError) as error:
             raise DamagedFileError(f"has a damaged HDF5 structure ({error})", "damaged") from error
 
 
-def _find_hdf5_variable(file: Any, preferred: DataType | None) -> str:
+def _find_variable(file: Any, preferred: DataType | None) -> str:
     import h5py
 
-    # The usual name first: opening every object of every block costs more than all the rest.
+    # The usual names first: opening every object of every block costs more than all the rest.
     names = list(file)
     likely = [datatype.value for datatype in DataType if datatype.value in names]
     if preferred is not None and preferred.value in likely:
@@ -160,7 +170,7 @@ def _find_hdf5_variable(file: Any, preferred: DataType | None) -> str:
     return choose_variable(found, preferred)
 
 
-def _find_hdf5_storage(file: Any, dataset: Any) -> Storage:
+def _hdf5_storage(file: Any, dataset: Any) -> Storage:
     import h5py
 
     plist = dataset.id.get_create_plist()
@@ -174,88 +184,57 @@ def _find_hdf5_storage(file: Any, dataset: Any) -> Storage:
         offset = dataset.id.get_offset()
         if offset is None:
             return Chunked(tuple(dataset.shape), (), fill, ())
-        slice_nbytes = int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
-        return Contiguous(int(offset), slice_nbytes)
+        return Contiguous(int(offset), math.prod(dataset.shape[1:]) * dataset.dtype.itemsize)
     if layout != h5py.h5d.CHUNKED:
         return by_hdf5
     codes = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
     filters = tuple(_FILTER_NAMES.get(code, "other") for code in codes)
     if "other" in filters or len(set(filters)) != len(filters):
         return by_hdf5
-    n_chunks = int(
-        np.prod([-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)])
-    )
+    n_chunks = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
     chunks = list_chunks(dataset) if n_chunks <= MAX_LISTED_CHUNKS else None
     return Chunked(tuple(dataset.chunks), filters, fill, chunks)
 
 
-class _NetCDF3Variable(NamedTuple):
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    storage: Contiguous
-
-
-class _NetCDF3Header(NamedTuple):
-    """What is needed of a file; nothing in it refers to the file or its memory map."""
-
-    attributes: dict[str, Any]
-    volumes: dict[str, _NetCDF3Variable]
-    md5_checksum: bytes | None
-
-
-def _open_netcdf3(path: str, preferred: DataType | None) -> tuple[BlockHeader, Storage]:
-    found = _read_netcdf3_header(path)
-    name = choose_variable(list(found.volumes), preferred)
-    variable = found.volumes[name]
-    header = parse_block_header(
-        os.path.basename(path),
-        variable=name,
-        stored_dtype=variable.dtype,
-        shape=variable.shape,
-        attributes=found.attributes,
-        md5_checksum=found.md5_checksum,
-    )
-    return header, variable.storage
-
-
-def _read_netcdf3_header(path: str) -> _NetCDF3Header:
+def _read_netcdf3(path: str, preferred: DataType | None) -> _Found:
     from scipy.io import netcdf_file
 
-    # Opened here, because one that scipy opens and cannot make sense of is closed by nobody but
-    # the garbage collector. It maps the variables and reads none.
+    # Opened here, because scipy leaves a file that it cannot make sense of to the garbage
+    # collector. It maps the variables and reads none.
     with open(path, "rb") as file:
         try:
             with netcdf_file(file, mmap=True) as mapped:
-                return _describe_netcdf3(mapped)
+                attributes, md5, volumes = _describe_netcdf3(mapped)
         # scipy checks nothing, so bytes that are wrong or missing end in an error of any type.
         except Exception as error:
             raise DamagedFileError(
                 f"is cut short, or its netCDF-3 header is damaged ({error!r})", "damaged"
             ) from error
+    name = choose_variable(list(volumes), preferred)
+    dtype, shape, storage = volumes[name]
+    return _Found(name, dtype, shape, attributes, md5, storage)
 
 
-def _describe_netcdf3(file: Any) -> _NetCDF3Header:
+def _describe_netcdf3(file: Any) -> tuple[dict[str, Any], bytes | None, dict[str, Any]]:
     # A function of its own: no array may outlive it, else scipy could not unmap the file.
     arrays = {name: variable.data for name, variable in file.variables.items()}
     md5 = arrays.get(_MD5_VARIABLE)
-    return _NetCDF3Header(
-        # The only place where scipy lists them; xarray takes them from there too.
-        {key: plain_attribute(value) for key, value in file._attributes.items()},
-        {
-            name: _NetCDF3Variable(array.dtype, array.shape, _locate_mapped(array))
-            for name, array in arrays.items()
-            if array.ndim == 3 and array.dtype.kind in "iuf"
-        },
-        None if md5 is None else md5.tobytes(),
-    )
+    # The only place where scipy lists them; xarray takes them from there too.
+    attributes = {key: plain_attribute(value) for key, value in file._attributes.items()}
+    volumes = {
+        name: (array.dtype, array.shape, _locate_mapped(array))
+        for name, array in arrays.items()
+        if array.ndim == 3 and array.dtype.kind in "iuf"
+    }
+    return attributes, None if md5 is None else md5.tobytes(), volumes
 
 
 def _locate_mapped(array: npt.NDArray[Any]) -> Contiguous:
     """Return where a view of a mapped file lies in the file.
 
-    scipy does not tell. But it maps the file from its first byte on and every variable is a view
-    of that map, so that the distance of their addresses is the offset, and the first stride, which
-    is larger than a slice where records are interleaved, is that of the file.
+    scipy does not tell. But it maps the file from its first byte on, and every variable is a view
+    of that map: the distance of their addresses is the offset, and the first stride, which is
+    larger than a slice where records are interleaved, is that of the file.
     """
     mapped = array
     while isinstance(mapped.base, np.ndarray):

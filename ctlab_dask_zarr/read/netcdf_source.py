@@ -1,9 +1,8 @@
-"""A mango netCDF volume as something to slice: reads just what is asked for, from any process."""
+"""The voxels of a mango netCDF volume, read from its files when they are sliced."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import pickle
 import zlib
@@ -24,10 +23,10 @@ __all__ = ["NetCDFSource"]
 
 @dataclass(frozen=True, repr=False)
 class NetCDFSource:
-    """The voxels of a mango netCDF file or folder, read when they are sliced.
+    """A mango netCDF file or folder, as `volume.Source` says.
 
-    It holds no open file and no lock, so it can be used by many threads and processes at once;
-    pickled it takes tens of bytes a block.
+    It holds no open file and no lock, so many threads and processes can use it at once. Pickled it
+    takes tens of bytes a block.
 
     Attributes
     ----------
@@ -48,91 +47,77 @@ class NetCDFSource:
     folder: str
     variable: str
     dtype: np.dtype[Any]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     blocks: tuple[StoredBlock, ...] = field(hash=False)
     dataset_id: str | None
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes, three."""
-        return 3
+    ndim = 3
+    levels = ()
 
     @property
-    def nbytes(self) -> int:
-        """Size of all voxels, decoded."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def location(self) -> str:
+        """The file, or the folder."""
+        if len(self.blocks) == 1:
+            return os.path.join(self.folder, self.blocks[0].name)
+        return self.folder
 
     @property
-    def chunk_shape(self) -> tuple[int, int, int]:
-        """What is decoded as a unit, at most: to read one voxel costs a region of this shape."""
-        unit = (1, 1, 1)
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of the largest unit of decoding: to read one voxel costs that much."""
+        shapes = []
         for block in self.blocks:
-            n_slices = block.z_stop - block.z_start
             if isinstance(block.storage, Contiguous):
-                shape = (1, 1, self.shape[2])
+                shapes.append((1, 1, self.shape[2]))
             else:
                 n_z, n_y, n_x = block.storage.chunk_shape
-                shape = (min(n_z, n_slices), n_y, n_x)
-            unit = (max(unit[0], shape[0]), max(unit[1], shape[1]), max(unit[2], shape[2]))
-        return unit
+                shapes.append((min(n_z, block.z_stop - block.z_start), n_y, n_x))
+        return tuple(map(max, zip(*shapes, strict=True)))
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
-        """Return the voxels at integers and slices, a new array."""
         region, rest = split_index(index, self.shape)
-        voxels: npt.NDArray[Any] = self._read(region)[rest]
-        return voxels
+        zs, *plane = region
+        parts = [
+            block for block in self.blocks if block.z_start < zs.stop and zs.start < block.z_stop
+        ]
+        if len(parts) == 1:
+            voxels = self._read(parts[0], region)
+        else:
+            voxels = np.empty(tuple(part.stop - part.start for part in region), self.dtype)
+            for block in parts:
+                low, high = max(zs.start, block.z_start), min(zs.stop, block.z_stop)
+                piece = self._read(block, (slice(low, high), *plane))
+                voxels[low - zs.start : high - zs.start] = piece
+        selected: npt.NDArray[Any] = voxels[rest]
+        return selected
 
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
     ) -> npt.NDArray[Any]:
-        """Return all voxels."""
         if copy is False:
             raise ValueError("a volume on disk cannot become an array without a copy")
         voxels = self[...]
         return voxels if dtype is None else voxels.astype(dtype, copy=False)
 
     def __repr__(self) -> str:
-        return (
-            f"<NetCDFSource {self.shape} {self.dtype}, {len(self.blocks)} blocks in {self.folder}>"
-        )
+        n_blocks = len(self.blocks)
+        return f"<NetCDFSource {self.shape} {self.dtype}, {n_blocks} blocks in {self.folder}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (_pack(self),)
+        return _restored, (_packed(self),)
 
     def __dask_tokenize__(self) -> str:
-        return hashlib.sha256(_pack(self)).hexdigest()
-
-    @property
-    def location(self) -> str:
-        """The file, or the folder of the blocks."""
-        return self.folder if self._is_folder else os.path.join(self.folder, self.blocks[0].name)
-
-    @property
-    def _is_folder(self) -> bool:
-        return len(self.blocks) > 1
-
-    @property
-    def levels(self) -> tuple[Any, ...]:
-        """None: netCDF has one resolution."""
-        return ()
+        return hashlib.sha256(_packed(self)).hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """Return what there is to know of how the voxels are stored."""
+        """Return the format, and the files of a folder."""
         names = [block.name for block in self.blocks]
         files = f"{names[0]} to {names[-1]}, {len(names):,} files"
-        return {"format": "mango netCDF"} | ({"files": files} if self._is_folder else {})
-
-    def checks(self) -> SourceChecks:
-        """Return the comparison of each block with its ``md5_checksum``."""
-        kept = [n for n, block in enumerate(self.blocks) if block.md5_checksum is not None]
-        tasks = [partial(self.verify_md5, slice(n, n + 1)) for n in kept]
-        return SourceChecks(tasks, len(self.blocks), len(self.blocks) - len(kept))
+        return {"format": "mango netCDF"} | ({"files": files} if len(names) > 1 else {})
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this source from another, plain JSON.
+        """Return what tells this source from others: the files by name, size and modification time.
 
-        The files' names, sizes and times of modification stand for their content, and the folder
-        does not count, so a volume that was moved is still the same.
+        The folder does not count, so that a volume that was moved is still the same.
         """
         return {
             "kind": "mango netCDF",
@@ -148,86 +133,51 @@ class NetCDFSource:
         for block in self.blocks:
             check_file(os.path.join(self.folder, block.name), block)
 
-    def verify_md5(self, blocks: slice = slice(None)) -> list[Problem]:
-        """Compare the voxels of each block with the MD5 that mango stored beside them.
+    def checks(self) -> SourceChecks:
+        """Return the comparison of each block with the MD5 that mango stored in it."""
+        kept = [block for block in self.blocks if block.md5_checksum is not None]
+        tasks = [partial(self.verify_md5, block) for block in kept]
+        return SourceChecks(tasks, len(self.blocks), len(self.blocks) - len(kept))
 
-        Parameters
-        ----------
-        blocks
-            Which of `self.blocks`; all by default. Blocks without a checksum pass.
+    def verify_md5(self, block: StoredBlock) -> list[Problem]:
+        """Compare the voxels of a block with its ``md5_checksum``."""
+        assert block.md5_checksum is not None
+        try:
+            voxels = self[block.z_start : block.z_stop]
+        except ValueError as error:
+            return [Problem(block.name, "unreadable", str(error))]
+        # mango takes the sum of the bytes as a little-endian machine has them in memory.
+        little = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
+        digest = hashlib.md5(little.reshape(-1).view(np.uint8), usedforsecurity=False).digest()
+        if digest == block.md5_checksum:
+            return []
+        text = (
+            f"{block.name} (z {block.z_start}-{block.z_stop - 1}) is damaged: the MD5 of its "
+            f"voxels is {digest.hex()}, its md5_checksum {block.md5_checksum.hex()}: copy it again"
+        )
+        return [Problem(block.name, "md5", text)]
 
-        Returns
-        -------
-        list of Problem
-            Of kind ``md5``, or ``unreadable``; empty where all is well.
-        """
-        problems = []
-        for block in self.blocks[blocks]:
-            if block.md5_checksum is None:
-                continue
-            try:
-                voxels = self._read_from(block, (slice(block.z_start, block.z_stop), *self._plane))
-            except ValueError as error:
-                problems.append(Problem(block.name, "unreadable", str(error)))
-                continue
-            # mango takes the sum of the bytes as a little-endian machine has them in memory.
-            little = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
-            digest = hashlib.md5(little.reshape(-1).view(np.uint8), usedforsecurity=False).digest()
-            if digest != block.md5_checksum:
-                problems.append(
-                    Problem(
-                        block.name,
-                        "md5",
-                        f"{block.name} (z {block.z_start}-{block.z_stop - 1}) is damaged: the MD5 "
-                        f"of its voxels is {digest.hex()}, its md5_checksum "
-                        f"{block.md5_checksum.hex()}: copy it again",
-                    )
-                )
-        return problems
-
-    @property
-    def _plane(self) -> tuple[slice, slice]:
-        return slice(0, self.shape[1], 1), slice(0, self.shape[2], 1)
-
-    def _read(self, region: tuple[slice, ...]) -> npt.NDArray[Any]:
-        zs, ys, xs = region
-        parts = [
-            block for block in self.blocks if block.z_start < zs.stop and zs.start < block.z_stop
-        ]
-        if len(parts) == 1:
-            return self._read_from(parts[0], (zs, ys, xs))
-        voxels = np.empty(tuple(part.stop - part.start for part in region), self.dtype)
-        for block in parts:
-            low, high = max(zs.start, block.z_start), min(zs.stop, block.z_stop)
-            piece = self._read_from(block, (slice(low, high), ys, xs))
-            voxels[low - zs.start : high - zs.start] = piece
-        return voxels
-
-    def _read_from(
-        self, block: StoredBlock, region: tuple[slice, slice, slice]
-    ) -> npt.NDArray[Any]:
-        zs, ys, xs = region
+    def _read(self, block: StoredBlock, region: tuple[slice, ...]) -> npt.NDArray[Any]:
+        """Return a region of the volume that lies in one block."""
+        zs, *plane = region
         return read_block(
             os.path.join(self.folder, block.name),
             self.variable,
             block,
-            self.shape[1:],
-            (slice(zs.start - block.z_start, zs.stop - block.z_start), ys, xs),
+            (block.z_stop - block.z_start, *self.shape[1:]),
+            (slice(zs.start - block.z_start, zs.stop - block.z_start), *plane),
             self.dtype,
         )
 
 
 @lru_cache(maxsize=16)
-def _pack(volume: NetCDFSource) -> bytes:
-    """Return a volume as bytes; once, because every task of a graph holds the volume."""
-    state = (
-        *(volume.folder, volume.variable, volume.dtype.str, volume.shape),
-        *(volume.blocks, volume.dataset_id),
-    )
-    return zlib.compress(pickle.dumps(state, protocol=5))
+def _packed(source: NetCDFSource) -> bytes:
+    """Return a source as bytes, made once: every task of a graph holds the source."""
+    fields = (source.folder, source.variable, source.dtype.str, source.shape, source.blocks)
+    return zlib.compress(pickle.dumps((*fields, source.dataset_id), protocol=5))
 
 
 @lru_cache(maxsize=16)
-def _restore(packed: bytes) -> NetCDFSource:
+def _restored(packed: bytes) -> NetCDFSource:
     folder, variable, dtype, shape, blocks, dataset_id = pickle.loads(zlib.decompress(packed))
     return NetCDFSource(folder, variable, np.dtype(dtype), shape, blocks, dataset_id)

@@ -1,9 +1,9 @@
-"""Where the voxels of a block lie in its file, and how they are read from there.
+"""Where the voxels of a mango netCDF file lie, and how they are read from there.
 
-The places are found once, when a volume is opened. Reading then takes plain
-file reads and an inflate that releases the GIL: h5py does both under one lock for the whole
-process, so that two threads are no faster than one. What is stored in any other way than plain,
-gzip or shuffle and gzip is read by h5py.
+The places are found once, when a volume is opened. Reading then takes plain file reads and an
+inflate that releases the GIL. h5py does both under one lock for the whole process, so two threads
+are no faster than one: it reads only what is stored in another way than plain, gzip, or shuffle and
+gzip.
 """
 
 from __future__ import annotations
@@ -12,35 +12,42 @@ import io
 import itertools
 import math
 import os
+import zlib
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import IncompleteSourceError
-from ctlab_dask_zarr.read.inflate import inflate
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # In Python's own library from 3.12.
+
+try:
+    # Wraps libdeflate, the fastest library measured (docs/design); NumPy uses its buffer as it is.
+    from deflate import DeflateError, zlib_decompress
+except ImportError:
+    DeflateError = zlib.error  # type: ignore[misc,assignment]
+
+    def zlib_decompress(data: Buffer, originalsize: int) -> bytearray:
+        # Stops one byte after the wanted size, however large the stream would become.
+        return bytearray(zlib.decompressobj().decompress(data, originalsize + 1))
+
 
 __all__ = [
-    "MAX_LISTED_CHUNKS",
-    "ByHDF5",
-    "Chunk",
-    "Chunked",
-    "Contiguous",
-    "Storage",
-    "StoredBlock",
-    "check_file",
-    "list_chunks",
-    "open_hdf5",
-    "read_block",
+    *("MAX_LISTED_CHUNKS", "ByHDF5", "Chunked", "Contiguous", "Storage", "StoredBlock"),
+    *("check_file", "list_chunks", "open_hdf5", "read_block"),
 ]
 
-#: A block of more chunks than this keeps no list of them, so that a volume stays small enough to
-#: travel in every task; whoever reads such a block lists its chunks then, once a process.
+#: A block of more chunks keeps no list of them, so that a volume stays small in every task. A
+#: process that reads such a block lists its chunks once.
 MAX_LISTED_CHUNKS = 8
-
 #: One `readinto` moves less than 2^31 bytes on Linux.
 _MAX_READ_NBYTES = 1 << 30
+
+Shape = tuple[int, ...]
+Region = tuple[slice, ...]
 
 
 class Contiguous(NamedTuple):
@@ -51,9 +58,9 @@ class Contiguous(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """One HDF5 chunk: first voxel, place in the file, and which filters it was spared."""
+    """One HDF5 chunk: first voxel, place in the file, and a bit for each filter not applied."""
 
-    start: tuple[int, ...]
+    start: Shape
     offset: int
     nbytes: int
     filter_mask: int
@@ -62,17 +69,11 @@ class Chunk(NamedTuple):
 class Chunked(NamedTuple):
     """HDF5 chunks.
 
-    Attributes
-    ----------
-    filters
-        In the order of writing: ``'shuffle'`` and ``'deflate'``, each at most once.
-    fill
-        The bytes of the value of voxels whose chunk is not there.
-    chunks
-        Those that are there; None where the file has to be asked, see `MAX_LISTED_CHUNKS`.
+    `filters` are ``'shuffle'`` and ``'deflate'``, in the order of writing; `fill` is one voxel of
+    chunks that are not there; `chunks` is None where there are more than `MAX_LISTED_CHUNKS`.
     """
 
-    chunk_shape: tuple[int, ...]
+    chunk_shape: Shape
     filters: tuple[str, ...]
     fill: bytes
     chunks: tuple[Chunk, ...] | None
@@ -81,25 +82,17 @@ class Chunked(NamedTuple):
 class ByHDF5(NamedTuple):
     """Voxels that h5py has to read."""
 
-    chunk_shape: tuple[int, ...]
+    chunk_shape: Shape
 
 
 Storage = Contiguous | Chunked | ByHDF5
 
 
 class StoredBlock(NamedTuple):
-    """One file of a volume: its identity, its slices and how they are stored.
+    """One file of a volume: its version when it was opened, its slices, how they are stored.
 
-    Attributes
-    ----------
-    name, nbytes, mtime_ns
-        The file's name, size and time of modification: what it was when it was opened.
-    z_start, z_stop
-        Its slices in the volume.
-    is_swapped
-        Whether the bytes of a voxel are in the order that this machine does not have.
-    md5_checksum
-        As stored by mango; None where there is none.
+    `is_swapped`: the voxels have not the byte order of this machine. `md5_checksum`: as mango
+    stored it, None where it did not.
     """
 
     name: str
@@ -112,40 +105,29 @@ class StoredBlock(NamedTuple):
     md5_checksum: bytes | None
 
 
-Region = tuple[slice, slice, slice]
-
-
 def read_block(
-    path: str,
-    variable: str,
-    block: StoredBlock,
-    plane: tuple[int, int],
-    region: Region,
-    dtype: np.dtype[Any],
+    path: str, variable: str, block: StoredBlock, shape: Shape, region: Region, dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
-    """Return the voxels of a region of one block, as a new array that may be written to.
+    """Return a region of one block as a new array, in native byte order.
 
     Parameters
     ----------
-    path
-        The block's file.
-    variable
-        Name of the HDF5 dataset.
+    path, variable
+        The block's file, and the HDF5 dataset in it.
     block
         As found when the volume was opened.
-    plane
-        Rows and columns of a slice.
+    shape
+        Of the block.
     region
         Slices of step 1, relative to the block.
     dtype
-        What the bytes are taken as, in native byte order.
+        What the bytes are taken as.
 
     Raises
     ------
     IncompleteSourceError
         The file changed or went since the volume was opened, or its data is damaged.
     """
-    shape = (block.z_stop - block.z_start, *plane)
     storage = block.storage
     try:
         with open(path, "rb", buffering=0) as file:
@@ -153,9 +135,10 @@ def read_block(
             if isinstance(storage, Contiguous):
                 voxels = _read_contiguous(file, storage, shape, region, dtype)
             elif isinstance(storage, Chunked):
-                voxels = _read_chunked(file, path, variable, block, shape, region, dtype)
+                by_start = _chunks_by_start(path, variable, block, storage)
+                voxels = _read_chunked(file, storage, by_start, shape, region, dtype)
             else:
-                voxels = _read_by_hdf5(path, variable, region, dtype)
+                voxels = _read_by_hdf5(path, variable, region).view(dtype)
         # Again, by its name: it may have been written to meanwhile, and h5py opens it by its name.
         check_file(path, block)
     except FileNotFoundError as error:
@@ -163,7 +146,7 @@ def read_block(
     except (ValueError, EOFError) as error:
         if isinstance(error, IncompleteSourceError):
             raise
-        # What is written to while it is read looks damaged.
+        # A file that is written to while it is read looks damaged.
         check_file(path, block)
         raise IncompleteSourceError(
             f"{path} cannot be read (z {block.z_start}-{block.z_stop - 1}): {error}: copy the "
@@ -210,14 +193,14 @@ def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8))
 
 
-def _lengths(region: Region) -> tuple[int, ...]:
+def _lengths(region: Region) -> Shape:
     return tuple(part.stop - part.start for part in region)
 
 
 def _read_contiguous(
     file: io.FileIO,
     storage: Contiguous,
-    shape: tuple[int, int, int],
+    shape: Shape,
     region: Region,
     dtype: np.dtype[Any],
 ) -> npt.NDArray[Any]:
@@ -226,7 +209,7 @@ def _read_contiguous(
     if not voxels.size:
         return voxels
     row_nbytes = shape[2] * dtype.itemsize
-    if _lengths(region)[1:] == shape[1:] and storage.slice_stride == shape[1] * row_nbytes:
+    if voxels.shape[1:] == shape[1:] and storage.slice_stride == shape[1] * row_nbytes:
         _read_into(file, storage.offset + zs.start * storage.slice_stride, _bytes_of(voxels))
         return voxels
     # Whole rows, one slice at a time: a row is about a page, so fewer bytes would save nothing.
@@ -238,39 +221,43 @@ def _read_contiguous(
     return voxels
 
 
+def _chunks_by_start(
+    path: str, variable: str, block: StoredBlock, storage: Chunked
+) -> dict[Shape, Chunk]:
+    if storage.chunks is None:
+        return _listed_once(path, variable, block.nbytes, block.mtime_ns)
+    return {chunk.start: chunk for chunk in storage.chunks}
+
+
+@lru_cache(maxsize=32)
+def _listed_once(path: str, variable: str, nbytes: int, mtime_ns: int) -> dict[Shape, Chunk]:
+    # Size and time are the version of the file.
+    with open_hdf5(path) as file:
+        return {chunk.start: chunk for chunk in list_chunks(file[variable])}
+
+
 def _read_chunked(
     file: io.FileIO,
-    path: str,
-    variable: str,
-    block: StoredBlock,
-    shape: tuple[int, int, int],
+    storage: Chunked,
+    by_start: dict[Shape, Chunk],
+    shape: Shape,
     region: Region,
     dtype: np.dtype[Any],
 ) -> npt.NDArray[Any]:
-    storage = block.storage
-    assert isinstance(storage, Chunked)
-    if storage.chunks is None:
-        by_start = _index_chunks_once(path, variable, block.nbytes, block.mtime_ns)
-    else:
-        by_start = {chunk.start: chunk for chunk in storage.chunks}
-    chunk_shape = storage.chunk_shape
-    if chunk_shape == shape == _lengths(region) and (0, 0, 0) in by_start:
+    if storage.chunk_shape == shape == _lengths(region) and (0, 0, 0) in by_start:
         return _read_chunk(file, storage, by_start[0, 0, 0], dtype)
-    starts = list(
-        itertools.product(
-            *(
-                range(part.start // n * n, part.stop, n)
-                for part, n in zip(region, chunk_shape, strict=True)
-            )
-        )
-    )
+    ranges = [
+        range(part.start // n * n, part.stop, n)
+        for part, n in zip(region, storage.chunk_shape, strict=True)
+    ]
+    starts = list(itertools.product(*ranges))
     voxels = np.empty(_lengths(region), dtype)
     if not all(start in by_start for start in starts):
         voxels[...] = np.frombuffer(storage.fill, dtype)[0]
     for start in starts:
         if start in by_start:
             chunk = _read_chunk(file, storage, by_start[start], dtype)
-            source, target = zip(*map(_overlap, start, chunk_shape, region), strict=True)
+            source, target = zip(*map(_overlap, start, storage.chunk_shape, region), strict=True)
             voxels[target] = chunk[source]
     return voxels
 
@@ -292,12 +279,23 @@ def _read_chunk(
         if chunk.filter_mask >> index & 1:
             continue
         if name == "deflate":
-            raw = np.frombuffer(inflate(memoryview(raw), nbytes), np.uint8)
+            raw = np.frombuffer(_inflate(memoryview(raw), nbytes), np.uint8)
         else:
             raw = _unshuffle(raw, dtype.itemsize)
     if len(raw) != nbytes:
         raise ValueError(f"a chunk at byte {chunk.offset} holds {len(raw)} bytes, not {nbytes}")
     return raw.view(dtype).reshape(storage.chunk_shape)
+
+
+def _inflate(compressed: bytes | memoryview, nbytes: int) -> bytearray:
+    """Return the `nbytes` bytes that a zlib stream holds, without holding the GIL."""
+    try:
+        data = zlib_decompress(compressed, nbytes)
+    except DeflateError as error:
+        raise ValueError(f"its zlib stream is damaged ({error})") from error
+    if len(data) != nbytes:
+        raise ValueError(f"its zlib stream holds {len(data)} bytes instead of {nbytes}")
+    return data
 
 
 def _unshuffle(raw: npt.NDArray[np.uint8], itemsize: int) -> npt.NDArray[np.uint8]:
@@ -310,26 +308,12 @@ def _unshuffle(raw: npt.NDArray[np.uint8], itemsize: int) -> npt.NDArray[np.uint
     return values.reshape(-1)
 
 
-@lru_cache(maxsize=32)
-def _index_chunks_once(
-    path: str, variable: str, nbytes: int, mtime_ns: int
-) -> dict[tuple[int, ...], Chunk]:
-    """Return the chunks of a file, by their first voxel; size and time make the file's version."""
-    with open_hdf5(path) as file:
-        return {chunk.start: chunk for chunk in list_chunks(file[variable])}
-
-
 def open_hdf5(path: str) -> Any:
-    """Open an HDF5 file for reading, by default with HDF5's own locks and without where need be.
+    """Open an HDF5 file for reading; without HDF5's locks where it cannot be locked.
 
-    Some parallel file systems have no locks, and a writer that died may have left one. To be
-    without from the start is no choice: HDF5 refuses a file that is open in this process already,
-    by xarray for example, with another setting.
-
-    Raises
-    ------
-    OSError
-        HDF5 cannot open it; the message is HDF5's.
+    Some parallel file systems have no locks, and a writer that died may have left one. Locks are
+    tried first, because HDF5 refuses a file that is open in this process already, by xarray for
+    example, with another setting.
     """
     import h5py
 
@@ -349,7 +333,7 @@ def list_chunks(dataset: Any) -> tuple[Chunk, ...]:
         start = tuple(int(n) for n in info.chunk_offset)
         found.append(Chunk(start, int(info.byte_offset), int(info.size), int(info.filter_mask)))
 
-    # One at a time costs a walk through the index each, so that is for a single one only.
+    # get_chunk_info walks through the index each time, so it is for a single chunk only.
     if dataset.id.get_num_chunks() == 1:
         add(dataset.id.get_chunk_info(0))
     else:
@@ -357,12 +341,10 @@ def list_chunks(dataset: Any) -> tuple[Chunk, ...]:
     return tuple(found)
 
 
-def _read_by_hdf5(
-    path: str, variable: str, region: Region, dtype: np.dtype[Any]
-) -> npt.NDArray[Any]:
+def _read_by_hdf5(path: str, variable: str, region: Region) -> npt.NDArray[Any]:
     with open_hdf5(path) as file:
         dataset = file[variable]
         voxels = np.empty(_lengths(region), dataset.dtype)
         if voxels.size:
             dataset.read_direct(voxels, region, tuple(slice(0, n) for n in voxels.shape))
-    return voxels.view(dtype)
+    return voxels

@@ -81,8 +81,11 @@ def test_every_missing_block_is_named_and_nothing_else(absent: set[int]) -> None
 def test_an_unreadable_block_is_not_called_missing() -> None:
     headers = whole_volume()
     del headers[2:4]
-    (problem,) = validate_blocks(headers, unreadable={2})
-    assert problem.message.startswith("block 00000003 missing (z 54-71)")
+    failed = {"block00000002.nc": ("damaged", "ends too early")}
+    assert [problem.message.split(":")[0] for problem in validate_blocks(headers, failed)] == [
+        "block 00000002 damaged (z 36-53)",
+        "block 00000003 missing (z 54-71)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ from ctlab_dask_zarr.errors import (
     UnsupportedFormatError,
 )
 from ctlab_dask_zarr.formats.datatype import DataType
-from ctlab_dask_zarr.read import inflate, netcdf_storage
+from ctlab_dask_zarr.formats.problems import Problem
+from ctlab_dask_zarr.read import netcdf_storage
 from ctlab_dask_zarr.read.netcdf import can_open, open_volume
 from ctlab_dask_zarr.read.netcdf_source import NetCDFSource
 from ctlab_dask_zarr.read.netcdf_storage import ByHDF5, Chunked, Contiguous
@@ -43,6 +44,10 @@ def open_source(path: Path) -> NetCDFSource:
     source = open_volume(path).source
     assert isinstance(source, NetCDFSource)
     return source
+
+
+def damage_of(source: NetCDFSource) -> list[Problem]:
+    return [problem for check in source.checks().tasks for problem in check()]
 
 
 def write_netcdf3(
@@ -128,7 +133,7 @@ def test_real_checksums_match(real_folder: Path, real_file: Path) -> None:
     for path in (real_folder, real_file):
         volume = open_source(path)
         assert all(block.md5_checksum for block in volume.blocks)
-        assert volume.verify_md5() == []
+        assert damage_of(volume) == []
 
 
 def test_real_files_read_as_anu_ctlab_io_reads_them(real_folder: Path, real_file: Path) -> None:
@@ -229,7 +234,7 @@ def test_storage_is_found_and_read_whole(
     assert all(isinstance(block.storage, FORMS[name][1]) for block in volume.blocks)
     assert np.array_equal(volume[...], voxels)
     assert np.array_equal(np.asarray(volume), voxels)
-    assert volume.verify_md5() == []
+    assert damage_of(volume) == []
 
 
 AXIS = st.one_of(
@@ -323,7 +328,7 @@ def test_old_files_of_interleaved_records(tmp_path: Path, voxels: Voxels) -> Non
     volume = open_source(path)
     assert np.array_equal(volume[...], voxels[:, :, :3])
     assert np.array_equal(volume[3:9, 2:5, 1], voxels[3:9, 2:5, 1])
-    assert volume.verify_md5() == []
+    assert damage_of(volume) == []
 
 
 def test_old_files_of_64_bit_data_are_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -409,11 +414,11 @@ def test_without_the_fast_library_the_result_is_the_same(
     def slow(data: Any, nbytes: int, /) -> bytearray:
         return bytearray(zlib.decompress(data, bufsize=nbytes))
 
-    monkeypatch.setattr(inflate, "zlib_decompress", slow)
-    monkeypatch.setattr(inflate, "DeflateError", zlib.error)
+    monkeypatch.setattr(netcdf_storage, "zlib_decompress", slow)
+    monkeypatch.setattr(netcdf_storage, "DeflateError", zlib.error)
     assert np.array_equal(open_source(folder)[...], voxels)
     with pytest.raises(ValueError, match="damaged"):
-        inflate.inflate(b"no zlib", 10)
+        netcdf_storage._inflate(b"no zlib", 10)
 
 
 # Opening.
@@ -424,7 +429,7 @@ def test_opening_reads_no_voxels(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("voxels were read")
 
     monkeypatch.setattr(netcdf_storage, "_read_into", refuse)
-    monkeypatch.setattr(netcdf_storage, "inflate", refuse)
+    monkeypatch.setattr(netcdf_storage, "_inflate", refuse)
     dataset = open_volume(folder)
     assert isinstance(dataset.data, da.Array)
     with pytest.raises(AssertionError, match="voxels were read"):
@@ -768,7 +773,7 @@ def test_a_damaged_chunk_is_named(folder: Path) -> None:
     _flip_a_byte(folder / "block00000001.nc", storage.chunks[0].offset + 20)
     with pytest.raises(IncompleteSourceError, match=r"block00000001.nc cannot .* \(z 5-9\)"):
         volume[5]
-    assert [problem.kind for problem in volume.verify_md5()] == ["unreadable"]
+    assert [problem.kind for problem in damage_of(volume)] == ["unreadable"]
 
 
 def test_one_flipped_voxel_is_found_by_its_checksum(tmp_path: Path, voxels: Voxels) -> None:
@@ -779,10 +784,10 @@ def test_one_flipped_voxel_is_found_by_its_checksum(tmp_path: Path, voxels: Voxe
     storage = volume.blocks[3].storage
     assert isinstance(storage, Contiguous)
     _flip_a_byte(folder / "block00000003.nc", storage.offset + 77)
-    (problem,) = volume.verify_md5()
+    (problem,) = damage_of(volume)
     assert (problem.location, problem.kind) == ("block00000003.nc", "md5")
     assert "z 15-19" in problem.message
-    assert volume.verify_md5(slice(0, 3)) == []
+    assert [check() for check in volume.checks().tasks[:3]] == [[], [], []]
 
 
 def test_checksums_are_of_little_endian_voxels(tmp_path: Path, voxels: Voxels) -> None:
@@ -793,7 +798,7 @@ def test_checksums_are_of_little_endian_voxels(tmp_path: Path, voxels: Voxels) -
     checked = NetCDFSource(
         volume.folder, volume.variable, volume.dtype, volume.shape, (block,), None
     )
-    assert checked.verify_md5() == []
+    assert damage_of(checked) == []
 
 
 def test_what_is_not_there_or_not_netcdf(tmp_path: Path) -> None:
