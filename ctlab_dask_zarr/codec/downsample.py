@@ -13,36 +13,36 @@ The rules:
 - ``max``: the largest parent that is not masked.
 - ``nearest``: the first parent, masked or not.
 
-Compiled by numba (docs/design/pyramids.md has the measurements against other ways).
+The loops are compiled by numba (`kernels`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.extending import overload
+from llvmlite import binding  # type: ignore[import-untyped]
 
-from ctlab_dask_zarr.codec.kernels import compiled_for
-from ctlab_dask_zarr.codec.values import MIXED, PLAIN, SUMMABLE, UNIFORM
+from ctlab_dask_zarr.codec.kernels import METHOD_CODES, WIDE_MEAN, halve_every_chunk
+from ctlab_dask_zarr.codec.values import MIXED, SUMMABLE
+from ctlab_dask_zarr.formats.level import Shape
 
 __all__ = ["halve", "halve_chunks"]
 
-Factors = tuple[int, ...]
-
-
-#: What the compiled code calls the methods.
-_CODES = {"mean": 0, "mode": 1, "nearest": 2, "max": 3}
-_MEAN, _MODE, _NEAREST, _MAX = (_CODES[name] for name in ("mean", "mode", "nearest", "max"))
-#: The mean of 64-bit integers and of huge floats, of which eight cannot be added up in any type.
-_WIDE_MEAN = 4
+#: Machine code, by the kinds of its arguments.
+_kernels: dict[tuple[object, ...], Any] = {}
+#: Threads that begin together would otherwise each make, and compile, a kernel of their own.
+_making_kernels = threading.Lock()
 
 
 def halve(
-    block: npt.NDArray[Any], factors: tuple[int, ...], method: str, mask_value: Any
+    block: npt.NDArray[Any], factors: Shape, method: str, mask_value: Any
 ) -> npt.NDArray[Any]:
     """Return a block at half the resolution along the axes whose factor is 2.
 
@@ -73,12 +73,12 @@ def halve(
 def halve_chunks(
     chunks: npt.NDArray[Any],
     flags: npt.NDArray[np.uint8],
-    extent: tuple[int, ...],
-    factors: tuple[int, ...],
+    extent: Shape,
+    factors: Shape,
     method: str,
     mask_value: Any,
     out: npt.NDArray[Any],
-    origin: tuple[int, ...],
+    origin: Shape,
 ) -> None:
     """Halve a block that is cut into chunks, as `halve` does.
 
@@ -96,21 +96,17 @@ def halve_chunks(
     out, origin
         Receives the result, shape ``ceil(extent / factors)``, from `origin` on; contiguous.
     """
-    if chunks.dtype == np.float16:
-        # numba has no such type on a CPU; float32 holds every value of it, and more of a mean.
-        shape = tuple(-(-n // f) for n, f in zip(extent, factors, strict=True))
-        wide = np.empty(shape, np.float32)
-        halve_chunks(
-            chunks.astype(np.float32), flags, extent, factors, method, mask_value, wide,
-            (0,) * out.ndim,
-        )  # fmt: skip
-        out[tuple(slice(o, o + n) for o, n in zip(origin, shape, strict=True))] = wide
-        return
     ndim, dtype = out.ndim, chunks.dtype
-    halved = (-(-n // f) for n, f in zip(extent, factors, strict=True))
-    if any(not 0 <= o <= m - n for o, n, m in zip(origin, halved, out.shape, strict=True)):
+    shape = tuple(-(-n // f) for n, f in zip(extent, factors, strict=True))
+    if any(not 0 <= o <= m - n for o, n, m in zip(origin, shape, out.shape, strict=True)):
         # The compiled code would write there all the same.
         raise IndexError(f"{extent} halved at {origin} is not inside of {out.shape}")
+    if dtype == np.float16:
+        # numba has no such type on a CPU; float32 holds every value of it, and more of a mean.
+        wide, chunks = np.empty(shape, np.float32), chunks.astype(np.float32)
+        halve_chunks(chunks, flags, extent, factors, method, mask_value, wide, (0,) * ndim)
+        out[tuple(slice(o, o + n) for o, n in zip(origin, shape, strict=True))] = wide
+        return
     grid, edges = chunks.shape[:ndim], chunks.shape[ndim:]
     one, none = (1,) * (3 - ndim), (0,) * (3 - ndim)
     mask = np.nan if mask_value is None and dtype.kind == "f" else mask_value
@@ -119,13 +115,13 @@ def halve_chunks(
         flags,
         one + extent,
         one + factors,
-        _WIDE_MEAN if method == "mean" and _is_wide(chunks, flags) else _CODES[method],
+        WIDE_MEAN if method == "mean" and _is_wide(chunks, flags) else METHOD_CODES[method],
         None if mask is None else dtype.type(mask),
         _zero(dtype),
         out.reshape(one + out.shape),
         none + origin,
     )
-    compiled_for(_halve_chunks, arguments)(*arguments)
+    _compiled_for(arguments)(*arguments)
 
 
 def _is_wide(chunks: npt.NDArray[Any], flags: npt.NDArray[np.uint8]) -> bool:
@@ -150,281 +146,38 @@ def _zero(dtype: np.dtype[Any]) -> Any:
     return np.int64(0) if dtype.itemsize == 4 else np.int32(0)
 
 
-_compiled = numba.njit(nogil=True)
+def _compiled_for(arguments: tuple[Any, ...]) -> Any:
+    """Return `halve_every_chunk` compiled for the types of these arguments.
 
-
-def _divide(total: Any, n: Any) -> Any:
-    raise NotImplementedError("replaced by the compiler")
-
-
-@overload(_divide)
-def _divide_by_type(total: Any, n: Any) -> Any:
-    def half_up(total: Any, n: Any) -> Any:
-        return (2 * total + n) // (2 * n)
-
-    def exact(total: Any, n: Any) -> Any:
-        return total / n
-
-    return half_up if isinstance(total, types.Integer) else exact
-
-
-def _eighth(total: Any) -> Any:
-    raise NotImplementedError("replaced by the compiler")
-
-
-@overload(_eighth, inline="always")
-def _eighth_by_type(total: Any) -> Any:
-    def half_up(total: Any) -> Any:
-        return (total + 4) >> 3
-
-    def exact(total: Any) -> Any:
-        return total * 0.125
-
-    return half_up if isinstance(total, types.Integer) else exact
-
-
-@_compiled
-def _is_masked(value: Any, mask: Any) -> Any:
-    if mask is None:
-        return False
-    # Only NaN differs from itself.
-    return value == mask or value != value
-
-
-def _halve_chunks(
-    chunks: Any,
-    flags: Any,
-    extent: Factors,
-    factors: Factors,
-    code: int,
-    mask: Any,
-    zero: Any,
-    out: Any,
-    origin: Factors,
-) -> None:
-    n0, n1, n2, c0, c1, c2 = chunks.shape
-    f0, f1, f2 = factors
-    voxels = chunks.reshape(chunks.size)
-    for i in range(n0):
-        for j in range(n1):
-            for k in range(n2):
-                within = (
-                    min(c0, extent[0] - i * c0),
-                    min(c1, extent[1] - j * c1),
-                    min(c2, extent[2] - k * c2),
-                )
-                if min(within) > 0:
-                    number = (i * n1 + j) * n2 + k
-                    start = (
-                        origin[0] + i * c0 // f0,
-                        origin[1] + j * c1 // f1,
-                        origin[2] + k * c2 // f2,
-                    )
-                    chunk = voxels[number * c0 * c1 * c2 : (number + 1) * c0 * c1 * c2]
-                    _halve_chunk(
-                        chunk, flags[number], (c1, c2), within, factors, code, mask, zero, out,
-                        start,
-                    )  # fmt: skip
-
-
-@_compiled
-def _halve_chunk(
-    chunk: Any,
-    flag: int,
-    edges: tuple[int, int],
-    within: Factors,
-    factors: Factors,
-    code: int,
-    mask: Any,
-    zero: Any,
-    out: Any,
-    start: Factors,
-) -> None:
-    """Halve the part `within` a chunk, given flat with its last two `edges`.
-
-    Where there is one parent along an axis instead of two it is taken twice, which changes neither
-    a mean, nor a majority, nor whether half of the parents are masked.
+    numba makes a difference of nothing but their kinds, which cost far less to find: a row of small
+    chunks is halved in less time than numba takes to name its types.
     """
-    f0, f1, f2 = factors
-    n_pairs = within[2] // f2
-    n_columns = -(-within[2] // f2)
-    target = out.reshape(out.size)
-    for z in range(-(-within[0] // f0)):
-        i, k = z * f0, min(z * f0 + f0 - 1, within[0] - 1)
-        for y in range(-(-within[1] // f1)):
-            j, m = y * f1, min(y * f1 + f1 - 1, within[1] - 1)
-            # Unsigned, so that the compiler need not look for indices from the end.
-            rows = (
-                np.uintp((i * edges[0] + j) * edges[1]),
-                np.uintp((i * edges[0] + m) * edges[1]),
-                np.uintp((k * edges[0] + j) * edges[1]),
-                np.uintp((k * edges[0] + m) * edges[1]),
-            )
-            to = np.uintp(((start[0] + z) * out.shape[1] + start[1] + y) * out.shape[2] + start[2])
-            if flag == UNIFORM or code == _NEAREST:
-                for x in range(np.uintp(n_columns)):
-                    target[to + x] = chunk[rows[0] + x * np.uintp(f2)]
-                continue
-            n_done = 0
-            if f2 == 2:
-                n_done = n_pairs
-                if code != _MEAN:
-                    _pick_row(chunk, rows, np.uintp(n_pairs), code, mask, zero, target, to)
-                elif flag == PLAIN:
-                    _mean_row(chunk, rows, np.uintp(n_pairs), zero, target, to)
-                else:
-                    _masked_mean_row(chunk, rows, np.uintp(n_pairs), mask, zero, target, to)
-            for x in range(n_done, n_columns):
-                s = np.uintp(x * f2)
-                t = np.uintp(min(x * f2 + f2 - 1, within[2] - 1))
-                target[to + np.uintp(x)] = _from_parents(
-                    _parents(chunk, rows, s, t), code, mask, zero
-                )
-
-
-@_compiled
-def _parents(chunk: Any, rows: Any, s: Any, t: Any) -> Any:
-    a, b, c, d = rows
-    return (
-        *(chunk[a + s], chunk[a + t], chunk[b + s], chunk[b + t]),
-        *(chunk[c + s], chunk[c + t], chunk[d + s], chunk[d + t]),
+    kind = tuple(
+        (a.dtype, a.ndim, a.flags.num) if isinstance(a, np.ndarray) else type(a) for a in arguments
     )
+    if kind not in _kernels:
+        with _making_kernels:
+            _kernels[kind] = _kernel(tuple(map(numba.typeof, arguments)))
+    return _kernels[kind]
 
 
-@_compiled
-def _mean_row(chunk: Any, rows: Any, n: Any, zero: Any, target: Any, to: Any) -> None:
-    a, b, c, d = rows
-    for x in range(n):
-        s = x + x
-        t = s + np.uintp(1)
-        total = zero + chunk[a + s] + chunk[a + t] + chunk[b + s] + chunk[b + t]
-        total = total + chunk[c + s] + chunk[c + t] + chunk[d + s] + chunk[d + t]
-        target[to + x] = _eighth(total)
+@cache
+def _kernel(signature: tuple[Any, ...]) -> Any:
+    """Return `halve_every_chunk` for these types, kept in files of its own.
 
-
-@_compiled
-def _masked_mean_row(
-    chunk: Any, rows: Any, n: Any, mask: Any, zero: Any, target: Any, to: Any
-) -> None:
-    for x in range(n):
-        s = x + x
-        total = zero
-        n_valid = 0
-        for row in rows:
-            for at in (row + s, row + s + np.uintp(1)):
-                value = chunk[at]
-                is_valid = not _is_masked(value, mask)
-                total += value if is_valid else zero
-                n_valid += is_valid
-        if n_valid == 8 or (mask is None):
-            target[to + x] = _eighth(total)
-        elif n_valid <= 4:
-            target[to + x] = mask
-        else:
-            target[to + x] = _from_parents(
-                _parents(chunk, rows, s, s + np.uintp(1)), _MEAN, mask, zero
-            )
-        if mask is not None and n_valid == 8 and _is_masked(target[to + x], mask):
-            target[to + x] = chunk[rows[0] + s]
-
-
-@_compiled
-def _pick_row(
-    chunk: Any, rows: Any, n: Any, code: int, mask: Any, zero: Any, target: Any, to: Any
-) -> None:
-    """Where nearly every voxel has eight parents that are the same, as labels have."""
-    a, b, c, d = rows
-    one = np.uintp(1)
-    n_different = np.uint32(0)
-    for x in range(n):
-        s = x + x
-        first = chunk[a + s]
-        target[to + x] = first
-        n_different += np.uint32(
-            (first != chunk[a + s + one])
-            | (first != chunk[b + s])
-            | (first != chunk[b + s + one])
-            | (first != chunk[c + s])
-            | (first != chunk[c + s + one])
-            | (first != chunk[d + s])
-            | (first != chunk[d + s + one])
-        )
-    if n_different:
-        for x in range(n):
-            parents = _parents(chunk, rows, x + x, x + x + one)
-            target[to + x] = _from_parents(parents, code, mask, zero)
-
-
-@_compiled
-def _from_parents(parents: Any, code: int, mask: Any, zero: Any) -> Any:
-    first = parents[0]
-    n_first = 0
-    for value in parents:
-        n_first += value == first
-    if n_first == 8:
-        return first
-    n_valid = 0
-    total = zero
-    best = first
-    for value in parents:
-        if not _is_masked(value, mask):
-            if n_valid == 0 or (code == _MAX and value > best):
-                best = value
-            n_valid += 1
-            total += value
-    if mask is not None and n_valid <= 4:
-        return mask
-    if code == _MAX:
-        return best
-    if code == _MODE:
-        return _most_frequent(parents, best, mask)
-    if code == _WIDE_MEAN:
-        mean = _wide_mean(parents, type(best)(n_valid), mask)
-    else:
-        mean = type(best)(_divide(total, n_valid))
-    return best if _is_masked(mean, mask) else mean
-
-
-def _wide_mean(parents: Any, n_valid: Any, mask: Any) -> Any:
-    raise NotImplementedError("replaced by the compiler")
-
-
-@overload(_wide_mean)
-def _wide_mean_by_type(parents: Any, n_valid: Any, mask: Any) -> Any:
-    def of_integers(parents: Any, n_valid: Any, mask: Any) -> Any:
-        # Quotients and remainders, which are not larger than the voxels.
-        whole = type(n_valid)(0)
-        rest = type(n_valid)(0)
-        for value in parents:
-            if not _is_masked(value, mask):
-                whole += type(n_valid)(value // n_valid)
-                rest += type(n_valid)(value % n_valid)
-        whole += type(n_valid)(rest // n_valid)
-        is_half = 2 * (rest % n_valid) >= n_valid
-        return type(n_valid)(whole + type(n_valid)(is_half))
-
-    def of_floats(parents: Any, n_valid: Any, mask: Any) -> Any:
-        # Powers of two change no digit.
-        total, lowest, highest = 0.0, np.inf, -np.inf
-        for value in parents:
-            if not _is_masked(value, mask):
-                total += value * 0.125
-                lowest, highest = min(lowest, value), max(highest, value)
-        mean = total / n_valid * 8.0
-        # Rounded up, the largest number of the type would be infinite.
-        return highest if mean > highest else lowest if mean < lowest else mean
-
-    return of_integers if isinstance(n_valid, types.Integer) else of_floats
-
-
-@_compiled
-def _most_frequent(parents: Any, best: Any, mask: Any) -> Any:
-    n_best = 0
-    for value in parents:
-        if not _is_masked(value, mask):
-            n_same = 0
-            for other in parents:
-                n_same += other == value
-            if n_same > n_best or (n_same == n_best and value < best):
-                best, n_best = value, n_same
-    return best
+    numba numbers the machine code of all types that a function was called with, as they come. Two
+    processes that compile for different types at one moment take the same number, and afterwards
+    one type is given the code of the other: voxels would be wrong, without an error. So each set of
+    types has a function of its own name; each kind of processor too, since nodes share folders.
+    """
+    processor = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    digest = hashlib.sha256(f"{signature} {processor}".encode()).hexdigest()[:16]
+    name = f"{halve_every_chunk.__name__}_{digest}"
+    own = FunctionType(halve_every_chunk.__code__, halve_every_chunk.__globals__, name)
+    own.__qualname__ = name
+    try:
+        return numba.njit(nogil=True, cache=True)(own)
+    except RuntimeError:
+        # Nothing can be kept, neither beside the file nor in a home folder, as in a container that
+        # is read-only: each process compiles anew.
+        return numba.njit(nogil=True)(own)

@@ -1,63 +1,305 @@
-"""Functions compiled by numba, each for the types that it is called with."""
+"""The compiled code of `downsample`: numba makes machine code of it for each data type.
+
+docs/design/pyramids.md has the measurements against other ways.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from functools import cache
-from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import binding  # type: ignore[import-untyped]
 from numba import types
+from numba.extending import overload
 
-__all__ = ["compiled_for"]
+from ctlab_dask_zarr.codec.values import PLAIN, UNIFORM
 
-#: By the kinds of their arguments.
-_kernels: dict[tuple[object, ...], Any] = {}
-#: Threads that begin together would otherwise each make, and compile, a kernel of their own.
-_making_kernels = threading.Lock()
+__all__ = ["METHOD_CODES", "WIDE_MEAN", "halve_every_chunk"]
+
+Factors = tuple[int, ...]
+
+#: What the compiled code calls the methods.
+METHOD_CODES = {"mean": 0, "mode": 1, "nearest": 2, "max": 3}
+_MEAN, _MODE, _NEAREST, _MAX = (METHOD_CODES[name] for name in ("mean", "mode", "nearest", "max"))
+#: The mean of 64-bit integers and of huge floats, of which eight cannot be added up in any type.
+WIDE_MEAN = 4
+
+_compiled = numba.njit(nogil=True)
 
 
-def compiled_for(function: Any, arguments: tuple[Any, ...]) -> Any:
-    """Return a function compiled for the types of these arguments.
+def _divide(total: Any, n: Any) -> Any:
+    raise NotImplementedError("replaced by the compiler")
 
-    All that numba makes a difference of is in their kinds, which cost far less to find: a row of
-    small chunks is halved in less time than numba takes to name its types.
+
+@overload(_divide)
+def _divide_by_type(total: Any, n: Any) -> Any:
+    def half_up(total: Any, n: Any) -> Any:
+        return (2 * total + n) // (2 * n)
+
+    def exact(total: Any, n: Any) -> Any:
+        return total / n
+
+    return half_up if isinstance(total, types.Integer) else exact
+
+
+def _eighth(total: Any) -> Any:
+    raise NotImplementedError("replaced by the compiler")
+
+
+@overload(_eighth, inline="always")
+def _eighth_by_type(total: Any) -> Any:
+    def half_up(total: Any) -> Any:
+        return (total + 4) >> 3
+
+    def exact(total: Any) -> Any:
+        return total * 0.125
+
+    return half_up if isinstance(total, types.Integer) else exact
+
+
+@_compiled
+def _is_masked(value: Any, mask: Any) -> Any:
+    if mask is None:
+        return False
+    # Only NaN differs from itself.
+    return value == mask or value != value
+
+
+def halve_every_chunk(
+    chunks: Any,
+    flags: Any,
+    extent: Factors,
+    factors: Factors,
+    code: int,
+    mask: Any,
+    zero: Any,
+    out: Any,
+    origin: Factors,
+) -> None:
+    """Downsample a block in chunk order, chunk by chunk (`downsample.halve_chunks`)."""
+    n0, n1, n2, c0, c1, c2 = chunks.shape
+    f0, f1, f2 = factors
+    voxels = chunks.reshape(chunks.size)
+    for i in range(n0):
+        for j in range(n1):
+            for k in range(n2):
+                within = (
+                    min(c0, extent[0] - i * c0),
+                    min(c1, extent[1] - j * c1),
+                    min(c2, extent[2] - k * c2),
+                )
+                if min(within) > 0:
+                    number = (i * n1 + j) * n2 + k
+                    start = (
+                        origin[0] + i * c0 // f0,
+                        origin[1] + j * c1 // f1,
+                        origin[2] + k * c2 // f2,
+                    )
+                    chunk = voxels[number * c0 * c1 * c2 : (number + 1) * c0 * c1 * c2]
+                    _halve_chunk(
+                        chunk, flags[number], (c1, c2), within, factors, code, mask, zero, out,
+                        start,
+                    )  # fmt: skip
+
+
+@_compiled
+def _halve_chunk(
+    chunk: Any,
+    flag: int,
+    edges: tuple[int, int],
+    within: Factors,
+    factors: Factors,
+    code: int,
+    mask: Any,
+    zero: Any,
+    out: Any,
+    start: Factors,
+) -> None:
+    """Halve the part `within` a chunk, given flat with its last two `edges`.
+
+    Where there is one parent along an axis instead of two it is taken twice, which changes neither
+    a mean, nor a majority, nor whether half of the parents are masked.
     """
-    kind: tuple[object, ...] = (
-        function,
-        *(
-            (a.dtype, a.ndim, a.flags.num) if isinstance(a, np.ndarray) else type(a)
-            for a in arguments
-        ),
+    f0, f1, f2 = factors
+    n_pairs = within[2] // f2
+    n_columns = -(-within[2] // f2)
+    target = out.reshape(out.size)
+    for z in range(-(-within[0] // f0)):
+        i, k = z * f0, min(z * f0 + f0 - 1, within[0] - 1)
+        for y in range(-(-within[1] // f1)):
+            j, m = y * f1, min(y * f1 + f1 - 1, within[1] - 1)
+            # Unsigned, so that the compiler need not look for indices from the end.
+            rows = (
+                np.uintp((i * edges[0] + j) * edges[1]),
+                np.uintp((i * edges[0] + m) * edges[1]),
+                np.uintp((k * edges[0] + j) * edges[1]),
+                np.uintp((k * edges[0] + m) * edges[1]),
+            )
+            to = np.uintp(((start[0] + z) * out.shape[1] + start[1] + y) * out.shape[2] + start[2])
+            if flag == UNIFORM or code == _NEAREST:
+                for x in range(np.uintp(n_columns)):
+                    target[to + x] = chunk[rows[0] + x * np.uintp(f2)]
+                continue
+            n_done = 0
+            if f2 == 2:
+                n_done = n_pairs
+                if code != _MEAN:
+                    _pick_row(chunk, rows, np.uintp(n_pairs), code, mask, zero, target, to)
+                elif flag == PLAIN:
+                    _mean_row(chunk, rows, np.uintp(n_pairs), zero, target, to)
+                else:
+                    _masked_mean_row(chunk, rows, np.uintp(n_pairs), mask, zero, target, to)
+            for x in range(n_done, n_columns):
+                s = np.uintp(x * f2)
+                t = np.uintp(min(x * f2 + f2 - 1, within[2] - 1))
+                target[to + np.uintp(x)] = _from_parents(
+                    _parents(chunk, rows, s, t), code, mask, zero
+                )
+
+
+@_compiled
+def _parents(chunk: Any, rows: Any, s: Any, t: Any) -> Any:
+    a, b, c, d = rows
+    return (
+        *(chunk[a + s], chunk[a + t], chunk[b + s], chunk[b + t]),
+        *(chunk[c + s], chunk[c + t], chunk[d + s], chunk[d + t]),
     )
-    kernel = _kernels.get(kind)
-    if kernel is None:
-        with _making_kernels:
-            kernel = _kernels[kind] = _kernel(function, tuple(map(numba.typeof, arguments)))
-    return kernel
 
 
-@cache
-def _kernel(function: Any, signature: tuple[types.Type, ...]) -> Any:
-    """Return a function compiled for these types and kept in files of its own.
+@_compiled
+def _mean_row(chunk: Any, rows: Any, n: Any, zero: Any, target: Any, to: Any) -> None:
+    a, b, c, d = rows
+    for x in range(n):
+        s = x + x
+        t = s + np.uintp(1)
+        total = zero + chunk[a + s] + chunk[a + t] + chunk[b + s] + chunk[b + t]
+        total = total + chunk[c + s] + chunk[c + t] + chunk[d + s] + chunk[d + t]
+        target[to + x] = _eighth(total)
 
-    numba numbers the machine code of all types that a function was called with, as they come.
-    Processes that compile for different types at one moment take the same number, and afterwards
-    one type is given the code of the other: voxels would be wrong, without an error. So each set of
-    types has a function of its own name; each kind of processor too, since nodes share folders.
-    """
-    processor = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
-    digest = hashlib.sha256(f"{signature} {processor}".encode()).hexdigest()[:16]
-    name = f"{function.__name__}_{digest}"
-    own = FunctionType(function.__code__, function.__globals__, name)
-    own.__qualname__ = name
-    try:
-        return numba.njit(nogil=True, cache=True)(own)
-    except RuntimeError:
-        # Neither beside its file nor in a home folder can anything be kept, as in a container
-        # that is read-only: compiled anew by each process then.
-        return numba.njit(nogil=True)(own)
+
+@_compiled
+def _masked_mean_row(
+    chunk: Any, rows: Any, n: Any, mask: Any, zero: Any, target: Any, to: Any
+) -> None:
+    for x in range(n):
+        s = x + x
+        total = zero
+        n_valid = 0
+        for row in rows:
+            for at in (row + s, row + s + np.uintp(1)):
+                value = chunk[at]
+                is_valid = not _is_masked(value, mask)
+                total += value if is_valid else zero
+                n_valid += is_valid
+        if n_valid == 8 or (mask is None):
+            target[to + x] = _eighth(total)
+        elif n_valid <= 4:
+            target[to + x] = mask
+        else:
+            target[to + x] = _from_parents(
+                _parents(chunk, rows, s, s + np.uintp(1)), _MEAN, mask, zero
+            )
+        if mask is not None and n_valid == 8 and _is_masked(target[to + x], mask):
+            target[to + x] = chunk[rows[0] + s]
+
+
+@_compiled
+def _pick_row(
+    chunk: Any, rows: Any, n: Any, code: int, mask: Any, zero: Any, target: Any, to: Any
+) -> None:
+    """Where nearly every voxel has eight parents that are the same, as labels have."""
+    a, b, c, d = rows
+    one = np.uintp(1)
+    n_different = np.uint32(0)
+    for x in range(n):
+        s = x + x
+        first = chunk[a + s]
+        target[to + x] = first
+        n_different += np.uint32(
+            (first != chunk[a + s + one])
+            | (first != chunk[b + s])
+            | (first != chunk[b + s + one])
+            | (first != chunk[c + s])
+            | (first != chunk[c + s + one])
+            | (first != chunk[d + s])
+            | (first != chunk[d + s + one])
+        )
+    if n_different:
+        for x in range(n):
+            parents = _parents(chunk, rows, x + x, x + x + one)
+            target[to + x] = _from_parents(parents, code, mask, zero)
+
+
+@_compiled
+def _from_parents(parents: Any, code: int, mask: Any, zero: Any) -> Any:
+    first = parents[0]
+    n_first = 0
+    for value in parents:
+        n_first += value == first
+    if n_first == 8:
+        return first
+    n_valid = 0
+    total = zero
+    best = first
+    for value in parents:
+        if not _is_masked(value, mask):
+            if n_valid == 0 or (code == _MAX and value > best):
+                best = value
+            n_valid += 1
+            total += value
+    if mask is not None and n_valid <= 4:
+        return mask
+    if code == _MAX:
+        return best
+    if code == _MODE:
+        return _most_frequent(parents, best, mask)
+    if code == WIDE_MEAN:
+        mean = _wide_mean(parents, type(best)(n_valid), mask)
+    else:
+        mean = type(best)(_divide(total, n_valid))
+    return best if _is_masked(mean, mask) else mean
+
+
+def _wide_mean(parents: Any, n_valid: Any, mask: Any) -> Any:
+    raise NotImplementedError("replaced by the compiler")
+
+
+@overload(_wide_mean)
+def _wide_mean_by_type(parents: Any, n_valid: Any, mask: Any) -> Any:
+    def of_integers(parents: Any, n_valid: Any, mask: Any) -> Any:
+        # Quotients and remainders, which are not larger than the voxels.
+        whole = type(n_valid)(0)
+        rest = type(n_valid)(0)
+        for value in parents:
+            if not _is_masked(value, mask):
+                whole += type(n_valid)(value // n_valid)
+                rest += type(n_valid)(value % n_valid)
+        whole += type(n_valid)(rest // n_valid)
+        is_half = 2 * (rest % n_valid) >= n_valid
+        return type(n_valid)(whole + type(n_valid)(is_half))
+
+    def of_floats(parents: Any, n_valid: Any, mask: Any) -> Any:
+        # Powers of two change no digit.
+        total, lowest, highest = 0.0, np.inf, -np.inf
+        for value in parents:
+            if not _is_masked(value, mask):
+                total += value * 0.125
+                lowest, highest = min(lowest, value), max(highest, value)
+        mean = total / n_valid * 8.0
+        # Rounded up, the largest number of the type would be infinite.
+        return highest if mean > highest else lowest if mean < lowest else mean
+
+    return of_integers if isinstance(n_valid, types.Integer) else of_floats
+
+
+@_compiled
+def _most_frequent(parents: Any, best: Any, mask: Any) -> Any:
+    n_best = 0
+    for value in parents:
+        if not _is_masked(value, mask):
+            n_same = 0
+            for other in parents:
+                n_same += other == value
+            if n_same > n_best or (n_same == n_best and value < best):
+                best, n_best = value, n_same
+    return best

@@ -21,9 +21,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec, crc32c
+from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec
 from ctlab_dask_zarr.codec.zarr_fallback import encode_object
 from ctlab_dask_zarr.errors import ShardDecodeError
+from ctlab_dask_zarr.formats.codecs import crc32c
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 
 __all__ = [

@@ -42,9 +42,9 @@ class ValueRange:
     def add(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """Add voxels, shape (rows, voxels of a row); return what is seen of each row.
 
-        That is `PLAIN` where none is masked, without a value or beyond `SUMMABLE`, `UNIFORM` where
-        all are the same, and else `MIXED`. A row costs two reductions; only one that is mixed is
-        looked at again. So rows should be compact in space: inner chunks.
+        That is `PLAIN` where none is masked, not finite or beyond `SUMMABLE`, `UNIFORM` where all
+        are the same, and else `MIXED`. A row takes two reductions, and one that is mixed another
+        look. So rows should be compact in space, as inner chunks are.
         """
         with np.errstate(invalid="ignore"):
             lows, highs = rows.min(axis=1), rows.max(axis=1)
@@ -74,11 +74,10 @@ class ValueRange:
 
 
 def _valid_range(row: npt.NDArray[Any], low: Any, high: Any, mask: Any) -> tuple[Any, Any]:
-    """Return the range of integers of which `low` and `high` are the extremes, without the mask.
+    """Return the range of integers without the mask; `low` and `high` are that with it.
 
-    Only an extreme that is the mask itself has to be looked for. Counted from the mask, round the
-    type's end, the next one is the furthest: two passes, a fraction of what selecting the valid
-    ones costs.
+    An extreme that is the mask is looked for again. In modular unsigned arithmetic the neighbour of
+    the mask is the argmax: two passes, a fraction of the time that selecting the valid ones takes.
     """
     bits, origin = row.view(f"u{row.itemsize}"), mask.view(f"u{row.itemsize}")
     if low == mask:
@@ -92,7 +91,7 @@ def _finite_range(row: npt.NDArray[Any], mask: Any) -> tuple[Any, Any]:
     """Return the range of the finite numbers that are not the mask; empty where there are none."""
     low, high = np.fmin.reduce(row), np.fmax.reduce(row)
     if np.isfinite(low) and np.isfinite(high) and (mask is None or not low <= mask <= high):
-        return low, high  # NaN was all that did not count
+        return low, high  # all others are NaN
     valid = np.isfinite(row)
     if mask is not None:
         valid &= row != mask

@@ -1,11 +1,11 @@
-"""Stored objects whose codecs the direct way does not know: zarr's own pipeline, in memory.
+"""Stored objects with codecs that are not applied here: zarr's own pipeline, in memory.
 
-A Zarr array of exactly one object, kept in a dict, is written to or read from through zarr's
-public API; what it stores under its only chunk key is the object. So every codec that zarr
-accepts works, in every release, at zarr's speed. zarr is loaded when such an object comes: workers
-that write and read the others start without it.
+A Zarr array of exactly one object, kept in a dict, is written or read through zarr's public API.
+What it stores under its only chunk key is the object. So every codec that zarr accepts works, in
+every release, at zarr's speed. zarr is loaded when the first such object comes: workers that see
+none start without it.
 
-zarr inflates whatever it gets. So the compressed bytes are inflated here first, up to the size that
+zarr inflates whatever it gets. So compressed bytes are inflated here first, up to the size that
 the array needs and no further.
 """
 
@@ -19,16 +19,17 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-import numcodecs
 import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.chunk import chunk_codec
 from ctlab_dask_zarr.errors import ShardDecodeError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.codecs import CODECS
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import CodecSpec, StoredArray
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["decode_object", "encode_object", "odd_dtype", "read_object"]
+__all__ = ["decode_object", "dtype_in_zarr", "encode_object", "read_object"]
 
 _DOCUMENT_KEY = "zarr.json"
 #: What an element of any volume has at most, in whatever dtype filters have put it.
@@ -37,6 +38,9 @@ _ELEMENT_NBYTES = 16
 _SURPLUS_NBYTES = 1 << 16
 #: lzma allocates the dictionary that a stream asks for: that of its highest preset is 65 MiB.
 _LZMA_NBYTES = 128 << 20
+_ARRAY_TO_BYTES = ("bytes", "sharding_indexed")
+#: Codecs of numcodecs that make nothing larger when they decode, but for a checksum.
+_NEVER_LARGER = ("adler32", "crc32", "crc32c", "fletcher32", "jenkins_lookup3", "shuffle")
 
 
 def encode_object(array: StoredArray, block: npt.NDArray[Any]) -> bytes:
@@ -53,6 +57,20 @@ def encode_object(array: StoredArray, block: npt.NDArray[Any]) -> bytes:
     return bytes(objects[key].to_bytes())
 
 
+def decode_object(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
+    """Decode one stored object to its voxels, shape ``array.object_shape``."""
+    if array.is_sharded and len(data) < array.index_nbytes:
+        # zarr 3.1 would read an empty object as fill values.
+        raise ShardDecodeError(f"it has {len(data)} bytes, fewer than its index has alone")
+    objects: dict[str, Any] = {}
+    source, key = _open_single(array, objects)
+    objects[key] = _buffer(data)
+    try:
+        return np.asarray(source[...])
+    except Exception as error:  # zarr's codecs raise what they like
+        raise ShardDecodeError(f"zarr cannot decode it: {error}") from error
+
+
 def read_object(store: Store, key: str, array: StoredArray) -> npt.NDArray[Any]:
     """Read one stored object, and decode it to its voxels, shape ``array.object_shape``.
 
@@ -67,18 +85,49 @@ def read_object(store: Store, key: str, array: StoredArray) -> npt.NDArray[Any]:
     return decode_object(array, data)
 
 
-def _encoded_limit(shape: tuple[int, ...]) -> int:
+def dtype_in_zarr(array: StoredArray) -> np.dtype[Any]:
+    """Return the NumPy dtype that zarr reads the array as."""
+    opened, _ = _open_single(array, {})
+    dtype: np.dtype[Any] = np.dtype(opened.dtype)
+    return dtype
+
+
+def _open_single(array: StoredArray, objects: dict[str, Any], **changes: Any) -> tuple[Any, str]:
+    """Return zarr's array of one object, which is kept in `objects`, and the object's key."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    document = json.loads(array.document) | changes
+    document["shape"] = list(array.object_shape)
+    objects[_DOCUMENT_KEY] = _buffer(json.dumps(document).encode())
+    try:
+        opened = zarr.open_array(
+            MemoryStore(objects), mode="r+", zarr_format=3, config={"write_empty_chunks": True}
+        )
+    except Exception as error:  # zarr raises a different class for each part it does not know
+        raise UnsupportedFormatError(
+            f"zarr does not accept the array's zarr.json: {error}"
+        ) from error
+    return opened, array.key((0,) * len(array.object_shape))
+
+
+def _buffer(data: bytes) -> Any:
+    from zarr.core.buffer import default_buffer_prototype
+
+    return default_buffer_prototype().buffer.from_bytes(data)
+
+
+def _encoded_limit(shape: Shape) -> int:
     return prod(shape) * _ELEMENT_NBYTES + _SURPLUS_NBYTES
 
 
-def _refuse_inflated(codecs: list[Any], shape: tuple[int, ...], data: Any) -> None:
+def _refuse_inflated(codecs: list[Any], shape: Shape, data: Any) -> None:
     """Raise where a codec would make more of an object than an array of `shape` needs.
 
-    What codecs other than those below make of it is not known before zarr has done it.
+    A codec that is not known here, and those before it in the chain, are left to zarr.
     """
     steps = [(str(step["name"]), step.get("configuration") or {}) for step in codecs]
-    names = [name for name, _ in steps]
-    place = next((n for n, name in enumerate(names) if name in _ARRAY_TO_BYTES), None)
+    place = next((n for n, (name, _) in enumerate(steps) if name in _ARRAY_TO_BYTES), None)
     if place is None:
         return
     limit = _encoded_limit(shape)
@@ -86,11 +135,12 @@ def _refuse_inflated(codecs: list[Any], shape: tuple[int, ...], data: Any) -> No
         data = _inflated(name, options, data, limit)
         if data is None:
             return
-    if names[place] == "sharding_indexed":
-        _refuse_inflated_chunks(steps[place][1], shape, data)
+    name, options = steps[place]
+    if name == "sharding_indexed":
+        _refuse_inflated_chunks(options, shape, data)
 
 
-def _refuse_inflated_chunks(sharding: Any, shape: tuple[int, ...], data: Any) -> None:
+def _refuse_inflated_chunks(sharding: Any, shape: Shape, data: Any) -> None:
     names = [codec["name"] for codec in sharding["index_codecs"]]
     if names not in (["bytes"], ["bytes", "crc32c"]):
         return
@@ -110,25 +160,20 @@ def _refuse_inflated_chunks(sharding: Any, shape: tuple[int, ...], data: Any) ->
 
 
 def _inflated(name: str, options: dict[str, Any], data: Any, limit: int) -> Any:
-    """Return what a codec makes of bytes; None where that is not known here.
-
-    Raises
-    ------
-    ShardDecodeError
-        More than `limit` bytes.
-    """
+    """Return what a codec makes of bytes, at most `limit`; None where that is not known here."""
     plain = name.removeprefix("numcodecs.")
-    make = _INFLATERS.get(plain)
-    if make is not None:
-        return _read_streams(lambda: make(options), data, limit)
+    if plain in _INFLATERS:
+        return _read_streams(lambda: _INFLATERS[plain](options), data, limit)
     if name != plain and plain in _NEVER_LARGER:
+        import numcodecs
+
         return numcodecs.get_codec({"id": plain, **options}).decode(data)
-    known = {"lz4": "numcodecs.lz4"}.get(plain, plain)
-    if known not in ("zstd", "blosc", "numcodecs.lz4", "crc32c"):
+    known = plain if plain in CODECS else f"numcodecs.{plain}"
+    if known not in CODECS:
         return None
-    # To decode takes no options, but to make the codec does.
-    defaults = {"level": 0, "cname": "zstd", "clevel": 1, "shuffle": "noshuffle"}
-    return chunk_codec((CodecSpec(known, json.dumps(defaults)),)).decode_within(data, limit)
+    # Decoding takes no options, but making the codec does.
+    spec = CodecSpec(known, json.dumps(CODECS[known].configuration()))
+    return chunk_codec((spec,)).decode_within(data, limit)
 
 
 def _read_streams(make: Callable[[], Any], data: Any, limit: int) -> bytes:
@@ -155,57 +200,9 @@ def _lzma_inflater(options: dict[str, Any]) -> Any:
     return lzma.LZMADecompressor(format=form, memlimit=_LZMA_NBYTES)
 
 
-_ARRAY_TO_BYTES = ("bytes", "sharding_indexed")
-_NEVER_LARGER = ("adler32", "crc32", "crc32c", "fletcher32", "jenkins_lookup3", "shuffle")
 _INFLATERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "bz2": lambda _: bz2.BZ2Decompressor(),
     "zlib": lambda _: zlib.decompressobj(),
     "gzip": lambda _: zlib.decompressobj(31),
     "lzma": _lzma_inflater,
 }
-
-
-def decode_object(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
-    """Decode one stored object to its voxels, shape ``array.object_shape``."""
-    if array.is_sharded and len(data) < array.index_nbytes:
-        # zarr 3.1 would read an empty object as fill values.
-        raise ShardDecodeError(f"it has {len(data)} bytes, fewer than its index has alone")
-    objects: dict[str, Any] = {}
-    source, key = _open_single(array, objects)
-    objects[key] = _buffer(data)
-    try:
-        return np.asarray(source[...])
-    except Exception as error:  # zarr's codecs raise what they like
-        raise ShardDecodeError(f"zarr cannot decode it: {error}") from error
-
-
-def _buffer(data: bytes) -> Any:
-    from zarr.core.buffer import default_buffer_prototype
-
-    return default_buffer_prototype().buffer.from_bytes(data)
-
-
-def _open_single(array: StoredArray, objects: dict[str, Any], **changes: Any) -> tuple[Any, str]:
-    import zarr
-    from zarr.storage import MemoryStore
-
-    document = json.loads(array.document) | changes
-    document["shape"] = list(array.object_shape)
-    text = json.dumps(document).encode()
-    objects[_DOCUMENT_KEY] = _buffer(text)
-    try:
-        opened = zarr.open_array(
-            MemoryStore(objects), mode="r+", zarr_format=3, config={"write_empty_chunks": True}
-        )
-    except Exception as error:  # zarr raises a different class for each part it does not know
-        raise UnsupportedFormatError(
-            f"zarr does not accept the array's zarr.json: {error}"
-        ) from error
-    return opened, array.key((0,) * len(array.object_shape))
-
-
-def odd_dtype(array: StoredArray) -> np.dtype[Any]:
-    """Return the NumPy dtype that zarr reads the array as."""
-    opened, _ = _open_single(array, {})
-    dtype: np.dtype[Any] = np.dtype(opened.dtype)
-    return dtype

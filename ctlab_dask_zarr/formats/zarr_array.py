@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.codecs import CODECS
 from ctlab_dask_zarr.formats.level import Shape
 
 __all__ = ["CodecSpec", "StoredArray", "is_key", "parse_array_document"]
 
 #: Bytes of one entry of a shard's index: offset and nbytes, each an unsigned 64-bit integer.
 _INDEX_ENTRY_NBYTES = 16
-#: Codecs, after ``bytes``, that this package encodes and decodes itself: the direct way.
-_DIRECT_CODECS = frozenset({"zstd", "blosc", "gzip", "crc32c", "numcodecs.lz4"})
 #: Zarr data types of the direct way, which NumPy calls the same.
 _DIRECT_DTYPES = frozenset(
     [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
@@ -232,7 +231,7 @@ def _direct_chain(codecs: list[dict[str, Any]]) -> tuple[CodecSpec, ...] | None:
     if not codecs:
         raise MetadataError("a chain of codecs is empty: not even its bytes are described")
     first, *rest = codecs
-    if first["name"] != "bytes" or not _DIRECT_CODECS.issuperset(codec["name"] for codec in rest):
+    if first["name"] != "bytes" or any(codec["name"] not in CODECS for codec in rest):
         return None
     if (first.get("configuration") or {}).get("endian", "little") != "little":
         return None

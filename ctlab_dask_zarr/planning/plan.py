@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.formats.codecs import CODECS
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Level, Shape
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
@@ -52,8 +53,6 @@ OWN_ARRAY_ARGUMENTS = {"store", "name", "path", "shape", "dtype", "data", "chunk
 _NOT_REQUESTED = {"basename", "dataset_id", "history"} | {
     *("metadata_version_major", "metadata_version_minor"),
 }
-#: The largest chunk, in bytes, that a codec takes: BLOSC_MAX_BUFFERSIZE and LZ4_MAX_INPUT_SIZE.
-_MOST_NBYTES = {"blosc": 2**31 - 17, "numcodecs.blosc": 2**31 - 17, "numcodecs.lz4": 0x7E000000}
 #: From here on the number of objects is worth a warning: quotas on parallel file systems count
 #: files, and 2**21 of them have been a limit of whole directories.
 MANY_OBJECTS = 100_000
@@ -324,8 +323,9 @@ def _refuse_large_chunks(text: str) -> None:
     inner = [c for codec in codecs for c in codec.get("configuration", {}).get("codecs", ())]
     nbytes = parse_array_document(text).inner_chunk_nbytes
     for name in (codec["name"] for codec in (*codecs, *inner)):
-        most = _MOST_NBYTES.get(name, nbytes)
-        if nbytes > most:
+        codec = CODECS.get(name) or CODECS.get(name.removeprefix("numcodecs."))
+        most = None if codec is None else codec.most_nbytes
+        if most is not None and nbytes > most:
             raise InvalidArgumentError(
                 f"a chunk has {nbytes:,} bytes, and the codec {name} takes {most:,} at most: pass "
                 "smaller chunks=..., or another codec"
@@ -372,8 +372,9 @@ def plan_notes(levels: tuple[PlannedLevel, ...], rechunk: Rechunk) -> tuple[str,
     if levels[0].layout.shard_shape is None:
         notes.append(f"without sharding every chunk is an object of its own, {n_objects:,} of them")
     if not levels[0].array.is_direct:
+        known = ", ".join(codec.short_name or name for name, codec in CODECS.items())
         notes.append(
-            "the codecs are not among zstd, blosc, gzip, lz4, crc32c and none: shards are encoded "
-            "by zarr, in memory and more slowly"
+            f"the codecs are not among {known} and none: shards are encoded by zarr, in memory and "
+            "more slowly"
         )
     return tuple(notes)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.region import read_region
-from ctlab_dask_zarr.codec.zarr_fallback import odd_dtype
+from ctlab_dask_zarr.codec.zarr_fallback import dtype_in_zarr
 from ctlab_dask_zarr.errors import DatasetNotFoundError, IncompleteSourceError
 from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.formats.level import Level
@@ -111,7 +111,7 @@ class ZarrSource:
     def dtype(self) -> np.dtype[Any]:
         """NumPy dtype of the voxels."""
         stored = self.stored
-        return stored.dtype if stored.is_direct else odd_dtype(stored)
+        return stored.dtype if stored.is_direct else dtype_in_zarr(stored)
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         region, rest = split_index(index, self.shape)

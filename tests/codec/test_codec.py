@@ -282,7 +282,7 @@ def test_a_frame_that_claims_too_much_allocates_nothing(codec: str, frame: bytes
 def test_an_index_is_inside_its_shard_or_refused(entries: list[tuple[int, int]]) -> None:
     layout = resolve_layout((8, 8, 8), (4, 4, 4), (8, 8, 8))
     array = parse_array_document(document_of(layout, "u2", 0, "zstd"))
-    from ctlab_dask_zarr.codec.chunk import crc32c
+    from ctlab_dask_zarr.formats.codecs import crc32c
 
     data = np.array(entries, "<u8").tobytes()
     nbytes = 50 + array.index_nbytes

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from ctlab_dask_zarr import CTLabError
-from ctlab_dask_zarr.codec.chunk import crc32c
 from ctlab_dask_zarr.codec.region import read_region
+from ctlab_dask_zarr.formats.codecs import crc32c
 from ctlab_dask_zarr.formats.mango import parse_mango_block
 from ctlab_dask_zarr.formats.ome import parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import parse_receipts

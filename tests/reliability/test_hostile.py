@@ -30,7 +30,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
-from ctlab_dask_zarr.codec.chunk import crc32c
+from ctlab_dask_zarr.formats.codecs import crc32c
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((16, 16, 16))
