@@ -76,13 +76,13 @@ def document_of(layout: Layout, dtype: str, fill: Any, codec: str) -> str:
     )
 
 
-def write(root: Path, voxels: np.ndarray, layout: Layout, document: str, cuts: Any) -> StagedArray:
+def write(root: Path, voxels: np.ndarray, document: str, cuts: Any) -> StagedArray:
     """Write every object, each task from blocks cut at `cuts`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "zarr.json").write_text(document)
     staged = StagedArray(Store(str(root)), "", parse_array_document(document))
-    for coords in layout.task_coords():
-        region = layout.region(coords)
+    for coords in staged.layout.task_coords():
+        region = staged.layout.region(coords)
         axes = []
         for part, inner in zip(region, cuts, strict=True):
             places = [c for c in sorted(inner) if part.start < c < part.stop]
@@ -179,7 +179,7 @@ def test_every_reader_gets_every_bit_back(
     voxels, layout, fill, cuts = volume
     root = tmp_path_factory.mktemp("a")
     native = voxels.astype(voxels.dtype.newbyteorder("<"))
-    write(root, voxels, layout, document_of(layout, native.dtype.str, fill, codec), cuts)
+    write(root, voxels, document_of(layout, native.dtype.str, fill, codec), cuts)
     for read, unknown in READERS.values():
         if codec in unknown or (codec in ODD and read is read_with_zarrs):
             continue
@@ -202,7 +202,7 @@ def test_any_index_reads_what_numpy_gives(
     voxels = np.arange(np.prod(shape), dtype="u2").reshape(shape)
     layout = resolve_layout(shape, (1, 4, 3)[-len(shape) :], (4, 8, 6)[-len(shape) :])
     root = tmp_path_factory.mktemp("a")
-    write(root, voxels, layout, document_of(layout, "u2", 0, codec), [[]] * len(shape))
+    write(root, voxels, document_of(layout, "u2", 0, codec), [[]] * len(shape))
     volume = open_here(root)
     for _ in range(8):
         index = data.draw(hnp.basic_indices(shape, allow_newaxis=False))
@@ -212,7 +212,7 @@ def test_any_index_reads_what_numpy_gives(
 def one_shard(root: Path, codec: str) -> tuple[StoredArray, np.ndarray, Path]:
     voxels = np.random.default_rng(1).integers(0, 50, (16, 16, 16), dtype="u2")
     layout = resolve_layout(voxels.shape, (8, 8, 8), (16, 16, 16))
-    staged = write(root, voxels, layout, document_of(layout, "u2", 0, codec), [[]] * 3)
+    staged = write(root, voxels, document_of(layout, "u2", 0, codec), [[]] * 3)
     return staged.array, voxels, root / "c.0.0.0"
 
 
@@ -309,7 +309,7 @@ def test_an_odd_object_of_nonsense_is_a_clear_error(tmp_path: Path) -> None:
 def test_big_endian_blocks_as_old_netcdf_has_them_are_stored_little_endian(tmp_path: Path) -> None:
     voxels = np.arange(10 * 9 * 8, dtype=">f4").reshape(10, 9, 8)
     layout = resolve_layout(voxels.shape, (4, 4, 4), (8, 8, 8))
-    write(tmp_path, voxels, layout, document_of(layout, "<f4", 0, "zstd"), [[3], [], []])
+    write(tmp_path, voxels, document_of(layout, "<f4", 0, "zstd"), [[3], [], []])
     np.testing.assert_array_equal(zarr.open_array(tmp_path, mode="r")[...], voxels)
 
 
