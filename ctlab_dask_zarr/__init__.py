@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.problems import Problem as Problem
     from ctlab_dask_zarr.formats.units import VoxelUnit as VoxelUnit
     from ctlab_dask_zarr.manage.discard import AbortResult as AbortResult
+    from ctlab_dask_zarr.manage.edit import MetadataEdit as MetadataEdit
     from ctlab_dask_zarr.manage.edit import edit_metadata as edit_metadata
+    from ctlab_dask_zarr.manage.edit import plan_edit as plan_edit
     from ctlab_dask_zarr.manage.status import PartStatus as PartStatus
     from ctlab_dask_zarr.manage.status import WriteStatus as WriteStatus
     from ctlab_dask_zarr.manage.transfer import CopyResult as CopyResult
@@ -91,7 +93,7 @@ _HOMES = {
     "formats.problems": "Problem",
     "formats.units": "VoxelUnit",
     "manage.discard": "AbortResult",
-    "manage.edit": "edit_metadata",
+    "manage.edit": "MetadataEdit edit_metadata plan_edit",
     "manage.status": "PartStatus WriteStatus",
     "manage.transfer": "CopyResult",
     "planning.plan": "WritePlan",

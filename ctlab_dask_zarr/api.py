@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -34,6 +34,8 @@ from ctlab_dask_zarr.preparing import (
     run_reported,
     started,
 )
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.occupied import occupied_problem
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare_commit
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
@@ -278,7 +280,11 @@ def plan(given: Mapping[str, Any]) -> WritePlan:
     refuse_contradictions(given["resume"], given["restart"], given["part"])
     client = started(given["client"])
     with storage_options_in_force(given["storage_options"]), in_force(client) as resources:
-        return plan_dataset(given["dataset"], given["path"], options, resources=resources)
+        planned = plan_dataset(given["dataset"], given["path"], options, resources=resources)
+        place = Destination.at(planned.destination)
+        problem = occupied_problem(place, overwrite=options.overwrite)
+    notes = planned.notes if problem is None else (*planned.notes, problem)
+    return replace(planned, notes=notes, resources=resources, destination_problem=problem)
 
 
 def _bind(given: Mapping[str, Any], stacklevel: int) -> WriteOptions:

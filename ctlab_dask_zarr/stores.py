@@ -38,11 +38,18 @@ class Problems(list[Problem]):
     ----------
     scope
         What was verified, as text: ``'every byte verified'``.
+    count_text
+        How many there are, as text: ``'1 problem'``.
     """
 
     def __init__(self, problems: Iterable[Problem] = (), scope: str = "") -> None:
         super().__init__(problems)
         self.scope = scope
+
+    @property
+    def count_text(self) -> str:
+        """How many there are, as text."""
+        return "1 problem" if len(self) == 1 else f"{len(self)} problems"
 
 
 def verify(

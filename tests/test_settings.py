@@ -12,16 +12,18 @@ import dask
 import pytest
 from click.testing import CliRunner
 
-from ctlab_dask_zarr import InvalidArgumentError, dataset_from_zarr, dataset_to_zarr, plan
+from ctlab_dask_zarr import (
+    InvalidArgumentError,
+    Resources,
+    cluster_resources,
+    dataset_from_zarr,
+    dataset_to_zarr,
+    plan,
+)
 from ctlab_dask_zarr.cli import main
-from ctlab_dask_zarr.cli.options import cluster_arguments
 from ctlab_dask_zarr.execution.configuration import read_configuration
 from ctlab_dask_zarr.settings import load_defaults, packaged_settings, setting
 from tests.builders import make_dataset, random_voxels
-
-UNGIVEN = dict.fromkeys(
-    ("workers", "threads", "memory_limit", "scheduler", "scheduler_file", "cluster", "jobs")
-)
 
 
 def finished(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -163,16 +165,19 @@ def test_the_plan_of_the_command_is_that_of_the_write(tmp_path: Path) -> None:
     assert "levels" not in told
 
 
-def test_options_of_the_command_line_take_the_place_of_settings() -> None:
+def test_workers_are_as_the_settings_say_where_nothing_is_given() -> None:
     with dask.config.set({"ctlab-zarr": {"workers": 3, "memory-limit": "2GiB"}}):
-        assert cluster_arguments(dict(UNGIVEN))["workers"] == 3
-        given = cluster_arguments(UNGIVEN | {"workers": 2})
-    assert (given["workers"], given["memory_limit"]) == (2, 2 << 30)
-    with dask.config.set({"ctlab-zarr": {"cluster": "slurm.yaml", "jobs": 4}}):
-        found = cluster_arguments(dict(UNGIVEN))
-        assert (found["cluster"], found["jobs"], found["workers"]) == ("slurm.yaml", 4, None)
-        assert cluster_arguments(UNGIVEN | {"workers": 2})["cluster"] is None
-        assert cluster_arguments(UNGIVEN | {"scheduler": "tcp://a:1"})["threads"] is None
+        assert cluster_resources() == Resources(3, 2 << 30)
+        assert cluster_resources(jobs=2) == Resources(2, 2 << 30)
+        assert cluster_resources(threads=2, memory_limit="1GiB") == Resources(6, 1 << 29)
+    with dask.config.set({"ctlab-zarr": {"cluster": "local", "jobs": 4, "threads": 2}}):
+        assert cluster_resources().n_threads == 4
+        assert cluster_resources(jobs=3).n_threads == 6
+    with dask.config.set({"ctlab-zarr": {"cluster": "mpi", "threads": 2}}):
+        assert cluster_resources() == Resources(1)
+        assert cluster_resources("mpi") == Resources(1)
+        with pytest.raises(InvalidArgumentError, match="says what its workers are"):
+            cluster_resources("mpi", threads=3)
 
 
 def test_config_says_what_is_in_force_and_where_from(tmp_path: Path) -> None:

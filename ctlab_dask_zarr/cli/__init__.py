@@ -8,29 +8,38 @@ from __future__ import annotations
 
 import click
 
-from ctlab_dask_zarr.cli.check import check_command
-from ctlab_dask_zarr.cli.commit import commit_command
-from ctlab_dask_zarr.cli.config import config_command
-from ctlab_dask_zarr.cli.convert import convert_command
+from ctlab_dask_zarr.cli.add import add_labels_command, pyramid_command
 from ctlab_dask_zarr.cli.demo import demo_command
-from ctlab_dask_zarr.cli.edit import history_command, set_id_command, set_voxel_command
-from ctlab_dask_zarr.cli.info import info_command
-from ctlab_dask_zarr.cli.labels import add_labels_command
+from ctlab_dask_zarr.cli.look import (
+    check_command,
+    config_command,
+    info_command,
+    preview_command,
+    view_command,
+)
 from ctlab_dask_zarr.cli.output import say
-from ctlab_dask_zarr.cli.plan import plan_command
-from ctlab_dask_zarr.cli.preview import preview_command
-from ctlab_dask_zarr.cli.pyramid import pyramid_command
-from ctlab_dask_zarr.cli.status import status_command
-from ctlab_dask_zarr.cli.transfer import abort_command, pull_command, push_command
-from ctlab_dask_zarr.cli.verify import verify_command
-from ctlab_dask_zarr.cli.view import view_command
+from ctlab_dask_zarr.cli.stores import (
+    history_command,
+    pull_command,
+    push_command,
+    set_id_command,
+    set_voxel_command,
+    verify_command,
+)
+from ctlab_dask_zarr.cli.write import (
+    abort_command,
+    commit_command,
+    convert_command,
+    plan_command,
+    status_command,
+)
 
 __all__ = ["main"]
 
 
 def _print_version(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
     if is_asked:
-        from ctlab_dask_zarr._version import __version__
+        from ctlab_dask_zarr import __version__
 
         say(f"ctlab-zarr, version {__version__}")
         context.exit()
@@ -71,22 +80,10 @@ def main(debug: bool) -> None:
     """  # noqa: D301 - click wants the backspace character itself
 
 
-main.add_command(convert_command)
-main.add_command(plan_command)
-main.add_command(commit_command)
-main.add_command(status_command)
-main.add_command(abort_command)
-main.add_command(push_command)
-main.add_command(pull_command)
-main.add_command(verify_command)
-main.add_command(pyramid_command)
-main.add_command(add_labels_command)
-main.add_command(info_command)
-main.add_command(history_command)
-main.add_command(set_voxel_command)
-main.add_command(set_id_command)
-main.add_command(preview_command)
-main.add_command(view_command)
-main.add_command(check_command)
-main.add_command(config_command)
-main.add_command(demo_command)
+for command in (
+    *(convert_command, plan_command, commit_command, status_command, abort_command, push_command),
+    *(pull_command, verify_command, pyramid_command, add_labels_command, info_command),
+    *(history_command, set_voxel_command, set_id_command, preview_command, view_command),
+    *(check_command, config_command, demo_command),
+):
+    main.add_command(command)

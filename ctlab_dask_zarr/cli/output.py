@@ -1,12 +1,19 @@
-"""What the commands print: text of stores and URLs does nothing to a terminal."""
+"""What the commands print, and their exit codes; text of stores does nothing to a terminal."""
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import click
 
+from ctlab_dask_zarr.errors import CTLabError
 from ctlab_dask_zarr.text import shown
 
-__all__ = ["ask", "say"]
+__all__ = ["ask", "exit_codes", "say"]
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -15,5 +22,32 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def ask(question: str) -> None:
-    """Ask on standard error, and end the command where the answer is not yes."""
+    """Ask on standard error, and end the command unless the answer is yes."""
     click.confirm(shown(question), abort=True, err=True)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn expected errors into one message and the exit code of their class.
+
+    Warnings of this package become lines without a place in the code. Anything unexpected keeps
+    its traceback and ends with 1, as Python does.
+    """
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        say(str(message), err=True)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", category=UserWarning, module=r"ctlab_dask_zarr\b")
+            warnings.showwarning = show
+            yield
+    except (CTLabError, OSError, ValueError) as error:
+        # dask reads its files when it is imported.
+        is_expected = not isinstance(error, ValueError) or isinstance(error, CTLabError)
+        if not (is_expected or str(error).startswith("A dask config file")):
+            raise
+        if is_expected and click.get_current_context().find_root().params.get("debug"):
+            raise
+        print(f"ctlab-zarr: {shown(str(error))}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, CTLabError) else 1)

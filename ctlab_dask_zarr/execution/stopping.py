@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from ctlab_dask_zarr.errors import ClusterError, WriteStoppedError
+from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError, WriteStoppedError
 from ctlab_dask_zarr.text import duration_text
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from ctlab_dask_zarr.store.shared_folder import SharedFolder
 
-__all__ = ["CLOSING_S", "MORE_TIME", "Stop", "compute_until"]
+__all__ = ["MORE_TIME", "Stop", "compute_until"]
 
 #: Seconds for shards under way to be finished: SLURM kills 30 s after its SIGTERM.
 _GRACE_S = 20.0
 #: Seconds that a command needs after its last shard to close workers and scheduler.
-CLOSING_S = 10.0
+_CLOSING_S = 10.0
 #: A task is begun only if this many times the longest task's duration remains.
 _TASK_MARGIN = 1.5
 _POLL_S = 0.2
@@ -45,12 +45,19 @@ class Stop:
 
     Parameters
     ----------
-    deadline_s
-        Seconds from now at which everything has to be over; None for no such time.
+    deadline
+        When everything has to be over: seconds from now, or text as ``"1h50m"`` or ``"1:50:00"``;
+        ``"auto"`` for what is left of the SLURM or PBS job; None for no such time.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The text is no duration, or one that leaves no time for any work; nobody tells how much is
+        left of the job.
 
     Examples
     --------
-    >>> stop = Stop(deadline_s=3600)
+    >>> stop = Stop("1h")
     >>> stop.saw(task_s=120)  # tasks take two minutes
     >>> stop.reason() is None  # so there is time for more of them
     True
@@ -59,8 +66,9 @@ class Stop:
     'SIGTERM'
     """
 
-    def __init__(self, deadline_s: float | None = None) -> None:
+    def __init__(self, deadline: float | str | None = None) -> None:
         self._start_s = time.monotonic()
+        deadline_s = _seconds(deadline) if isinstance(deadline, str) else deadline
         self._deadline_s = None if deadline_s is None else self._start_s + deadline_s
         self._longest_task_s = 0.0
         self._has_progress = False
@@ -98,7 +106,7 @@ class Stop:
     def reason(self) -> str | None:
         """Return why to stop now, or None."""
         if self._asked is None and self._deadline_s is not None:
-            last_start_s = self._deadline_s - CLOSING_S - _TASK_MARGIN * self._longest_task_s
+            last_start_s = self._deadline_s - _CLOSING_S - _TASK_MARGIN * self._longest_task_s
             if time.monotonic() >= last_start_s:
                 self._asked = _TIME_IS_UP
         return self._asked
@@ -107,7 +115,7 @@ class Stop:
         """Return how many seconds shards under way have to be finished."""
         if self._deadline_s is None:
             return _GRACE_S
-        left_s = self._deadline_s - CLOSING_S / 2 - time.monotonic()
+        left_s = self._deadline_s - _CLOSING_S / 2 - time.monotonic()
         return max(0.0, left_s if self._asked == _TIME_IS_UP else min(left_s, _GRACE_S))
 
     @contextmanager
@@ -133,6 +141,21 @@ class Stop:
             for number in _SIGNALS:
                 is_ctrl_c = number == signal.SIGINT
                 signal.signal(number, before[number] if is_ctrl_c else signal.SIG_IGN)
+
+
+def _seconds(deadline: str) -> float:
+    from ctlab_dask_zarr.execution.allocation import parse_duration, seconds_left
+
+    if deadline == "auto":
+        # However little that is: the run itself says whether it is enough for a shard.
+        return seconds_left()
+    seconds = parse_duration(deadline)
+    if seconds <= _CLOSING_S:
+        raise InvalidArgumentError(
+            f"{deadline!r} leaves no time for any work: the last {_CLOSING_S:.0f} s are for "
+            "closing the cluster. Give more, as 1h50m"
+        )
+    return seconds
 
 
 def compute_until(

@@ -27,7 +27,7 @@ from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import DownsampleMethod
-from ctlab_dask_zarr.planning.rechunk import Rechunk
+from ctlab_dask_zarr.planning.rechunk import Rechunk, Resources
 from ctlab_dask_zarr.text import nbytes_text, shown, table
 
 __all__ = [
@@ -114,6 +114,10 @@ class WritePlan:
         What tells that image from another one, by `write.labels.image_identity`.
     random_name
         dask's name of a source that no other process can recognise; None where one can.
+    resources
+        Of the workers that it was planned for; None where nobody asked.
+    destination_problem
+        Why nothing could be committed to the destination, or None.
     """
 
     destination: str
@@ -130,6 +134,8 @@ class WritePlan:
     labels_of: str | None = None
     image: tuple[str, str] | None = None
     random_name: str | None = None
+    resources: Resources | None = None
+    destination_problem: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -199,8 +205,10 @@ class WritePlan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan's figures as plain JSON."""
         layout = self.levels[0].layout
+        resources = self.resources
         return {
             "destination": self.destination,
+            "destination_problem": self.destination_problem,
             "shape": list(self.shape),
             "dtype": str(self.dtype),
             "datatype": None if self.datatype is None else str(self.datatype),
@@ -216,6 +224,8 @@ class WritePlan:
             "fingerprint": self.fingerprint,
             "rechunk": asdict(self.rechunk),
             "notes": list(self.notes),
+            "n_worker_threads": None if resources is None else resources.n_threads,
+            "n_worker_threads_that_fit": self._n_threads_that_fit(),
         }
 
     def describe(self) -> str:
@@ -253,7 +263,26 @@ class WritePlan:
             *self._level_rows(),
             ("tasks", f"{self.rechunk.n_tasks + n_coarser:,}"),
             ("memory", f"{nbytes_text(self.rechunk.peak_nbytes)} a worker thread"),
+            *self._worker_rows(),
         ]
+
+    def _worker_rows(self) -> list[tuple[str, str]]:
+        if self.resources is None:
+            return []
+        n_threads, memory = self.resources.n_threads, self.resources.thread_nbytes
+        if memory is None:
+            return [("workers", f"{n_threads} threads, their memory is not known")]
+        fit = f"{self._n_threads_that_fit()} would fit"
+        if self.rechunk.peak_nbytes > memory:
+            fit = f"too little; {fit} (--workers), or make --shards smaller"
+        return [("workers", f"{n_threads} threads, {nbytes_text(memory)} for each: {fit}")]
+
+    def _n_threads_that_fit(self) -> int | None:
+        """Return how many threads the memory of all workers is enough for."""
+        if self.resources is None or self.resources.thread_nbytes is None:
+            return None
+        nbytes = self.resources.thread_nbytes * self.resources.n_threads
+        return nbytes // max(self.rechunk.peak_nbytes, 1)
 
 
 def _by(shape: Shape) -> str:

@@ -231,7 +231,7 @@ def test_no_shard_is_begun_that_could_not_be_finished_before_the_deadline(
     options = WriteOptions(chunks=(8, 8, 8), shards=(8, 8, 8))
     write = prepare_write(make_dataset(data), tmp_path / "a", options)
     # Ten seconds of it are for closing a cluster: half a minute of work has three.
-    stop = Stop(deadline_s=13)
+    stop = Stop(13)
     with (
         listen(write.graph, lambda nbytes, task_s: stop.saw(task_s), cluster),
         pytest.raises(WriteStoppedError, match="--resume") as error,

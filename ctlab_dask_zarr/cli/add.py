@@ -1,0 +1,121 @@
+"""Commands that add to an image that is there: pyramid, add-labels."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctlab_dask_zarr.cli.options import (
+    CLUSTER,
+    DEADLINE_OPTION,
+    JSON,
+    QUIET,
+    RESUME,
+    WRITE,
+    api_arguments,
+    client_on_demand,
+    option,
+    stop_for,
+    with_options,
+    workers_of,
+)
+from ctlab_dask_zarr.cli.output import exit_codes, say
+from ctlab_dask_zarr.cli.parameters import COLOR, LEVELS
+
+if TYPE_CHECKING:
+    from ctlab_dask_zarr import Stop
+
+__all__ = ["add_labels_command", "pyramid_command"]
+
+
+@click.command("pyramid")
+@click.argument("path", type=click.Path())
+@option(
+    "--levels",
+    "Levels of detail, the data itself counted; auto: down to a picture.",
+    type=LEVELS,
+    default="auto",
+    show_default=True,
+)
+@with_options(WRITE["downsample"], RESUME["resume"], RESUME["restart"], DEADLINE_OPTION)
+@with_options(*CLUSTER, QUIET, JSON)
+def pyramid_command(
+    path: str, stop: Stop | None, quiet: bool, as_json: bool, **options: Any
+) -> None:
+    """Give the OME-Zarr image at PATH levels of detail.
+
+    It stays readable meanwhile; the levels appear all at once, when they are complete. Labels of
+    the image get the same levels.
+    """
+    workers = workers_of(options)
+    stop = stop_for(stop)
+    with exit_codes(), stop.on_signals():
+        from ctlab_dask_zarr import add_levels, dataset_from_zarr
+
+        with client_on_demand(workers, stop, quiet=quiet) as client:
+            result = add_levels(
+                path, **api_arguments(options), client=client, progress=not quiet, stop=stop
+            )
+        levels = [level.shape for level in dataset_from_zarr(path).levels]
+    if as_json:
+        say(json.dumps({"destination": result.destination, "levels": levels}))
+        return
+    names = ", ".join(" x ".join(map(str, shape)) for shape in levels)
+    say(f"{result.destination}: {len(levels)} levels, {names}")
+
+
+@click.command("add-labels")
+@click.argument("image", type=click.Path())
+@click.argument("segmentation", type=click.Path())
+@option("--name", "Of the labels, as phases.", required=True)
+@option(
+    "--color colors", "Of one label, as 1=ff8000; may be given for each.", type=COLOR, multiple=True
+)
+@option(
+    "--downsample",
+    "How a level becomes the next one.  [default: mode]",
+    type=click.Choice(["mode", "nearest"]),
+)
+@with_options(WRITE["chunks"], WRITE["shards"], WRITE["create_array_kwargs"])
+@option("--overwrite", "Replace labels of that name.", is_flag=True)
+@with_options(*RESUME.values(), DEADLINE_OPTION, *CLUSTER, QUIET)
+def add_labels_command(
+    image: str,
+    segmentation: str,
+    name: str,
+    colors: tuple[tuple[int, tuple[int, ...]], ...],
+    stop: Stop | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Write SEGMENTATION as labels of the OME-Zarr IMAGE.
+
+    SEGMENTATION is a mango netCDF file or folder, or a Zarr store, of integers, with the shape and
+    the voxel size of the image. The labels get the levels that the image has; `commit
+    IMAGE/labels/NAME` ends labels that jobs have shared by --part.
+    """
+    workers = workers_of(options)
+    part = options["part"]
+    stop = stop_for(stop)
+    with exit_codes(), stop.on_signals():
+        from ctlab_dask_zarr import Dataset, dataset_from_zarr, labels_to_zarr, status
+
+        labels = Dataset.from_path(segmentation)
+        with client_on_demand(workers, stop, quiet=quiet) as client:
+            labels_to_zarr(
+                labels, image, name, colors=dict(colors), **api_arguments(options), client=client,
+                progress=not quiet, stop=stop,
+            )  # fmt: skip
+        path = f"{image.rstrip('/')}/labels/{name}"
+        if part is None:
+            n_levels = len(dataset_from_zarr(path).levels)
+            say(f"{status(path).destination}: labels with {n_levels} levels")
+            return
+        found = status(path)
+        n_shards = found.parts[part[0] - 1].n_shards
+        say(
+            f"part {part[0]} of {part[1]}: {n_shards} shards; when all parts are there: ctlab-zarr "
+            f"commit {found.destination}"
+        )

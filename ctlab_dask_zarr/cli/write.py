@@ -1,0 +1,304 @@
+"""Commands of a write: convert, plan, commit, status, abort."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctlab_dask_zarr.cli.options import (
+    CLUSTER,
+    DEADLINE_OPTION,
+    JSON,
+    MKDIR,
+    QUIET,
+    RESUME,
+    STORAGE,
+    WRITE,
+    api_arguments,
+    client_on_demand,
+    given_source_options,
+    make_folder_of,
+    open_source,
+    option,
+    stop_for,
+    with_options,
+    workers_of,
+)
+from ctlab_dask_zarr.cli.output import exit_codes, say
+from ctlab_dask_zarr.errors import (
+    ClusterError,
+    DestinationExistsError,
+    IncompleteSourceError,
+    VerificationError,
+    WriteStoppedError,
+)
+from ctlab_dask_zarr.text import duration_text, nbytes_text
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from ctlab_dask_zarr import Dataset, Stop, WriteResult, WriteStatus
+
+__all__ = ["abort_command", "commit_command", "convert_command", "plan_command", "status_command"]
+
+_SOURCE_AND_DESTINATION = (
+    click.argument("source", type=click.Path()),
+    click.argument("destination", type=click.Path()),
+)
+
+
+@click.command("convert")
+@with_options(*_SOURCE_AND_DESTINATION, *WRITE.values(), *RESUME.values(), MKDIR, DEADLINE_OPTION)
+@option(
+    "--check-source", "First compare the source with the checksums that it keeps.", is_flag=True
+)
+@option("--verify verify_after", "Afterwards compare every voxel with the source.", is_flag=True)
+@with_options(*CLUSTER)
+@option(
+    "--report",
+    "Write dask's performance report of the conversion to this HTML file.",
+    type=click.Path(dir_okay=False, writable=True),
+)
+@with_options(QUIET, JSON)
+def convert_command(
+    source: str,
+    destination: str,
+    mkdir: bool,
+    stop: Stop | None,
+    check_source: bool,
+    verify_after: bool,
+    report: str | None,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Convert SOURCE to the OME-Zarr store DESTINATION.
+
+    SOURCE is a mango netCDF file (tomoHiRes.nc), a folder of its blocks (tomoHiRes_nc) or a Zarr
+    store. DESTINATION appears when everything is written, and not before; .zarr is appended where
+    it is missing.
+
+    SIGINT, SIGTERM, SIGUSR1 and the --deadline stop it cleanly: the shards under way are finished,
+    the exit code is 75, and the same command with --resume continues.
+    """
+    workers = workers_of(options)
+    part = options["part"]
+    if options["resume"] and options["restart"]:
+        raise click.UsageError("--resume and --restart exclude one another")
+    if part is not None and verify_after:
+        raise click.UsageError("--verify needs the whole dataset: use `verify` after the commit")
+    given = given_source_options(options)
+    stop = stop_for(stop)
+    with exit_codes(), stop.on_signals():
+        from ctlab_dask_zarr import write_dataset
+
+        dataset = open_source(source, options)
+        arguments = api_arguments(options)
+        if mkdir:
+            make_folder_of(destination)
+        with client_on_demand(workers, stop, quiet=quiet, report=report) as client:
+            if check_source:
+                _check_source(dataset, destination, arguments, client, stop)
+            result = write_dataset(
+                dataset, destination, **arguments, client=client, progress=not quiet, stop=stop
+            )
+            if verify_after:
+                command = f"`ctlab-zarr verify {result.destination} --source {source}`"
+                same = f" with the same {', '.join(given)}" if given else ""
+                _verify(result, dataset, client, quiet, stop, command + same)
+    if as_json:
+        verified = {"verified": True} if verify_after else {}
+        text = {"nbytes_text": nbytes_text(result.nbytes)}
+        say(json.dumps(asdict(result) | text | verified))
+        return
+    resumed = ""
+    if result.n_resumed or result.n_half_made:
+        n_new = result.n_shards - result.n_resumed - result.n_half_made
+        resumed = (
+            f", {result.n_resumed} of them were there, {result.n_half_made} were half-made and are "
+            f"made anew, {n_new} are new"
+        )
+    if part is not None:
+        say(
+            f"part {part[0]} of {part[1]}: {result.n_shards} shards{resumed}; when all parts are "
+            f"there: ctlab-zarr commit {result.destination}"
+        )
+        return
+    say(
+        f"{result.destination}: {result.n_shards} shards{resumed}, "
+        f"{(result.stored_nbytes or 0) / max(result.nbytes, 1):.0%} of "
+        f"{nbytes_text(result.nbytes)}, {result.seconds:.1f} s"
+        + (", verified" if verify_after else "")
+    )
+
+
+def _check_source(
+    dataset: Dataset,
+    destination: str,
+    arguments: dict[str, Any],
+    client: Callable[[], Client],
+    stop: Stop,
+) -> None:
+    """Name every damaged block or shard of the source before anything is written."""
+    from ctlab_dask_zarr import check_source, plan
+
+    problem = plan(dataset, destination, **arguments).destination_problem
+    if problem is not None and not arguments["resume"]:
+        raise DestinationExistsError(problem)
+    problems = check_source(dataset, client=client, stop=stop)
+    if problems:
+        lines = "\n".join(map(str, problems))
+        raise IncompleteSourceError(f"the source is damaged, and nothing was written:\n{lines}")
+
+
+def _verify(
+    result: WriteResult,
+    dataset: Dataset,
+    client: Callable[[], Client],
+    quiet: bool,
+    stop: Stop,
+    command: str,
+) -> None:
+    """Compare what was written with its source; `command` does that another time."""
+    from ctlab_dask_zarr import verify
+
+    path = result.destination
+    try:
+        problems = verify(path, dataset, client=client, progress=not quiet, stop=stop)
+    except (WriteStoppedError, ClusterError) as error:
+        raise type(error)(
+            f"{error}. {path} is complete and in its place, but not verified to the end: verify it "
+            f"by {command}"
+        ) from error
+    for problem in problems:
+        say(str(problem), err=True)
+    if problems:
+        raise VerificationError(
+            f"verification of {path} found {problems.count_text}. It stays in its place, and is "
+            "not to be trusted: where the source is damaged, copy that again; then convert anew "
+            "with --overwrite"
+        )
+
+
+@click.command("plan")
+@with_options(*_SOURCE_AND_DESTINATION, *WRITE.values(), *CLUSTER, JSON)
+def plan_command(source: str, destination: str, as_json: bool, **options: Any) -> None:
+    """Show what converting SOURCE to DESTINATION would do; nothing is done."""
+    workers = workers_of(options)
+    with exit_codes():
+        from ctlab_dask_zarr import cluster_resources, plan
+
+        dataset = open_source(source, options)
+        found = plan(
+            dataset, destination, **api_arguments(options), client=cluster_resources(**workers)
+        )
+    say(json.dumps(found.to_dict()) if as_json else found.describe())
+
+
+@click.command("commit")
+@click.argument("destination", type=click.Path())
+@option("--overwrite", "Replace a Zarr store at the destination.", is_flag=True)
+@with_options(DEADLINE_OPTION, *CLUSTER, QUIET, JSON)
+def commit_command(
+    destination: str,
+    overwrite: bool,
+    stop: Stop | None,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Publish DESTINATION when all parts of `convert --part` are there.
+
+    Exit code 5 where parts are missing; they are named. Levels after the first are made now, from
+    what the parts have left for them; SIGINT, SIGTERM, SIGUSR1 and the --deadline stop that cleanly
+    with exit code 75, and the same command goes on. Also repairs a commit that died between its two
+    renames.
+    """
+    workers = workers_of(options)
+    stop = stop_for(stop)
+    with exit_codes(), stop.on_signals():
+        from ctlab_dask_zarr import commit
+
+        with client_on_demand(workers, stop, quiet=quiet) as client:
+            result = commit(
+                destination, overwrite=overwrite, client=client, progress=not quiet, stop=stop
+            )
+    if as_json:
+        say(json.dumps(result._asdict()))
+    else:
+        say(f"{result.destination}: {result.n_objects} objects committed")
+
+
+@click.command("status")
+@click.argument("destination", type=click.Path())
+@with_options(*STORAGE, JSON)
+def status_command(destination: str, as_json: bool) -> None:
+    """Tell how far the write of DESTINATION is, read from its staging folder.
+
+    Works from any machine that sees the folder, another login node too; the jobs are not asked.
+    Exit code 5 where no write is under way and no dataset is there.
+    """
+    with exit_codes():
+        from ctlab_dask_zarr import status
+
+        found = status(destination)
+    if as_json:
+        say(json.dumps({**asdict(found), "seconds_left": found.seconds_left}))
+    else:
+        say("\n".join(_status_lines(found)))
+
+
+def _status_lines(status: WriteStatus) -> Iterator[str]:
+    if status.is_committed:
+        yield f"{status.destination}: committed"
+        return
+    part = status.nbytes_done / status.nbytes if status.nbytes else 1.0
+    yield (
+        f"{status.destination}: {status.n_done} of {status.n_shards} shards, "
+        f"{nbytes_text(status.nbytes_done)} of {nbytes_text(status.nbytes)} ({part:.0%})"
+    )
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.started_s))
+    latest = "no shard yet"
+    if status.latest_s is not None:
+        latest = f"the latest shard {duration_text(status.latest_s)} ago"
+    yield f"since {since} ({duration_text(status.seconds)}); {latest}"
+    if status.rate and status.seconds_left is not None:
+        left = duration_text(status.seconds_left)
+        yield f"{nbytes_text(status.rate)}/s, {left} left at this rate"
+    for job in status.parts:
+        yield f"part {job.number} of {len(status.parts)}: {job.n_done} of {job.n_shards} shards"
+    if status.parts and part == 1.0:
+        yield f"all parts are there: ctlab-zarr commit {status.destination}"
+
+
+@click.command("abort")
+@click.argument("destination", type=click.Path())
+@with_options(*STORAGE)
+def abort_command(destination: str) -> None:
+    """Remove what an interrupted write to DESTINATION has left; a committed dataset stays.
+
+    A write is a conversion, the levels of a `pyramid`, a `push` or a `pull`; be sure that none is
+    under way.
+
+    On S3, uploads that were cut off, which cost as much as objects do and are not listed, are ended
+    too, where botocore is installed.
+    """
+    with exit_codes():
+        from ctlab_dask_zarr import abort
+
+        result = abort(destination)
+    what = "removed what was staged" if result.was_staged else "nothing was staged"
+    say(f"{result.destination}: {what}")
+    if result.n_uploads:
+        say(f"{result.n_uploads} unfinished uploads ended")
+    if result.uploads_problem is not None:
+        say(
+            f"unfinished uploads could not be looked for ({result.uploads_problem}); a lifecycle "
+            "rule of the bucket (AbortIncompleteMultipartUpload) ends them",
+            err=True,
+        )
