@@ -1,6 +1,4 @@
-"""From an array's shape and what the user asked for to concrete shard and inner-chunk shapes.
-
-Pure integer arithmetic: no array, no store, no clock.
+"""Shard and inner chunk shapes, from an array's shape and what the user asked for.
 
 The defaults and the meaning of each form of ``chunks`` and ``shards`` follow the reference
 implementation (``anu_ctlab_io.zarr``), so that the same call gives the same layout.
@@ -20,7 +18,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 
-__all__ = ["ChunkSpec", "Layout", "Shape", "ShardSpec", "power_of_two_edge", "resolve_layout"]
+__all__ = ["ChunkSpec", "Layout", "ShardSpec", "resolve_layout"]
 
 ChunkSpec = Shape | int | Literal["auto"]
 ShardSpec = Shape | int | Literal["auto"] | None
@@ -33,22 +31,10 @@ _SHARD_ELEMENTS = {3: 512**3, 2: 8192**2}
 
 @dataclass(frozen=True)
 class Layout:
-    """How one array is cut into stored objects.
+    """How one array is cut into stored objects, and these into inner chunks.
 
-    Attributes
-    ----------
-    shape
-        Shape of the array, in elements.
-    inner_chunk_shape
-        Shape of the unit of decoding.
-    shard_shape
-        Shape of the unit of storage, or None for an array without sharding, where every inner
-        chunk is an object of its own.
-
-    Examples
-    --------
-    >>> resolve_layout((40, 65, 97)).shard_shape
-    (64, 96, 128)
+    `shard_shape` is None for an array without sharding: every inner chunk is an object then. A task
+    writes a shard, or without sharding as many chunks as make about one.
     """
 
     shape: Shape
@@ -63,50 +49,44 @@ class Layout:
 
     @cached_property
     def task_shape(self) -> Shape:
-        """Shape of the region that one write task owns.
-
-        The shard, or without sharding a shard-sized multiple of the chunk.
-        """
+        """Shape of the region that one task writes."""
         if self.shard_shape is not None:
             return self.shard_shape
-        target = _automatic_shape(self.shape, _SHARD_ELEMENTS[_effective_ndim(self.shape)])
-        return tuple(
-            -(-max(t, c) // c) * c for t, c in zip(target, self.inner_chunk_shape, strict=True)
-        )
+        return _rounded_up(_automatic_shape(self.shape, _SHARD_ELEMENTS), self.inner_chunk_shape)
 
     @property
     def object_shape(self) -> Shape:
-        """Shape of a stored object: the shard, or the chunk of an array without sharding."""
+        """Shape of a stored object: a shard, or a chunk of an array without sharding."""
         return self.shard_shape or self.inner_chunk_shape
 
     @property
     def grid_shape(self) -> Shape:
         """Number of tasks along each axis."""
-        return grid_of(self.shape, self.task_shape)
+        return _grid(self.shape, self.task_shape)
 
     @property
     def n_tasks(self) -> int:
-        """Number of write tasks."""
+        """Number of tasks."""
         return prod(self.grid_shape)
 
     @property
     def n_objects(self) -> int:
         """Number of stored objects."""
-        return prod(grid_of(self.shape, self.object_shape))
+        return prod(_grid(self.shape, self.object_shape))
 
     def region(self, coords: Shape) -> tuple[slice, ...]:
-        """Return the array slices that the task at `coords` owns, trimmed to the array."""
+        """Return the array slices that the task at `coords` writes, trimmed to the array."""
         return tuple(
             slice(c * t, min((c + 1) * t, n))
             for c, t, n in zip(coords, self.task_shape, self.shape, strict=True)
         )
 
     def n_elements(self, coords: Shape) -> int:
-        """Return how many elements of the array the task at `coords` owns."""
+        """Return how many elements of the array the task at `coords` writes."""
         return prod(part.stop - part.start for part in self.region(coords))
 
     def object_coords(self, coords: Shape) -> Iterator[Shape]:
-        """Yield the grid coordinates of the stored objects inside the task at `coords`."""
+        """Yield the grid coordinates of the stored objects of the task at `coords`."""
         ranges = []
         for c, t, o, n in zip(coords, self.task_shape, self.object_shape, self.shape, strict=True):
             ranges.append(range(c * (t // o), ceil(min((c + 1) * t, n) / o)))
@@ -114,36 +94,23 @@ class Layout:
 
     def task_coords(self) -> Iterator[Shape]:
         """Yield the coordinates of every task, in C order."""
-        yield from product(*(range(n) for n in self.grid_shape))
-
-
-def grid_of(shape: Sequence[int], cell: Sequence[int]) -> Shape:
-    """Return how many cells cover `shape` along each axis."""
-    return tuple(-(-n // c) for n, c in zip(shape, cell, strict=True))
+        yield from product(*map(range, self.grid_shape))
 
 
 def resolve_layout(
     shape: Sequence[int], chunks: ChunkSpec = "auto", shards: ShardSpec = "auto"
 ) -> Layout:
-    """Make shapes out of the public ``chunks`` and ``shards`` arguments.
+    """Return the layout that the public arguments ``chunks`` and ``shards`` ask for.
 
-    Parameters
-    ----------
-    shape
-        Shape of the array: two or three axes, none of length 0.
-    chunks
-        Inner chunk: a shape (0 spans the shard, or without sharding the array, along that
-        axis), a target number of elements, or ``'auto'`` (32**3, or 256**2 for a 2-D array).
-    shards
-        Shard: a shape (0 spans the array along that axis, rounded up to a multiple of the
-        chunk), a target number of elements, ``'auto'`` (512**3, or 8192**2), or None for no
-        sharding.
+    The array has two or three axes, none of length 0. ``chunks`` is a shape (0 spans the shard, or
+    without sharding the array), a target number of elements, or ``'auto'``: 32**3, or 256**2 for
+    two axes. ``shards`` is a shape (0 spans the array, rounded up to whole chunks), a target number
+    of elements, ``'auto'`` (512**3 or 8192**2), or None for no sharding.
 
     Raises
     ------
     InvalidArgumentError
-        For a shape with the wrong number of dimensions, a negative size, a bool, 0 elements,
-        an explicit shard shape beside ``chunks='auto'``, or a shard that chunks do not divide.
+        One of them has no such form, or chunks do not divide shards.
 
     Examples
     --------
@@ -160,15 +127,10 @@ def resolve_layout(
         )
     chunk = _parse_spec("chunks", chunks, shape, _INNER_CHUNK_ELEMENTS)
     if shards is None:
-        inner = tuple(c or n for c, n in zip(chunk, shape, strict=True))
-        return Layout(shape, inner, None)
+        return Layout(shape, tuple(c or n for c, n in zip(chunk, shape, strict=True)), None)
+    shard = _parse_spec("shards", shards, shape, _SHARD_ELEMENTS)
     if _is_target(shards):
-        target = _parse_spec("shards", shards, shape, _SHARD_ELEMENTS)
-        shard = tuple(
-            -(-max(s, c) // c) * c if c else s for s, c in zip(target, chunk, strict=True)
-        )
-    else:
-        shard = _parse_spec("shards", shards, shape, _SHARD_ELEMENTS)
+        shard = _rounded_up(shard, tuple(c or s for c, s in zip(chunk, shard, strict=True)))
     span = tuple(s or n for s, n in zip(shard, shape, strict=True))
     inner = tuple(c or s for c, s in zip(chunk, span, strict=True))
     shard = tuple(s or -(-n // c) * c for s, n, c in zip(shard, shape, inner, strict=True))
@@ -181,33 +143,32 @@ def resolve_layout(
     return Layout(shape, inner, shard)
 
 
-def power_of_two_edge(n_elements: int, ndim: int) -> int:
-    """Return the power-of-two edge whose cube (or square) has nearest to `n_elements` elements.
+def _grid(shape: Shape, cell: Shape) -> Shape:
+    """Return how many cells cover `shape` along each axis."""
+    return tuple(-(-n // c) for n, c in zip(shape, cell, strict=True))
 
-    Examples
-    --------
-    >>> power_of_two_edge(64**3 - 1, 3)
-    64
-    """
-    lower = 1
-    while (2 * lower) ** ndim <= n_elements:
-        lower *= 2
-    upper = 2 * lower
-    return upper if upper**ndim - n_elements < n_elements - lower**ndim else lower
+
+def _rounded_up(shape: Shape, multiple: Shape) -> Shape:
+    return tuple(-(-max(s, m) // m) * m for s, m in zip(shape, multiple, strict=True))
 
 
 def _is_target(spec: ShardSpec) -> bool:
-    """Whether `spec` leaves the shape to us: 'auto', a number of elements, or no sharding."""
+    """Whether `spec` gives no shape: it is 'auto', a number of elements, or no sharding."""
     return spec is None or isinstance(spec, str) or not hasattr(spec, "__len__")
 
 
-def _effective_ndim(shape: Shape) -> int:
-    return 2 if len(shape) == 2 or shape[0] == 1 else 3
+def _automatic_shape(shape: Shape, n_elements: int | dict[int, int]) -> Shape:
+    """Return a cube or square of about `n_elements`, given once or by the number of axes.
 
-
-def _automatic_shape(shape: Shape, n_elements: int) -> Shape:
-    ndim = _effective_ndim(shape)
-    edge = power_of_two_edge(n_elements, ndim)
+    Its edge is the power of two for which its number of elements is nearest.
+    """
+    ndim = 2 if len(shape) == 2 or shape[0] == 1 else 3
+    wanted = n_elements if isinstance(n_elements, int) else n_elements[ndim]
+    edge = 1
+    while (2 * edge) ** ndim <= wanted:
+        edge *= 2
+    if (2 * edge) ** ndim - wanted < wanted - edge**ndim:
+        edge *= 2
     return tuple(min(edge, n) for n in shape)
 
 
@@ -218,7 +179,7 @@ def _parse_spec(name: str, spec: ChunkSpec, shape: Shape, defaults: dict[int, in
             raise InvalidArgumentError(
                 f"{name}={spec!r} is not understood: pass a shape, a number of elements or 'auto'"
             )
-        return _automatic_shape(shape, defaults[_effective_ndim(shape)])
+        return _automatic_shape(shape, defaults)
     if _is_target(spec):
         n_elements = _parse_integer(name, spec)
         if n_elements < 1:
@@ -231,7 +192,7 @@ def _parse_spec(name: str, spec: ChunkSpec, shape: Shape, defaults: dict[int, in
         raise InvalidArgumentError(
             f"{name}={sizes} has {len(sizes)} dimensions but the array has {len(shape)}: {shape}"
         )
-    if any(size < 0 for size in sizes):
+    if min(sizes) < 0:
         raise InvalidArgumentError(f"{name}={sizes} has a negative size; 0 spans an axis")
     return sizes
 

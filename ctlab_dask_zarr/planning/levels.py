@@ -1,13 +1,11 @@
-"""Which levels a dataset gets: how many, of what shape, where their voxels lie.
+"""Which levels an image gets: how many, of what shape, where their voxels lie.
 
-Level 0 is the data; each further level has half as many voxels along every axis that is halved,
-``ceil(n / 2)`` where their number is odd.
+Level 0 is the data. Each further level has half as many voxels, rounded up, along every axis that
+is halved:
 
-Which axes are halved from one level to the next:
-
-- one whose voxels are less than the square root of 2 times as long as the shortest edge of a
-  voxel: halving it brings the edges nearer to each other, or keeps them equal;
-- but none that is short: at most 32 voxels, and less than an eighth of the longest axis.
+- one with voxels less than the square root of 2 times as long as the shortest edge of a voxel:
+  halving it brings the edges nearer to each other, or keeps them equal;
+- but not a short one: at most 32 voxels, and less than an eighth of the longest axis.
 """
 
 from __future__ import annotations
@@ -23,43 +21,25 @@ from ctlab_dask_zarr.formats.level import Level, Shape
 from ctlab_dask_zarr.planning.layout import Layout
 
 __all__ = [
-    "DownsampleMethod",
-    "LevelSpec",
-    "child_coords",
-    "level_layout",
-    "levels_problem",
-    "parent_coords",
-    "piece_layouts",
-    "plan_levels",
-    "refuse_other_factors",
-    "resolve_downsample",
+    *("DownsampleMethod", "LevelSpec", "child_coords", "level_layout", "levels_problem"),
+    *("parent_coords", "piece_layouts", "plan_levels", "refuse_other_factors"),
+    *("resolve_downsample",),
 ]
 
 DownsampleMethod = Literal["mean", "mode", "nearest", "max"]
 LevelSpec = int | Literal["auto"]
 
-#: ``'auto'`` ends where the longest axis has no more voxels than this: a picture at a glance.
+#: ``'auto'`` ends where the longest axis has no more voxels: a picture at a glance.
 _VIEW_LENGTH = 256
-#: Voxels are taken for equally long up to this ratio; beyond it, halving the shorter is better.
+#: Voxels count as equally long up to this ratio; beyond it, halving the shorter edge is better.
 _EQUAL_RATIO = sqrt(2)
-_SHORT_LENGTH = 32
-_SHORT_PART = 8
+_SHORT_LENGTH, _SHORT_PART = 32, 8
 
 
 def plan_levels(finest: Level, levels: LevelSpec) -> tuple[Level, ...]:
-    """Return the levels that follow from the finest one, itself first.
+    """Return level 0 and those that follow from it.
 
-    Parameters
-    ----------
-    finest
-        Level 0.
-    levels
-        How many, level 0 counted; ``'auto'``: until the longest axis has 256 voxels or fewer.
-
-    Raises
-    ------
-    InvalidArgumentError
-        `levels` is no number of levels, or more than there can be.
+    `levels` is how many there are in all, or ``'auto'``: until the longest axis has 256 voxels.
 
     Examples
     --------
@@ -75,7 +55,7 @@ def plan_levels(finest: Level, levels: LevelSpec) -> tuple[Level, ...]:
             break
         if max(last.shape) == 1:
             raise InvalidArgumentError(
-                f"levels={levels}: level {len(found) - 1} has one voxel, so that there can be "
+                f"levels={levels}: level {len(found) - 1} has one voxel, so there can be "
                 f"{len(found)} levels; 'auto' makes as many as viewers need"
             )
         found.append(_next_level(last, str(len(found))))
@@ -94,7 +74,7 @@ def refuse_other_factors(levels: Sequence[Level]) -> None:
 
 
 def _validated_levels(levels: Any) -> int | None:
-    """Return how many levels are asked for; None for as many as there should be."""
+    """Return how many levels are asked for; None for ``'auto'``."""
     if isinstance(levels, str) and levels == "auto":
         return None
     try:
@@ -132,14 +112,7 @@ def _next_level(level: Level, path: str) -> Level:
 
 
 def level_layout(finest: Layout, shape: Shape) -> Layout:
-    """Return the layout of a level of `shape`: that of the finest, cut down where it is longer.
-
-    Examples
-    --------
-    >>> from ctlab_dask_zarr.planning.layout import resolve_layout
-    >>> level_layout(resolve_layout((1024,) * 3), (20, 200, 512)).shard_shape
-    (20, 224, 512)
-    """
+    """Return the layout of a level of `shape`: the finest one's, cut down to the level."""
     chunk = tuple(map(min, finest.inner_chunk_shape, shape))
     shard = None
     if finest.shard_shape is not None:
@@ -154,23 +127,9 @@ def level_layout(finest: Layout, shape: Shape) -> Layout:
 
 
 def piece_layouts(layouts: Sequence[Layout], factors: Sequence[Shape]) -> tuple[Layout, ...] | None:
-    """Return how each level is cut into what single tasks of the next finer one make of it.
+    """Return how each level after the finest is cut into what single tasks of the finer one make.
 
-    None where some of these pieces would not be made of whole inner chunks, or would lie in two
-    shards.
-
-    Parameters
-    ----------
-    layouts, factors
-        Of each level, finest first.
-
-    Examples
-    --------
-    >>> from ctlab_dask_zarr.planning.layout import resolve_layout
-    >>> finest = resolve_layout((2048, 2048, 2048))
-    >>> layouts = [finest, level_layout(finest, (1024,) * 3), level_layout(finest, (512,) * 3)]
-    >>> [piece.shard_shape for piece in piece_layouts(layouts, [(1, 1, 1), (2, 2, 2), (2, 2, 2)])]
-    [(256, 256, 256), (256, 256, 256)]
+    None where a piece would not be made of whole inner chunks, or would lie in two shards.
     """
     pieces: list[Layout] = []
     for (finer, coarser), halved in zip(pairwise(layouts), factors[1:], strict=True):
@@ -197,16 +156,7 @@ def _piece_layout(finer: Layout, coarser: Layout, factors: Shape) -> Layout | No
 
 
 def parent_coords(finer: Layout, coarser: Layout, factors: Shape, coords: Shape) -> Iterator[Shape]:
-    """Yield the tasks of the finer level whose voxels a task of the coarser one is made of.
-
-    Examples
-    --------
-    >>> from ctlab_dask_zarr.planning.layout import resolve_layout
-    >>> finer = resolve_layout((1024, 1024, 600))
-    >>> coarser = level_layout(finer, (512, 512, 300))
-    >>> list(parent_coords(finer, coarser, (2, 2, 2), (0, 0, 0)))[-1]
-    (1, 1, 1)
-    """
+    """Yield the tasks of the finer level from which a task of the coarser one is made."""
     ranges = [
         range(part.start * f // t, -(-min(part.stop * f, n) // t))
         for part, f, t, n in zip(
@@ -217,7 +167,7 @@ def parent_coords(finer: Layout, coarser: Layout, factors: Shape, coords: Shape)
 
 
 def child_coords(finer: Layout, coarser: Layout, factors: Shape, coords: Shape) -> Iterator[Shape]:
-    """Yield the tasks of the coarser level that are made of a task of the finer one."""
+    """Yield the tasks of the coarser level that are made from a task of the finer one."""
     ranges = []
     for part, f, t in zip(finer.region(coords), factors, coarser.task_shape, strict=True):
         stop = -(-part.stop // f)
@@ -228,15 +178,9 @@ def child_coords(finer: Layout, coarser: Layout, factors: Shape, coords: Shape) 
 def resolve_downsample(
     method: str | None, dtype_kind: str, *, is_discrete: bool
 ) -> DownsampleMethod:
-    """Return the method to use, by default that of the kind of data.
-
-    Raises
-    ------
-    InvalidArgumentError
-        There is no such method, or it means nothing for such data.
-    """
+    """Return the method to use, by default that of the kind of data, or refuse it."""
     if method is None:
-        # Classes in floats, as others write them: hardly two need be equal for the mode.
+        # Others store classes as floats, for which there is no mode here.
         return "mean" if not is_discrete else "nearest" if dtype_kind == "f" else "mode"
     if method not in ("mean", "mode", "nearest", "max"):
         raise InvalidArgumentError(
@@ -244,21 +188,21 @@ def resolve_downsample(
         )
     if is_discrete and method in ("mean", "max"):
         raise InvalidArgumentError(
-            f"downsample={method!r} makes no sense for segmentations and labels, whose values are "
-            "names of classes: use 'mode' or 'nearest'"
+            f"downsample={method!r} makes no sense for segmentations and labels, whose values name "
+            "classes: use 'mode' or 'nearest'"
         )
     if method == "mode" and dtype_kind == "f":
         raise InvalidArgumentError(
-            "downsample='mode' makes no sense for floats, of which hardly two are equal: use "
+            "downsample='mode' makes no sense for floats, since hardly two of them are equal: use "
             "'mean', 'max' or 'nearest'"
         )
     return method  # type: ignore[return-value]
 
 
 def levels_problem(layout: Layout, factors: Shape) -> str | None:
-    """Return why no level can be made of one with this layout, or None.
+    """Return why no level can be made from one with this layout; None where one can.
 
-    The two parents of a voxel have to lie in the same shard, so that a worker has both.
+    The two parents of a voxel have to lie in the same shard, so that one worker has both.
     """
     for axis, (f, t, n) in enumerate(
         zip(factors, layout.task_shape, layout.grid_shape, strict=True)

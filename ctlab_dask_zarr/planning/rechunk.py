@@ -1,16 +1,16 @@
 """How the blocks of a dask array become shards: decided from shapes alone.
 
-Three ways, each with its place (docs/design/rechunking.md has the measurements):
+There are three ways (docs/design/rechunking.md has the measurements):
 
 ``none``
     Every block lies inside one shard. One task makes the blocks of its shard and writes it.
 ``stream``
     Blocks are slabs that cross shards. One task owns a whole row of shards, makes the slabs one
-    after the other and appends each to all of its shards. Memory is a slab or two; parallelism
-    is the number of rows.
+    after the other and appends each to all of its shards. It needs the memory of a slab or two, and
+    as many threads can work as there are rows.
 ``tasks``
-    Blocks are computed as tasks of their own, cut at shard boundaries, and each shard's task
-    gathers its pieces. Full parallelism; a row of shards has to fit in the cluster's memory.
+    Blocks are computed as tasks of their own and cut at shard boundaries, and each shard's task
+    gathers its pieces. All threads work; a row of shards has to fit in the cluster's memory.
 """
 
 from __future__ import annotations
@@ -26,22 +26,16 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.planning.layout import Layout
 
 __all__ = [
-    "Method",
-    "Rechunk",
-    "Resources",
-    "block_ranges",
-    "choose_rechunk",
-    "group_axis_of",
-    "group_rows",
+    *("Method", "Rechunk", "Resources", "block_ranges", "choose_rechunk", "group_axis_of"),
+    *("group_rows",),
 ]
 
-#: Of the worker threads, at least this part has to be busy for rows of shards to be streamed:
-#: gathering by tasks moves every voxel through the scheduler's workers twice and was measured at
-#: half the speed of streaming.
+#: Streaming needs work for at least this part of the threads: gathering by tasks moves every voxel
+#: twice through the workers, and was measured at half the speed.
 _MIN_STREAM_EFFICIENCY = 0.5
-#: Blocks that two rows of shards need are made twice when streamed; not at any price.
+#: Streaming makes a block twice that two rows of shards need; not more often than this, on average.
 _MAX_STREAM_REPEATS = 1.5
-#: Gathering holds the row of shards under way and the beginning of the next one.
+#: Gathering holds the current row of shards and the beginning of the next one.
 _GATHERED_ROWS = 1.25
 
 Method = Literal["none", "stream", "tasks"]
@@ -57,24 +51,69 @@ class Resources:
 
 @dataclass(frozen=True)
 class Rechunk:
-    """The way that was chosen.
+    """The way that was chosen, and why.
 
-    Attributes
-    ----------
-    method
-        ``'none'``, ``'stream'`` or ``'tasks'``.
-    reason
-        Why, for people.
-    n_tasks
-        Number of dask tasks, besides staging, merging receipts and committing.
-    peak_nbytes
-        Memory of one worker thread above its start, in bytes.
+    `n_tasks` leaves out staging, merging receipts and committing. `peak_nbytes` is the memory that
+    one worker thread needs above what it has at its start.
     """
 
     method: Method
     reason: str
     n_tasks: int
     peak_nbytes: int
+
+
+def choose_rechunk(
+    layout: Layout,
+    chunks: Sequence[Sequence[int]],
+    itemsize: int,
+    row_axis: int,
+    *,
+    independent: bool,
+    resources: Resources,
+) -> Rechunk:
+    """Choose how blocks of the given `chunks` become the shards of `layout`.
+
+    `row_axis` is the axis along which a shard is written row by row. `independent` says whether
+    each block can be made from its own part of the graph, so that tasks may make blocks themselves.
+    """
+    whole = [min(t, n) for t, n in zip(layout.task_shape, layout.shape, strict=True)]
+    shard_nbytes = prod(whole) * itemsize
+    step = layout.inner_chunk_shape[row_axis]
+    row_nbytes = prod(layout.object_shape) // layout.object_shape[row_axis] * step * itemsize
+    if all(_are_inside(c, t) for c, t in zip(chunks, layout.task_shape, strict=True)):
+        layer = _window(chunks[row_axis], step, layout.task_shape[row_axis])
+        held = min(shard_nbytes, shard_nbytes // whole[row_axis] * layer)
+        peak = (held if independent else shard_nbytes) + row_nbytes
+        return Rechunk("none", "every block lies inside one shard", layout.n_tasks, peak)
+    axis = group_axis_of(layout)
+    n_rows = layout.grid_shape[axis]
+    length = layout.task_shape[axis]
+    plane_nbytes = prod(layout.shape) // layout.shape[axis] * itemsize
+    slab = _window(chunks[axis], step if row_axis == axis else length, length)
+    stream = Rechunk(
+        "stream",
+        f"{n_rows} rows of shards, each fed slab by slab",
+        n_rows,
+        slab * plane_nbytes + row_nbytes,
+    )
+    block_nbytes = prod(max(lengths) for lengths in chunks) * itemsize
+    gathered = plane_nbytes * min(length * _GATHERED_ROWS, layout.shape[axis])
+    per_thread = max(ceil(gathered / resources.n_threads), shard_nbytes + block_nbytes)
+    tasks = Rechunk(
+        "tasks",
+        "blocks are cut at shard boundaries and gathered",
+        layout.n_tasks + _n_blocks_and_pieces(layout, chunks),
+        per_thread + row_nbytes,
+    )
+    needed = block_ranges(chunks[axis], length)
+    n_made = sum(chunks[axis][block] for blocks in needed for block in blocks)
+    if not independent or n_made / layout.shape[axis] > _MAX_STREAM_REPEATS:
+        return tasks
+    efficiency = n_rows / (ceil(n_rows / resources.n_threads) * resources.n_threads)
+    memory = resources.thread_nbytes
+    tasks_fit = memory is None or tasks.peak_nbytes <= memory
+    return stream if efficiency >= _MIN_STREAM_EFFICIENCY or not tasks_fit else tasks
 
 
 def block_ranges(lengths: Sequence[int], cell: int) -> list[range]:
@@ -92,98 +131,39 @@ def block_ranges(lengths: Sequence[int], cell: int) -> list[range]:
     ]
 
 
-def _block_at(starts: Sequence[int], position: int) -> int:
-    return bisect_right(starts, position) - 1
-
-
-def choose_rechunk(
-    layout: Layout,
-    chunks: Sequence[Sequence[int]],
-    itemsize: int,
-    row_axis: int,
-    *,
-    independent: bool,
-    resources: Resources,
-) -> Rechunk:
-    """Choose how blocks of the given `chunks` become the shards of `layout`.
-
-    Parameters
-    ----------
-    layout
-        Where shards lie.
-    chunks
-        Block lengths along each axis, as ``dask.array.Array.chunks``.
-    itemsize
-        Bytes of one voxel.
-    row_axis
-        The axis along which a shard is written row by row.
-    independent
-        Whether each block can be made from its own part of the graph, so that a task may make
-        blocks inside itself.
-    resources
-        Threads and memory that the write will have.
-    """
-    block_nbytes = prod(max(lengths) for lengths in chunks) * itemsize
-    row_nbytes = _row_elements(layout, row_axis) * itemsize
-    if all(_inside(c, t) for c, t in zip(chunks, layout.task_shape, strict=True)):
-        whole = prod(map(min, layout.task_shape, layout.shape)) * itemsize
-        held = min(whole, _layer_elements(layout, chunks, row_axis) * itemsize)
-        peak = (held if independent else whole) + row_nbytes
-        return Rechunk("none", "every block lies inside one shard", layout.n_tasks, peak)
-    group_axis = group_axis_of(layout)
-    n_rows = layout.grid_shape[group_axis]
-    stream = Rechunk(
-        "stream",
-        f"{n_rows} rows of shards, each fed slab by slab",
-        n_rows,
-        _slab_elements(layout, chunks, group_axis, row_axis) * itemsize + row_nbytes,
-    )
-    plane = prod(layout.shape) // layout.shape[group_axis]
-    gathered = min(layout.task_shape[group_axis] * plane * _GATHERED_ROWS, prod(layout.shape))
-    shard_nbytes = prod(map(min, layout.task_shape, layout.shape)) * itemsize
-    per_thread = max(ceil(gathered * itemsize / resources.n_threads), shard_nbytes + block_nbytes)
-    tasks = Rechunk(
-        "tasks",
-        "blocks are cut at shard boundaries and gathered",
-        layout.n_tasks + _n_splits(layout, chunks),
-        per_thread + row_nbytes,
-    )
-    if not independent or _repeats(layout, chunks, group_axis) > _MAX_STREAM_REPEATS:
-        return tasks
-    efficiency = n_rows / (ceil(n_rows / resources.n_threads) * resources.n_threads)
-    memory = resources.thread_nbytes
-    tasks_fit = memory is None or tasks.peak_nbytes <= memory
-    return stream if efficiency >= _MIN_STREAM_EFFICIENCY or not tasks_fit else tasks
-
-
 def group_axis_of(layout: Layout) -> int:
     """Return the axis along which rows of shards follow one another: the first with a length."""
     return next((axis for axis, n in enumerate(layout.shape) if n > 1), 0)
 
 
-def _inside(lengths: Sequence[int], cell: int) -> bool:
+def group_rows(layout: Layout, shards: Iterable[Shape]) -> Iterator[list[Shape]]:
+    """Yield the coordinates of `shards` for each row of shards, for streaming."""
+    axis = group_axis_of(layout)
+    rows: dict[int, list[Shape]] = {}
+    for coords in shards:
+        rows.setdefault(coords[axis], []).append(coords)
+    yield from rows.values()
+
+
+def _block_at(starts: Sequence[int], position: int) -> int:
+    return bisect_right(starts, position) - 1
+
+
+def _are_inside(lengths: Sequence[int], cell: int) -> bool:
     """Whether no block crosses a cell boundary along one axis."""
-    position = 0
-    for length in lengths:
-        if length and position // cell != (position + length - 1) // cell:
-            return False
-        position += length
-    return True
-
-
-def _row_elements(layout: Layout, axis: int) -> int:
-    """Elements of one row of inner chunks."""
-    shape = list(layout.object_shape)
-    shape[axis] = layout.inner_chunk_shape[axis]
-    return prod(shape)
+    starts = accumulate(lengths, initial=0)
+    return all(
+        not length or start // cell == (start + length - 1) // cell
+        for start, length in zip(starts, lengths, strict=False)
+    )
 
 
 def _window(lengths: Sequence[int], step: int, row: int) -> int:
-    """Return the most elements of blocks that one row of inner chunks holds along its axis.
+    """Return the largest extent, along one axis, of the blocks that one row of inner chunks needs.
 
-    `row` is the length of a row of shards; rows of inner chunks start anew at each.
+    `row` is the length of a row of shards, in each of which rows of inner chunks begin anew.
     """
-    worst = 0
+    largest = 0
     starts = (0, *accumulate(lengths))
     total = starts[-1]
     for shard_start in range(0, total, row):
@@ -191,50 +171,13 @@ def _window(lengths: Sequence[int], step: int, row: int) -> int:
         for start in range(shard_start, shard_stop, step):
             stop = min(start + step, shard_stop)
             first, last = _block_at(starts, start), _block_at(starts, stop - 1)
-            worst = max(worst, starts[last + 1] - starts[first])
-    return worst
+            largest = max(largest, starts[last + 1] - starts[first])
+    return largest
 
 
-def _slab_elements(
-    layout: Layout, chunks: Sequence[Sequence[int]], group_axis: int, row_axis: int
-) -> int:
-    """Elements of the slabs that a streamed row of shards holds at once."""
-    length = layout.task_shape[group_axis]
-    step = layout.inner_chunk_shape[group_axis] if row_axis == group_axis else length
-    plane = prod(layout.shape) // layout.shape[group_axis]
-    return plane * _window(chunks[group_axis], step, length)
-
-
-def _layer_elements(layout: Layout, chunks: Sequence[Sequence[int]], axis: int) -> int:
-    """Elements of the blocks inside one shard that one row of inner chunks needs at once."""
-    shape = [min(t, n) for t, n in zip(layout.task_shape, layout.shape, strict=True)]
-    shape[axis] = _window(chunks[axis], layout.inner_chunk_shape[axis], layout.task_shape[axis])
-    return prod(shape)
-
-
-def _repeats(layout: Layout, chunks: Sequence[Sequence[int]], axis: int) -> float:
-    """How often a block is made on average when rows of shards are streamed."""
-    lengths = chunks[axis]
-    made = sum(
-        sum(lengths[block] for block in blocks)
-        for blocks in block_ranges(lengths, layout.task_shape[axis])
-    )
-    return made / layout.shape[axis]
-
-
-def _n_splits(layout: Layout, chunks: Sequence[Sequence[int]]) -> int:
-    """Count the pieces that blocks are cut into, and the blocks themselves."""
+def _n_blocks_and_pieces(layout: Layout, chunks: Sequence[Sequence[int]]) -> int:
     n_pieces = prod(
-        sum(len(blocks) for blocks in block_ranges(lengths, cell))
+        sum(map(len, block_ranges(lengths, cell)))
         for lengths, cell in zip(chunks, layout.task_shape, strict=True)
     )
-    return n_pieces + prod(len(lengths) for lengths in chunks)
-
-
-def group_rows(layout: Layout, shards: Iterable[Shape]) -> Iterator[list[Shape]]:
-    """Yield the coordinates, of those in `shards`, of each row of shards, for streaming."""
-    axis = group_axis_of(layout)
-    rows: dict[int, list[Shape]] = {}
-    for coords in shards:
-        rows.setdefault(coords[axis], []).append(coords)
-    yield from rows.values()
+    return n_pieces + prod(map(len, chunks))

@@ -13,6 +13,7 @@ from ctlab_dask_zarr.planning.levels import (
     child_coords,
     level_layout,
     parent_coords,
+    piece_layouts,
     plan_levels,
     resolve_downsample,
 )
@@ -80,6 +81,25 @@ def test_more_levels_than_there_can_be_are_refused() -> None:
     assert planned((9, 3, 3), (1.0,) * 3, 5)[-1].shape == (1, 1, 1)
     with pytest.raises(InvalidArgumentError, match="there can be 5 levels"):
         planned((9, 3, 3), (1.0,) * 3, 6)
+
+
+def test_a_level_has_the_shards_of_the_finest_cut_down_to_its_length() -> None:
+    finest = resolve_layout((1024,) * 3)
+    assert level_layout(finest, (20, 200, 512)).shard_shape == (20, 224, 512)
+
+
+def test_pieces_of_levels_are_what_one_task_of_the_finer_one_makes() -> None:
+    finest = resolve_layout((2048, 2048, 2048))
+    layouts = [finest, level_layout(finest, (1024,) * 3), level_layout(finest, (512,) * 3)]
+    pieces = piece_layouts(layouts, [(1, 1, 1), (2, 2, 2), (2, 2, 2)])
+    assert pieces is not None
+    assert [piece.shard_shape for piece in pieces] == [(256, 256, 256), (256, 256, 256)]
+
+
+def test_a_task_of_a_level_is_made_from_all_tasks_that_it_covers() -> None:
+    finer = resolve_layout((1024, 1024, 600))
+    coarser = level_layout(finer, (512, 512, 300))
+    assert list(parent_coords(finer, coarser, (2, 2, 2), (0, 0, 0)))[-1] == (1, 1, 1)
 
 
 def test_parents_and_children_are_each_others() -> None:
