@@ -93,10 +93,7 @@ def prepare_write(
     refuse_contradictions(resume, restart, part)
     source = analysed_source(dataset)
     write_plan = plan_dataset(dataset, path, options, source, resources=resources)
-    dataset_id = options.dataset_id or getattr(dataset, "dataset_id", None)
-    return prepare(
-        write_plan, source, resume=resume, restart=restart, part=part, dataset_id=dataset_id
-    )
+    return prepare(write_plan, source, resume=resume, restart=restart, part=part)
 
 
 def _with_settings(options: WriteOptions) -> WriteOptions:

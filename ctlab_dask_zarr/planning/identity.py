@@ -1,4 +1,7 @@
-"""What tells one source from another, so that an interrupted write is gone on with by its own."""
+"""What has to be the same for an interrupted write to go on, and how two of these differ.
+
+Most of all it is the source: who made its voxels.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from graphlib import TopologicalSorter
-from itertools import product
+from itertools import product, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,29 +24,25 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.planning.plan import PlannedLevel
     from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["SourceIdentity", "plan_identity", "source_identity"]
+__all__ = [
+    *("SourceIdentity", "identity_difference", "plan_identity", "requested_difference"),
+    *("source_difference", "source_identity"),
+]
 
-#: How `dask.delayed`, and `from_array(name=False)`, name what they make: anew in each process.
+#: Characters of a value that a message shows.
+_MAX_SHOWN = 100
+#: The random names that `dask.delayed` and `from_array(name=False)` make.
 _RANDOM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-#: An array in memory that is larger than this is not hashed: its name was made at random so that
-#: it need not be.
+#: Larger arrays in memory are not hashed: people give them random names to avoid just that.
 _MAX_HASHED_NBYTES = 64 << 20
 _HELP = "dask.delayed(..., pure=True), or Dataset(..., identity=...)"
 
-Key = Any
-
 
 class SourceIdentity(NamedTuple):
-    """What tells a source from another.
+    """What tells a source from every other one.
 
-    Attributes
-    ----------
-    fields
-        As the staging folder keeps them, plain JSON.
-    random_name
-        dask's name of a source that no other process can recognise, else None.
-    notes
-        What a user should know of it before starting.
+    `fields` are plain JSON, as the staging folder keeps them. `random_name` is dask's name of a
+    source that no other process can recognise. `notes` are what a user should know before starting.
     """
 
     fields: Any
@@ -51,15 +50,13 @@ class SourceIdentity(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def source_identity(dataset: Volume) -> SourceIdentity:
-    """Return what the user says of the voxels, else their reader, else dask's name of them.
+def source_identity(volume: Volume) -> SourceIdentity:
+    """Return the identity that the user gave, else that of the opened source, else dask's name.
 
-    Where dask's names are random, the tasks themselves are what is compared: their functions and
-    arguments, as far as these can be told from others.
+    Where dask's names are random, the functions and arguments of the tasks are compared instead, as
+    far as these can be told from others.
     """
-    given = getattr(dataset, "identity", None)
-    source = getattr(dataset, "source", None)
-    data = dataset.data
+    given, source, data = volume.identity, volume.source, volume.data
     if given is None and source is not None:
         return SourceIdentity(source.identity())
     if given is not None or not _has_random_names(data):
@@ -84,11 +81,11 @@ def plan_identity(
     source: Any,
     downsample: DownsampleMethod,
 ) -> str:
-    """Return, as canonical JSON, what has to be the same for a write to go on."""
+    """Return as canonical JSON what has to be the same for a write to go on."""
     arrays = []
     for level in levels:
         document = json.loads(level.document)
-        # Attributes hold ids and times, and can be written anew with the same voxels.
+        # Attributes hold ids and times, which may change while the voxels stay the same.
         document.pop("attributes", None)
         arrays.append({"path": level.path, "document": document})
     identity = {
@@ -110,10 +107,10 @@ def _has_random_names(data: da.Array) -> bool:
 
 
 def _name_by_tasks(data: da.Array) -> str | None:
-    """Return a name made of what the tasks do, or None where that cannot be told."""
+    """Return a name made from what the tasks do; None where that cannot be told."""
     nodes = convert_legacy_graph(dict(data.__dask_graph__()))
     order = TopologicalSorter({k: node.dependencies & nodes.keys() for k, node in nodes.items()})
-    tokens: dict[Key, str] = {}
+    tokens: dict[Any, str] = {}
     functions: dict[int, str] = {}
     n_hashed = 0
     try:
@@ -129,10 +126,10 @@ def _name_by_tasks(data: da.Array) -> str | None:
     return f"tasks-{tokenize([tokens[data.name, *index] for index in blocks])}"
 
 
-def _content(part: Any, tokens: Mapping[Key, str], functions: dict[int, str]) -> tuple[Any, ...]:
-    """Return a task as its function and arguments, those that are tasks by their tokens.
+def _content(part: Any, tokens: Mapping[Any, str], functions: dict[int, str]) -> tuple[Any, ...]:
+    """Return a task as its function and arguments; arguments that are tasks by their tokens.
 
-    dask's own token of a task does not tell the order of what stands in a list.
+    dask's own token of a task ignores the order of what stands in a list.
     """
     if isinstance(part, TaskRef | Alias):
         key = part.key if isinstance(part, TaskRef) else part.target
@@ -150,3 +147,69 @@ def _content(part: Any, tokens: Mapping[Key, str], functions: dict[int, str]) ->
         sorted(part.kwargs),
         *(piece for argument in arguments for piece in _content(argument, tokens, functions)),
     )
+
+
+def identity_difference(found: Any, wanted: str) -> str:
+    """Name the first difference of two identities: ``source.size was 3 and is now 4``."""
+    if not isinstance(found, str):
+        return "it does not say what was being written"
+    # These two come first, because they explain other differences.
+    before, now = (
+        {"levels": len(identity["arrays"]), "datatype": identity["datatype"]} | identity
+        for identity in (json.loads(found), json.loads(wanted))
+    )
+    place, *values = _first_difference(before, now, "")
+    if place.startswith("source"):
+        return source_difference(before["source"], wanted)
+    return _change(place, *values)
+
+
+def source_difference(found: Any, wanted: str) -> str:
+    """Name how a source differs from that of an identity; '' if it does not, or is not told."""
+    now = json.loads(wanted)["source"]
+    if not isinstance(found, dict) or found == now:
+        return ""
+    change = _change(*_first_difference(found, now, "source"))
+    if found.get("kind") == "dask":
+        name = found.get("name")
+        change += f": if the voxels are the same, say so by Dataset(..., identity={name!r})"
+    return change
+
+
+def _first_difference(before: Any, now: Any, place: str) -> tuple[str, Any, Any]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        # Another codec, or another kind of source, has other fields too: name it first.
+        for key in sorted(before | now, key=lambda key: key not in ("kind", "name")):
+            if before.get(key) != now.get(key):
+                return _first_difference(
+                    before.get(key), now.get(key), f"{place}.{key}".lstrip(".")
+                )
+    if isinstance(before, list) and isinstance(now, list):
+        for n, (b, w) in enumerate(zip_longest(before, now)):
+            if b != w:
+                return _first_difference(b, w, f"{place}[{n}]")
+    return place, before, now
+
+
+def requested_difference(found: Any, wanted: Any) -> str:
+    """Name everything in the metadata that was asked for otherwise; '' where nothing was.
+
+    Stores of earlier versions do not say what was asked for: nothing is different then.
+    """
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return ""
+    changes = [
+        _change(key, found.get(key), wanted.get(key))
+        for key in found | wanted
+        if found.get(key) != wanted.get(key)
+    ]
+    return ", ".join(changes)
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    return f"{name} was {_shown(before)} and is now {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -1,8 +1,8 @@
 """What a write will do, decided before anything is touched.
 
-A plan is made from values only: shapes, metadata and what is known of the source's blocks. It
-holds every document that the commit will put and every number that a user may want to see first.
-No clock, no file, no store: zarr itself makes the array's document, in a dict.
+A plan is made from shapes, metadata and what is known of the source's blocks. It holds every
+document that the commit will put, and the numbers that a user wants to see first. zarr itself makes
+the documents, in a dict: no file, no store and no clock is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.codecs import CODECS
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Level, Shape
-from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import DownsampleMethod
@@ -31,31 +30,18 @@ from ctlab_dask_zarr.planning.rechunk import Rechunk, Resources
 from ctlab_dask_zarr.text import nbytes_text, shown, table
 
 __all__ = [
-    "OWN_ARRAY_ARGUMENTS",
-    "Document",
-    "PlannedLevel",
-    "WritePlan",
-    "array_document",
-    "group_document",
-    "plan_fingerprint",
+    *("OWN_ARRAY_ARGUMENTS", "Document", "PlannedLevel", "WritePlan", "array_document"),
+    *("document_of_shape", "group_document", "plan_fingerprint"),
 ]
 
-#: Filters of warnings are the process's: of two threads, the one that ends last would put back what
-#: the other had set.
+#: All threads of a process share its filters of warnings: two that change them at once would put
+#: back each other's.
 _one_at_a_time = threading.Lock()
-#: Arguments of zarr.create_array that this package decides itself.
+#: Arguments of zarr.create_array that follow from the dataset and the other arguments.
 OWN_ARRAY_ARGUMENTS = {"store", "name", "path", "shape", "dtype", "data", "chunks", "shards"} | {
     *("overwrite", "order", "zarr_format", "attributes"),
     *("dimension_names", "storage_options", "write_data"),
 }
-#: Fields of the mango block that nobody asks for: the identity has them, or they tell of times, as
-#: the entries that each step adds to a history.
-_NOT_REQUESTED = {"basename", "dataset_id", "history"} | {
-    *("metadata_version_major", "metadata_version_minor"),
-}
-#: From here on the number of objects is worth a warning: quotas on parallel file systems count
-#: files, and 2**21 of them have been a limit of whole directories.
-MANY_OBJECTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -82,6 +68,11 @@ class PlannedLevel(Level):
         """How the array is cut into shards."""
         return Layout.of(self.array)
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the voxels before compression, in bytes."""
+        return prod(self.shape) * self.array.dtype.itemsize
+
 
 @dataclass(frozen=True, repr=False)
 class WritePlan:
@@ -97,21 +88,17 @@ class WritePlan:
         What the commit puts, leaf to root.
     rechunk
         How blocks become shards, and the memory that it takes.
-    fingerprint
-        Source, shape, dtype, layout, codecs and data type in one hash; an interrupted write goes
-        on only where it is the same.
+    datatype, dataset_id, overwrite, downsample, is_discrete
+        As they were asked for, or follow from the dataset.
     identity
-        What went into the fingerprint, so that a difference can be named.
+        Source, shape, dtype, layout, codecs and data type: an interrupted write goes on only with
+        the same.
+    requested
+        What the metadata says at the user's request, and `identity` does not have.
     notes
         What a user should know before starting.
-    downsample
-        How a level becomes the next one.
-    is_discrete
-        Whether voxels are names of classes, and not grey values.
-    labels_of
-        The image whose labels these are; None for an image.
-    image
-        What tells that image from another one, by `write.labels.image_identity`.
+    labels_of, image
+        For labels, their image, and what tells it from another one (`image_identity`).
     random_name
         dask's name of a source that no other process can recognise; None where one can.
     resources
@@ -128,6 +115,7 @@ class WritePlan:
     dataset_id: str | None
     overwrite: bool
     identity: str
+    requested: dict[str, Any]
     notes: tuple[str, ...]
     downsample: DownsampleMethod = "mean"
     is_discrete: bool = False
@@ -163,44 +151,9 @@ class WritePlan:
         return sum(level.layout.n_tasks for level in self.levels)
 
     @property
-    def requested(self) -> dict[str, Any]:
-        """What the metadata says at the user's request, and the identity does not have.
-
-        Without the dataset's identifier, of which the plan does not know whether it was given.
-        """
-        (root,) = [document for document in self.documents if document.key == "zarr.json"]
-        attributes = json.loads(root.text)["attributes"]
-        receipt = attributes[RECEIPT_ATTRIBUTE]
-        block = attributes.get("mango") or receipt["dataset"]
-        requested = {key: block[key] for key in block if key not in _NOT_REQUESTED}
-        facts = ("is_discrete", "origin_voxels")
-        requested |= {key: receipt[key] for key in facts if key in receipt}
-        if "ome" in attributes:
-            ome = attributes["ome"]
-            is_common = "coordinateTransformations" in ome["multiscales"][0]
-            requested["scale_placement"] = "multiscales" if is_common else "dataset"
-            requested["image-label"] = ome.get("image-label")
-            finest = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
-            translations = (t["translation"] for t in finest if t["type"] == "translation")
-            requested["translation"] = next(translations, None)
-        return requested
-
-    def _level_rows(self) -> list[tuple[str, str]]:
-        if len(self.levels) == 1:
-            return []
-        shapes = ", ".join(_by(level.shape) for level in self.levels[1:])
-        more = f"{nbytes_text(self.nbytes - self.level_nbytes)} more"
-        return [("levels", f"{len(self.levels)}: then {shapes}, by {self.downsample}, {more}")]
-
-    @property
-    def level_nbytes(self) -> int:
-        """Size of the finest level's voxels before compression, in bytes."""
-        return prod(self.shape) * self.dtype.itemsize
-
-    @property
     def nbytes(self) -> int:
         """Size of the voxels of all levels before compression, in bytes."""
-        return sum(prod(level.shape) for level in self.levels) * self.dtype.itemsize
+        return sum(level.nbytes for level in self.levels)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan's figures as plain JSON."""
@@ -247,20 +200,23 @@ class WritePlan:
         return table([*self._rows(), *(("note", note) for note in self.notes)])
 
     def _rows(self) -> list[tuple[str, str]]:
-        layout = self.levels[0].layout
-        array = self.levels[0].array
+        layout, array = self.levels[0].layout, self.levels[0].array
         shard = layout.shard_shape
         codecs = " + ".join(spec.name for spec in array.codecs) or "none"
         n_coarser = self.n_shards - layout.n_tasks
+        finest, *coarser = self.levels
+        shapes = ", ".join(_by(level.shape) for level in coarser)
+        more = f"{nbytes_text(self.nbytes - finest.nbytes)} more"
+        levels = f"{len(self.levels)}: then {shapes}, by {self.downsample}, {more}"
         return [
             ("destination", self.destination),
-            ("shape", f"{_by(self.shape)} {self.dtype}, {nbytes_text(self.level_nbytes)}"),
+            ("shape", f"{_by(self.shape)} {self.dtype}, {nbytes_text(finest.nbytes)}"),
             ("data type", "not known" if self.datatype is None else str(self.datatype)),
             ("shards", "none" if shard is None else f"{_by(shard)}, {layout.n_tasks} of them"),
             ("inner chunks", f"{_by(layout.inner_chunk_shape)}, {codecs}"),
             ("objects", f"{self.n_objects:,} and {len(self.documents)} of metadata"),
             ("rechunking", f"{self.rechunk.method}: {self.rechunk.reason}"),
-            *self._level_rows(),
+            *([("levels", levels)] if coarser else []),
             ("tasks", f"{self.rechunk.n_tasks + n_coarser:,}"),
             ("memory", f"{nbytes_text(self.rechunk.peak_nbytes)} a worker thread"),
             *self._worker_rows(),
@@ -299,17 +255,16 @@ def array_document(
     separator_threshold: int | None,
     create_array_kwargs: Mapping[str, Any],
 ) -> str:
-    """Let zarr make the array's ``zarr.json`` from the layout and the user's own arguments.
-
-    Raises
-    ------
-    InvalidArgumentError
-        An argument that this package decides itself, or one that zarr or a codec refuses.
-    """
-    # Here and not above, for workers, which need plans and no new documents.
+    """Let zarr make the array's ``zarr.json`` from the layout and the user's own arguments."""
+    # Imported here, because workers need plans, but make no documents.
     import zarr
     from zarr.storage import MemoryStore
 
+    if not isinstance(create_array_kwargs, Mapping):
+        raise InvalidArgumentError(
+            f"create_array_kwargs={create_array_kwargs!r} is not a mapping of arguments by their "
+            "name"
+        )
     kwargs = dict(create_array_kwargs)
     own = sorted(OWN_ARRAY_ARGUMENTS.intersection(kwargs))
     if own:
@@ -339,8 +294,8 @@ def array_document(
             )
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise InvalidArgumentError(
-            f"zarr does not accept create_array_kwargs={dict(create_array_kwargs)!r} for this "
-            f"array: {error}"
+            f"zarr does not accept create_array_kwargs={create_array_kwargs!r} for this array: "
+            f"{error}"
         ) from error
     text = str(objects["zarr.json"].to_bytes().decode())
     _refuse_large_chunks(text)
@@ -362,7 +317,7 @@ def _refuse_large_chunks(text: str) -> None:
 
 
 def document_of_shape(document: str, layout: Layout) -> str:
-    """Return an array's document, made for another array of the same kind with this layout."""
+    """Return the document of an array like another one, but with this layout."""
     content = json.loads(document)
     content["shape"] = list(layout.shape)
     content["attributes"] = {}
@@ -387,23 +342,3 @@ def group_document(attributes: Mapping[str, Any]) -> str:
 def plan_fingerprint(identity: str) -> str:
     """Return the hash by which an interrupted write knows its own staging folder."""
     return hashlib.sha256(identity.encode()).hexdigest()
-
-
-def plan_notes(levels: tuple[PlannedLevel, ...], rechunk: Rechunk) -> tuple[str, ...]:
-    """Return what a user should know before starting."""
-    notes = []
-    n_objects = sum(level.layout.n_objects for level in levels)
-    if n_objects >= MANY_OBJECTS:
-        notes.append(
-            f"{n_objects:,} objects: quotas of parallel file systems count files; larger shards "
-            "make fewer"
-        )
-    if levels[0].layout.shard_shape is None:
-        notes.append(f"without sharding every chunk is an object of its own, {n_objects:,} of them")
-    if not levels[0].array.is_direct:
-        known = ", ".join(codec.short_name or name for name, codec in CODECS.items())
-        notes.append(
-            f"the codecs are not among {known} and none: shards are encoded by zarr, in memory and "
-            "more slowly"
-        )
-    return tuple(notes)

@@ -1,12 +1,12 @@
-"""From a dataset and the user's arguments to a plan: every default resolved, all validated.
+"""From a dataset and the user's arguments to a plan: defaults are resolved, all is validated.
 
-Free of side effects: the clock and the scheduler's resources are given.
+There are no side effects; the caller says the time and the scheduler's resources.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy as np
 from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.formats.codecs import CODECS
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.mango import build_mango_block, new_dataset_id
@@ -25,7 +26,6 @@ from ctlab_dask_zarr.formats.ome import (
     build_ome_attributes,
 )
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE, stored_facts
-from ctlab_dask_zarr.formats.units import VoxelUnit, validated_axes, validated_origin
 from ctlab_dask_zarr.planning.identity import plan_identity, source_identity
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec, resolve_layout
 from ctlab_dask_zarr.planning.levels import (
@@ -43,29 +43,32 @@ from ctlab_dask_zarr.planning.plan import (
     array_document,
     document_of_shape,
     group_document,
-    plan_notes,
 )
 from ctlab_dask_zarr.planning.rechunk import Resources, choose_rechunk
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.occupied import refuse_place
 from ctlab_dask_zarr.store.paths import is_url, storage_path
-from ctlab_dask_zarr.store.store import files_at
+from ctlab_dask_zarr.volume import Volume, copied_mapping
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import History
-    from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
-    "WriteOptions",
-    "existing_write",
-    "plan_write",
-    "refuse_contradictions",
-    "resolve_destination",
+    *("WriteOptions", "existing_write", "plan_write", "planned_levels", "refuse_contradictions"),
+    *("resolve_destination",),
 ]
 
-#: dtypes of volumes; bool and complex have no place in the formats.
+#: dtypes of volumes; the formats have no bool and no complex.
 _DTYPE_KINDS = "iuf"
+#: Fields of the mango block that nobody asks for: the identity has them, or they change with time,
+#: as the entries do that each step adds to a history.
+_NOT_REQUESTED = {"basename", "dataset_id", "history"} | {
+    *("metadata_version_major", "metadata_version_minor"),
+}
+#: Number of objects worth a warning: parallel file systems have quotas for files, and 2**21 have
+#: been the limit of a whole directory.
+_MANY_OBJECTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,21 @@ class WriteOptions:
     downsample: DownsampleMethod | None = None
     extra_attrs: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        version, threshold = self.ome_zarr_version, self.dimension_separator_threshold
+        if not isinstance(version, OMEZarrVersion | None):
+            raise InvalidArgumentError(
+                f"ome_zarr_version={version!r}: pass OMEZarrVersion.v05, or None for a plain array"
+            )
+        if isinstance(threshold, bool) or not isinstance(threshold, int | None):
+            raise InvalidArgumentError(
+                f"dimension_separator_threshold={threshold!r} is no number of objects"
+            )
+        if self.scale_placement not in ("dataset", "multiscales", None):
+            raise InvalidArgumentError(
+                f"scale_placement={self.scale_placement!r} is neither 'dataset' nor 'multiscales'"
+            )
+
 
 def plan_write(
     dataset: Volume,
@@ -98,133 +116,161 @@ def plan_write(
     now: datetime,
     levels: Sequence[Level] | None = None,
 ) -> WritePlan:
-    """Lay the whole write out.
+    """Lay the whole write out, or raise `InvalidArgumentError` or `MetadataError`.
 
     Parameters
     ----------
-    dataset, path, options
-        As given to `dataset_to_zarr`.
+    dataset
+        A volume, or an object with the same properties.
     block_lengths
-        Of the source's blocks along each axis, in voxels.
+        The lengths of the source's blocks along each axis, in voxels.
     independent
         Whether each block can be made from its own part of the source's graph.
-    resources
-        What the write will have.
     now
-        Local time, for a generated dataset id.
+        Local time, for a new dataset id.
     levels
-        Where they are given by something else than `options`.
-
-    Raises
-    ------
-    InvalidArgumentError, MetadataError
-        Something is wrong with the arguments or the metadata.
+        Those of the image to which labels belong; by default `options` says which.
     """
     destination = resolve_destination(path)
-    refuse_place(Destination(destination, files_at(destination)), getattr(dataset, "source", None))
-    _refuse_wrong_types(options)
-    kind = _resolve_datatype(dataset, options.datatype)
-    dtype = _validated_dtype(dataset, kind)
-    layout = resolve_layout(dataset.data.shape, options.chunks, options.shards)
-    dataset_id = options.dataset_id or getattr(dataset, "dataset_id", None)
-    if dataset_id is None and kind is not None:
-        dataset_id = new_dataset_id(kind, now)
-    names, voxel_size = validated_axes(
-        dataset.dimension_names, dataset.voxel_size, dataset.data.ndim
-    )
-    voxel_unit = VoxelUnit.from_str(str(dataset.voxel_unit))
-    mango = build_mango_block(
-        datatype=kind,
-        dataset_id=dataset_id,
-        history={**dataset.history, **(options.history or {})},
-        voxel_size=voxel_size,
-        voxel_unit=voxel_unit,
-        dimension_names=names,
-        extra_attrs={**getattr(dataset, "extra_attrs", {}), **options.extra_attrs},
-    )
-    own_kind = getattr(dataset, "datatype", None)
-    is_discrete = kind is not None and kind.is_discrete
-    # Another data type that was asked for decides; else what the dataset says of itself.
-    said = getattr(dataset, "is_discrete", is_discrete) if kind == own_kind else is_discrete
-    origin = validated_origin(getattr(dataset, "origin", None), len(names))
-    is_group = _is_group(options.ome_zarr_version)
-    facts = stored_facts(
-        None if said == is_discrete else said, () if is_group else origin, voxel_size
-    )
-    receipt: dict[str, Any] = {"version": __version__, **facts}
-    # The reference reader requires a basename in every mango block. What a dataset without data
-    # type carries is kept beside it, so that others still open the store and nothing is lost.
-    attributes: dict[str, Any] = {RECEIPT_ATTRIBUTE: receipt}
-    if kind is None:
-        receipt["dataset"] = mango
-    else:
-        attributes["mango"] = mango
-    mask_value = None if kind is None else kind.mask_value
-    array_attributes = {} if is_group else attributes
-    document = array_document(
-        layout,
-        dtype,
-        fill_value=dtype.type(0) if mask_value is None else mask_value,
-        dimension_names=names,
-        attributes=array_attributes,
-        separator_threshold=_validated_threshold(options.dimension_separator_threshold),
-        create_array_kwargs=options.create_array_kwargs or {},
-    )
-    downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=said)
-    path = "0" if is_group else ""
-    if levels is None:
-        finest = Level(path, layout.shape, (1,) * len(names), voxel_size, origin)
-        levels = plan_levels(finest, 1 if options.levels is None else options.levels)
-    if len(levels) > 1:
-        _refuse_levels_of_an_array(is_group)
-    planned = planned_levels(levels, document, path)
+    refuse_place(Destination.at(destination), getattr(dataset, "source", None))
+    volume = _volume_to_write(dataset, options)
+    dtype = _validated_dtype(volume)
+    dataset_id = volume.dataset_id
+    if dataset_id is None and volume.datatype is not None:
+        dataset_id = new_dataset_id(volume.datatype, now)
+    attributes, requested = _metadata(volume, dataset_id, options)
+    planned = _levels_to_write(volume, dtype, attributes, options, levels)
     documents = [
-        Document(f"{level.path}/zarr.json".lstrip("/"), level.document) for level in planned
+        Document(f"{level.path}/{ROOT_DOCUMENT}".lstrip("/"), level.document) for level in planned
     ]
-    if is_group:
+    downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=volume.is_discrete)
+    if options.ome_zarr_version is not None:
         attributes["ome"] = build_ome_attributes(
-            version=options.ome_zarr_version or OMEZarrVersion.v05,
+            version=options.ome_zarr_version,
             name=dataset_id or os.path.basename(destination).removesuffix(".zarr"),
-            axes=names,
-            voxel_unit=voxel_unit,
+            axes=volume.dimension_names,
+            voxel_unit=volume.voxel_unit,
             levels=planned,
-            scale_placement=_validated_placement(options.scale_placement or "dataset"),
+            scale_placement=options.scale_placement or "dataset",
             downsample=None if len(planned) == 1 else downsample,
         )
-        documents.append(Document("zarr.json", group_document(attributes)))
-    source = source_identity(dataset)
-    rechunk = choose_rechunk(
-        layout,
-        block_lengths,
-        dtype.itemsize,
-        row_axis_of(planned[0].array),
-        independent=independent,
-        resources=resources,
-    )
+        documents.append(Document(ROOT_DOCUMENT, group_document(attributes)))
+    source = source_identity(volume)
     return WritePlan(
         destination=destination,
         levels=planned,
         documents=tuple(documents),
-        rechunk=rechunk,
-        datatype=kind,
+        rechunk=choose_rechunk(
+            planned[0].layout, block_lengths, dtype.itemsize, row_axis_of(planned[0].array),
+            independent=independent, resources=resources,
+        ),
+        datatype=volume.datatype,
         dataset_id=dataset_id,
         overwrite=options.overwrite,
-        identity=plan_identity(planned, kind, source.fields, downsample),
-        notes=plan_notes(planned, rechunk) + source.notes,
+        identity=plan_identity(planned, volume.datatype, source.fields, downsample),
+        requested=requested,
+        notes=(*_notes(planned), *source.notes),
         random_name=source.random_name,
         downsample=downsample,
-        is_discrete=said,
+        is_discrete=volume.is_discrete,
+    )  # fmt: skip
+
+
+def _volume_to_write(dataset: Any, options: WriteOptions) -> Volume:
+    """Return the volume with what the options say in place of what it says itself."""
+    if not isinstance(dataset, Volume):
+        more = ("dataset_id", "extra_attrs", "origin", "is_discrete", "identity")
+        dataset = Volume(
+            dataset.data,
+            dimension_names=dataset.dimension_names,
+            voxel_unit=dataset.voxel_unit,
+            voxel_size=dataset.voxel_size,
+            # An anu_ctlab_io.Dataset keeps its data type in a private attribute.
+            datatype=getattr(dataset, "datatype", None) or getattr(dataset, "_datatype", None),
+            history=dataset.history,
+            **{name: getattr(dataset, name, None) for name in more},
+        )
+    volume = Volume.from_modified(
+        dataset,
+        datatype=options.datatype,
+        dataset_id=options.dataset_id,
+        extra_attrs=options.extra_attrs,
     )
+    volume.update_history(copied_mapping("history", options.history))
+    return volume
+
+
+def _metadata(
+    volume: Volume, dataset_id: str | None, options: WriteOptions
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the attributes of the root, and what the user asks of the metadata."""
+    datatype = volume.datatype
+    block = build_mango_block(
+        datatype=datatype,
+        dataset_id=dataset_id,
+        history=volume.history,
+        voxel_size=volume.voxel_size,
+        voxel_unit=volume.voxel_unit,
+        dimension_names=volume.dimension_names,
+        extra_attrs=volume.extra_attrs,
+    )
+    is_said = volume.is_discrete == (datatype is not None and datatype.is_discrete)
+    facts = stored_facts(
+        None if is_said else volume.is_discrete,
+        volume.origin if options.ome_zarr_version is None else (),
+        volume.voxel_size,
+    )
+    receipt = {"version": __version__, **facts}
+    attributes: dict[str, Any] = {RECEIPT_ATTRIBUTE: receipt}
+    # The reference reader requires a basename in every mango block. Without a data type the block
+    # is kept in the receipt, so that other readers still open the store and nothing is lost.
+    if datatype is None:
+        receipt["dataset"] = block
+    else:
+        attributes["mango"] = block
+    requested = {key: value for key, value in block.items() if key not in _NOT_REQUESTED}
+    # An identifier that is made from the time is not asked for.
+    requested |= facts | {"dataset_id": volume.dataset_id}
+    if options.ome_zarr_version is not None:
+        origin = list(volume.origin) if any(volume.origin) else None
+        placement = options.scale_placement or "dataset"
+        requested |= {"translation": origin, "scale_placement": placement, "image-label": None}
+    return attributes, requested
+
+
+def _levels_to_write(
+    volume: Volume,
+    dtype: np.dtype[Any],
+    attributes: dict[str, Any],
+    options: WriteOptions,
+    levels: Sequence[Level] | None,
+) -> tuple[PlannedLevel, ...]:
+    layout = resolve_layout(volume.shape, options.chunks, options.shards)
+    is_group = options.ome_zarr_version is not None
+    path = "0" if is_group else ""
+    document = array_document(
+        layout,
+        dtype,
+        fill_value=dtype.type(0) if volume.mask_value is None else volume.mask_value,
+        dimension_names=volume.dimension_names,
+        attributes={} if is_group else attributes,
+        separator_threshold=options.dimension_separator_threshold,
+        create_array_kwargs=options.create_array_kwargs or {},
+    )
+    if levels is None:
+        ones = (1,) * len(layout.shape)
+        finest = Level(path, layout.shape, ones, volume.voxel_size, volume.origin)
+        levels = plan_levels(finest, 1 if options.levels is None else options.levels)
+    if len(levels) > 1 and not is_group:
+        raise InvalidArgumentError(
+            "levels need an OME-Zarr group: a plain array (ome_zarr_version=None, --layout plain) "
+            "has one level"
+        )
+    return planned_levels(levels, document, path)
 
 
 def planned_levels(levels: Sequence[Level], document: str, path: str) -> tuple[PlannedLevel, ...]:
-    """Return levels with their arrays: of the finest, `document` at `path`, and others like it.
-
-    Raises
-    ------
-    InvalidArgumentError
-        The layout does not allow a level.
-    """
+    """Return levels with their arrays: `document` at `path` for the finest, others like it."""
     planned: list[PlannedLevel] = []
     text = document
     for number, level in enumerate(levels):
@@ -238,14 +284,6 @@ def planned_levels(levels: Sequence[Level], document: str, path: str) -> tuple[P
     return tuple(planned)
 
 
-def _refuse_levels_of_an_array(is_group: bool) -> None:
-    if not is_group:
-        raise InvalidArgumentError(
-            "levels need an OME-Zarr group: a plain array (ome_zarr_version=None, --layout plain) "
-            "has one level"
-        )
-
-
 def resolve_destination(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of the store to be made, ``.zarr`` appended where it is missing."""
     destination = storage_path(path)
@@ -257,8 +295,8 @@ def resolve_destination(path: str | os.PathLike[str]) -> str:
         destination += ".zarr"
     if is_url(destination):
         return destination
-    # Staging has to lie beside the store itself, not beside a link to it. A link to nothing stays
-    # as it is, to be refused.
+    # Staging has to lie beside the store itself, not beside a link to it. A link to nothing is
+    # refused later.
     if os.path.exists(destination):
         return os.path.realpath(destination)
     folder, name = os.path.split(destination)
@@ -266,7 +304,7 @@ def resolve_destination(path: str | os.PathLike[str]) -> str:
 
 
 def existing_write(path: str | os.PathLike[str]) -> Destination:
-    """Return the destination of a write that was begun: to commit it, look at it or give it up.
+    """Return the destination of a write that has begun, to commit it, look at it or give it up.
 
     ``IMAGE/labels/NAME`` names labels, which are staged beside their image.
     """
@@ -281,10 +319,7 @@ def existing_write(path: str | os.PathLike[str]) -> Destination:
 
 
 def refuse_contradictions(resume: bool, restart: bool, part: tuple[int, int] | None = None) -> None:
-    """Raise where a write is asked to begin in ways that exclude one another.
-
-    `part` is a number from 1, and of how many.
-    """
+    """Raise where arguments exclude one another; `part` is a number from 1, and of how many."""
     if resume and restart:
         raise InvalidArgumentError("resume and restart exclude one another: pass one of them")
     if part is None:
@@ -299,71 +334,42 @@ def refuse_contradictions(resume: bool, restart: bool, part: tuple[int, int] | N
         raise InvalidArgumentError(f"part {number} of {n_parts}: parts are counted from 1")
 
 
-def _resolve_datatype(dataset: Volume, datatype: DataType | str | None) -> DataType | None:
-    if datatype is None:
-        # An anu_ctlab_io.Dataset keeps its data type in a private attribute.
-        datatype = getattr(dataset, "datatype", None) or getattr(dataset, "_datatype", None)
-    if datatype is None:
-        return None
-    try:
-        return DataType.from_basename(str(datatype))
-    except ValueError as error:
-        raise InvalidArgumentError(f"datatype: {error}") from error
-
-
-def _validated_dtype(dataset: Volume, datatype: DataType | None) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = np.dtype(dataset.data.dtype)
+def _validated_dtype(volume: Volume) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(volume.dtype)
+    datatype = volume.datatype
     if dtype.kind not in _DTYPE_KINDS or dtype.itemsize > 8:
         raise InvalidArgumentError(
             f"the data is of dtype {dtype}; volumes are of integers or floats up to 64 bits: "
             "convert it with data.astype(...)"
         )
-    if datatype is not None and np.dtype(datatype.dtype) != dtype.newbyteorder("="):
+    if datatype is not None and datatype.dtype != dtype.newbyteorder("="):
         raise InvalidArgumentError(
-            f"data type {datatype} is {np.dtype(datatype.dtype)} but the data is {dtype}: convert "
-            "it with data.astype(...), or pass the data type that it is"
+            f"data type {datatype} is {datatype.dtype} but the data is {dtype}: convert it with "
+            "data.astype(...), or pass the data type that it is"
         )
-    is_masked = isinstance(getattr(dataset.data, "_meta", None), np.ma.MaskedArray)
-    if is_masked and (datatype is None or datatype.mask_value is None):
+    is_masked = isinstance(getattr(volume.data, "_meta", None), np.ma.MaskedArray)
+    if is_masked and volume.mask_value is None:
         raise InvalidArgumentError(
             f"the data are masked arrays, and {f'data type {datatype}' if datatype else 'data'} "
             f"{'has' if datatype else 'without a data type have'} no value for masked voxels: pass "
             "a datatype that has one, or fill them by dask.array.ma.filled(data, ...)"
         )
-    return np.dtype(dtype.newbyteorder("<"))
+    return dtype.newbyteorder("<")
 
 
-def _refuse_wrong_types(options: WriteOptions) -> None:
-    expected: dict[str, tuple[Any, str]] = {
-        "dataset_id": (str, "a text"),
-        "history": (Mapping, "a mapping of entries by their key"),
-        "create_array_kwargs": (Mapping, "a mapping of arguments by their name"),
-    }
-    for name, (kind, description) in expected.items():
-        value = getattr(options, name)
-        if not isinstance(value, kind | None):
-            raise InvalidArgumentError(f"{name}={value!r} is not {description}")
-
-
-def _is_group(version: OMEZarrVersion | None) -> bool:
-    if version is not None and not isinstance(version, OMEZarrVersion):
-        raise InvalidArgumentError(
-            f"ome_zarr_version={version!r}: pass OMEZarrVersion.v05, or None for a plain array"
+def _notes(levels: Sequence[PlannedLevel]) -> Iterator[str]:
+    """Yield what a user should know before starting."""
+    n_objects = sum(level.layout.n_objects for level in levels)
+    if n_objects >= _MANY_OBJECTS:
+        yield (
+            f"{n_objects:,} objects: quotas of parallel file systems count files; larger shards "
+            "make fewer"
         )
-    return version is not None
-
-
-def _validated_threshold(threshold: int | None) -> int | None:
-    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int)):
-        raise InvalidArgumentError(
-            f"dimension_separator_threshold={threshold!r} is no number of objects"
+    if levels[0].layout.shard_shape is None:
+        yield f"without sharding every chunk is an object of its own, {n_objects:,} of them"
+    if not levels[0].array.is_direct:
+        known = ", ".join(codec.short_name or name for name, codec in CODECS.items())
+        yield (
+            f"the codecs are not among {known} and none: shards are encoded by zarr, in memory and "
+            "more slowly"
         )
-    return threshold
-
-
-def _validated_placement(placement: str) -> ScalePlacement:
-    if placement not in ("dataset", "multiscales"):
-        raise InvalidArgumentError(
-            f"scale_placement={placement!r} is neither 'dataset' nor 'multiscales'"
-        )
-    return placement  # type: ignore[return-value]

@@ -226,6 +226,7 @@ def plan_labels(
         plan,
         destination=os.path.join(image_path, "labels", name),
         documents=(*documents, Document(ROOT_DOCUMENT, json.dumps(content))),
+        requested=plan.requested | {"image-label": label},
         is_discrete=True,
         labels_of=image_path,
         image=image,

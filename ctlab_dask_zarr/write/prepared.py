@@ -85,7 +85,6 @@ def prepare(
     resume: bool = False,
     restart: bool = False,
     part: tuple[int, int] | None = None,
-    dataset_id: str | None = None,
 ) -> PreparedWrite:
     """Look at what is there of a planned write, and build the graph of the rest.
 
@@ -99,8 +98,6 @@ def prepare(
         Go on from the staging folder of an interrupted write, or remove it first.
     part
         (number from 1, of how many): write only this part, and commit nothing.
-    dataset_id
-        The identifier that the user gave; None where the plan has made one from the time.
 
     Raises
     ------
@@ -108,9 +105,7 @@ def prepare(
         Something is in the way; nothing was touched.
     """
     n_parts = None if part is None else part[1]
-    request = StageRequest.of(
-        plan, resume=resume, restart=restart, n_parts=n_parts, dataset_id=dataset_id
-    )
+    request = StageRequest.of(plan, resume=resume, restart=restart, n_parts=n_parts)
     request, remaining = resolve_request(request, part)
     graph = build_graph(
         request, remaining, source, method=plan.rechunk.method, publish=part is None

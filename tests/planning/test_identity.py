@@ -26,6 +26,11 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
+from ctlab_dask_zarr.planning.identity import (
+    identity_difference,
+    requested_difference,
+    source_difference,
+)
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((8, 16, 16))
@@ -58,6 +63,40 @@ def stacked(read: Any, n_slices: int = 8, **options: Any) -> Dataset:
 def source_of(dataset: Dataset) -> dict[str, str]:
     source: dict[str, str] = json.loads(plan(dataset, "a.zarr").identity)["source"]
     return source
+
+
+IDENTITY = {"arrays": [{"path": "0"}], "datatype": "tomo", "source": {"kind": "a", "size": 3}}
+
+
+class TestADifference:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"source": {"kind": "a", "size": 4}}, "source.size was 3 and is now 4"),
+            ({"source": {"kind": "b", "path": "x"}}, "source.kind was 'a' and is now 'b'"),
+            ({"arrays": [{"path": "0"}] * 2}, "levels was 1 and is now 2"),
+            ({"arrays": [{"path": "1"}]}, "arrays[0].path was '0' and is now '1'"),
+            ({"datatype": None}, "datatype was 'tomo' and is now nothing"),
+        ],
+    )
+    def test_of_identities_is_named_by_the_first_thing(self, change: Any, message: str) -> None:
+        wanted = json.dumps(IDENTITY | change)
+        assert identity_difference(json.dumps(IDENTITY), wanted) == message
+        assert identity_difference(None, wanted) == "it does not say what was being written"
+
+    def test_of_sources_says_what_to_do_where_dask_has_named_them(self) -> None:
+        wanted = json.dumps({"source": {"kind": "dask", "name": "b"}})
+        told = source_difference({"kind": "dask", "name": "a"}, wanted)
+        assert told.startswith("source.name was 'a' and is now 'b': ")
+        assert "identity='a'" in told
+        assert source_difference({"kind": "dask", "name": "b"}, wanted) == ""
+
+    def test_of_the_metadata_names_all_that_was_asked_for(self) -> None:
+        found = {"voxel_unit": "um", "sample": "A7" * 99}
+        told = requested_difference(found, {"voxel_unit": "mm", "scale_placement": "dataset"})
+        assert told.startswith("voxel_unit was 'um' and is now 'mm', sample was 'A7A7")
+        assert "... and is now nothing, scale_placement was nothing and is now 'dataset'" in told
+        assert requested_difference(None, found) == requested_difference(found, found) == ""
 
 
 class TestASourceChangedInPlace:

@@ -85,9 +85,8 @@ class StageRequest:
         resume: bool = False,
         restart: bool = False,
         n_parts: int | None = None,
-        dataset_id: str | None = None,
     ) -> StageRequest:
-        """Take from `plan` what is needed; `dataset_id` is the one that the user gave."""
+        """Take from `plan` what is needed."""
         return cls(
             destination=Destination.at(plan.destination, plan.labels_of),
             levels=plan.levels,
@@ -97,7 +96,7 @@ class StageRequest:
             overwrite=plan.overwrite,
             resume=resume,
             restart=restart,
-            requested={"dataset_id": dataset_id} | plan.requested,
+            requested=plan.requested,
             downsample=plan.downsample,
             is_grey=not plan.is_discrete,
             n_parts=n_parts,

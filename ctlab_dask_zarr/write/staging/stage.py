@@ -19,7 +19,7 @@ from ctlab_dask_zarr.errors import (
     IncompleteDatasetError,
     StagingExistsError,
 )
-from ctlab_dask_zarr.planning.difference import (
+from ctlab_dask_zarr.planning.identity import (
     identity_difference,
     requested_difference,
     source_difference,
