@@ -21,7 +21,7 @@ from ctlab_dask_zarr import (
     plan,
 )
 from ctlab_dask_zarr.cli import main
-from ctlab_dask_zarr.execution.configuration import read_configuration
+from ctlab_dask_zarr.execution.clusters import read_configuration
 from ctlab_dask_zarr.settings import load_defaults, packaged_settings, setting
 from tests.builders import make_dataset, random_voxels
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 
@@ -39,8 +39,7 @@ _TIMEOUT_S = 60
 Run = Callable[[Sequence[str]], str]
 
 
-@dataclass(frozen=True)
-class Allocation:
+class Allocation(NamedTuple):
     """What this process may use: CPUs, memory in bytes, and a folder for spilled data."""
 
     n_cpus: int
@@ -124,7 +123,13 @@ def seconds_left(environment: Mapping[str, str] | None = None, run: Run | None =
         This is no job of SLURM or PBS, or neither variable nor command tells the end.
     """
     variables = os.environ if environment is None else environment
-    ask = run or _run
+
+    def ask(*command: str) -> str:
+        try:
+            return (run or _run)(command)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise _is_silent(command[0], error) from error
+
     if "SLURM_JOB_ID" in variables:
         end_s = variables.get("SLURM_JOB_END_TIME", "")
         if end_s.isdecimal():
@@ -133,10 +138,10 @@ def seconds_left(environment: Mapping[str, str] | None = None, run: Run | None =
         if "SLURM_ARRAY_TASK_ID" in variables:
             # One of the jobs has the number of the array, which would name all of them.
             job = f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
-        left = ask(["squeue", "--noheader", "--jobs", job, "--format", "%L"]).strip()
+        left = ask("squeue", "--noheader", "--jobs", job, "--format", "%L").strip()
         return float("inf") if left in ("UNLIMITED", "NOT_SET") else _parse_answer(left, "squeue")
     if "PBS_JOBID" in variables:
-        answer = ask(["qstat", "-f", variables["PBS_JOBID"]])
+        answer = ask("qstat", "-f", variables["PBS_JOBID"])
         # qstat wraps lines, and continues them with a tab.
         fields = dict(re.findall(r"^\s*([\w.]+) = (.*)$", answer.replace("\n\t", ""), re.MULTILINE))
         if "Resource_List.walltime" not in fields:
@@ -158,20 +163,19 @@ def _parse_answer(text: str, command: str) -> float:
     try:
         return parse_duration(text)
     except InvalidArgumentError as error:
-        raise InvalidArgumentError(
-            f"{command} does not tell the end of this job ({text!r}): give a time, as 1h50m"
-        ) from error
+        raise _is_silent(command, repr(text)) from error
+
+
+def _is_silent(command: str, why: object) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{command} does not tell the end of this job ({why}): give a time, as 1h50m"
+    )
 
 
 def _run(command: Sequence[str]) -> str:
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise InvalidArgumentError(
-            f"{command[0]} does not tell the end of this job ({error}): give a time, as 1h50m"
-        ) from error
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+    ).stdout
 
 
 def choose_interface(
@@ -183,8 +187,7 @@ def choose_interface(
     """Return the network interface for scheduler and workers if the configuration names none.
 
     Loopback if the whole cluster is this host; else ``ib0`` if it is up; else the interface of the
-    default route. None if none of them is there; dask decides then. `addresses` are the IPv4
-    addresses by interface, and `routes` is Linux's routing table.
+    default route in `routes`, Linux's table; else None: dask decides. `addresses` are by interface.
     """
     known = _ipv4_addresses() if addresses is None else addresses
     if only_this_host:
@@ -215,14 +218,10 @@ def _ipv4_addresses() -> Mapping[str, str]:
 
 def slurm_is_this_host() -> bool:
     """Return whether every node of this SLURM has a loopback address: a test cluster."""
-    command = ["sinfo", "--noheader", "--Node", "--format=%o"]
     try:
-        listed = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
-        )
+        addresses = _run(["sinfo", "--noheader", "--Node", "--format=%o"]).split()
     except (OSError, subprocess.SubprocessError):
         return False
-    addresses = listed.stdout.split()
     return bool(addresses) and all(map(_is_loopback, addresses))
 
 

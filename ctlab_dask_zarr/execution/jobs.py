@@ -52,8 +52,7 @@ _NODE_DISK = '"${PBS_JOBFS:-${TMPDIR:-/tmp}}"'
 _LOG_DIRECTORY = "dask-worker-logs"
 #: squeue and qstat say this of a job that they no longer know.
 _UNKNOWN_JOB = ("Invalid job id", "Unknown Job", "has finished")
-#: A worker leaves before its job ends, to hand over its results: this part of the walltime before
-#: the end, but at most so many seconds.
+#: A worker leaves this part of the walltime before its job ends, but at most so many seconds.
 _MARGIN_SHARE = 0.2
 _MARGIN_S = 300.0
 _POLL_S = 0.1
@@ -90,68 +89,49 @@ def import_jobqueue() -> ModuleType:
 
 @dataclass(frozen=True)
 class JobWorkers:
-    """Jobs of a batch system, each replaced when it is lost.
+    """Jobs of a batch system, each replaced when it is lost."""
 
-    Attributes
-    ----------
-    system
-        A section of dask's ``jobqueue`` settings: ``slurm`` or ``pbs``.
-    n_jobs
-        Their number.
-    config_file
-        A YAML file whose settings hold for the workers too.
-    timeout_s
-        How long to wait for the first worker, and later for another one if all are lost.
-    on_wait
-        Called now and then with what the queue says about the jobs.
-    stop
-        Ends the waiting, too.
-    """
-
+    #: A section of dask's ``jobqueue`` settings.
     system: str
     n_jobs: int = 1
+    #: A YAML file whose settings hold for the workers too.
     config_file: str | None = None
+    #: For the first worker to come, and later for another one if all are lost.
     timeout_s: float = 3600.0
+    #: Called now and then with what the queue says while no worker is there.
     on_wait: Callable[[str], None] = lambda text: None
     stop: Stop = field(default_factory=Stop)
 
     def resources(self) -> Resources:
         """Return what all jobs have together, as configured."""
-        cores, nbytes = self._job_size()
-        return Resources(self.n_jobs * cores, nbytes // cores)
+        section = self._section()
+        cores = int(section["cores"])
+        return Resources(self.n_jobs * cores, int(parse_bytes(section["memory"])) // cores)
 
-    def _job_size(self) -> tuple[int, int]:
-        """Return the cores and the bytes of memory of one job."""
-        section = self._section
+    def _section(self) -> dict[str, Any]:
+        section: dict[str, Any] = dask.config.get(f"jobqueue.{self.system}")
         missing = [key for key in ("cores", "memory") if section[key] is None]
         if missing:
             raise InvalidArgumentError(
                 f"jobqueue.{self.system} does not say the {' and '.join(missing)} of a job: begin "
                 "with a file of cluster-configs/, or see the documentation of dask-jobqueue"
             )
-        return int(section["cores"]), int(parse_bytes(section["memory"]))
-
-    @property
-    def _section(self) -> dict[str, Any]:
-        section: dict[str, Any] = dask.config.get(f"jobqueue.{self.system}")
         return section
 
     def options(self) -> dict[str, Any]:
         """Return arguments for dask-jobqueue's cluster in place of missing settings."""
-        section = self._section
-        cores, _ = self._job_size()
+        section = self._section()
         prologue = [*map(str, section["job-script-prologue"] or section["env-extra"] or ())]
         if self.config_file is not None:
             prologue.insert(0, f"export DASK_CONFIG={shlex.quote(self.config_file)}")
         options: dict[str, Any] = {
             # Named even if it is the default: only then does dask-jobqueue know the workers of a
             # job of several processes by their names, and notice when they are all gone.
-            "processes": section["processes"] or nprocesses_nthreads(cores)[0],
+            "processes": section["processes"] or nprocesses_nthreads(int(section["cores"]))[0],
             "worker_extra_args": _worker_arguments(section),
             "job_script_prologue": prologue,
+            # dask's default is a port open to everybody on this node.
             "scheduler_options": {
-                # dask's default is a port open to everybody on this node, with a warning if it is
-                # taken.
                 "dashboard_address": "127.0.0.1:0",
                 **(section["scheduler-options"] or {}),
             },
@@ -243,7 +223,10 @@ class JobWorkers:
 
 
 def _worker_arguments(section: dict[str, Any]) -> list[str]:
-    """Return the arguments of ``dask worker``, with a lifetime a little below the walltime."""
+    """Return the arguments of ``dask worker``, with a lifetime a little below the walltime.
+
+    A worker leaves before its job ends, to hand over its results.
+    """
     given = [str(part) for part in section["worker-extra-args"] or section["extra"] or ()]
     text = " ".join(given)
     if "--dashboard-address" not in text:

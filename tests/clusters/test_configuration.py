@@ -18,8 +18,13 @@ from distributed import Client, LocalCluster
 
 from ctlab_dask_zarr.cli import convert
 from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError
-from ctlab_dask_zarr.execution.clusters import client_of, cluster_from_config, cluster_resources
-from ctlab_dask_zarr.execution.configuration import configured_kind, read_configuration
+from ctlab_dask_zarr.execution.clusters import (
+    client_of,
+    cluster_from_config,
+    cluster_resources,
+    configured_kind,
+    read_configuration,
+)
 from ctlab_dask_zarr.execution.jobs import JobWorkers, import_jobqueue
 from ctlab_dask_zarr.execution.local import local_workers
 from ctlab_dask_zarr.execution.running import RunningWorkers

@@ -17,8 +17,7 @@ import yaml
 from distributed import Client
 
 from ctlab_dask_zarr import Dataset, dataset_to_zarr
-from ctlab_dask_zarr.execution.clusters import cluster_from_config
-from ctlab_dask_zarr.execution.configuration import read_configuration
+from ctlab_dask_zarr.execution.clusters import cluster_from_config, read_configuration
 from ctlab_dask_zarr.execution.jobs import JobWorkers, import_jobqueue
 
 CONFIGS = Path(__file__).parents[2] / "cluster-configs"
