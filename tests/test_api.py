@@ -26,7 +26,7 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     plan,
 )
-from ctlab_dask_zarr.store import objects
+from ctlab_dask_zarr.store import connection
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((40, 65, 97))
@@ -97,8 +97,8 @@ def test_a_url_is_never_made_a_local_folder(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setattr(objects, "_RETRY_TIMEOUT", timedelta(0))
-    objects._open.cache_clear()
+    monkeypatch.setattr(connection, "_RETRY_TIMEOUT", timedelta(0))
+    connection._open.cache_clear()
     with pytest.raises(CTLabError, match="://"):
         dataset_to_zarr(make_dataset(VOXELS), url)
     if not url.startswith("https"):

@@ -20,7 +20,7 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr import plan as plan_write
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.formats.problems import Problem, describe_problems
-from ctlab_dask_zarr.store.objects import endpoint_in_force, validated_options
+from ctlab_dask_zarr.store.connection import endpoint_in_force, validated_options
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.text import shown
 from tests.builders import make_dataset

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import remove_tree
-from ctlab_dask_zarr.store.uploads import abort_uploads
+from ctlab_dask_zarr.store.objects import abort_uploads
 
 __all__ = ["AbortResult", "abort_write"]
 

@@ -38,7 +38,7 @@ from ctlab_dask_zarr.formats.zarr_array import is_key
 from ctlab_dask_zarr.store.documents import discard_announced
 from ctlab_dask_zarr.store.files import LOCAL_FILES, Files, remove_tree
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, read_json_object, read_ome
-from ctlab_dask_zarr.store.objects import ObjectFiles
+from ctlab_dask_zarr.store.objects import ObjectFiles, abort_uploads
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.staging_plan import (
     N_DIGITS,
@@ -53,7 +53,6 @@ from ctlab_dask_zarr.store.staging_plan import (
     plan_problem,
 )
 from ctlab_dask_zarr.store.store import Store, files_at
-from ctlab_dask_zarr.store.uploads import abort_uploads
 
 __all__ = ["Destination"]
 

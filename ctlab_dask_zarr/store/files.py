@@ -1,7 +1,7 @@
 """The effects on a file system that a write is made of, and nothing above them.
 
-Everything that changes something on disk goes through one `Files`, so that tests can put one in
-its place that dies after any effect, and loses what was not yet made durable.
+Everything that changes something on disk goes through one `Files`. Tests put another in its place,
+which dies before any effect and loses what was not yet made durable.
 """
 
 from __future__ import annotations
@@ -19,51 +19,35 @@ from typing import Any, Literal, Protocol
 from ctlab_dask_zarr.errors import UnsupportedFormatError
 
 __all__ = [
-    *("DOCUMENT_NBYTES", "LOCAL_FILES", "Files", "Kind", "LocalFiles", "NewFile"),
-    *("is_left_by_system", "keep_permissions", "refuse_larger", "remove_tree", "walk"),
+    *("DOCUMENT_NBYTES", "LOCAL_FILES", "Files", "Kind", "LocalFiles", "is_left_by_system"),
+    *("keep_permissions", "refuse_larger", "remove_tree", "walk"),
 ]
 
-Buffer = Any
 Kind = Literal["file", "folder", "link", "other"]
 #: More than any document about a dataset has: one that is larger is damaged, or hostile.
 DOCUMENT_NBYTES = 64 << 20
-#: Compressed chunks are some ten kilobytes: gathered, so that a shard is a few hundred writes.
+#: Compressed chunks have some ten kilobytes. Gathered, a shard takes a few hundred writes.
 _BUFFER_NBYTES = 1 << 20
-#: What macOS, Windows and NFS leave in folders, which nobody has put there.
+#: What macOS, Windows and NFS leave in folders.
 _LEFT_BY_SYSTEMS = re.compile(
     r"\.DS_Store|\._.+|\.nfs[0-9A-Fa-f]+|(?i:thumbs\.db|ehthumbs\.db|desktop\.ini)"
 )
 #: Copies of a folder that a file server shows in it, and that nobody can remove.
 _SNAPSHOTS = ".snapshot"
-
-#: What a file system answers that has no such operation, as some network and shared folders.
+#: Errors of file systems that lack an operation, such as some network and shared folders.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-#: File systems of which this process has told that they cannot sync, by number.
+#: Numbers of the file systems that this process has warned of, because they cannot sync.
 _told_not_to_sync: set[int] = set()
 
 
-class NewFile(Protocol):
-    """A file under construction."""
+class _NewFile(Protocol):
+    """A file under construction; `sync` makes its content durable, but not its name."""
 
-    def write(self, data: Buffer, /) -> Any:
-        """Append `data`."""
-        ...
-
-    def flush(self) -> None:
-        """Have everything in the file, as any process sees it."""
-        ...
-
-    def sync(self) -> None:
-        """Make the content durable; the name is not, before its folder is synced."""
-        ...
-
-    def close(self) -> None:
-        """End the writing."""
-        ...
-
-    def discard(self) -> None:
-        """End the writing and remove the file, wherever its folder was moved meanwhile."""
-        ...
+    def write(self, data: Any, /) -> Any: ...
+    def flush(self) -> None: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+    def discard(self) -> None: ...
 
 
 class Files(Protocol):
@@ -74,11 +58,11 @@ class Files(Protocol):
         ...
 
     def entries(self, folder: str) -> list[tuple[str, Kind]]:
-        """Return name and kind of all that a folder holds."""
+        """Return name and kind of everything in a folder."""
         ...
 
     def read(self, path: str, limit: int = DOCUMENT_NBYTES) -> bytes:
-        """Return the content of a file; one that is larger than `limit` is not read."""
+        """Return the content of a file; one that is larger than `limit` is refused."""
         ...
 
     def read_range(self, path: str, start: int, nbytes: int) -> bytes:
@@ -94,14 +78,14 @@ class Files(Protocol):
         ...
 
     def permissions(self, path: str) -> int | None:
-        """Return who may do what with a file or a folder, as bits; None where there is none."""
+        """Return the permission bits of a file or a folder; None where there is none."""
         ...
 
     def set_permissions(self, path: str, permissions: int) -> None:
-        """Say who may do what with a file or a folder."""
+        """Set the permission bits of a file or a folder, where its file system has them."""
         ...
 
-    def open_new(self, path: str, permissions: int | None = None) -> NewFile:
+    def open_new(self, path: str, permissions: int | None = None) -> _NewFile:
         """Make a file that is not there yet; without `permissions` as the process makes files."""
         ...
 
@@ -122,75 +106,11 @@ class Files(Protocol):
         ...
 
 
-class _LocalFile:
-    """A new file that knows its folder, so that it finds itself after the folder was moved."""
-
-    def __init__(self, path: str, permissions: int | None) -> None:
-        self._path = path
-        folder, self._name = os.path.split(path)
-        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        mode = 0o666 if permissions is None else 0o600
-        try:
-            descriptor = os.open(self._name, flags, mode, dir_fd=self._folder)
-        except BaseException:
-            os.close(self._folder)
-            raise
-        if permissions is not None:
-            # Where a file system has none of these, it is the owner's alone.
-            with suppress(OSError):
-                os.fchmod(descriptor, permissions)
-        self._file = open(descriptor, "wb", buffering=_BUFFER_NBYTES)  # noqa: SIM115
-
-    def write(self, data: Buffer) -> None:
-        with _Named(self._path):
-            self._file.write(data)
-
-    def flush(self) -> None:
-        with _Named(self._path):
-            self._file.flush()
-
-    def sync(self) -> None:
-        self.flush()
-        _sync(self._file.fileno(), self._path)
-
-    def close(self) -> None:
-        try:
-            self._file.close()
-        finally:
-            os.close(self._folder)
-
-    def discard(self) -> None:
-        # What could not be written is not to be written now; the first error is the one to tell.
-        with suppress(OSError):
-            self._file.close()
-        with suppress(OSError):
-            os.unlink(self._name, dir_fd=self._folder)
-        os.close(self._folder)
-
-
-class _Named:
-    """Adds the path to the errors of a descriptor, which does not know its own."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            raise OSError(error.errno, error.strerror, self._path) from error
-
-
 @dataclass(frozen=True)
 class LocalFiles:
     """The operating system's own file systems, local or parallel.
 
-    Attributes
-    ----------
-    follows_links
-        Whether links that lead out of a store are followed.
+    `follows_links` tells whether links that lead out of a store are followed.
     """
 
     follows_links: bool = False
@@ -208,12 +128,12 @@ class LocalFiles:
         return "file" if stat.S_ISREG(mode) else "other"
 
     def entries(self, folder: str) -> list[tuple[str, Kind]]:
-        """Return name and kind of all that a folder holds."""
+        """Return name and kind of everything in a folder."""
         with os.scandir(folder) as found:
             return [(entry.name, _entry_kind(entry)) for entry in found]
 
     def read(self, path: str, limit: int = DOCUMENT_NBYTES) -> bytes:
-        """Return the content of a file; one that is larger than `limit` is not read."""
+        """Return the content of a file; one that is larger than `limit` is refused."""
         with open(_open_file(path), "rb") as file:
             refuse_larger(path, os.fstat(file.fileno()).st_size, limit)
             return file.read()
@@ -223,7 +143,7 @@ class LocalFiles:
         descriptor = _open_file(path)
         try:
             parts = []
-            # No call gives more than 2 GiB, and a network file system less when it likes.
+            # One call returns at most 2 GiB, and a network file system may return less.
             while nbytes and (part := os.pread(descriptor, nbytes, start)):
                 parts.append(part)
                 start, nbytes = start + len(part), nbytes - len(part)
@@ -241,7 +161,7 @@ class LocalFiles:
         os.mkdir(path)
 
     def permissions(self, path: str) -> int | None:
-        """Return who may do what with a file or a folder, as bits; None where there is none."""
+        """Return the permission bits of a file or a folder; None where there is none."""
         try:
             mode = os.lstat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -249,11 +169,11 @@ class LocalFiles:
         return None if stat.S_ISLNK(mode) else mode & (0o777 | stat.S_ISGID)
 
     def set_permissions(self, path: str, permissions: int) -> None:
-        """Say who may do what with a file or a folder."""
+        """Set the permission bits of a file or a folder, where its file system has them."""
         with suppress(OSError):
             os.chmod(path, os.lstat(path).st_mode & 0o7000 | permissions)
 
-    def open_new(self, path: str, permissions: int | None = None) -> NewFile:
+    def open_new(self, path: str, permissions: int | None = None) -> _NewFile:
         """Make a file that is not there yet; without `permissions` as the process makes files."""
         return _LocalFile(path, permissions)
 
@@ -282,13 +202,60 @@ class LocalFiles:
 LOCAL_FILES: Files = LocalFiles()
 
 
-def refuse_larger(path: str, nbytes: int, limit: int) -> None:
-    """Raise `UnsupportedFormatError` for an object of `nbytes` bytes that may have `limit`."""
-    if nbytes > limit:
-        raise UnsupportedFormatError(
-            f"{path} has {nbytes:,} bytes, and may have {limit:,}: it is damaged, or made to fill "
-            "the memory, and is not read"
-        )
+class _LocalFile:
+    """A new file that keeps its folder open, so that it is found after the folder was moved."""
+
+    def __init__(self, path: str, permissions: int | None) -> None:
+        self._path = path
+        folder, self._name = os.path.split(path)
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        mode = 0o666 if permissions is None else 0o600
+        try:
+            descriptor = os.open(self._name, flags, mode, dir_fd=self._folder)
+        except BaseException:
+            os.close(self._folder)
+            raise
+        if permissions is not None:
+            # A file system without permissions leaves the file to its owner alone.
+            with suppress(OSError):
+                os.fchmod(descriptor, permissions)
+        self._file = open(descriptor, "wb", buffering=_BUFFER_NBYTES)  # noqa: SIM115
+
+    def write(self, data: Any) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise _with_path(error, self._path) from error
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _with_path(error, self._path) from error
+
+    def sync(self) -> None:
+        self.flush()
+        _sync(self._file.fileno(), self._path)
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        finally:
+            os.close(self._folder)
+
+    def discard(self) -> None:
+        # Closing writes what is left, which may fail again: the first error is the one to tell.
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            os.unlink(self._name, dir_fd=self._folder)
+        os.close(self._folder)
+
+
+def _with_path(error: OSError, path: str) -> OSError:
+    """Return the error of a descriptor with the path, which a descriptor does not know."""
+    return OSError(error.errno, error.strerror, path)
 
 
 def _sync(descriptor: int, path: str) -> None:
@@ -297,7 +264,7 @@ def _sync(descriptor: int, path: str) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in _NOT_SUPPORTED:
-            raise OSError(error.errno, error.strerror, path) from error
+            raise _with_path(error, path) from error
         device = os.fstat(descriptor).st_dev
         if device not in _told_not_to_sync:
             _told_not_to_sync.add(device)
@@ -309,7 +276,7 @@ def _sync(descriptor: int, path: str) -> None:
 
 
 def _open_file(path: str) -> int:
-    """Open what has to be an ordinary file: a pipe would never answer, a device never end."""
+    """Open an ordinary file: a pipe would never answer, and a device never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -328,14 +295,17 @@ def _entry_kind(entry: os.DirEntry[str]) -> Kind:
     return "file" if entry.is_file(follow_symlinks=False) else "other"
 
 
-def is_left_by_system(path: str) -> bool:
-    """Whether an operating system, and nobody else, has left a file, by its path or key.
+def refuse_larger(path: str, nbytes: int, limit: int) -> None:
+    """Raise `UnsupportedFormatError` for an object of more than `limit` bytes."""
+    if nbytes > limit:
+        raise UnsupportedFormatError(
+            f"{path} has {nbytes:,} bytes, and may have {limit:,}: it is damaged, or made to fill "
+            "the memory, and is not read"
+        )
 
-    Examples
-    --------
-    >>> [is_left_by_system(name) for name in ("0/.DS_Store", "._zarr.json", "zarr.json")]
-    [True, True, False]
-    """
+
+def is_left_by_system(path: str) -> bool:
+    """Whether a file, by its path or key, was left by an operating system and not by a person."""
     *folders, name = path.replace(os.sep, "/").split("/")
     return _SNAPSHOTS in folders or _LEFT_BY_SYSTEMS.fullmatch(name) is not None
 
@@ -345,9 +315,9 @@ def walk(
 ) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield (folder, folders in it, everything else in it), each folder before those it holds.
 
-    Links are not followed. A folder that vanishes meanwhile holds nothing. What operating systems
-    leave is no part of a store: it is yielded where `everything` is asked for. Who takes a folder
-    out of the list is not led into it.
+    Links are not followed, and a folder that vanishes meanwhile is left out. The caller may take
+    folders out of the list, to leave them out. Without `everything`, what operating systems leave
+    is left out too.
     """
     todo = [root]
     while todo:
@@ -366,7 +336,7 @@ def walk(
 
 
 def keep_permissions(files: Files, root: str, like: str) -> None:
-    """Let a store be read by those who may read another one, by its folder and its document."""
+    """Give a store the permissions of another one, of its folder and of its document."""
     document = "zarr.json"
     wanted = files.permissions(like), files.permissions(os.path.join(like, document))
     found = files.permissions(root), files.permissions(os.path.join(root, document))
@@ -374,23 +344,20 @@ def keep_permissions(files: Files, root: str, like: str) -> None:
         return
     of_folders, of_files = wanted
     for folder, _, names in walk(files, root):
-        # Their owner has to go on in them.
+        # The owner still has work to do in them.
         files.set_permissions(folder, (of_folders or 0) | 0o700)
         for name in names:
             files.set_permissions(os.path.join(folder, name), of_files or 0)
 
 
 def remove_tree(files: Files, root: str) -> None:
-    """Remove a folder and all that it holds; what cannot be removed stays, and so does a link.
-
-    Tried twice: a network file system may take a folder for stale once.
-    """
+    """Remove a folder and all that it holds; a link, and what cannot be removed, stays."""
     if files.kind(root) != "folder":
         return
+    # A network file system may fail once with a stale handle.
     for _ in range(2):
         with suppress(OSError):
-            visited = list(walk(files, root, everything=True))
-            for folder, _folders, names in reversed(visited):
+            for folder, _folders, names in reversed(list(walk(files, root, everything=True))):
                 for name in names:
                     with suppress(OSError):
                         files.remove_file(os.path.join(folder, name))

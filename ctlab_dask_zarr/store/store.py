@@ -17,6 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ctlab_dask_zarr.errors import MetadataError
+from ctlab_dask_zarr.store.connection import (
+    configured_options,
+    options_of_call,
+    validated_options,
+)
 from ctlab_dask_zarr.store.files import (
     DOCUMENT_NBYTES,
     LOCAL_FILES,
@@ -25,12 +30,7 @@ from ctlab_dask_zarr.store.files import (
     is_left_by_system,
     walk,
 )
-from ctlab_dask_zarr.store.objects import (
-    ObjectFiles,
-    configured_options,
-    options_of_call,
-    validated_options,
-)
+from ctlab_dask_zarr.store.objects import ObjectFiles
 from ctlab_dask_zarr.store.paths import is_url
 
 __all__ = [

@@ -244,7 +244,7 @@ def test_of_a_url_nothing_is_guessed_and_nobody_asked(
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr("ctlab_dask_zarr.read.zarr.read_store_metadata", refuse)
-    monkeypatch.setattr("ctlab_dask_zarr.store.objects._open", refuse)
+    monkeypatch.setattr("ctlab_dask_zarr.store.objects.connect", refuse)
     backend = CTLabBackendEntrypoint()
     for url in ("https://localhost:1/x.zarr", "s3://bucket/x.zarr", "s3:/bucket/x.zarr"):
         assert not backend.guess_can_open(url)

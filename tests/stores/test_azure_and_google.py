@@ -41,8 +41,8 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import StorageError
 from ctlab_dask_zarr.manage.transfer import copy_dataset
+from ctlab_dask_zarr.store.connection import _open
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.store.objects import _open
 from ctlab_dask_zarr.store.store import Store, files_at
 from tests.builders import make_dataset
 from tests.reliability.faults import free_port, listens, wait_until

@@ -39,9 +39,10 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import StorageError
 from ctlab_dask_zarr.manage.transfer import copy_dataset
-from ctlab_dask_zarr.store import objects
+from ctlab_dask_zarr.store import connection
+from ctlab_dask_zarr.store.connection import validated_options
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.store.objects import ObjectFiles, validated_options
+from ctlab_dask_zarr.store.objects import ObjectFiles
 from tests.builders import make_dataset
 from tests.reliability.faults import wait_until
 from tests.stores.conftest import LAYOUT, Network, Server
@@ -394,8 +395,8 @@ def test_server_errors_and_slow_down_are_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Half of all requests fail: as they are, the waits would make up a minute.
-    monkeypatch.setattr(objects, "_FIRST_WAIT", timedelta(milliseconds=50))
-    objects._open.cache_clear()
+    monkeypatch.setattr(connection, "_FIRST_WAIT", timedelta(milliseconds=50))
+    connection._open.cache_clear()
     url = f"s3://{bucket}/scan.zarr"
     network.answers += [500, 503, 0, 0, 500, 0, 503, 503] * 8
     dataset_to_zarr(dataset, url, **LAYOUT)
@@ -424,9 +425,9 @@ def test_a_server_that_refuses_connections_in_the_middle_is_waited_for(
 
 
 def test_retries_last_longer_than_a_restart_and_not_for_ever() -> None:
-    n_retries = objects._RETRY_TIMEOUT // objects._FIRST_WAIT
-    assert n_retries * objects._FIRST_WAIT >= timedelta(seconds=30)
-    longest = objects._RETRY_TIMEOUT + objects._LONGEST_WAIT + objects._REQUEST_TIMEOUT
+    n_retries = connection._RETRY_TIMEOUT // connection._FIRST_WAIT
+    assert n_retries * connection._FIRST_WAIT >= timedelta(seconds=30)
+    longest = connection._RETRY_TIMEOUT + connection._LONGEST_WAIT + connection._REQUEST_TIMEOUT
     assert longest < timedelta(minutes=4)
 
 
@@ -434,11 +435,11 @@ def test_a_server_that_is_gone_is_an_error_within_a_bound(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("obstore")
-    monkeypatch.setattr(objects, "_RETRY_TIMEOUT", timedelta(seconds=3))
+    monkeypatch.setattr(connection, "_RETRY_TIMEOUT", timedelta(seconds=3))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
-    objects._open.cache_clear()
+    connection._open.cache_clear()
     start_s = time.monotonic()
     with pytest.raises((CTLabError, OSError), match=r"127\.0\.0\.1:9"):
         dataset_to_zarr(dataset, "s3://gone/scan.zarr", **LAYOUT)
@@ -454,8 +455,8 @@ def test_a_server_that_goes_away_in_the_middle_leaves_nothing_readable(
     voxels: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(objects, "_RETRY_TIMEOUT", timedelta(seconds=2))
-    objects._open.cache_clear()
+    monkeypatch.setattr(connection, "_RETRY_TIMEOUT", timedelta(seconds=2))
+    connection._open.cache_clear()
     url = f"s3://{bucket}/scan.zarr"
     passed = with_event(voxels, network.close)
     with pytest.raises(CTLabError, match=r"scan\.zarr"), dask.config.set(scheduler="sync"):
@@ -559,10 +560,10 @@ def test_credentials_in_urls_are_refused_and_not_repeated(
 
 def test_no_credentials_at_all_are_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("obstore")
-    for name in objects._S3_CREDENTIALS:
+    for name in connection._S3_CREDENTIALS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
-    objects._open.cache_clear()
+    connection._open.cache_clear()
     with pytest.raises(StorageError, match=r"no credentials were found.*AWS_ACCESS_KEY_ID"):
         dataset_from_zarr("s3://no-credentials/scan.zarr")
 
@@ -596,11 +597,11 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [n for n in os.environ if n.startswith(("GOOGLE_", "GCE_", "AZURE_", "SERVICE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(objects, "_FIRST_WAIT", timedelta(seconds=0.1))
+    monkeypatch.setattr(connection, "_FIRST_WAIT", timedelta(seconds=0.1))
     # Where nobody listens.
-    monkeypatch.setattr(objects, "_METADATA_SERVICE", "http://127.0.0.1:9")
+    monkeypatch.setattr(connection, "_METADATA_SERVICE", "http://127.0.0.1:9")
     monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:9")
-    objects._open.cache_clear()
+    connection._open.cache_clear()
 
 
 @pytest.mark.usefixtures("nobody")
@@ -628,7 +629,7 @@ def test_a_service_that_is_not_googles_tells_no_role_of_google(
 def test_whatever_may_be_a_credential_is_left_to_the_client(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    may_have = objects._may_have_credentials
+    may_have = connection._may_have_credentials
     for scheme, name in [
         ("gs", "GOOGLE_APPLICATION_CREDENTIALS"),
         ("gs", "GOOGLE_SERVICE_ACCOUNT_KEY"),
@@ -641,22 +642,22 @@ def test_whatever_may_be_a_credential_is_left_to_the_client(
         ("az", "AZURE_USE_AZURE_CLI"),
         ("az", "IDENTITY_ENDPOINT"),
     ]:
-        assert not may_have(f"{scheme}://bucket", {"region": "a"})
+        assert not may_have(scheme, {"region": "a"})
         with monkeypatch.context() as patch:
             patch.setenv(name, "something")
-            assert may_have(f"{scheme}://bucket", {})
+            assert may_have(scheme, {})
     for scheme, name in [("gs", "service_account"), ("az", "use_emulator"), ("az", "client_id")]:
-        assert may_have(f"{scheme}://bucket", {name: "something"})
-        assert may_have(f"{scheme}://bucket", {"skip_signature": "true"})
+        assert may_have(scheme, {name: "something"})
+        assert may_have(scheme, {"skip_signature": "true"})
     # The role of a machine at Google.
     with metadata_service({"Metadata-Flavor": "Google"}) as (address, _):
         monkeypatch.setenv("GCE_METADATA_IP", address)
-        assert may_have("gs://bucket", {})
+        assert may_have("gs", {})
     monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:9")
     file = tmp_path / ".config" / "gcloud" / "application_default_credentials.json"
     file.parent.mkdir(parents=True)
     file.write_text("{}")
-    assert may_have("gs://bucket", {})
+    assert may_have("gs", {})
 
 
 def test_options_are_the_same_for_every_spelling() -> None:
