@@ -34,10 +34,10 @@ class AbortResult:
 
 
 def abort_write(destination: Destination) -> AbortResult:
-    """Remove what an interrupted write or copy to `destination` has left.
+    """Remove what an interrupted write or copy to `destination` has left: see `stores.abort`.
 
     Parts of it are further levels, of the image and of its labels, that a commit has moved into the
-    store but not named yet. No write may be under way.
+    store but not named yet.
     """
     objects = destination.objects
     uploads = abort_uploads(destination.path, objects.options if objects else ())

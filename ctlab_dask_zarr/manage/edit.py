@@ -166,20 +166,19 @@ def edit_metadata(
     (4.74, 4.74, 4.74)
     >>> folder.cleanup()
     """
-    wanted: dict[str, Any] = {"voxel_size": voxel_size, "voxel_unit": voxel_unit}
-    wanted |= {"dataset_id": dataset_id, "history": history}
+    wanted = _Wanted(voxel_size, voxel_unit, dataset_id, history)
     changes: dict[str, None] = {}
 
     def step() -> bool:
-        edit = plan_edit(path, **wanted)
+        nonlocal wanted
+        edit = _planned(path, datetime.now(), wanted)
         left = edit._put()
         done = edit._documents[: len(edit._documents) - len(left)]
         if done or not left:
             changes.update(dict.fromkeys(edit.changes))
         if any(new.store.root == edit.path for new in done):
             # Another program may change the image now: the labels follow what it says by then.
-            wanted.clear()
-            wanted["labels_follow"] = True
+            wanted = _Wanted(labels_follow=True)
         return not left
 
     root = storage_path(path)
@@ -190,47 +189,86 @@ def edit_metadata(
 
 def plan_edit(
     path: str | os.PathLike[str],
-    now: datetime | None = None,
     *,
     voxel_size: Sequence[float] | float | None = None,
     voxel_unit: VoxelUnit | str | None = None,
     dataset_id: str | None = None,
-    history: Mapping[str, Any] | None = None,
-    labels_follow: bool = False,
+    history: Mapping[str, HistoryValue] | None = None,
+    now: datetime | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> MetadataEdit:
-    """Find out what a change of metadata will be; nothing is touched.
+    """Return what `edit_metadata` would change, to be shown first and applied then.
 
-    The arguments are those of `edit_metadata`; `now` is the local time that the history tells, and
-    `labels_follow` gives the labels the voxel size that the image has.
+    Parameters
+    ----------
+    path, voxel_size, voxel_unit, dataset_id, history, storage_options
+        As of `edit_metadata`.
+    now
+        Local time of the change, for the key of its entry in the history; by default the present.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As of `edit_metadata`.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> from ctlab_dask_zarr import Dataset, dataset_to_zarr, plan_edit
+    >>> ds = Dataset(
+    ...     da.ones((40, 65, 97), dtype="uint16"), dimension_names=("z", "y", "x"),
+    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dataset_to_zarr(ds, folder + "/scan.zarr")
+    ...     edit = plan_edit(folder + "/scan.zarr", voxel_size=2.37)
+    ...     edit.apply()
+    >>> edit.changes
+    ('voxel size: 2.5 um -> 2.37 um',)
     """
+    with storage_options_in_force(storage_options):
+        wanted = _Wanted(voxel_size, voxel_unit, dataset_id, history)
+        return _planned(path, now or datetime.now(), wanted)
+
+
+class _Wanted(NamedTuple):
+    """What is to be so; `labels_follow`: give the labels the voxel size that the image has."""
+
+    voxel_size: Sequence[float] | float | None = None
+    voxel_unit: VoxelUnit | str | None = None
+    dataset_id: str | None = None
+    history: Mapping[str, HistoryValue] | None = None
+    labels_follow: bool = False
+
+
+def _planned(path: str | os.PathLike[str], now: datetime, wanted: _Wanted) -> MetadataEdit:
     metadata = read_store_metadata(path)
     _refuse_level(metadata)
     _refuse_unfinished(metadata)
     volume = volume_of(metadata)
-    entries = dict(history or {})
+    entries: dict[str, Any] = dict(wanted.history or {})
     _refuse_wrong_entries(entries, volume)
-    if dataset_id is not None and not (isinstance(dataset_id, str) and dataset_id.strip()):
-        raise InvalidArgumentError(f"dataset_id={dataset_id!r} is no text")
+    new_id = wanted.dataset_id
+    if new_id is not None and not (isinstance(new_id, str) and new_id.strip()):
+        raise InvalidArgumentError(f"dataset_id={new_id!r} is no text")
     changes = [f"history: {key!r} is added" for key in entries]
-    stamp = f"{now or datetime.now():%Y%m%d_%H%M%S}"
     before = _Size(volume.voxel_size, volume.voxel_unit)
-    wanted = before if labels_follow else _wanted_size(volume, voxel_size, voxel_unit)
-    new_size = None if wanted is None or wanted.is_same(before) else wanted
+    size = before if wanted.labels_follow else _wanted_size(volume, wanted)
+    new_size = None if size is None or size.is_same(before) else size
+
     if new_size is not None:
         levels = f" on {len(metadata.arrays)} levels" if len(metadata.arrays) > 1 else ""
         changes.append(f"voxel size{levels}: {before} -> {new_size}")
-        taken = {*volume.history, *entries}
-        entries |= _entry(f"{stamp}_set_voxel", str(before), str(new_size), taken)
-    new_id = None if dataset_id == volume.dataset_id else dataset_id
+        entries |= _entry(now, "set_voxel", before, new_size, {*volume.history, *entries})
+    new_id = None if new_id == volume.dataset_id else new_id
     if new_id is not None:
         changes.append(f"identifier: {volume.dataset_id} -> {new_id}")
-        taken = {*volume.history, *entries}
-        entries |= _entry(f"{stamp}_set_id", volume.dataset_id, new_id, taken)
+        entries |= _entry(now, "set_id", volume.dataset_id, new_id, {*volume.history, *entries})
     documents = []
     if changes:
         documents.append(_changed_root(metadata, volume, new_size, new_id, entries))
-    if wanted is not None:
-        for change, document in _changes_of_labels(metadata, volume, wanted, stamp):
+    if size is not None:
+        for change, document in _changes_of_labels(metadata, volume, size, now):
             if document is not None:
                 documents.append(document)
             if document is not None or new_size is not None:
@@ -282,9 +320,8 @@ def _refuse_wrong_entries(entries: Mapping[str, Any], volume: Volume) -> None:
             )
 
 
-def _wanted_size(
-    volume: Volume, voxel_size: Sequence[float] | float | None, unit: VoxelUnit | str | None
-) -> _Size | None:
+def _wanted_size(volume: Volume, wanted: _Wanted) -> _Size | None:
+    voxel_size, unit = wanted.voxel_size, wanted.voxel_unit
     if voxel_size is None and unit is None:
         return None
     try:
@@ -302,14 +339,16 @@ def _wanted_size(
     return _Size(size, voxel_unit)
 
 
-def _entry(key: str, before: str | None, after: str, taken: Collection[str]) -> dict[str, Any]:
-    """Return an entry of the history, with its operation as the end of its key."""
-    operation = key.split("_", 2)[2]
-    return {unused_key(key, taken): {"operation": operation, "before": before, "after": after}}
+def _entry(
+    now: datetime, operation: str, before: object, after: object, taken: Collection[str]
+) -> dict[str, Any]:
+    """Return an entry of the history by a key that is not taken."""
+    key = unused_key(f"{now:%Y%m%d_%H%M%S}_{operation}", taken)
+    return {key: {"operation": operation, "before": before and str(before), "after": str(after)}}
 
 
 def _changes_of_labels(
-    metadata: StoreMetadata, image: Volume, wanted: _Size, stamp: str
+    metadata: StoreMetadata, image: Volume, wanted: _Size, now: datetime
 ) -> Iterator[tuple[str, _NewDocument | None]]:
     """Yield what changes in the labels whose voxel size does not fit an image of the wanted size.
 
@@ -330,7 +369,7 @@ def _changes_of_labels(
         factors = zip(sizes[0], image.voxel_size, wanted.lengths, strict=True)
         after = _Size(tuple(v / b * a for v, b, a in factors), wanted.unit)
         if not after.is_same(before):
-            entry = _entry(f"{stamp}_set_voxel", str(before), str(after), labels.history)
+            entry = _entry(now, "set_voxel", before, after, labels.history)
             document = _changed_root(found, labels, after, None, entry)
             yield f"voxel size of labels {name!r}: {before} -> {after}", document
 

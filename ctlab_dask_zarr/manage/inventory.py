@@ -28,14 +28,8 @@ __all__ = ["Inventory", "take_inventory"]
 class Inventory:
     """The objects of a store by their keys, without its root document.
 
-    Attributes
-    ----------
-    nbytes
-        Size of each object.
-    crc32c
-        CRC-32C of the objects of which the commit kept one.
-    arrays
-        Documents of the arrays of the image and of its labels, by their paths.
+    `crc32c` has those of which the commit kept a checksum; `arrays` are the documents of the arrays
+    of the image and of its labels, by their paths.
     """
 
     nbytes: dict[str, int]
@@ -44,14 +38,9 @@ class Inventory:
 
 
 def take_inventory(metadata: StoreMetadata) -> Inventory:
-    """Return what a store holds.
+    """Return what a store holds; raise where an object that was committed is missing.
 
-    Raises
-    ------
-    IncompleteDatasetError
-        An object that was committed is missing, or the receipts are damaged.
-    UnsupportedFormatError
-        The store can only be read by plain HTTP, which lists nothing, and another program wrote it.
+    Plain HTTP lists nothing. There the documents of this package say what objects there are.
     """
     if metadata.path.startswith("http"):
         return _inventory_from_documents(metadata)

@@ -71,13 +71,7 @@ class WriteStatus:
 
 
 def write_status(destination: Destination) -> WriteStatus:
-    """Look at what is staged for `destination`; nothing is changed.
-
-    Raises
-    ------
-    IncompleteDatasetError
-        Nothing is staged there, and no dataset of this package is there.
-    """
+    """Look at what is staged for `destination`: see `stores.status`."""
     is_whole = not destination.staged_plan() or destination.is_staging_committed()
     if is_whole and destination.committed():
         return WriteStatus(destination.path, is_committed=True)

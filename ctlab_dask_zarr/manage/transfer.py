@@ -60,35 +60,12 @@ def copy_dataset(
     *,
     n_threads: int = 4,
 ) -> CopyResult:
-    """Copy a committed store; may be repeated, and goes on where it was interrupted.
+    """Copy a committed store; may be repeated, and goes on where it was interrupted: see `push`.
 
-    What is copied is compared with the checksums that the commit kept, and its size and checksum at
-    the destination with what was sent. Nothing can be read as a dataset there before the end: on a
-    file system it is put together in a hidden sibling, and on an object store the root document
-    comes last.
-
-    Parameters
-    ----------
-    source
-        The store, local or not. One behind plain HTTP, which lists nothing, is copied by what its
-        own documents say.
-    destination
-        Where to; nothing may be there but what an interrupted copy of the same store has left.
-    on_copied
-        Called with the size of each object that is copied, and the size of all; first with 0.
-    n_threads
-        How many objects are copied at once.
-
-    Raises
-    ------
-    DestinationExistsError
-        There is another dataset.
-    StagingExistsError
-        A conversion, or a copy of another dataset, is under way there or was interrupted.
-    IncompleteDatasetError
-        An object of the source is missing or damaged, or was not received as sent.
-    UnsupportedFormatError
-        The source is behind plain HTTP, and was written by another program.
+    What arrives is compared with the checksums of the commit and with what was sent. Nothing can be
+    read as a dataset before the end: on a file system it is put together in a hidden sibling, and
+    on an object store the root document comes last. `on_copied` is called with the size of each
+    object that is copied, and the size of all; first with 0.
     """
     metadata = read_store_metadata(source)
     root = metadata.store.get(ROOT_DOCUMENT)

@@ -207,7 +207,7 @@ def test_an_entry_of_the_history_is_added_and_none_is_rewritten(tmp_path: Path) 
 def test_changes_in_the_same_second_have_an_entry_each(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     for size in (4, 5, 6):
-        plan_edit(path, NOW, voxel_size=size).apply()
+        plan_edit(path, voxel_size=size, now=NOW).apply()
     history = dataset_from_zarr(path).history
     stamp = "20260131_154500_set_voxel"
     assert list(history) == [stamp, f"{stamp}_2", f"{stamp}_3"]
@@ -268,7 +268,7 @@ def test_a_wrong_wish_touches_nothing(
 
 def test_a_change_by_another_at_the_same_time_is_not_lost(tmp_path: Path) -> None:
     path = make_store(tmp_path)
-    mine = plan_edit(path, NOW, voxel_size=5)
+    mine = plan_edit(path, voxel_size=5, now=NOW)
     edit_metadata(path, dataset_id="theirs")
     with pytest.raises(WriteFailedError, match="at the same time"):
         mine.apply()
@@ -328,7 +328,7 @@ def test_an_entry_of_the_same_name_that_came_at_the_same_moment_is_not_rewritten
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_store(tmp_path)
-    mine = plan_edit(path, NOW, history={"note": "mine"})
+    mine = plan_edit(path, history={"note": "mine"}, now=NOW)
     edit_metadata(path, history={"note": "theirs"})
     with pytest.raises(WriteFailedError, match="at the same time"):
         mine.apply()
@@ -443,7 +443,7 @@ def test_labels_follow_their_image_wherever_they_are_listed(tmp_path: Path) -> N
 def test_labels_that_another_changed_meanwhile_leave_the_image_as_it_was(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     labels_to_zarr(np.ones(SHAPE, "uint8"), path, "phases")
-    mine = plan_edit(path, NOW, voxel_size=5)
+    mine = plan_edit(path, voxel_size=5, now=NOW)
     edit_metadata(path / "labels" / "phases", history={"note": "theirs"})
     with pytest.raises(WriteFailedError, match="at the same time"):
         mine.apply()
