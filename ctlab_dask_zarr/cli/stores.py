@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 import click
@@ -212,7 +211,7 @@ def _edit(path: str, dry_run: bool, yes: bool, **wanted: Any) -> None:
             # Nobody was shown anything that the change has to agree with.
             changes = edit_metadata(path, **wanted)
         else:
-            edit = plan_edit(path, datetime.now(), **wanted)
+            edit = plan_edit(path, **wanted)
             changes = edit.changes
         for line in changes or ("nothing to change: it is so already",):
             say(line)
