@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -135,13 +136,13 @@ class Dataset(Volume):
             )
         dataset = self
         if dataset_id == "auto":
-            dataset_id = self._dataset_id
-        elif dataset_id is None and (kwargs.get("datatype") or self._datatype) is None:
+            dataset_id = self.dataset_id
+        elif dataset_id is None and (kwargs.get("datatype") or self.datatype) is None:
             dataset_id = new_dataset_id(None, datetime.now())
         elif dataset_id is None:
             # The plan makes one, which it does not take for one that was asked for.
-            dataset = Dataset.from_modified(self)
-            dataset._dataset_id = None
+            dataset = copy.copy(self)
+            vars(dataset)["dataset_id"] = None
         return dataset_to_zarr(dataset, path, dataset_id=dataset_id, compute=compute, **kwargs)
 
     def map_masked(

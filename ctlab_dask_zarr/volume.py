@@ -117,10 +117,19 @@ class Source(Protocol):
 
 
 class Volume:
-    """The record of a volume; `Dataset`, which users have, adds what reads, writes and shows.
+    """The record of a volume; `Dataset`, which users have, adds what opens, writes and shows.
 
-    The parameters are those of `Dataset`.
+    The parameters are those of `Dataset`, and each is an attribute that cannot be set.
     """
+
+    data: da.Array
+    dimension_names: tuple[str, ...]
+    voxel_unit: VoxelUnit
+    voxel_size: tuple[float, ...]
+    datatype: DataType | None
+    dataset_id: str | None
+    origin: tuple[float, ...]
+    is_discrete: bool
 
     def __init__(
         self,
@@ -140,32 +149,36 @@ class Volume:
     ) -> None:
         if is_delayed(data) or not hasattr(data, "dask"):
             raise no_dataset(data, "data", "dask array")
-        self._data = data
-        self._dimension_names, self._voxel_size = validated_axes(
+        self.data = data
+        self.dimension_names, self.voxel_size = validated_axes(
             dimension_names, voxel_size, data.ndim
         )
         try:
-            self._voxel_unit = VoxelUnit.from_str(str(voxel_unit))
-            self._datatype = None if datatype is None else DataType.from_basename(str(datatype))
+            self.voxel_unit = VoxelUnit.from_str(str(voxel_unit))
+            self.datatype = None if datatype is None else DataType.from_basename(str(datatype))
         except ValueError as error:
             raise InvalidArgumentError(str(error)) from error
-        self._history: History = copied_mapping("history", history)
         if not isinstance(dataset_id, str | None):
             raise InvalidArgumentError(f"dataset_id={dataset_id!r} is no text")
-        self._dataset_id = dataset_id
-        self._extra_attrs = copied_mapping("extra_attrs", extra_attrs)
         if identity is not None and not (isinstance(identity, str) and identity):
             raise InvalidArgumentError(f"identity={identity!r} is no text")
-        self._source = source
-        self._origin = validated_origin(origin, data.ndim)
         if not isinstance(is_discrete, bool | None):
             raise InvalidArgumentError(f"is_discrete={is_discrete!r} is neither True nor False")
         if is_discrete is None:
-            is_discrete = self._datatype is not None and self._datatype.is_discrete
-        self._is_discrete = is_discrete
-        self._identity = identity
+            is_discrete = self.datatype is not None and self.datatype.is_discrete
+        self.dataset_id = dataset_id
+        self.origin = validated_origin(origin, data.ndim)
+        self.is_discrete = is_discrete
+        self._history: History = copied_mapping("history", history)
+        self._extra_attrs = copied_mapping("extra_attrs", extra_attrs)
+        self._source, self._identity = source, identity
         # dask's assignment in place, as data[0] = 0, gives the array another name.
         self._opened_as = getattr(data, "name", None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            raise AttributeError(f"{name} cannot be set: use Dataset.from_modified")
+        super().__setattr__(name, value)
 
     @classmethod
     def from_modified(
@@ -211,83 +224,54 @@ class Volume:
         """
         if not isinstance(source, Volume):
             raise no_dataset(source, "source")
-        history = copy.deepcopy(source._history)
+        is_same_data = data is None
+        data = source.data if data is None else data
+        size = source.voxel_size if voxel_size is None else voxel_size
+        history = source.history
         if history_entry is not None:
             default = f"{datetime.now():%Y%m%d_%H%M%S}_modification"
             history[history_key or unused_key(default, history)] = history_entry
-        dataset_id = source._dataset_id if dataset_id is None else dataset_id
+        dataset_id = source.dataset_id if dataset_id is None else dataset_id
         if dataset_id is not None and dataset_id_suffix is not None:
             dataset_id = f"{dataset_id}_{dataset_id_suffix}"
-        if is_discrete is None and (datatype is None or datatype == source._datatype):
-            is_discrete = source._is_discrete
-        modified = cls(
-            source._data if data is None else data,
-            dimension_names=dimension_names or source._dimension_names,
-            voxel_unit=source._voxel_unit if voxel_unit is None else voxel_unit,
-            voxel_size=source._voxel_size if voxel_size is None else voxel_size,
-            datatype=source._datatype if datatype is None else datatype,
+        if is_discrete is None and (datatype is None or datatype == source.datatype):
+            is_discrete = source.is_discrete
+        if origin is None and tuple(data.shape) == source.shape:
+            _, new_size = validated_axes(source.dimension_names, size, data.ndim)
+            edges = zip(source.origin, source.voxel_size, new_size, strict=True)
+            origin = [start * (new / old) for start, old, new in edges]
+        kept = source.extra_attrs
+        if not is_same_data:
+            kept = {key: kept[key] for key in kept if key not in VOXEL_DERIVED_FIELDS}
+        return cls(
+            data,
+            dimension_names=dimension_names or source.dimension_names,
+            voxel_unit=source.voxel_unit if voxel_unit is None else voxel_unit,
+            voxel_size=size,
+            datatype=source.datatype if datatype is None else datatype,
             history=history,
             dataset_id=dataset_id,
-            extra_attrs={
-                key: value
-                for key, value in source.extra_attrs.items()
-                if data is None or key not in VOXEL_DERIVED_FIELDS
-            }
-            | copied_mapping("extra_attrs", extra_attrs),
-            source=source.source if data is None else None,
+            extra_attrs=kept | copied_mapping("extra_attrs", extra_attrs),
+            source=source.source if is_same_data else None,
             origin=origin,
             is_discrete=is_discrete,
-            identity=source.identity if identity is None and data is None else identity,
+            identity=source.identity if identity is None and is_same_data else identity,
         )
-        if origin is None and modified.shape == source.shape:
-            edges = zip(source._origin, source._voxel_size, modified._voxel_size, strict=True)
-            modified._origin = tuple(start * (new / old) for start, old, new in edges)
-        return modified
-
-    @property
-    def data(self) -> da.Array:
-        """The voxels, a lazy dask array."""
-        return self._data
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of voxels along each axis."""
-        return tuple(self._data.shape)
+        return tuple(self.data.shape)
 
     @property
     def dtype(self) -> Any:
         """NumPy dtype of the voxels."""
-        return self._data.dtype
-
-    @property
-    def dimension_names(self) -> tuple[str, ...]:
-        """Name of each axis."""
-        return self._dimension_names
-
-    @property
-    def voxel_size(self) -> tuple[float, ...]:
-        """Edge lengths of a voxel in `voxel_unit`, in the order of `dimension_names`."""
-        return self._voxel_size
-
-    @property
-    def voxel_unit(self) -> VoxelUnit:
-        """Unit of the voxel size."""
-        return self._voxel_unit
-
-    @property
-    def datatype(self) -> DataType | None:
-        """The mango data type, where it is known."""
-        return self._datatype
+        return self.data.dtype
 
     @property
     def history(self) -> History:
         """A copy of the history, entries by their key; `add_to_history` adds to it."""
         return copy.deepcopy(self._history)
-
-    @property
-    def dataset_id(self) -> str | None:
-        """Mango's identifier, where there is one."""
-        return self._dataset_id
 
     @property
     def extra_attrs(self) -> dict[str, Any]:
@@ -297,7 +281,7 @@ class Volume:
 
     @property
     def source(self) -> Any:
-        """What the data was opened from; None for an array from memory, or changed in place."""
+        """What `data` was opened from; None for an array from memory, or changed in place."""
         return self._source if self._is_as_opened else None
 
     @property
@@ -307,7 +291,7 @@ class Volume:
 
     @property
     def _is_as_opened(self) -> bool:
-        return getattr(self._data, "name", None) == self._opened_as
+        return getattr(self.data, "name", None) == self._opened_as
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -315,23 +299,12 @@ class Volume:
 
         `dataset_from_zarr` opens one of them.
         """
-        levels: tuple[Level, ...] = getattr(self.source, "levels", ())
-        return levels
-
-    @property
-    def origin(self) -> tuple[float, ...]:
-        """Position of the first voxel's centre, in `voxel_unit`, one number an axis."""
-        return self._origin
-
-    @property
-    def is_discrete(self) -> bool:
-        """Whether voxels are names of classes, as in segmentations and labels, not grey values."""
-        return self._is_discrete
+        return tuple(getattr(self.source, "levels", ()))
 
     @property
     def mask_value(self) -> Any:
         """The value that marks voxels outside the sample; None where the type has none."""
-        return None if self._datatype is None else self._datatype.mask_value
+        return None if self.datatype is None else self.datatype.mask_value
 
     @property
     def mask(self) -> da.Array:
@@ -339,8 +312,8 @@ class Volume:
         import dask.array as da
 
         if self.mask_value is None:
-            return cast("da.Array", da.zeros_like(self._data, dtype=bool))
-        return cast("da.Array", self._data == self.mask_value)
+            return cast("da.Array", da.zeros_like(self.data, dtype=bool))
+        return cast("da.Array", self.data == self.mask_value)
 
     @property
     def masked_data(self) -> da.Array:
@@ -348,8 +321,8 @@ class Volume:
         import dask.array as da
 
         if self.mask_value is None:
-            return cast("da.Array", da.ma.masked_array(self._data))
-        return cast("da.Array", da.ma.masked_array(self._data, mask=self.mask))
+            return cast("da.Array", da.ma.masked_array(self.data))
+        return cast("da.Array", da.ma.masked_array(self.data, mask=self.mask))
 
     def voxel_size_with_unit(self, unit: VoxelUnit | str) -> tuple[float, ...]:
         """Return the voxel size in `unit`.
@@ -360,10 +333,10 @@ class Volume:
             One of the two units is `VoxelUnit.VOXEL`, which is no length.
         """
         target = VoxelUnit.from_str(str(unit))
-        if target == self._voxel_unit:
-            return self._voxel_size
-        factor = self._voxel_unit.conversion_factor(target)
-        return tuple(v * factor for v in self._voxel_size)
+        if target == self.voxel_unit:
+            return self.voxel_size
+        factor = self.voxel_unit.conversion_factor(target)
+        return tuple(v * factor for v in self.voxel_size)
 
     def add_to_history(self, key: str, value: HistoryValue) -> None:
         """Add one entry to this dataset's history."""
@@ -375,10 +348,10 @@ class Volume:
 
     def __repr__(self) -> str:
         sizes = ", ".join(
-            f"{name}: {n}" for name, n in zip(self._dimension_names, self.shape, strict=True)
+            f"{name}: {n}" for name, n in zip(self.dimension_names, self.shape, strict=True)
         )
-        voxel = size_text(self._voxel_size, self._voxel_unit)
-        kind = "" if self._datatype is None else f"{self._datatype} "
+        voxel = size_text(self.voxel_size, self.voxel_unit)
+        kind = "" if self.datatype is None else f"{self.datatype} "
         return shown(f"<{type(self).__name__} {kind}({sizes}) {self.dtype}, voxel {voxel}>")
 
 
