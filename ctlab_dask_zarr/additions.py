@@ -29,7 +29,7 @@ from ctlab_dask_zarr.preparing import (
     run_reported,
     started,
 )
-from ctlab_dask_zarr.read.zarr import open_volume, read_store_metadata
+from ctlab_dask_zarr.read.zarr import ZarrSource, open_volume, read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import drop_consolidated
 from ctlab_dask_zarr.store.paths import storage_path
@@ -234,11 +234,11 @@ def prepare_labels(
     # First, so that an image which takes the place of this one meanwhile is seen.
     identity = image_identity(files_at(path), path)
     image = open_volume(path)
-    if not image.source.array_path:
+    if not image.levels[0].path:
         raise UnsupportedFormatError(
             f"{path} is a plain array: labels belong to an OME-Zarr image, convert it to one first"
         )
-    if image.source.space is not None:
+    if not isinstance(image.source, ZarrSource) or image.source.space is not None:
         raise UnsupportedFormatError(
             f"{path} has axes of channels or times; labels are written for images with axes of "
             "space alone: convert it first"

@@ -142,7 +142,7 @@ class Volume:
         history: Mapping[str, HistoryValue] | None = None,
         dataset_id: str | None = None,
         extra_attrs: Mapping[str, Any] | None = None,
-        source: Any = None,
+        source: Source | None = None,
         origin: Sequence[float] | None = None,
         is_discrete: bool | None = None,
         identity: str | None = None,
@@ -280,7 +280,7 @@ class Volume:
         return copy.deepcopy({k: v for k, v in self._extra_attrs.items() if k not in lost})
 
     @property
-    def source(self) -> Any:
+    def source(self) -> Source | None:
         """What `data` was opened from; None for an array from memory, or changed in place."""
         return self._source if self._is_as_opened else None
 

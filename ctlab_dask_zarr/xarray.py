@@ -80,6 +80,7 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         storage_options: dict[str, Any] | None = None,
     ) -> dict[str, xr.Dataset]:
         """Open all levels and labels, by their group."""
+        from ctlab_dask_zarr.read.zarr import ZarrSource
         from ctlab_dask_zarr.store.hierarchy import label_names
 
         path = os.fspath(filename_or_obj)
@@ -87,8 +88,8 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         groups = {"/": xr.Dataset()}
         for number in range(max(1, len(opened.levels))):
             groups[f"/{number}"] = _open(path, number, storage_options, drop_variables)
-        if opened.levels:
-            source = opened.source
+        source = opened.source
+        if isinstance(source, ZarrSource):
             folder = os.path.join(source.path, "labels")
             for name in label_names(source.files, source.path):
                 label = os.path.join(folder, name)

@@ -81,7 +81,7 @@ def _short(value: Any) -> str:
 
 
 def block_problems(
-    stored: ZarrSource, mask_value: Number | None, start: Shape, shape: Shape, block: Any
+    stored: Source, mask_value: Number | None, start: Shape, shape: Shape, block: Any
 ) -> list[Problem]:
     """Compare a block of the source with the same region of the dataset, bit by bit.
 

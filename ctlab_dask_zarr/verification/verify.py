@@ -31,7 +31,7 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.read.receipts import array_receipts, expected_objects, seal_of
-from ctlab_dask_zarr.read.zarr import ZarrSource, read_store_metadata, volume_of
+from ctlab_dask_zarr.read.zarr import read_store_metadata, volume_of
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.store.store import Store, files_at
@@ -56,7 +56,7 @@ from ctlab_dask_zarr.verification.documents import (
     has_unchecked_listing,
 )
 from ctlab_dask_zarr.verification.objects import whole_object_problems
-from ctlab_dask_zarr.volume import Volume
+from ctlab_dask_zarr.volume import Source, Volume
 
 __all__ = ["Verification", "prepare_source_check", "prepare_verification"]
 
@@ -232,7 +232,9 @@ def _compare(checks: _Checks, image: Image, source: Volume) -> None:
 def _compare_voxels(checks: _Checks, found: Volume, source: Volume, blocks: SourceGraph) -> None:
     checks.problems += metadata_differences(found, source)
     if found.shape == source.shape and native(found.dtype) == native(source.dtype):
-        check = partial(_check_block, topic_of(checks.token), found.source, found.mask_value)
+        stored = found.source
+        assert stored is not None
+        check = partial(_check_block, topic_of(checks.token), stored, found.mask_value)
         name = f"compare-block-{checks.token}"
         checks.keys += add_block_tasks(checks.graph, blocks, check, name)
         checks.nbytes += int(source.data.nbytes)
@@ -240,7 +242,7 @@ def _compare_voxels(checks: _Checks, found: Volume, source: Volume, blocks: Sour
 
 def _check_block(
     topic: str,
-    stored: ZarrSource,
+    stored: Source,
     mask_value: Number | None,
     start: Shape,
     shape: Shape,

@@ -165,7 +165,7 @@ def _state(
 
 def _source(volume: Volume, url: str) -> dict[str, Any]:
     source: dict[str, Any] = {"url": f"{url}|zarr3:"}
-    if not volume.source.array_path:
+    if not volume.levels[0].path:
         # A plain array has no OME metadata that says this.
         source["transform"] = {"outputDimensions": _dimensions(volume)}
     return source

@@ -32,8 +32,8 @@ from ctlab_dask_zarr.planning.plan import Document, WritePlan
 from ctlab_dask_zarr.planning.resolve import planned_levels
 from ctlab_dask_zarr.read.zarr import (
     StoreMetadata,
-    ZarrSource,
     read_store_metadata,
+    source_of,
     volume_of,
 )
 from ctlab_dask_zarr.store.destination import Destination
@@ -134,7 +134,7 @@ def level_request(
 ) -> StageRequest:
     """Return what staging is asked for to give an image with one level its further ones."""
     dataset = volume_of(metadata)
-    volume: ZarrSource = dataset.source
+    volume = source_of(metadata, 0)
     stored = volume.stored
     every = planned_levels(levels, volume.document, volume.array_path)
     destination = Destination(metadata.path, metadata.files, labels_of)
