@@ -12,21 +12,20 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Level:
-    """One level of detail: where its array lies, and where its voxels lie.
+    """One level of detail: where its array and its voxels lie.
 
     Attributes
     ----------
     path
         The array below the root of the store; '' where the root is the array.
     shape
-        Number of voxels along each axis; () as long as only the image's metadata was read.
+        Number of voxels along each axis; () where only the image's metadata was read.
     factors
-        Voxels of the next finer level along one of this one, for each axis; 1 for the finest. In
+        Voxels of the next finer level along one of this one, for each axis; 1 for the finest. For
         stores of other writers the nearest whole numbers.
-    voxel_size
-        Edge lengths of a voxel, in the unit of the image's voxel size.
-    origin
-        Position of the first voxel's centre, in that unit.
+    voxel_size, origin
+        Edge lengths of a voxel, and position of the first voxel's centre, in the unit of the
+        image's voxel size.
     """
 
     path: str

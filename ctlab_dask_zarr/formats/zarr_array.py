@@ -19,7 +19,9 @@ from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatE
 from ctlab_dask_zarr.formats.codecs import CODECS
 from ctlab_dask_zarr.formats.level import Shape
 
-__all__ = ["CodecSpec", "StoredArray", "is_key", "parse_array_document"]
+__all__ = [
+    *("CodecSpec", "StoredArray", "grid_of", "is_key", "parse_array_document", "region_of"),
+]
 
 #: Bytes of one entry of a shard's index: offset and nbytes, each an unsigned 64-bit integer.
 _INDEX_ENTRY_NBYTES = 16
@@ -40,6 +42,19 @@ def is_key(text: Any) -> bool:
     if not isinstance(text, str) or _NO_KEY.search(text):
         return False
     return not {"", ".", ".."}.intersection(text.split("/"))
+
+
+def grid_of(shape: Shape, cell: Shape) -> Shape:
+    """Return how many cells cover `shape` along each axis."""
+    return tuple(-(-n // c) for n, c in zip(shape, cell, strict=True))
+
+
+def region_of(coords: Shape, cell: Shape, shape: Shape) -> tuple[slice, ...]:
+    """Return the array slices of the cell at `coords`, trimmed to an array of `shape`."""
+    return tuple(
+        slice(c * size, min((c + 1) * size, n))
+        for c, size, n in zip(coords, cell, shape, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,7 @@ class StoredArray:
     @property
     def chunks_per_object(self) -> Shape:
         """Number of inner chunks of an object along each axis."""
-        return tuple(o // c for o, c in zip(self.object_shape, self.inner_chunk_shape, strict=True))
+        return grid_of(self.object_shape, self.inner_chunk_shape)
 
     @property
     def inner_chunk_nbytes(self) -> int:
@@ -113,7 +128,7 @@ class StoredArray:
     @property
     def grid_shape(self) -> Shape:
         """Number of stored objects along each axis."""
-        return tuple(-(-n // o) for n, o in zip(self.shape, self.object_shape, strict=True))
+        return grid_of(self.shape, self.object_shape)
 
     def is_inside(self, coords: Shape) -> bool:
         """Whether there is an object at `coords`."""
@@ -121,10 +136,7 @@ class StoredArray:
 
     def object_region(self, coords: Shape) -> tuple[slice, ...]:
         """Return the array slices of the object at `coords`, trimmed to the array."""
-        return tuple(
-            slice(c * o, min((c + 1) * o, n))
-            for c, o, n in zip(coords, self.object_shape, self.shape, strict=True)
-        )
+        return region_of(coords, self.object_shape, self.shape)
 
     def key(self, coords: Shape) -> str:
         """Return the key of the object at `coords`, below the array, such as ``c/1/0/2``.

@@ -16,7 +16,7 @@ from typing import Literal
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.level import Shape
-from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, grid_of, region_of
 
 __all__ = ["ChunkSpec", "Layout", "ShardSpec", "resolve_layout"]
 
@@ -62,7 +62,7 @@ class Layout:
     @property
     def grid_shape(self) -> Shape:
         """Number of tasks along each axis."""
-        return _grid(self.shape, self.task_shape)
+        return grid_of(self.shape, self.task_shape)
 
     @property
     def n_tasks(self) -> int:
@@ -72,14 +72,11 @@ class Layout:
     @property
     def n_objects(self) -> int:
         """Number of stored objects."""
-        return prod(_grid(self.shape, self.object_shape))
+        return prod(grid_of(self.shape, self.object_shape))
 
     def region(self, coords: Shape) -> tuple[slice, ...]:
         """Return the array slices that the task at `coords` writes, trimmed to the array."""
-        return tuple(
-            slice(c * t, min((c + 1) * t, n))
-            for c, t, n in zip(coords, self.task_shape, self.shape, strict=True)
-        )
+        return region_of(coords, self.task_shape, self.shape)
 
     def n_elements(self, coords: Shape) -> int:
         """Return how many elements of the array the task at `coords` writes."""
@@ -141,11 +138,6 @@ def resolve_layout(
                 f"({s} is not a multiple of {c}): change one of them"
             )
     return Layout(shape, inner, shard)
-
-
-def _grid(shape: Shape, cell: Shape) -> Shape:
-    """Return how many cells cover `shape` along each axis."""
-    return tuple(-(-n // c) for n, c in zip(shape, cell, strict=True))
 
 
 def _rounded_up(shape: Shape, multiple: Shape) -> Shape:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.level import Level, Shape
+from ctlab_dask_zarr.formats.zarr_array import grid_of
 from ctlab_dask_zarr.planning.layout import Layout
 
 __all__ = [
@@ -65,8 +66,8 @@ def plan_levels(finest: Level, levels: LevelSpec) -> tuple[Level, ...]:
 def refuse_other_factors(levels: Sequence[Level]) -> None:
     """Raise `InvalidArgumentError` where a stored level is not the one before it, halved."""
     for number, (finer, level) in enumerate(pairwise(levels), 1):
-        halved = tuple(-(-n // f) for n, f in zip(finer.shape, level.factors, strict=True))
-        if not {1, 2}.issuperset(level.factors) or level.shape != halved:
+        is_halved = level.shape == grid_of(finer.shape, level.factors)
+        if not is_halved or not {1, 2}.issuperset(level.factors):
             raise InvalidArgumentError(
                 f"level {number} has the shape {level.shape}, which is not half of {finer.shape}, "
                 "rounded up, along any axes: only such levels can be made here"
@@ -100,7 +101,7 @@ def _next_level(level: Level, path: str) -> Level:
     )
     return Level(
         path,
-        shape=tuple(-(-n // f) for n, f in zip(level.shape, factors, strict=True)),
+        shape=grid_of(level.shape, factors),
         factors=factors,
         voxel_size=tuple(v * f for v, f in zip(level.voxel_size, factors, strict=True)),
         # The centre of a voxel is in the middle of its parents.
