@@ -73,7 +73,7 @@ ELSEWHERE: dict[str, frozenset[str]] = {
         "a parameter of verify": "source checksums",
         "a parameter of cluster_from_config": "config jobs worker_timeout on_wait",
         "a parameter of Dataset": f"{_OF_DATASETS} extra_attrs",
-        "a parameter of plan_edit": "now labels_follow",
+        "a parameter of plan_edit": "now",
         "a parameter of push": "url",
         "a parameter of serve_store": "on_left_out",
         "a parameter of synthetic_volume": "shape seed",
