@@ -15,13 +15,11 @@ from ctlab_dask_zarr.cli.options import (
     RESUME,
     WRITE,
     api_arguments,
-    client_on_demand,
     option,
-    stop_for,
+    running,
     with_options,
-    workers_of,
 )
-from ctlab_dask_zarr.cli.output import exit_codes, say
+from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.cli.parameters import COLOR, LEVELS
 
 if TYPE_CHECKING:
@@ -49,15 +47,10 @@ def pyramid_command(
     It stays readable meanwhile; the levels appear all at once, when they are complete. Labels of
     the image get the same levels.
     """
-    workers = workers_of(options)
-    stop = stop_for(stop)
-    with exit_codes(), stop.on_signals():
+    with running(options, stop, quiet=quiet) as how:
         from ctlab_dask_zarr import add_levels, dataset_from_zarr
 
-        with client_on_demand(workers, stop, quiet=quiet) as client:
-            result = add_levels(
-                path, **api_arguments(options), client=client, progress=not quiet, stop=stop
-            )
+        result = add_levels(path, **api_arguments(options), **how)
         levels = [level.shape for level in dataset_from_zarr(path).levels]
     if as_json:
         say(json.dumps({"destination": result.destination, "levels": levels}))
@@ -96,18 +89,12 @@ def add_labels_command(
     the voxel size of the image. The labels get the levels that the image has; `commit
     IMAGE/labels/NAME` ends labels that jobs have shared by --part.
     """
-    workers = workers_of(options)
     part = options["part"]
-    stop = stop_for(stop)
-    with exit_codes(), stop.on_signals():
+    with running(options, stop, quiet=quiet) as how:
         from ctlab_dask_zarr import Dataset, dataset_from_zarr, labels_to_zarr, status
 
         labels = Dataset.from_path(segmentation)
-        with client_on_demand(workers, stop, quiet=quiet) as client:
-            labels_to_zarr(
-                labels, image, name, colors=dict(colors), **api_arguments(options), client=client,
-                progress=not quiet, stop=stop,
-            )  # fmt: skip
+        labels_to_zarr(labels, image, name, colors=dict(colors), **api_arguments(options), **how)
         path = f"{image.rstrip('/')}/labels/{name}"
         if part is None:
             n_levels = len(dataset_from_zarr(path).levels)

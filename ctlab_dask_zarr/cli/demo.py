@@ -8,8 +8,8 @@ from glob import escape, glob
 
 import click
 
-from ctlab_dask_zarr.cli.options import QUIET, client_on_demand, option, stop_for
-from ctlab_dask_zarr.cli.output import exit_codes, say
+from ctlab_dask_zarr.cli.options import QUIET, option, running
+from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.errors import WriteFailedError
 from ctlab_dask_zarr.text import nbytes_text
 
@@ -33,20 +33,18 @@ def demo_command(directory: str, size: int, quiet: bool) -> None:
     a masked rim. It is converted on a local cluster, every voxel is read back and compared, and
     three slices are saved as a picture.
     """
-    with exit_codes():
+    with running({"cluster": "local"}, quiet=quiet) as how:
         from ctlab_dask_zarr import Dataset, preview, verify, write_dataset
 
         source = _make_scan(directory, size, quiet)
         store = os.path.join(directory, "tomoDemo.zarr")
         dataset = Dataset.from_path(source)
-        stop = stop_for(None)
-        with client_on_demand({"config": "local"}, stop, quiet=quiet) as client:
-            # A demonstration may be run again in the same folder.
-            result = write_dataset(
-                dataset, store, overwrite=True, shards=(128,) * 3, chunks=(32,) * 3, levels="auto",
-                restart=True, client=client, progress=not quiet,
-            )  # fmt: skip
-            problems = verify(store, dataset, client=client)
+        # A demonstration may be run again in the same folder.
+        result = write_dataset(
+            dataset, store, overwrite=True, shards=(128,) * 3, chunks=(32,) * 3, levels="auto",
+            restart=True, **how,
+        )  # fmt: skip
+        problems = verify(store, dataset, client=how["client"])
         if problems:
             raise WriteFailedError(
                 f"{store} does not read back as {source}: {problems[0]}; please report this"

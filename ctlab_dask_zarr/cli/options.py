@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctlab_dask_zarr.cli.output import say
+from ctlab_dask_zarr.cli.output import exit_codes, say
 from ctlab_dask_zarr.cli.parameters import (
     CODEC,
     DEADLINE,
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("CLUSTER", "JSON", "MKDIR", "QUIET", "RESUME", "SOURCE", "STORAGE", "WRITE", "Command"),
-    *("api_arguments", "client_on_demand", "given_source_options", "make_folder_of"),
-    *("open_source", "option", "stop_for", "with_options", "workers_of"),
+    *("api_arguments", "given_source_options", "make_folder_of", "open_source", "option"),
+    *("running", "with_options", "workers_of"),
 ]
 
 Command = Callable[..., Any]
@@ -200,7 +200,7 @@ def api_arguments(options: dict[str, Any]) -> dict[str, Any]:
 def workers_of(options: dict[str, Any]) -> dict[str, Any]:
     """Take the options of `CLUSTER` out of `options`, as `cluster_from_config` takes them."""
     names = ("workers", "threads", "memory_limit", "scheduler", "scheduler_file", "cluster", "jobs")
-    taken = {name: options.pop(name) for name in names}
+    taken = {name: options.pop(name, None) for name in names}
     given = [f"--{name.replace('_', '-')}" for name in names if taken[name] is not None]
     running = [name for name in given if name.startswith("--scheduler")]
     if running and len(given) > 1:
@@ -222,17 +222,22 @@ def workers_of(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def client_on_demand(
-    workers: dict[str, Any], stop: Stop, *, quiet: bool, report: str | None = None
-) -> Iterator[Callable[[], Client]]:
-    """Yield what starts the workers when it is first called; they end with the context.
+def running(
+    options: dict[str, Any], stop: Stop | None = None, *, quiet: bool, report: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the arguments client, progress and stop of the API, and turn errors into exit codes.
 
-    `report` is a file for dask's own report of what they did.
+    Takes the options of `CLUSTER` out of `options`. The workers start when the client is first
+    asked for, and end with the context. `report` is a file for dask's own report of what they did.
     """
-    if report is not None and find_spec("bokeh") is None:
-        raise MissingExtraError("--report needs bokeh: pip install 'ctlab-dask-zarr[report]'")
+    from ctlab_dask_zarr import Stop
+
+    workers = workers_of(options)
+    stop = stop or Stop()
     clients: list[Client] = []
-    with ExitStack() as stack:
+    with exit_codes(), stop.on_signals(), ExitStack() as stack:
+        if report is not None and find_spec("bokeh") is None:
+            raise MissingExtraError("--report needs bokeh: pip install 'ctlab-dask-zarr[report]'")
 
         def client() -> Client:
             if clients:
@@ -251,14 +256,7 @@ def client_on_demand(
                 stack.enter_context(performance_report(filename=report))
             return clients[0]
 
-        yield client
-
-
-def stop_for(stop: Stop | None) -> Stop:
-    """Return the stop that --deadline has made, or one without a deadline."""
-    from ctlab_dask_zarr import Stop
-
-    return stop or Stop()
+        yield {"client": client, "progress": not quiet, "stop": stop}
 
 
 def make_folder_of(destination: str) -> None:

@@ -15,14 +15,12 @@ from ctlab_dask_zarr.cli.options import (
     QUIET,
     SOURCE,
     STORAGE,
-    client_on_demand,
     given_source_options,
     make_folder_of,
     open_source,
     option,
-    stop_for,
+    running,
     with_options,
-    workers_of,
 )
 from ctlab_dask_zarr.cli.output import ask, exit_codes, say
 from ctlab_dask_zarr.cli.parameters import VOXEL_SIZE
@@ -50,19 +48,14 @@ def verify_command(
     Everything that is wrong is told, not only the first. Verify with --source before the original
     is deleted; options that corrected what it says when it was converted are to be given again.
     """
-    workers = workers_of(options)
     given = given_source_options(options)
     if given and source is None:
         raise click.UsageError(f"{given[0]} is about the source: say which by --source")
-    stop = stop_for(None)
-    with exit_codes(), stop.on_signals():
+    with running(options, quiet=quiet) as how:
         from ctlab_dask_zarr import verify
 
         dataset = None if source is None else open_source(source, options)
-        with client_on_demand(workers, stop, quiet=quiet) as client:
-            problems = verify(
-                path, dataset, checksums=not quick, client=client, progress=not quiet, stop=stop
-            )
+        problems = verify(path, dataset, checksums=not quick, **how)
         if as_json:
             say(json.dumps([asdict(problem) for problem in problems]))
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,11 @@ from ctlab_dask_zarr.cli.options import (
     STORAGE,
     WRITE,
     api_arguments,
-    client_on_demand,
     given_source_options,
     make_folder_of,
     open_source,
     option,
-    stop_for,
+    running,
     with_options,
     workers_of,
 )
@@ -40,9 +39,7 @@ from ctlab_dask_zarr.errors import (
 from ctlab_dask_zarr.text import duration_text, nbytes_text
 
 if TYPE_CHECKING:
-    from distributed import Client
-
-    from ctlab_dask_zarr import Dataset, Stop, WriteResult, WriteStatus
+    from ctlab_dask_zarr import Dataset, Stop, WriteStatus
 
 __all__ = ["abort_command", "commit_command", "convert_command", "plan_command", "status_command"]
 
@@ -86,31 +83,26 @@ def convert_command(
     SIGINT, SIGTERM, SIGUSR1 and the --deadline stop it cleanly: the shards under way are finished,
     the exit code is 75, and the same command with --resume continues.
     """
-    workers = workers_of(options)
     part = options["part"]
     if options["resume"] and options["restart"]:
         raise click.UsageError("--resume and --restart exclude one another")
     if part is not None and verify_after:
         raise click.UsageError("--verify needs the whole dataset: use `verify` after the commit")
     given = given_source_options(options)
-    stop = stop_for(stop)
-    with exit_codes(), stop.on_signals():
+    with running(options, stop, quiet=quiet, report=report) as how:
         from ctlab_dask_zarr import write_dataset
 
         dataset = open_source(source, options)
         arguments = api_arguments(options)
         if mkdir:
             make_folder_of(destination)
-        with client_on_demand(workers, stop, quiet=quiet, report=report) as client:
-            if check_source:
-                _check_source(dataset, destination, arguments, client, stop)
-            result = write_dataset(
-                dataset, destination, **arguments, client=client, progress=not quiet, stop=stop
-            )
-            if verify_after:
-                command = f"`ctlab-zarr verify {result.destination} --source {source}`"
-                same = f" with the same {', '.join(given)}" if given else ""
-                _verify(result, dataset, client, quiet, stop, command + same)
+        if check_source:
+            _check_source(dataset, destination, arguments, how)
+        result = write_dataset(dataset, destination, **arguments, **how)
+        if verify_after:
+            command = f"`ctlab-zarr verify {result.destination} --source {source}`"
+            same = f" with the same {', '.join(given)}" if given else ""
+            _verify(result.destination, dataset, how, command + same)
     if as_json:
         verified = {"verified": True} if verify_after else {}
         text = {"nbytes_text": nbytes_text(result.nbytes)}
@@ -138,11 +130,7 @@ def convert_command(
 
 
 def _check_source(
-    dataset: Dataset,
-    destination: str,
-    arguments: dict[str, Any],
-    client: Callable[[], Client],
-    stop: Stop,
+    dataset: Dataset, destination: str, arguments: dict[str, Any], how: dict[str, Any]
 ) -> None:
     """Name every damaged block or shard of the source before anything is written."""
     from ctlab_dask_zarr import check_source, plan
@@ -150,26 +138,18 @@ def _check_source(
     problem = plan(dataset, destination, **arguments).destination_problem
     if problem is not None and not arguments["resume"]:
         raise DestinationExistsError(problem)
-    problems = check_source(dataset, client=client, stop=stop)
+    problems = check_source(dataset, client=how["client"], stop=how["stop"])
     if problems:
         lines = "\n".join(map(str, problems))
         raise IncompleteSourceError(f"the source is damaged, and nothing was written:\n{lines}")
 
 
-def _verify(
-    result: WriteResult,
-    dataset: Dataset,
-    client: Callable[[], Client],
-    quiet: bool,
-    stop: Stop,
-    command: str,
-) -> None:
+def _verify(path: str, dataset: Dataset, how: dict[str, Any], command: str) -> None:
     """Compare what was written with its source; `command` does that another time."""
     from ctlab_dask_zarr import verify
 
-    path = result.destination
     try:
-        problems = verify(path, dataset, client=client, progress=not quiet, stop=stop)
+        problems = verify(path, dataset, **how)
     except (WriteStoppedError, ClusterError) as error:
         raise type(error)(
             f"{error}. {path} is complete and in its place, but not verified to the end: verify it "
@@ -219,15 +199,10 @@ def commit_command(
     with exit code 75, and the same command goes on. Also repairs a commit that died between its two
     renames.
     """
-    workers = workers_of(options)
-    stop = stop_for(stop)
-    with exit_codes(), stop.on_signals():
+    with running(options, stop, quiet=quiet) as how:
         from ctlab_dask_zarr import commit
 
-        with client_on_demand(workers, stop, quiet=quiet) as client:
-            result = commit(
-                destination, overwrite=overwrite, client=client, progress=not quiet, stop=stop
-            )
+        result = commit(destination, overwrite=overwrite, **how)
     if as_json:
         say(json.dumps(result._asdict()))
     else:

@@ -16,7 +16,8 @@ import yaml
 from click.testing import CliRunner
 from distributed import Client, LocalCluster
 
-from ctlab_dask_zarr.cli import convert
+import ctlab_dask_zarr
+from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError
 from ctlab_dask_zarr.execution.clusters import (
     client_of,
@@ -174,10 +175,13 @@ def test_without_dask_jobqueue_the_error_says_what_to_install(tmp_path: Path) ->
 def test_a_report_without_bokeh_is_refused_before_anything_is_queued(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert, "find_spec", lambda _: None)
-    monkeypatch.setattr(convert, "client_for", lambda **_: pytest.fail("a cluster was started"))
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("a cluster was started")
+
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    monkeypatch.setattr(ctlab_dask_zarr, "cluster_from_config", refuse)
     arguments = [str(source), str(tmp_path / "out.zarr"), "--report", str(tmp_path / "r.html")]
-    done = CliRunner().invoke(convert.convert_command, arguments)
+    done = CliRunner().invoke(main, ["convert", *arguments])
     assert done.exit_code != 0
     assert "pip install 'ctlab-dask-zarr[report]'" in done.output
 
