@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.errors import WriteStoppedError as WriteStoppedError
     from ctlab_dask_zarr.execution.clusters import cluster_from_config as cluster_from_config
     from ctlab_dask_zarr.execution.clusters import cluster_resources as cluster_resources
+    from ctlab_dask_zarr.execution.progress import WriteProgress as WriteProgress
     from ctlab_dask_zarr.execution.stopping import Stop as Stop
     from ctlab_dask_zarr.formats.codecs import array_kwargs as array_kwargs
     from ctlab_dask_zarr.formats.datatype import DataType as DataType
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.views.info import info as info
     from ctlab_dask_zarr.views.neuroglancer import serve_store as serve_store
     from ctlab_dask_zarr.views.preview import preview as preview
-    from ctlab_dask_zarr.write.run import WriteProgress as WriteProgress
     from ctlab_dask_zarr.write.staging.commit import CommitResult as CommitResult
 
 #: The public names, by the module that has them. A test holds the imports above and docs/api.md
@@ -85,6 +85,7 @@ _HOMES = {
         "UnsupportedFormatError VerificationError WriteFailedError WriteStoppedError"
     ),
     "execution.clusters": "cluster_from_config cluster_resources",
+    "execution.progress": "WriteProgress",
     "execution.stopping": "Stop",
     "formats.codecs": "array_kwargs",
     "formats.datatype": "DataType",
@@ -104,7 +105,6 @@ _HOMES = {
     "views.info": "DatasetInfo info",
     "views.neuroglancer": "serve_store",
     "views.preview": "preview",
-    "write.run": "WriteProgress",
     "write.staging.commit": "CommitResult",
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}

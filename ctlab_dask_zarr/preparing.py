@@ -14,7 +14,7 @@ from dask.base import is_dask_collection
 
 from ctlab_dask_zarr.errors import DestinationExistsError, InvalidArgumentError
 from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
-from ctlab_dask_zarr.execution.progress import Progress
+from ctlab_dask_zarr.execution.progress import ProgressBar, WriteProgress
 from ctlab_dask_zarr.execution.scheduler import scheduler_resources
 from ctlab_dask_zarr.formats.codecs import array_kwargs
 from ctlab_dask_zarr.formats.level import Level
@@ -32,7 +32,7 @@ from ctlab_dask_zarr.store.occupied import occupied_problem, refuse_missing_fold
 from ctlab_dask_zarr.text import nbytes_text
 from ctlab_dask_zarr.volume import is_delayed, no_dataset
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare
-from ctlab_dask_zarr.write.run import WriteProgress, run
+from ctlab_dask_zarr.write.run import run
 from ctlab_dask_zarr.write.staging.commit import CommitResult
 
 if TYPE_CHECKING:
@@ -175,24 +175,9 @@ def reported(
     if not progress:
         yield None
         return
-    bar: Progress | None = None
-    nbytes_shown = 0
-
-    def show(told: WriteProgress) -> None:
-        nonlocal bar, nbytes_shown
-        if bar is None:
-            count = None if client is None else lambda: _n_workers(client)
-            bar = Progress(told.n_shards, told.nbytes, noun=noun, n_workers=count)
-            stack.enter_context(bar)
-        bar.add(told.nbytes_done - nbytes_shown)
-        nbytes_shown = told.nbytes_done
-
-    with ExitStack() as stack:
-        yield show
-
-
-def _n_workers(client: Client) -> int:
-    return len(client.scheduler_info(n_workers=-1)["workers"])
+    count = None if client is None else lambda: len(client.scheduler_info(-1)["workers"])
+    with ProgressBar(noun, count) as bar:
+        yield bar.tell
 
 
 def refuse_taken(path: str | os.PathLike[str], *, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ctlab_dask_zarr.execution.progress import listen
+from ctlab_dask_zarr.execution.progress import WriteProgress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import Stop, compute_until
 from ctlab_dask_zarr.formats.problems import Problem
@@ -26,7 +26,6 @@ from ctlab_dask_zarr.verification.verify import (
     prepare_verification,
 )
 from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
-from ctlab_dask_zarr.write.run import WriteProgress
 
 __all__ = ["Problems", "abort", "check_source", "pull", "push", "status", "verify"]
 
@@ -167,26 +166,16 @@ def check_source(
 def _problems(
     checks: Verification, client: Any, progress: ProgressSink, stop: Stop | None, reading: str
 ) -> Problems:
-    told = WriteProgress(checks.n_tasks, checks.nbytes, 0)
-    found: list[Problem] = []
+    total = WriteProgress(checks.n_tasks, checks.nbytes, 0)
     with (
         waiting_for(checks.graph, client or current_client()),
         reported(progress, client, "checks") as tell,
+        counted(checks.graph, total, client, tell=tell),
     ):
-
-        def on_report(nbytes: int, task_s: float) -> None:
-            nonlocal told
-            told = told._replace(nbytes_done=min(told.nbytes_done + nbytes, told.nbytes))
-            if tell is not None:
-                tell(told)
-
-        if tell is not None:
-            tell(told)
-        with listen(checks.graph, on_report, client):
-            if client is None:
-                found = list(checks.graph.compute())
-            else:
-                found = compute_until(checks.graph, client, stop, reading=reading)
+        if client is None:
+            found = list(checks.graph.compute())
+        else:
+            found = compute_until(checks.graph, client, stop, reading=reading)
     return Problems(checks.problems + found, checks.scope)
 
 

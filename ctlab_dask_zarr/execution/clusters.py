@@ -35,7 +35,6 @@ from ctlab_dask_zarr.settings import (
 
 __all__ = [
     "Workers",
-    "client_of",
     "cluster_from_config",
     "cluster_resources",
     "configured_kind",
@@ -162,7 +161,7 @@ def _workers_for(
     stop: Stop | None = None,
 ) -> Iterator[Workers]:
     """Put the settings of a configuration in force, and yield the workers that it describes."""
-    check_dask_config()
+    _check_dask_config()
     if config is None and not (jobs or threads or memory_limit) and setting("cluster"):
         config, jobs = setting("cluster"), setting("jobs")
     if config is None:
@@ -217,14 +216,6 @@ def _read(name: str) -> tuple[str, dict[str, Any], str | None]:
     return kind, settings, config_file
 
 
-@contextmanager
-def client_of(workers: Workers) -> Iterator[Client]:
-    """Start workers and a client of them, and end both."""
-    check_dask_config()
-    with workers.start() as cluster, Client(cluster) as client, same_versions(client):
-        yield client
-
-
 def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a YAML file of dask's keys says; refuse keys that dask would silently ignore."""
     name = os.fspath(path)
@@ -250,7 +241,7 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
     return loaded
 
 
-def check_dask_config() -> None:
+def _check_dask_config() -> None:
     """Raise an error if a file that ``DASK_CONFIG`` names is wrong: dask itself says nothing."""
     path = os.environ.get("DASK_CONFIG")
     if not path:

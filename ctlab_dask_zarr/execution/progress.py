@@ -13,15 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from dask.delayed import Delayed
 from dask.utils import parse_timedelta
 
 from ctlab_dask_zarr.text import duration_text, nbytes_text
 
-__all__ = ["Progress", "Reporter", "listen", "topic_of"]
+if TYPE_CHECKING:
+    from ctlab_dask_zarr.execution.stopping import Stop
+
+__all__ = ["ProgressBar", "Reporter", "WriteProgress", "counted", "listen", "topic_of"]
 
 #: Seconds between two reports of one task.
 _REPORT_INTERVAL_S = 0.5
@@ -35,6 +37,14 @@ _JOIN_S = 1.0
 #: until now if it has just finished a shard, else 0.
 Listener = Callable[[int, float], None]
 _listeners: dict[str, Listener] = {}
+
+
+class WriteProgress(NamedTuple):
+    """How far a run is: shards to write, and bytes of voxels in all and so far."""
+
+    n_shards: int
+    nbytes: int
+    nbytes_done: int
 
 
 class Reporter:
@@ -111,41 +121,56 @@ def topic_of(key: str) -> str:
     return f"ctlab-zarr-{key.rsplit('-', 1)[-1]}"
 
 
-class Progress:
-    """Shows shards, bytes, rate and time left: a bar on a terminal, elsewhere a line now and then.
+@contextmanager
+def counted(
+    graph: Delayed,
+    total: WriteProgress,
+    client: Any = None,
+    *,
+    tell: Callable[[WriteProgress], None] | None = None,
+    stop: Stop | None = None,
+) -> Iterator[Callable[[], WriteProgress]]:
+    """Count what the tasks of a graph report, and tell `stop` and `tell` about it.
 
-    Parameters
-    ----------
-    n_shards, nbytes
-        Totals; bytes of voxels before compression.
-    quiet
-        Show nothing.
-    stream
-        Where to; standard error by default.
-    noun
-        What is counted.
-    n_workers
-        Returns how many workers there are at the moment.
+    Yields a function that returns how far the graph is. A task that runs twice does not count
+    beyond the total.
+    """
+    told = total
+    if tell is None and stop is None:
+        yield lambda: told
+        return
+
+    def on_report(nbytes: int, task_s: float) -> None:
+        nonlocal told
+        told = told._replace(nbytes_done=min(told.nbytes_done + nbytes, told.nbytes))
+        if stop is not None:
+            stop.saw(task_s)
+        if tell is not None:
+            tell(told)
+
+    if tell is not None:
+        tell(told)
+    with listen(graph, on_report, client):
+        yield lambda: told
+
+
+class ProgressBar:
+    """Shows what it is told: a bar on a terminal, elsewhere a line now and then.
+
+    Use it as a context; `n_workers` returns how many workers there are at the moment.
     """
 
     def __init__(
         self,
-        n_shards: int,
-        nbytes: int,
-        *,
-        quiet: bool = False,
-        stream: TextIO | None = None,
         noun: str = "shards",
         n_workers: Callable[[], int] | None = None,
+        stream: TextIO | None = None,
     ) -> None:
-        self._n_shards = n_shards
         self._noun = noun
         self._n_workers = n_workers
         self._workers = ""
-        self._total = nbytes
-        self._done = 0
+        self._told: WriteProgress | None = None
         self._stream = sys.stderr if stream is None else stream
-        self._quiet = quiet
         self._is_terminal = self._stream.isatty()
         # Carriage returns would fill a log.
         self._interval_s = _BAR_INTERVAL_S if self._is_terminal else _line_interval_s()
@@ -153,45 +178,24 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
-    def add(self, nbytes: int, task_s: float = 0.0) -> None:
-        """Count encoded bytes; this is a `Listener`, but does not need the seconds."""
-        self._done = min(self._done + nbytes, self._total)
-
-    def expect(self, nbytes: int) -> None:
-        """Set the total, if it was not known at the beginning."""
-        self._total = nbytes
-
-    def line(self) -> str:
-        """Return as text how far it is."""
-        part = self._done / self._total if self._total else 1.0
-        seconds = max(time.monotonic() - self._start_s, 1e-3)
-        rate = self._done / seconds
-        left = duration_text((self._total - self._done) / rate) if rate else "?"
-        return (
-            f"{int(part * self._n_shards)} of {self._n_shards} {self._noun}, "
-            f"{nbytes_text(self._done)} of {nbytes_text(self._total)} ({part:.0%}), "
-            f"{nbytes_text(rate)}/s, {left} left"
-        )
-
-    def __enter__(self) -> Progress:
-        self._start_s = time.monotonic()
-        if not self._quiet:
+    def tell(self, told: WriteProgress) -> None:
+        """Show this from now on."""
+        is_first, self._told = self._told is None, told
+        if is_first:
+            self._start_s = time.monotonic()
             self._thread.start()
+
+    def __enter__(self) -> ProgressBar:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._quiet:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._told is None:
             return
         self._stop.set()
         # The thread may be asking a scheduler that does not answer; a job has to end in time.
         self._thread.join(_JOIN_S)
         if kind is None:
-            self._done = self._total
+            self._told = self._told._replace(nbytes_done=self._told.nbytes)
             if not self._thread.is_alive():
                 self._count_workers()
         self._show()
@@ -213,12 +217,20 @@ class Progress:
             self._workers = ""
 
     def _show(self) -> None:
+        assert self._told is not None
+        n_shards, total, done = self._told
+        part = done / total if total else 1.0
+        rate = done / max(time.monotonic() - self._start_s, 1e-3)
+        left = duration_text((total - done) / rate) if rate else "?"
+        line = (
+            f"{int(part * n_shards)} of {n_shards} {self._noun}, {nbytes_text(done)} of "
+            f"{nbytes_text(total)} ({part:.0%}), {nbytes_text(rate)}/s, {left} left"
+        )
         if self._is_terminal:
-            filled = int(_BAR_WIDTH * self._done / max(self._total, 1))
-            bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-            self._stream.write(f"\r\x1b[K[{bar}] {self.line()}")
+            bar = "#" * int(_BAR_WIDTH * done / max(total, 1))
+            self._stream.write(f"\r\x1b[K[{bar:.<{_BAR_WIDTH}}] {line}")
         else:
-            self._stream.write(f"{self.line()}{self._workers}\n")
+            self._stream.write(f"{line}{self._workers}\n")
         self._stream.flush()
 
 

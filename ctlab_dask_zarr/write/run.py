@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import dask
 import dask.threaded
@@ -21,7 +21,7 @@ from ctlab_dask_zarr.errors import (
     WriteFailedError,
     WriteStoppedError,
 )
-from ctlab_dask_zarr.execution.progress import listen
+from ctlab_dask_zarr.execution.progress import WriteProgress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop, compute_until
 from ctlab_dask_zarr.store.shared_folder import SharedFolder
@@ -33,15 +33,7 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
     from distributed import Client
 
-__all__ = ["WriteProgress", "run"]
-
-
-class WriteProgress(NamedTuple):
-    """How far a run is: shards to write, and bytes of voxels in all and so far."""
-
-    n_shards: int
-    nbytes: int
-    nbytes_done: int
+__all__ = ["run"]
 
 
 def run(
@@ -81,9 +73,10 @@ def run(
         return committed
     running = client or current_client()
     tasks, request = prepared.remaining.tasks, prepared.request
+    total = WriteProgress(len(tasks), prepared.nbytes, 0)
     with (
         waiting_for(prepared.graph, running),
-        _reported(prepared, running, progress, stop) as told,
+        counted(prepared.graph, total, running, tell=progress, stop=stop) as told,
     ):
         if stop is None:
             return _run(prepared, running, None)
@@ -93,37 +86,10 @@ def run(
             if stop.is_futile():
                 # Not the exit code of a stop: job scripts would repeat it for ever.
                 raise WriteFailedError(_futile(prepared, stop)) from error
-            raise WriteStoppedError(_stopped(prepared, stop, told[0])) from error
+            raise WriteStoppedError(_stopped(prepared, stop, told())) from error
     if tasks or request.destination.committed().get("run_id") == request.run_id:
         stop.progressed()
     return result
-
-
-@contextmanager
-def _reported(
-    prepared: PreparedWrite,
-    client: Client | None,
-    progress: Callable[[WriteProgress], None] | None,
-    stop: Stop | None,
-) -> Iterator[list[WriteProgress]]:
-    """Tell `progress` and `stop` what the workers report; yield what was told last."""
-    if progress is None and stop is None:
-        yield []
-        return
-    told = [WriteProgress(len(prepared.remaining.tasks), prepared.nbytes, 0)]
-
-    def on_report(nbytes: int, task_s: float) -> None:
-        nbytes_done = min(told[0].nbytes_done + nbytes, told[0].nbytes)
-        told[0] = told[0]._replace(nbytes_done=nbytes_done)
-        if stop is not None:
-            stop.saw(task_s)
-        if progress is not None:
-            progress(told[0])
-
-    if progress is not None:
-        progress(told[0])
-    with listen(prepared.graph, on_report, client):
-        yield told
 
 
 def _run(prepared: PreparedWrite, client: Client | None, stop: Stop | None) -> CommitResult:

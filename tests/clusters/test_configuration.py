@@ -20,15 +20,12 @@ import ctlab_dask_zarr
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError
 from ctlab_dask_zarr.execution.clusters import (
-    client_of,
     cluster_from_config,
     cluster_resources,
     configured_kind,
     read_configuration,
 )
 from ctlab_dask_zarr.execution.jobs import JobWorkers, import_jobqueue
-from ctlab_dask_zarr.execution.local import local_workers
-from ctlab_dask_zarr.execution.running import RunningWorkers
 from ctlab_dask_zarr.execution.versions import same_versions
 
 CONFIGS = Path(__file__).parents[2] / "cluster-configs"
@@ -89,11 +86,11 @@ def test_a_file_that_dask_config_names_is_checked_too(
 ) -> None:
     written(tmp_path, "distributed: {worker: {memory: {spil: 0.8}}}")
     monkeypatch.setenv("DASK_CONFIG", str(tmp_path / place))
-    for start in (
-        lambda: cluster_from_config("local", jobs=1),
-        lambda: client_of(local_workers(1)),
-    ):
-        with pytest.raises(InvalidArgumentError, match=r"mine\.yaml: .*spill meant"), start():
+    for config in ("local", None):
+        with (
+            pytest.raises(InvalidArgumentError, match=r"mine\.yaml: .*spill meant"),
+            cluster_from_config(config, jobs=1),
+        ):
             pytest.fail("the cluster was given out")
 
 
@@ -258,6 +255,6 @@ def test_a_worker_of_other_versions_under_a_running_scheduler_is_an_error(
         wait_until(lambda: local.scheduler_info["workers"], "the worker")
         with (
             pytest.raises(ClusterError, match=r"has zarr 3\.0\.0 and not"),
-            client_of(RunningWorkers(local.scheduler_address)),
+            cluster_from_config(local.scheduler_address),
         ):
             pytest.fail("the client was given out")

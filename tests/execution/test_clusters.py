@@ -2,17 +2,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dask
 import pytest
+from distributed import Client
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.execution.clusters import client_of, cluster_resources
+from ctlab_dask_zarr.execution.clusters import cluster_from_config, cluster_resources
 from ctlab_dask_zarr.execution.local import local_workers
-from ctlab_dask_zarr.execution.running import RunningWorkers
 from ctlab_dask_zarr.planning.rechunk import Resources
+
+
+@contextmanager
+def client_of(config: Any = "local", **options: Any) -> Iterator[Client]:
+    with cluster_from_config(config, **options) as cluster, Client(cluster) as client:
+        yield client
 
 
 def test_workers_share_the_memory_that_the_job_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,14 +37,14 @@ def test_the_user_s_own_folder_for_spilled_data_is_kept(
     monkeypatch.setenv("TMPDIR", str(tmp_path / "job"))
     with (
         dask.config.set({"temporary-directory": str(tmp_path / "own")}),
-        client_of(local_workers(1)) as client,
+        client_of(jobs=1) as client,
     ):
         workers = client.scheduler_info()["workers"].values()
         assert all(w["local_directory"].startswith(str(tmp_path / "own")) for w in workers)
 
 
 def test_a_local_cluster_has_the_workers_asked_for() -> None:
-    with client_of(local_workers(1, 2, 2**30)) as client:
+    with client_of(jobs=1, threads=2, memory_limit=2**30) as client:
         workers = client.scheduler_info()["workers"].values()
         assert [w["nthreads"] for w in workers] == [2]
         assert [w["memory_limit"] for w in workers] == [2**30]
@@ -49,7 +57,7 @@ def test_a_local_cluster_changes_no_setting_for_others_in_the_process(
     """Of two in threads, the one that ended last put back what the other had set."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "job"))
     before = dask.config.get("temporary-directory", None)
-    with client_of(local_workers(1)) as client:
+    with client_of(jobs=1) as client:
         assert dask.config.get("temporary-directory", None) == before
         assert dask.config.get("distributed.scheduler.no-workers-timeout") is None
         # A worker that is started again keeps the folder of the first.
@@ -62,11 +70,11 @@ def test_a_local_cluster_that_has_lost_its_workers_does_not_wait_for_ever() -> N
     def timeout_s(dask_scheduler: Any) -> float | None:
         return dask_scheduler.no_workers_timeout
 
-    with client_of(local_workers(1)) as client:
+    with client_of(jobs=1) as client:
         assert client.run_on_scheduler(timeout_s) == 300
     with (
         dask.config.set({"distributed.scheduler.no-workers-timeout": "7s"}),
-        client_of(local_workers(1)) as client,
+        client_of(jobs=1) as client,
     ):
         assert client.run_on_scheduler(timeout_s) == 7
 
@@ -75,7 +83,7 @@ def test_no_scheduler_at_an_address_is_a_clear_error() -> None:
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(InvalidArgumentError, match=r"127\.0\.0\.1:9"),
-        client_of(RunningWorkers("tcp://127.0.0.1:9")),
+        client_of("tcp://127.0.0.1:9"),
     ):
         pass
 
@@ -90,7 +98,7 @@ def test_a_scheduler_file_that_never_comes_or_says_nothing_is_a_clear_error(
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(InvalidArgumentError, match=r"scheduler\.json"),
-        client_of(RunningWorkers(scheduler_file=str(path))),
+        client_of(path),
     ):
         pass
 

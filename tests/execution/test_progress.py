@@ -2,10 +2,21 @@ from __future__ import annotations
 
 import io
 import threading
+from typing import Any
 
 import dask
+import pytest
+from dask.delayed import delayed
 
-from ctlab_dask_zarr.execution.progress import Progress
+from ctlab_dask_zarr.execution.progress import (
+    ProgressBar,
+    Reporter,
+    WriteProgress,
+    counted,
+    topic_of,
+)
+
+QUARTER = WriteProgress(4, 400, 100)
 
 
 class Terminal(io.StringIO):
@@ -15,8 +26,8 @@ class Terminal(io.StringIO):
 
 def test_a_log_gets_whole_lines() -> None:
     stream = io.StringIO()
-    with Progress(4, 400, stream=stream) as progress:
-        progress.add(100)
+    with ProgressBar(stream=stream) as bar:
+        bar.tell(QUARTER)
     assert "\r" not in stream.getvalue()
     assert stream.getvalue().endswith("left\n")
     assert "4 of 4 shards" in stream.getvalue()
@@ -24,35 +35,46 @@ def test_a_log_gets_whole_lines() -> None:
 
 def test_a_terminal_gets_one_line_that_is_redrawn() -> None:
     stream = Terminal()
-    with Progress(4, 400, stream=stream) as progress:
-        progress.add(400)
+    with ProgressBar(stream=stream) as bar:
+        bar.tell(WriteProgress(4, 400, 400))
     assert stream.getvalue().startswith("\r")
     assert stream.getvalue().count("\n") == 1
 
 
-def test_quiet_is_silent() -> None:
-    stream = Terminal()
-    with Progress(4, 400, stream=stream, quiet=True) as progress:
-        progress.add(400)
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_nothing_is_shown_where_nothing_is_told(kind: Any) -> None:
+    stream = kind()
+    with ProgressBar(stream=stream):
+        pass
     assert stream.getvalue() == ""
 
 
 def test_a_failure_does_not_claim_to_be_done() -> None:
     stream = io.StringIO()
-    try:
-        with Progress(4, 400, stream=stream) as progress:
-            progress.add(100)
+
+    def fail() -> None:
+        with ProgressBar(stream=stream) as bar:
+            bar.tell(QUARTER)
             raise RuntimeError
-    except RuntimeError:
-        pass
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert "1 of 4 shards" in stream.getvalue().splitlines()[-1]
 
 
 def test_tasks_that_ran_twice_do_not_count_beyond_the_whole() -> None:
-    progress = Progress(4, 400)
-    for _ in range(6):
-        progress.add(100)
-    assert "400 B of 400 B (100%)" in progress.line()
+    stream = io.StringIO()
+    graph = delayed(int)()
+    with (
+        ProgressBar(stream=stream) as bar,
+        counted(graph, WriteProgress(4, 400, 0), tell=bar.tell) as told,
+    ):
+        for _ in range(6):
+            reporter = Reporter(topic_of(graph.key))
+            reporter.add(100)
+            reporter.finish()
+        assert told() == (4, 400, 400)
+    assert "400 B of 400 B (100%)" in stream.getvalue()
 
 
 def test_a_scheduler_that_does_not_answer_does_not_hold_up_the_end() -> None:
@@ -67,12 +89,14 @@ def test_a_scheduler_that_does_not_answer_does_not_hold_up_the_end() -> None:
 
     stream = io.StringIO()
     with dask.config.set({"ctlab-zarr.progress-interval": "1ms"}):
-        progress = Progress(4, 400, stream=stream, n_workers=n_workers)
-    with progress:
+        bar = ProgressBar(n_workers=n_workers, stream=stream)
+    with bar:
+        bar.tell(QUARTER)
         assert is_asked.wait(60)
+    (thread,) = (t for t in threading.enumerate() if t.name == "progress")
     assert not answers.is_set()
     last = stream.getvalue()
     assert last.endswith("left\n")
     answers.set()
-    progress._thread.join(60)
+    thread.join(60)
     assert stream.getvalue() == last, "nothing is told after the end"
