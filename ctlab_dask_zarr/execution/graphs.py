@@ -49,7 +49,7 @@ __all__ = [
     "add_tree",
     "analyse_source",
     "is_read",
-    "private_tasks",
+    "results_of",
 ]
 
 Key = Any
@@ -68,26 +68,16 @@ FAN_IN = 32
 
 @dataclass(frozen=True)
 class SourceGraph:
-    """The optimised graph of a dask array, and which tasks belong to one block alone.
-
-    Attributes
-    ----------
-    data
-        The dask array.
-    nodes
-        Every task, by key; the keys of blocks are ``(data.name, i, j, k)``.
-    held
-        Results that a cluster holds (persisted blocks, Futures among the arguments), by key.
-    shared
-        Tasks and held results that more than one block needs.
-    is_independent
-        Whether every block can be made from its own tasks and a few shared ones.
-    """
+    """The optimised graph of a dask array, and which tasks belong to one block alone."""
 
     data: da.Array
+    #: Every task, by key; the keys of blocks are ``(data.name, i, j, k)``.
     nodes: Mapping[Key, GraphNode]
+    #: Results that a cluster holds (persisted blocks, Futures among the arguments), by key.
     held: Mapping[Key, Any]
+    #: Tasks and held results that more than one block needs.
     shared: frozenset[Key]
+    #: Whether every block can be made from its own tasks and a few shared ones.
     is_independent: bool
 
     @property
@@ -100,6 +90,11 @@ class SourceGraph:
         """The lengths of the blocks along each axis."""
         chunks: tuple[tuple[int, ...], ...] = self.data.chunks
         return chunks
+
+    def recipe(self, index: Shape, start: Shape, shape: Shape) -> tuple[BlockRecipe, Sequence[Key]]:
+        """Return how to make an independent block, and the keys of the shared results it needs."""
+        nodes, needed = _private_tasks(self.nodes, (self.name, *index), self.shared)
+        return BlockRecipe(start, shape, nodes), needed
 
     @property
     def volumes(self) -> tuple[Any, ...]:
@@ -149,7 +144,7 @@ def analyse_source(data: da.Array) -> SourceGraph:
     inputs: set[Key] = set()
     for key in keys:
         if key not in shared and nodes[key].dependencies:
-            inputs.update(private_tasks(nodes, key, shared)[1])
+            inputs.update(_private_tasks(nodes, key, shared)[1])
     n_allowed = min(_MAX_SHARED, max(1, len(keys) // _BLOCKS_PER_SHARED))
     is_independent = shared.isdisjoint(keys) and len(inputs) <= n_allowed
     return SourceGraph(data, nodes, _futures(graph, held), frozenset(shared), is_independent)
@@ -208,7 +203,7 @@ def is_read(data: da.Array) -> bool:
     return all(not isinstance(node, Task) or node.func in slicing for node in nodes)
 
 
-def private_tasks(
+def _private_tasks(
     nodes: Mapping[Key, GraphNode], key: Key, shared: set[Key] | frozenset[Key]
 ) -> Any:
     """Return (the tasks of `key` alone, dependencies first; the shared tasks they need)."""
@@ -285,7 +280,7 @@ def add_blocks(
         if key not in source.held and n_uses[key] == 0 and nodes and isinstance(nodes[0], Task):
             first = nodes[0]
             recipe = BlockRecipe(*place, tuple(nodes))
-            inputs = _results_of(first.dependencies)
+            inputs = results_of(first.dependencies)
             producer = first.data_producer
             graph[key] = Task(key, _accepted, accept, recipe, inputs, _data_producer=producer)
             add_closure(graph, source, first.dependencies)
@@ -293,7 +288,7 @@ def add_blocks(
             add_closure(graph, source, [key])
 
 
-def _results_of(keys: Iterable[Key]) -> Dict | dict[Key, Any]:
+def results_of(keys: Iterable[Key]) -> Dict | dict[Key, Any]:
     """Return the results of `keys` as an argument of a task: a mapping by key."""
     # An empty Dict would be one more node of the graph for each task.
     return Dict({key: TaskRef(key) for key in keys}) or {}
@@ -319,7 +314,7 @@ def add_closure(graph: dict[Key, GraphNode], source: SourceGraph, keys: Iterable
             node = source.nodes[key]
             if not source.is_independent and may_reuse(node):
                 recipe = BlockRecipe((), (), (node,))
-                inputs = _results_of(node.dependencies)
+                inputs = results_of(node.dependencies)
                 graph[key] = Task(key, recipe.make, inputs, _data_producer=node.data_producer)
             else:
                 graph[key] = node
@@ -347,15 +342,14 @@ def add_block_tasks(
         shape = tuple(c[i] for c, i in zip(chunks, index, strict=True))
         if 0 in shape:
             continue
-        block: Key = (source.name, *index)
         key: Key = (name, *index)
         if source.is_independent:
-            nodes, needed = private_tasks(source.nodes, block, source.shared)
-            recipe = BlockRecipe(start, shape, nodes)
-            inputs = _results_of(needed)
+            recipe, needed = source.recipe(index, start, shape)
+            inputs = results_of(needed)
             graph[key] = Task(key, _call_with_made, function, recipe, inputs, _data_producer=True)
             used.update(needed)
         else:
+            block: Key = (source.name, *index)
             graph[key] = Task(key, function, start, shape, TaskRef(block))
             used.add(block)
         keys.append(key)

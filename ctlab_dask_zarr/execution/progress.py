@@ -27,8 +27,7 @@ __all__ = ["ProgressBar", "Reporter", "WriteProgress", "counted", "listen", "top
 
 #: Seconds between two reports of one task.
 _REPORT_INTERVAL_S = 0.5
-#: Seconds between two updates of a bar.
-_BAR_INTERVAL_S = 0.2
+_BAR_INTERVAL = "200ms"
 _BAR_WIDTH = 24
 #: Seconds for an update under way to end.
 _JOIN_S = 1.0
@@ -60,11 +59,7 @@ class Reporter:
         """Count `nbytes` more bytes of voxels."""
         self._nbytes += nbytes
         if time.monotonic() >= self._next_s:
-            self.flush()
-
-    def flush(self) -> None:
-        """Report what was not reported yet."""
-        self._report(0.0)
+            self._report(0.0)
 
     def finish(self) -> None:
         """Report the rest, and that a shard is done."""
@@ -172,8 +167,12 @@ class ProgressBar:
         self._told: WriteProgress | None = None
         self._stream = sys.stderr if stream is None else stream
         self._is_terminal = self._stream.isatty()
+        # Workers import this module too, but need no settings.
+        from ctlab_dask_zarr.settings import setting
+
         # Carriage returns would fill a log.
-        self._interval_s = _BAR_INTERVAL_S if self._is_terminal else _line_interval_s()
+        interval = _BAR_INTERVAL if self._is_terminal else setting("progress-interval")
+        self._interval_s = float(parse_timedelta(interval))
         self._start_s = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -232,10 +231,3 @@ class ProgressBar:
         else:
             self._stream.write(f"{line}{self._workers}\n")
         self._stream.flush()
-
-
-def _line_interval_s() -> float:
-    # Imported here, because workers need only the reporter.
-    from ctlab_dask_zarr.settings import setting
-
-    return float(parse_timedelta(setting("progress-interval")))

@@ -68,8 +68,8 @@ class Stop:
 
     def __init__(self, deadline: float | str | None = None) -> None:
         self._start_s = time.monotonic()
-        deadline_s = _seconds(deadline) if isinstance(deadline, str) else deadline
-        self._deadline_s = None if deadline_s is None else self._start_s + deadline_s
+        left_s = _seconds(deadline) if isinstance(deadline, str) else deadline
+        self._deadline_s = self._start_s + (math.inf if left_s is None else left_s)
         self._longest_task_s = 0.0
         self._has_progress = False
         self._asked: str | None = None
@@ -95,8 +95,8 @@ class Stop:
         A retry with the same time is pointless then. SIGUSR1 is how batch systems warn of the end
         of a job that has a walltime; other signals may come at any time, and say nothing about it.
         """
-        has_end = self._deadline_s is not None and self._deadline_s < math.inf
-        is_time_up = self._asked == _TIME_IS_UP or (self._asked == "SIGUSR1" and has_end)
+        is_warned = self._asked == "SIGUSR1" and self._deadline_s < math.inf
+        is_time_up = self._asked == _TIME_IS_UP or is_warned
         return is_time_up and not self._has_progress
 
     def time_spent(self) -> str:
@@ -105,16 +105,13 @@ class Stop:
 
     def reason(self) -> str | None:
         """Return why to stop now, or None."""
-        if self._asked is None and self._deadline_s is not None:
-            last_start_s = self._deadline_s - _CLOSING_S - _TASK_MARGIN * self._longest_task_s
-            if time.monotonic() >= last_start_s:
-                self._asked = _TIME_IS_UP
+        last_start_s = self._deadline_s - _CLOSING_S - _TASK_MARGIN * self._longest_task_s
+        if self._asked is None and time.monotonic() >= last_start_s:
+            self._asked = _TIME_IS_UP
         return self._asked
 
     def grace_s(self) -> float:
         """Return how many seconds shards under way have to be finished."""
-        if self._deadline_s is None:
-            return _GRACE_S
         left_s = self._deadline_s - _CLOSING_S / 2 - time.monotonic()
         return max(0.0, left_s if self._asked == _TIME_IS_UP else min(left_s, _GRACE_S))
 
@@ -168,27 +165,9 @@ def compute_until(
 ) -> Any:
     """Compute `graph` on `client`, unless `stop` asks to end before.
 
-    Parameters
-    ----------
-    graph
-        A write, or something that only reads.
-    client
-        Where to compute.
-    stop
-        None: nobody asks.
-    reading
-        For a graph that only reads: what it means that it was stopped, and what to do. Nothing has
-        to be finished then.
-    shared
-        The folder that all workers have to see, watched meanwhile.
-
-    Raises
-    ------
-    WriteStoppedError
-        `stop` asked; the shards under way are finished, or their time is over.
-    ClusterError
-        `stop` asked, and the time is too short for a graph that only reads; or a worker came that
-        does not see the folder.
+    After a stop, shards under way get some time to be finished. A graph that only reads needs none:
+    `reading` says for it what the stop means, and what to do. `shared` is the folder that all
+    workers have to see, which is watched meanwhile.
     """
     stop = stop or Stop()
     if stop.reason() is not None:

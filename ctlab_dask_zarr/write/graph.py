@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from dask._task_spec import DataNode, Dict, GraphNode, List, Task, TaskRef
+from dask._task_spec import DataNode, GraphNode, List, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
@@ -35,7 +35,7 @@ from ctlab_dask_zarr.execution.graphs import (
     add_blocks,
     add_closure,
     add_tree,
-    private_tasks,
+    results_of,
 )
 from ctlab_dask_zarr.execution.recipe import BlockRecipe
 from ctlab_dask_zarr.formats.level import Shape
@@ -138,19 +138,18 @@ class _WriteGraph:
         keys = []
         for group, blocks in zip(groups, _overlapping(source, layout, groups), strict=True):
             recipes = []
-            inputs: dict[Key, TaskRef] = {}
-            for index, start, shape in blocks:
-                nodes, needed = private_tasks(source.nodes, (source.name, *index), source.shared)
-                recipes.append(BlockRecipe(start, shape, nodes))
-                inputs.update((key, TaskRef(key)) for key in needed)
+            inputs: dict[Key, None] = {}
+            for block in blocks:
+                recipe, needed = source.recipe(*block)
+                recipes.append(recipe)
+                inputs.update(dict.fromkeys(needed))
             used.update(inputs)
             key = (f"write-shard-{self.token}", *group[0])
-            shared = Dict(inputs) if inputs else {}
             # Not a producer, a few of these tasks all go to the worker that staged the write.
             keys.append(
                 self.add(
-                    key, _write_making, self.staged, tuple(group), tuple(recipes), shared,
-                    producer=True,
+                    key, _write_making, self.staged, tuple(group), tuple(recipes),
+                    results_of(inputs), producer=True,
                 )
             )  # fmt: skip
         add_closure(self.tasks, source, used)

@@ -24,7 +24,7 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
-from ctlab_dask_zarr.execution.graphs import accepted_block, analyse_source, private_tasks
+from ctlab_dask_zarr.execution.graphs import accepted_block, analyse_source
 from ctlab_dask_zarr.execution.recipe import BlockRecipe
 from tests.builders import make_dataset
 
@@ -251,11 +251,9 @@ def test_a_reader_that_has_one_buffer_gives_right_voxels(tmp_path: Path) -> None
 def _made(data: da.Array) -> np.ndarray:
     """The first block, as a task makes it that writes it."""
     found = analyse_source(data)
-    key = (data.name, 0, 0, 0)
-    nodes, needed = private_tasks(found.nodes, key, found.shared)
     shape = tuple(lengths[0] for lengths in data.chunks)
-    shared = {k: found.nodes[k]() for k in needed}
-    block: np.ndarray = BlockRecipe((0, 0, 0), shape, nodes).make(shared)
+    recipe, needed = found.recipe((0, 0, 0), (0, 0, 0), shape)
+    block: np.ndarray = recipe.make({key: found.nodes[key]() for key in needed})
     return block
 
 
@@ -291,7 +289,7 @@ def test_what_this_package_reads_is_not_copied(tmp_path: Path) -> None:
     dataset_to_zarr(make_dataset(VOXELS), tmp_path / "a", **LAYOUT)
     data = dataset_from_zarr(tmp_path / "a.zarr").data
     found = analyse_source(data)
-    nodes, (shared,) = private_tasks(found.nodes, (data.name, 0, 0, 0), found.shared)
+    recipe, (shared,) = found.recipe((0, 0, 0), (0, 0, 0), (16, 16, 16))
     volume = found.nodes[shared]()
     read: list[np.ndarray] = []
 
@@ -301,7 +299,7 @@ def test_what_this_package_reads_is_not_copied(tmp_path: Path) -> None:
             read.append(block.__array_interface__["data"][0])
             return block
 
-    made = BlockRecipe((0, 0, 0), (16, 16, 16), nodes).make({shared: Telling()})
+    made = recipe.make({shared: Telling()})
     assert [made.__array_interface__["data"][0]] == read
 
 
