@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
-from ctlab_dask_zarr.formats.ome import OMEImage
 from ctlab_dask_zarr.formats.units import OME_UNITS, VoxelUnit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
@@ -62,7 +61,7 @@ def check_readers(path: str | os.PathLike[str]) -> list[ReaderReport]:
     >>> reports["Neuroglancer"], reports["ngff-zarr"]
     ('does not show it', 'shows it')
     """
-    facts = _facts_of(read_store_metadata(path))
+    facts = _Facts(read_store_metadata(path))
     reports = []
     for reader, (obstacles, flaws) in _READERS.items():
         if found := _remarks(obstacles, facts):
@@ -74,44 +73,26 @@ def check_readers(path: str | os.PathLike[str]) -> list[ReaderReport]:
     return reports
 
 
-@dataclass(frozen=True)
 class _Facts:
-    """What rules ask for; `labels` are data types by name."""
+    """What rules ask for of a store; `labels` are data types by name."""
 
-    array: StoredArray
-    dtype: str
-    n_levels: int
-    has_dotted_keys: bool
-    image: OMEImage | None
-    ome: dict[str, Any]
-    multiscale: dict[str, Any]
-    has_outer_scale: bool
-    mango: dict[str, Any]
-    labels: dict[str, str]
-
-
-def _facts_of(metadata: StoreMetadata) -> _Facts:
-    arrays = [parse_array_document(document) for _, document in metadata.arrays]
-    ome = metadata.attributes["ome"] if metadata.ome else {}
-    multiscale = ome["multiscales"][0] if ome else {}
-    mango = metadata.attributes.get("mango")
-    folder = metadata.store.path("labels")
-    labels = {}
-    for name in label_names(metadata.files, metadata.path):
-        found = read_store_metadata(os.path.join(folder, name), metadata.files)
-        labels[name] = _dtype_name(parse_array_document(found.arrays[0][1]))
-    return _Facts(
-        array=arrays[0],
-        dtype=_dtype_name(arrays[0]),
-        n_levels=len(arrays),
-        has_dotted_keys=any(array.separator == "." for array in arrays),
-        image=metadata.ome,
-        ome=ome,
-        multiscale=multiscale,
-        has_outer_scale=bool(multiscale.get("coordinateTransformations")),
-        mango=mango if isinstance(mango, dict) else {},
-        labels=labels,
-    )
+    def __init__(self, metadata: StoreMetadata) -> None:
+        arrays = [parse_array_document(document) for _, document in metadata.arrays]
+        self.array = arrays[0]
+        self.dtype = _dtype_name(arrays[0])
+        self.n_levels = len(arrays)
+        self.has_dotted_keys = any(array.separator == "." for array in arrays)
+        self.image = metadata.ome
+        self.ome: dict[str, Any] = metadata.attributes["ome"] if metadata.ome else {}
+        self.multiscale: dict[str, Any] = self.ome["multiscales"][0] if metadata.ome else {}
+        self.has_outer_scale = bool(self.multiscale.get("coordinateTransformations"))
+        mango = metadata.attributes.get("mango")
+        self.mango: dict[str, Any] = mango if isinstance(mango, dict) else {}
+        self.labels: dict[str, str] = {}
+        for name in label_names(metadata.files, metadata.path):
+            path = os.path.join(metadata.path, "labels", name)
+            found = read_store_metadata(path, metadata.files)
+            self.labels[name] = _dtype_name(parse_array_document(found.arrays[0][1]))
 
 
 def _dtype_name(array: StoredArray) -> str:

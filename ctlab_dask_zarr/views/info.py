@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from ctlab_dask_zarr.errors import CTLabError
+from ctlab_dask_zarr.formats.history import History
+from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.read.source import open_volume
-from ctlab_dask_zarr.read.zarr import ZarrSource
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.views.labels import read_label_images
-
-if TYPE_CHECKING:
-    from ctlab_dask_zarr.formats.history import History
-    from ctlab_dask_zarr.formats.level import Level
-    from ctlab_dask_zarr.volume import Volume
+from ctlab_dask_zarr.views.slices import extents_of
 
 __all__ = ["DatasetInfo", "info"]
+
+#: What a source tells of its layout, and others do not have.
+_LAYOUT = {"shards", "chunks", "codecs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class DatasetInfo:
     voxel_size: tuple[float, ...]
     voxel_unit: str
     field_of_view: tuple[float, ...]
-    levels: tuple[Level, ...] = ()
-    labels: dict[str, int] | None = field(default_factory=dict)
+    levels: tuple[Level, ...]
+    labels: dict[str, int] | None
     shards: tuple[int, ...] | None = None
     chunks: tuple[int, ...] | None = None
     codecs: tuple[str, ...] | None = None
@@ -107,9 +107,18 @@ def info(
     """
     with storage_options_in_force(storage_options):
         volume = open_volume(path)
-        stored = _stored(volume)
+        labels: dict[str, int] | None = None
+        try:
+            labels = {i.name: len(i.volume.levels) for i in read_label_images(volume)}
+        except (CTLabError, OSError) as error:
+            # What the image is, is known all the same.
+            warnings.warn(f"the labels cannot be read: {shown(str(error))}", stacklevel=3)
+    assert volume.source is not None
+    facts = volume.source.facts()
+    layout = {name: facts[name] and tuple(facts[name]) for name in _LAYOUT & facts.keys()}
     return DatasetInfo(
         path=os.fspath(path),
+        format=facts["format"],
         shape=volume.shape,
         axes=volume.dimension_names,
         dtype=str(volume.dtype),
@@ -117,32 +126,11 @@ def info(
         nbytes=int(volume.data.nbytes),
         voxel_size=volume.voxel_size,
         voxel_unit=str(volume.voxel_unit),
-        field_of_view=tuple(
-            n * size for n, size in zip(volume.shape, volume.voxel_size, strict=True)
-        ),
+        field_of_view=tuple(extents_of(volume)),
+        levels=volume.levels,
+        labels=labels,
+        blocks=None if layout else volume.data.numblocks,
         dataset_id=volume.dataset_id,
         history=volume.history,
-        **stored,
+        **layout,
     )
-
-
-def _stored(volume: Volume) -> dict[str, Any]:
-    """Return the layout of a Zarr store, or the blocks of a netCDF volume."""
-    if not isinstance(volume.source, ZarrSource):
-        return {"format": "mango netCDF", "blocks": volume.data.numblocks}
-    stored = volume.source.stored
-    labels = None
-    try:
-        images = read_label_images(volume)
-        labels = {image.name: len(image.volume.levels) for image in images}
-    except (CTLabError, OSError) as error:
-        # What the image is, is known all the same.
-        warnings.warn(f"the labels cannot be read: {shown(str(error))}", stacklevel=4)
-    return {
-        "format": "Zarr v3, OME-Zarr 0.5" if volume.source.array_path else "Zarr v3, plain array",
-        "levels": volume.levels,
-        "labels": labels,
-        "shards": stored.object_shape if stored.is_sharded else None,
-        "chunks": stored.inner_chunk_shape,
-        "codecs": tuple(spec.name for spec in stored.codecs) if stored.is_direct else None,
-    }
