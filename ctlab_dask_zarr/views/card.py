@@ -1,4 +1,4 @@
-"""A dataset and a plan as HTML, for notebooks."""
+"""A dataset as HTML, for notebooks."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ _PICTURE_PIXELS = 160
 _N_HISTORY = 3
 
 
-def dataset_card(dataset: Volume) -> str:
+def dataset_card(volume: Volume) -> str:
     """Return a dataset as an HTML table with a small picture; nothing of its graph is computed.
 
     The picture is the middle slice, along the first axis, of the coarsest level of the store that
     the dataset was opened from. There is none for netCDF, for data that was computed, or where
     more than 32 MiB would have to be decoded.
     """
-    unit = str(dataset.voxel_unit)
-    data = dataset.data
+    unit = str(volume.voxel_unit)
+    data = volume.data
     rows = [
-        ("shape", f"{_by(dataset.shape)} ({', '.join(dataset.dimension_names)})"),
-        ("size", f"{dataset.dtype}, {nbytes_text(data.nbytes)}"),
-        ("type", "not known" if dataset.datatype is None else str(dataset.datatype)),
-        ("voxel", f"{_by(dataset.voxel_size)} {unit}"),
-        ("field of view", f"{_by(extents_of(dataset))} {unit}"),
+        ("shape", f"{_by(volume.shape)} ({', '.join(volume.dimension_names)})"),
+        ("size", f"{volume.dtype}, {nbytes_text(data.nbytes)}"),
+        ("type", "not known" if volume.datatype is None else str(volume.datatype)),
+        ("voxel", f"{_by(volume.voxel_size)} {unit}"),
+        ("field of view", f"{_by(extents_of(volume))} {unit}"),
         ("blocks", f"{data.npartitions:,} of {_by(c[0] for c in data.chunks)}"),
     ]
-    if len(dataset.levels) > 1:
-        rows.append(("levels", ", ".join(_by(level.shape) for level in dataset.levels)))
-    rows.append(("source", _source(dataset.source)))
-    if dataset.dataset_id:
-        rows.append(("identifier", dataset.dataset_id))
+    if len(volume.levels) > 1:
+        rows.append(("levels", ", ".join(_by(level.shape) for level in volume.levels)))
+    rows.append(("source", _source(volume.source)))
+    if volume.dataset_id:
+        rows.append(("identifier", volume.dataset_id))
     return (
         '<div style="display:flex;align-items:flex-start;gap:12px">'
-        f"<div>{table(rows)}{_history(dataset)}</div>{_picture(dataset)}</div>"
+        f"<div>{table(rows)}{_history(volume)}</div>{_picture(volume)}</div>"
     )
 
 
@@ -65,8 +65,8 @@ def _source(source: Any) -> str:
     return ": ".join(filter(None, (source.location, source.facts().get("files"))))
 
 
-def _history(dataset: Volume) -> str:
-    history = dataset.history
+def _history(volume: Volume) -> str:
+    history = volume.history
     if not history:
         return ""
     # In the order in which they were added: the keys of some programs do not begin with a time.
@@ -88,21 +88,21 @@ def _shortened(value: Any) -> str:
     return text if len(text) < 2000 else f"{text[:2000]} ..."
 
 
-def _picture(dataset: Volume) -> str:
+def _picture(volume: Volume) -> str:
     """Return the picture as an HTML image that holds it; '' where there is none."""
-    if not isinstance(dataset.source, ZarrSource):
+    if not isinstance(volume.source, ZarrSource):
         return ""
-    coarsest = levels_of(dataset)[-1]
+    coarsest = levels_of(volume)[-1]
     try:
-        array = array_of(dataset, coarsest)
+        array = array_of(volume, coarsest)
         if _decoded_nbytes(array) > PICTURE_NBYTES:
             return ""
-        plane = read_slice(dataset, coarsest, array, 0 if array.ndim == 3 else None).voxels
+        plane = read_slice(volume, coarsest, array, 0 if array.ndim == 3 else None).voxels
     except (OSError, ValueError):
         # A card shows what is known, even where shards are missing or damaged.
         return ""
-    contrast = contrast_of(plane, dataset.mask_value)
-    grey = grey_levels(plane, valid_voxels(plane, dataset.mask_value), contrast)
+    contrast = contrast_of(plane, volume.mask_value)
+    grey = grey_levels(plane, valid_voxels(plane, volume.mask_value), contrast)
     picture = Image.fromarray(grey)
     picture.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
     buffer = io.BytesIO()

@@ -92,39 +92,39 @@ def preview(
         raise InvalidArgumentError(
             f"{os.fspath(path)!r} does not end like a picture: use .png, .jpg or .tif"
         )
-    dataset = source if isinstance(source, Volume) else open_volume(source)
-    if 0 in dataset.shape:
-        raise InvalidArgumentError(f"{dataset!r} has no voxels to draw")
-    chosen = _chosen(read_label_images(dataset), labels, dataset)
-    extents = extents_of(dataset)
+    volume = source if isinstance(source, Volume) else open_volume(source)
+    if 0 in volume.shape:
+        raise InvalidArgumentError(f"{volume!r} has no voxels to draw")
+    chosen = _chosen(read_label_images(volume), labels, volume)
+    extents = extents_of(volume)
     pixel_size = max(extents) / size
-    slices = read_mid_slices(dataset, pixel_size)
+    slices = read_mid_slices(volume, pixel_size)
     shapes = [tuple(max(round(extents[n] / pixel_size), 1) for n in part.axes) for part in slices]
-    draw = _colored if dataset.is_discrete else _greys
-    pictures = draw(slices, shapes, pixel_size, dataset.mask_value)
+    draw = _colored if volume.is_discrete else _greys
+    pictures = draw(slices, shapes, pixel_size, volume.mask_value)
     for image in chosen:
         parts = read_mid_slices(image.volume, pixel_size)
         for drawn, part in zip(pictures, parts, strict=True):
             _overlay(drawn, part, pixel_size, image)
-    picture = _compose(dataset, slices, pictures, pixel_size, chosen)
+    picture = _compose(volume, slices, pictures, pixel_size, chosen)
     if path is not None:
         picture.save(path)
     return picture
 
 
 def _chosen(
-    images: Sequence[LabelImage], names: Sequence[str] | None, dataset: Volume
+    images: Sequence[LabelImage], names: Sequence[str] | None, volume: Volume
 ) -> list[LabelImage]:
     known = {image.name: image for image in images}
     if names is None:
-        names = [n for n, i in known.items() if len(i.volume.shape) == len(dataset.shape)]
+        names = [n for n, i in known.items() if len(i.volume.shape) == len(volume.shape)]
     for name in names:
         if name not in known:
             there = ", ".join(known) or "none"
             raise InvalidArgumentError(f"there is no label image {name!r} (there are: {there})")
         labels = known[name].volume
-        if len(labels.shape) != len(dataset.shape):
-            raise InvalidArgumentError(f"the label image {name!r} has other axes than {dataset!r}")
+        if len(labels.shape) != len(volume.shape):
+            raise InvalidArgumentError(f"the label image {name!r} has other axes than {volume!r}")
         if labels.dtype.kind not in "iu":
             raise MetadataError(
                 f"the label image {name!r} holds {labels.dtype}, and labels are integers: name "
@@ -199,7 +199,7 @@ def _overlay(picture: RGBPicture, part: Slice, pixel_size: float, image: LabelIm
 
 
 def _compose(
-    dataset: Volume,
+    volume: Volume,
     slices: Sequence[Slice],
     pictures: Sequence[RGBPicture],
     pixel_size: float,
@@ -210,11 +210,16 @@ def _compose(
     height = max(picture.shape[0] for picture in pictures)
     widths = [picture.shape[1] for picture in pictures]
     lefts = [sum(widths[:n]) + n * _GAP_PIXELS for n in range(len(widths))]
-    titles = [
-        _first_fitting(_titles(dataset, part), width + _GAP_PIXELS / 2, font)
-        for part, width in zip(slices, widths, strict=True)
-    ]
-    length, text = scale_bar(widths[0] * _LONGEST_BAR * pixel_size, dataset.voxel_unit)
+    names = volume.dimension_names
+    titles = []
+    for part, width in zip(slices, widths, strict=True):
+        down, right = (names[axis] for axis in part.axes)
+        texts = [f"{right} {down}"]
+        if part.cut_axis is not None:
+            place = f"{names[part.cut_axis]} = {volume.shape[part.cut_axis] // 2}"
+            texts.insert(0, f"{right} {down}  at  {place}")
+        titles.append(_first_fitting(texts, width + _GAP_PIXELS / 2, font))
+    length, text = scale_bar(widths[0] * _LONGEST_BAR * pixel_size, volume.voxel_unit)
     bar_pixels = max(round(length / pixel_size), 1)
     text_left = bar_pixels + _GAP_PIXELS
     # A bar says nothing without its length: there is always room for that.
@@ -237,15 +242,6 @@ def _compose(
     return canvas
 
 
-def _titles(dataset: Volume, part: Slice) -> list[str]:
-    """Return the titles that a slice may have, the longest first."""
-    names = dataset.dimension_names
-    shown = f"{names[part.axes[1]]} {names[part.axes[0]]}"
-    if part.cut_axis is None:
-        return [shown]
-    return [f"{shown}  at  {names[part.cut_axis]} = {dataset.shape[part.cut_axis] // 2}", shown]
-
-
 def _first_fitting(texts: Sequence[str], width: float, font: Any) -> str:
     """Return the first text that has room as a whole: half a number is a wrong one."""
     return next((text for text in texts if font.getlength(text) <= width), "")
@@ -265,10 +261,10 @@ def scale_bar(longest: float, unit: VoxelUnit) -> tuple[float, str]:
     written, factor = unit, 1.0
     if unit != VoxelUnit.VOXEL:
         # The largest unit in which the bar is at least 1 long.
-        for candidate in (VoxelUnit.NM, VoxelUnit.UM, VoxelUnit.MM, VoxelUnit.M):
-            in_candidate = unit.conversion_factor(candidate)
-            if candidate == VoxelUnit.NM or longest * in_candidate >= 1 - 1e-9:
-                written, factor = candidate, in_candidate
+        larger = (VoxelUnit.M, VoxelUnit.MM, VoxelUnit.UM)
+        fitting = (u for u in larger if longest * unit.conversion_factor(u) >= 1 - 1e-9)
+        written = next(fitting, VoxelUnit.NM)
+        factor = unit.conversion_factor(written)
     # With room for a rounding error: 0.2 * 25 pixels of 20 um are 100 um.
     room = longest * factor * (1 + 1e-9)
     power = math.floor(math.log10(room))

@@ -43,16 +43,15 @@ class FolderServer(ThreadingHTTPServer):
     port
         0 takes a free one.
     event_paths
-        Addresses below the token that are kept open as event streams without events. Pages use
-        them to see whether the server is still there.
+        Addresses below the token of event streams that have no events, and stay open while the
+        server is there.
 
     Attributes
     ----------
     url
         The address with the token, ending in a slash; whoever knows it can read the folders.
     redirects
-        Full address by the path below the token that redirects to it. Fill it in while serving,
-        since the port is known only then.
+        Full address by the path below the token that redirects to it; may be filled in later.
     """
 
     daemon_threads = True
