@@ -118,18 +118,10 @@ def plan_write(
 ) -> WritePlan:
     """Lay the whole write out, or raise `InvalidArgumentError` or `MetadataError`.
 
-    Parameters
-    ----------
-    dataset
-        A volume, or an object with the same properties.
-    block_lengths
-        The lengths of the source's blocks along each axis, in voxels.
-    independent
-        Whether each block can be made from its own part of the source's graph.
-    now
-        Local time, for a new dataset id.
-    levels
-        Those of the image to which labels belong; by default `options` says which.
+    `dataset` may be any object with the properties of a `Dataset`. `block_lengths` are those of the
+    source's blocks along each axis, in voxels; `independent` says whether each block can be made
+    from its own part of the source's graph. `now` is the local time, for a new dataset id.
+    `levels` are those of the image to which labels belong; by default `options` says which.
     """
     destination = resolve_destination(path)
     refuse_place(Destination.at(destination), getattr(dataset, "source", None))
@@ -140,26 +132,14 @@ def plan_write(
         dataset_id = new_dataset_id(volume.datatype, now)
     attributes, requested = _metadata(volume, dataset_id, options)
     planned = _levels_to_write(volume, dtype, attributes, options, levels)
-    documents = [
-        Document(f"{level.path}/{ROOT_DOCUMENT}".lstrip("/"), level.document) for level in planned
-    ]
     downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=volume.is_discrete)
-    if options.ome_zarr_version is not None:
-        attributes["ome"] = build_ome_attributes(
-            version=options.ome_zarr_version,
-            name=dataset_id or os.path.basename(destination).removesuffix(".zarr"),
-            axes=volume.dimension_names,
-            voxel_unit=volume.voxel_unit,
-            levels=planned,
-            scale_placement=options.scale_placement or "dataset",
-            downsample=None if len(planned) == 1 else downsample,
-        )
-        documents.append(Document(ROOT_DOCUMENT, group_document(attributes)))
+    name = dataset_id or os.path.basename(destination).removesuffix(".zarr")
+    documents = _documents(volume, planned, attributes, options, name, downsample)
     source = source_identity(volume)
     return WritePlan(
         destination=destination,
         levels=planned,
-        documents=tuple(documents),
+        documents=documents,
         rechunk=choose_rechunk(
             planned[0].layout, block_lengths, dtype.itemsize, row_axis_of(planned[0].array),
             independent=independent, resources=resources,
@@ -267,6 +247,32 @@ def _levels_to_write(
             "has one level"
         )
     return planned_levels(levels, document, path)
+
+
+def _documents(
+    volume: Volume,
+    levels: Sequence[PlannedLevel],
+    attributes: dict[str, Any],
+    options: WriteOptions,
+    name: str,
+    downsample: DownsampleMethod,
+) -> tuple[Document, ...]:
+    """Return the documents to put, leaf to root."""
+    documents = [
+        Document(f"{level.path}/{ROOT_DOCUMENT}".lstrip("/"), level.document) for level in levels
+    ]
+    if options.ome_zarr_version is not None:
+        ome = build_ome_attributes(
+            version=options.ome_zarr_version,
+            name=name,
+            axes=volume.dimension_names,
+            voxel_unit=volume.voxel_unit,
+            levels=levels,
+            scale_placement=options.scale_placement or "dataset",
+            downsample=None if len(levels) == 1 else downsample,
+        )
+        documents.append(Document(ROOT_DOCUMENT, group_document(attributes | {"ome": ome})))
+    return tuple(documents)
 
 
 def planned_levels(levels: Sequence[Level], document: str, path: str) -> tuple[PlannedLevel, ...]:
