@@ -23,6 +23,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.codecs import CODECS
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Level, Shape
+from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import DownsampleMethod
@@ -30,8 +31,8 @@ from ctlab_dask_zarr.planning.rechunk import Rechunk, Resources
 from ctlab_dask_zarr.text import nbytes_text, shown, table
 
 __all__ = [
-    *("OWN_ARRAY_ARGUMENTS", "Document", "PlannedLevel", "WritePlan", "array_document"),
-    *("document_of_shape", "group_document", "plan_fingerprint"),
+    *("OWN_ARRAY_ARGUMENTS", "Document", "ImageIdentity", "PlannedLevel", "WriteContent"),
+    *("WritePlan", "array_document", "document_of_shape", "group_document"),
 ]
 
 #: All threads of a process share its filters of warnings: two that change them at once would put
@@ -74,61 +75,84 @@ class PlannedLevel(Level):
         return prod(self.shape) * self.array.dtype.itemsize
 
 
-@dataclass(frozen=True, repr=False)
-class WritePlan:
+#: Hashes of an image's voxels, and of their place and size.
+ImageIdentity = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteContent:
+    """What a write puts into a store, in plain values; plans and staging folders have it in common.
+
+    Attributes
+    ----------
+    levels
+        The arrays, finest first.
+    documents
+        What the commit puts, leaf to root.
+    identity
+        Source, shape, dtype, layout, codecs and data type: an interrupted write goes on only with
+        the same.
+    requested
+        What the user asked of the metadata; None where that is not known. A write of the same
+        voxels that is committed, or shared with other jobs, is the same one only if this is too.
+    datatype, downsample, is_discrete, overwrite
+        As they were asked for, or follow from the dataset.
+    image
+        For labels, what tells their image from another one.
+    """
+
+    levels: tuple[PlannedLevel, ...]
+    documents: tuple[Document, ...]
+    identity: str
+    requested: dict[str, Any] | None = None
+    datatype: DataType | None = None
+    downsample: DownsampleMethod = "mean"
+    is_discrete: bool = False
+    overwrite: bool = False
+    image: ImageIdentity | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of `identity`, by which an interrupted write knows its own staging folder."""
+        return hashlib.sha256(self.identity.encode()).hexdigest()
+
+    @property
+    def mask_value(self) -> Number | None:
+        """The value of masked voxels; None where the data type has none."""
+        mask_value = None if self.datatype is None else self.datatype.mask_value
+        return None if mask_value is None else mask_value.item()
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class WritePlan(WriteContent):
     """Everything that a write will do.
 
     Attributes
     ----------
     destination
         The store that will be there after the commit.
-    levels
-        The arrays, finest first.
-    documents
-        What the commit puts, leaf to root.
     rechunk
         How blocks become shards, and the memory that it takes.
-    datatype, dataset_id, overwrite, downsample, is_discrete
-        As they were asked for, or follow from the dataset.
-    identity
-        Source, shape, dtype, layout, codecs and data type: an interrupted write goes on only with
-        the same.
-    requested
-        What the metadata says at the user's request, and `identity` does not have.
     notes
         What a user should know before starting.
-    labels_of, image
-        For labels, their image, and what tells it from another one (`image_identity`).
+    labels_of
+        The image to which labels belong.
     random_name
         dask's name of a source that no other process can recognise; None where one can.
     resources
-        Of the workers that it was planned for; None where nobody asked.
+        What the workers have for which it was planned; None where nobody asked.
     destination_problem
         Why nothing could be committed to the destination, or None.
     """
 
     destination: str
-    levels: tuple[PlannedLevel, ...]
-    documents: tuple[Document, ...]
     rechunk: Rechunk
-    datatype: DataType | None
     dataset_id: str | None
-    overwrite: bool
-    identity: str
-    requested: dict[str, Any]
     notes: tuple[str, ...]
-    downsample: DownsampleMethod = "mean"
-    is_discrete: bool = False
     labels_of: str | None = None
-    image: tuple[str, str] | None = None
     random_name: str | None = None
     resources: Resources | None = None
     destination_problem: str | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of `identity`."""
-        return plan_fingerprint(self.identity)
 
     @property
     def shape(self) -> Shape:
@@ -337,8 +361,3 @@ def group_document(attributes: Mapping[str, Any]) -> str:
     objects: dict[str, Any] = {}
     zarr.create_group(MemoryStore(objects), zarr_format=3, attributes=dict(attributes))
     return str(objects["zarr.json"].to_bytes().decode())
-
-
-def plan_fingerprint(identity: str) -> str:
-    """Return the hash by which an interrupted write knows its own staging folder."""
-    return hashlib.sha256(identity.encode()).hexdigest()

@@ -28,7 +28,7 @@ from ctlab_dask_zarr.planning.levels import (
     refuse_other_factors,
     resolve_downsample,
 )
-from ctlab_dask_zarr.planning.plan import Document, WritePlan
+from ctlab_dask_zarr.planning.plan import Document, ImageIdentity, WritePlan
 from ctlab_dask_zarr.planning.resolve import planned_levels
 from ctlab_dask_zarr.read.zarr import (
     StoreMetadata,
@@ -39,7 +39,7 @@ from ctlab_dask_zarr.read.zarr import (
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import CONSOLIDATED
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names
-from ctlab_dask_zarr.write.staging.request import ImageIdentity, StageRequest, plain_mask_value
+from ctlab_dask_zarr.write.staging.request import StageRequest
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.volume import Volume
@@ -154,9 +154,9 @@ def level_request(
         resume=resume,
         restart=restart,
         identity=identity,
-        mask_value=plain_mask_value(dataset.datatype),
+        datatype=dataset.datatype,
         downsample=method,
-        is_grey=not dataset.is_discrete,
+        is_discrete=dataset.is_discrete,
         extends=metadata.root_hash,
     )
 
@@ -226,7 +226,7 @@ def plan_labels(
         plan,
         destination=os.path.join(image_path, "labels", name),
         documents=(*documents, Document(ROOT_DOCUMENT, json.dumps(content))),
-        requested=plan.requested | {"image-label": label},
+        requested={**(plan.requested or {}), "image-label": label},
         is_discrete=True,
         labels_of=image_path,
         image=image,

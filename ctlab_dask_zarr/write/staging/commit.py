@@ -196,7 +196,8 @@ def _add_facts(
         "n_objects": facts.get("n_objects", 0) + len(receipts),
         "nbytes": facts.get("nbytes", 0) + nbytes,
     }
-    if "ome" in attributes and request.is_grey and values is not None and not has_others_contrast:
+    needs_contrast = not request.is_discrete and not has_others_contrast
+    if "ome" in attributes and needs_contrast and values is not None:
         attributes["ome"]["omero"] = _omero(staged, attributes["ome"], *values)
 
 

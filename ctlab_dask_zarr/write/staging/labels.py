@@ -9,7 +9,7 @@ from typing import Any
 
 from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion
-from ctlab_dask_zarr.planning.plan import group_document
+from ctlab_dask_zarr.planning.plan import ImageIdentity, group_document
 from ctlab_dask_zarr.read.receipts import seal_of
 from ctlab_dask_zarr.read.zarr_source import read_version
 from ctlab_dask_zarr.store.destination import Destination
@@ -22,7 +22,6 @@ from ctlab_dask_zarr.store.hierarchy import (
     read_ome,
 )
 from ctlab_dask_zarr.store.store import Store
-from ctlab_dask_zarr.write.staging.request import ImageIdentity
 
 __all__ = ["image_identity", "image_problem", "register_labels"]
 

@@ -14,56 +14,33 @@ from typing import Any
 from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.datatype import DataType
-from ctlab_dask_zarr.formats.receipts import Number
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
-from ctlab_dask_zarr.planning.levels import DownsampleMethod
-from ctlab_dask_zarr.planning.plan import Document, PlannedLevel, WritePlan, plan_fingerprint
+from ctlab_dask_zarr.planning.plan import Document, PlannedLevel, WriteContent, WritePlan
 from ctlab_dask_zarr.store.destination import Destination
 
-__all__ = ["ImageIdentity", "StageRequest", "plain_mask_value"]
+__all__ = ["StageRequest"]
 
-#: Hashes of an image's voxels, and of their place and size.
-ImageIdentity = tuple[str, str]
 #: What one run asks, and the next one may ask otherwise.
 _NOT_KEPT = {"destination", "resume", "restart", "resumes"}
 
 
-@dataclass(frozen=True)
-class StageRequest:
-    """Everything that staging, writing and committing need of a plan."""
+@dataclass(frozen=True, kw_only=True)
+class StageRequest(WriteContent):
+    """What a write stores, and how a run goes about it."""
 
     destination: Destination
-    levels: tuple[PlannedLevel, ...]
-    documents: tuple[Document, ...]
-    #: Must be the same for an interrupted write to go on.
-    identity: str
-    mask_value: Number | None
-    overwrite: bool = False
     resume: bool = False
     restart: bool = False
     #: Tells this run from every other one, in the staging folder and in what is committed.
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    #: What the user asked of the metadata; None where that is not known. A write of the same voxels
-    #: that is committed, or shared with other jobs, is the same one only if this is the same too.
-    requested: dict[str, Any] | None = None
-    downsample: DownsampleMethod = "mean"
-    #: Whether voxels are grey values, for which viewers need a contrast.
-    is_grey: bool = True
     #: Number of jobs that share the write; None for a write by one.
     n_parts: int | None = None
     #: Id of the staging folder whose shards are not written again.
     resumes: str | None = None
     #: Hash of the root document of the store that gets further levels; None for a new store.
     extends: str | None = None
-    #: Tells the image of labels from any other one.
-    image: ImageIdentity | None = None
     #: Identity of the dataset that was there at the staging, and is to be replaced.
     replaces: str | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of `identity`."""
-        return plan_fingerprint(self.identity)
 
     @property
     def n_existing(self) -> int:
@@ -87,20 +64,10 @@ class StageRequest:
         n_parts: int | None = None,
     ) -> StageRequest:
         """Take from `plan` what is needed."""
+        content = {part.name: getattr(plan, part.name) for part in fields(WriteContent)}
+        destination = Destination.at(plan.destination, plan.labels_of)
         return cls(
-            destination=Destination.at(plan.destination, plan.labels_of),
-            levels=plan.levels,
-            documents=plan.documents,
-            identity=plan.identity,
-            mask_value=plain_mask_value(plan.datatype),
-            overwrite=plan.overwrite,
-            resume=resume,
-            restart=restart,
-            requested=plan.requested,
-            downsample=plan.downsample,
-            is_grey=not plan.is_discrete,
-            n_parts=n_parts,
-            image=plan.image,
+            destination=destination, resume=resume, restart=restart, n_parts=n_parts, **content
         )
 
     def to_json(self, staging_id: str) -> str:
@@ -123,10 +90,11 @@ class StageRequest:
                 "levels": tuple(map(_level, plan["levels"])),
                 "documents": tuple(Document(**document) for document in plan["documents"]),
                 "image": plan.get("image") and tuple(plan["image"]),
+                "datatype": plan["datatype"] and DataType.from_basename(plan["datatype"]),
                 "run_id": plan["run_id"],
             }
             return cls(destination=destination, resume=True, resumes=plan["staging_id"], **kept)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise MetadataError(
                 f"{destination.staging} does not say what was being written ({error!r}): remove it "
                 "by restart=True (--restart)"
@@ -137,9 +105,3 @@ def _level(kept: dict[str, Any]) -> PlannedLevel:
     path, document, factors = kept["path"], kept["document"], tuple(kept["factors"])
     shape = parse_array_document(document).shape
     return PlannedLevel(path, shape=shape, factors=factors, document=document)
-
-
-def plain_mask_value(datatype: DataType | None) -> Number | None:
-    """Return the mask value of a data type as a plain number."""
-    mask_value = None if datatype is None else datatype.mask_value
-    return None if mask_value is None else mask_value.item()
