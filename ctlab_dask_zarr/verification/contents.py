@@ -124,9 +124,11 @@ def _read_document(store: Store, key: str) -> str:
         raise UnsupportedFormatError(
             "it is a link, which is not followed: put the document itself there"
         )
-    content = store.get(key)
-    document = parse_json_object(content, "it")
-    text = content.decode()
+    try:
+        text = store.get(key).decode()
+    except ValueError as error:
+        raise MetadataError(f"it is not text: {error}") from error
+    document = parse_json_object(text, "it")
     if document.get("zarr_format") != 3:
         raise UnsupportedFormatError(
             f"its zarr_format is {document.get('zarr_format')!r}; only 3 is read here"

@@ -219,14 +219,24 @@ DOCUMENTS = [
         # What one flipped bit makes of it; zarr does not open it.
         lambda document: json.dumps({**document, "node_type": document["node_type"][:-1] + "q"}),
         lambda document: json.dumps({**document, "attributes": "none", "shape": -1}),
+        lambda document: json.dumps(document).encode("utf-16"),
     ],
-    ids=["no JSON", "no object", "too deep", "another version", "no node", "contradiction"],
+    ids=[
+        "no JSON",
+        "no object",
+        "too deep",
+        "another version",
+        "no node",
+        "contradiction",
+        "UTF-16",
+    ],
 )
 def test_a_broken_document_is_named_and_hides_nothing(
-    damage: Callable[[dict[str, Any]], str], name: str, labelled: Path
+    damage: Callable[[dict[str, Any]], str | bytes], name: str, labelled: Path
 ) -> None:
     document = labelled / name
-    document.write_text(damage(json.loads(document.read_text())))
+    damaged = damage(json.loads(document.read_text()))
+    document.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
     missing = [
         key
         for key in ("0/c.0.0.0", "1/c.0.0.0", "labels/ph/0/c.0.0.0", "labels/ph/1/c.0.0.0")
