@@ -134,7 +134,7 @@ def _read_document(store: Store, key: str) -> str:
             f"its zarr_format is {document.get('zarr_format')!r}; only 3 is read here"
         )
     if not isinstance(document.get("attributes") or {}, dict):
-        raise MetadataError("its attributes are no object")
+        raise MetadataError("its attributes are not an object")
     kind = document.get("node_type")
     if kind == "array":
         parse_array_document(text)
@@ -172,7 +172,7 @@ def read_images(contents: Contents, problems: list[Problem]) -> Iterator[Image]:
                 continue
             problems.append(Problem(place, "unlisted", f"{listing} does not list {name}"))
         elif not is_labels and key not in contents.broken:
-            text = f"{place} is listed, but no image of labels"
+            text = f"{place} is listed, but is not an image of labels"
             problems.append(Problem(place, "missing", text))
         yield _read_image(contents, f"{place}/")
 
@@ -247,7 +247,7 @@ def _read_levels(
             yield path, contents.texts[f"{prefix}{key}"]
         else:
             what = "is a group, not an array" if document else "is missing"
-            text = f"{key} {what}: its image lists the array {path!r}"
+            text = f"{key} {what}; its image lists the array {path!r}"
             problems.append(Problem(key, "missing", text))
 
 

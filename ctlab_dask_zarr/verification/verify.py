@@ -62,8 +62,8 @@ __all__ = ["Verification", "prepare_source_check", "prepare_verification"]
 
 #: More than any file system holds; a document that claims so is damaged or hostile.
 _MAX_OBJECTS = 100_000_000
-#: So many missing objects are named; how many more there are is one problem, so that a claim of
-#: millions does not fill the memory.
+#: At most this many missing objects are named. One more problem says how many others there are, so
+#: that a claim of millions does not fill the memory.
 _MAX_MISSING = 1000
 
 
@@ -73,17 +73,17 @@ class Verification(NamedTuple):
     Attributes
     ----------
     problems
-        What documents and listing alone have shown.
+        What the documents and the listing alone have shown.
     graph
-        Computes to the other problems.
+        Its result is a list of the other problems.
     nbytes
-        Of voxels that will be looked at, for progress.
+        Size of the voxels that will be looked at, for progress.
     n_tasks
         How many checks there are.
     scope
-        What was verified, if nothing is wrong.
+        What was verified if there is no problem.
     notes
-        What a user should know of the source, and is no problem of the dataset.
+        What a user should know about the source, though it is no problem of the dataset.
     """
 
     problems: list[Problem]
@@ -157,7 +157,7 @@ def prepare_verification(
             n = prod(array.grid_shape)
             if n > _MAX_OBJECTS:
                 key = document_key(path_below)
-                text = f"{key} claims {n:,} objects, an array of {array.shape}"
+                text = f"{key} claims an array of {array.shape}, which would be {n:,} objects"
                 found.append(Problem(key, "shape", text))
                 continue
             there = objects[f"{image.prefix}{path_below}"]
@@ -174,13 +174,13 @@ def prepare_verification(
     scope = "documents and index verified"
     if checksums and n_unchecked:
         scope = (
-            f"every chunk decoded (of {n_unchecked} of {n_objects} objects there are no checksums "
-            "but those of their codec, if any)"
+            f"every chunk decoded ({n_unchecked} of {n_objects} objects have no checksums except "
+            "those of their codec, if any)"
         )
     elif checksums:
         scope = "every byte verified"
         if has_unchecked_listing(contents):
-            scope += f" but those of {LABELS_LISTING}, of which there is no checksum"
+            scope += f" except {LABELS_LISTING}, which has no checksum"
     return checks.verification(scope)
 
 

@@ -92,8 +92,8 @@ def _picture(volume: Volume) -> str:
     """Return the picture as an HTML image that holds it; '' where there is none."""
     if not isinstance(volume.source, ZarrSource):
         return ""
-    coarsest = levels_of(volume)[-1]
     try:
+        coarsest = levels_of(volume)[-1]
         array = array_of(volume, coarsest)
         if _decoded_nbytes(array) > PICTURE_NBYTES:
             return ""

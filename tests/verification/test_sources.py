@@ -176,12 +176,12 @@ def test_every_byte_is_verified_only_where_checksums_cover_it(
     done = run("verify", others, "-q")
     assert done.exit_code == 0
     assert done.stdout.startswith(
-        f"{others}: every chunk decoded (of 16 of 16 objects there are no"
+        f"{others}: every chunk decoded (16 of 16 objects have no checksums"
     )
     # Levels of ours do not make its finest one ours.
     add_levels(others, levels=2)
     done = run("verify", others, "-q")
-    assert "every chunk decoded (of 16 of 20 objects there are no checksums" in done.stdout
+    assert "every chunk decoded (16 of 20 objects have no checksums" in done.stdout
     done = run("verify", others, "-q", "--quick")
     assert done.stdout == f"{others}: documents and index verified\n"
 
@@ -194,8 +194,7 @@ def test_the_list_of_labels_is_said_to_be_verified_only_where_it_is(run: Any, so
     document["attributes"]["comment"] = "of another program"
     listing.write_text(json.dumps(document))
     assert run("verify", source, "-q").stdout == (
-        f"{source}: every byte verified but those of labels/zarr.json, of which there is no "
-        "checksum\n"
+        f"{source}: every byte verified except labels/zarr.json, which has no checksum\n"
     )
 
 
