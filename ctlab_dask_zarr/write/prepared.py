@@ -42,26 +42,14 @@ __all__ = ["PreparedWrite", "prepare", "prepare_commit", "prepare_levels"]
 
 @dataclass(frozen=True)
 class PreparedWrite:
-    """A write that is ready to run.
+    """A write that is ready to run."""
 
-    Attributes
-    ----------
-    graph
-        Stages, writes the remaining shards and commits; for a part, everything but the commit. Its
-        result is a `CommitResult`.
-    request
-        What the staging folder keeps about the write.
-    remaining
-        The shards to write, and how many are there already.
-    plan
-        None where no voxels of level 0 are written: of further levels, and of a commit.
-    how_to_go_on
-        What a user does after the write was stopped.
-    """
-
+    #: Stages, writes the remaining shards and commits; for a part, everything but the commit. Its
+    #: result is a `CommitResult`.
     graph: Delayed
     request: StageRequest
     remaining: Remaining
+    #: None where no voxels of level 0 are written: of further levels, and of a commit.
     plan: WritePlan | None = None
     how_to_go_on: str = "go on by resume=True (--resume)"
 
@@ -90,8 +78,6 @@ def prepare(
 
     Parameters
     ----------
-    plan
-        The whole write.
     source
         The blocks of level 0.
     resume, restart
@@ -114,27 +100,15 @@ def prepare(
 
 
 def prepare_levels(request: StageRequest) -> PreparedWrite:
-    """Look at what is there of the further levels of an image, and build the graph of the rest.
-
-    Raises
-    ------
-    DestinationExistsError, StagingExistsError
-        Something is in the way; nothing was touched.
-    """
+    """Do the same for the further levels of an image, as `extend.level_request` asks for them."""
     request, remaining = resolve_request(request, None)
     return PreparedWrite(build_graph(request, remaining), request, remaining)
 
 
 def prepare_commit(destination: Destination, *, overwrite: bool) -> PreparedWrite | None:
-    """Look at what the jobs of a shared write have left, and build the graph of the rest.
+    """Do the same for what is staged, if all parts are there; None where nothing is left to commit.
 
-    What a commit has left that died between its two renames is repaired first. Returns None where
-    the dataset is committed already.
-
-    Raises
-    ------
-    IncompleteDatasetError
-        A part is missing or incomplete, or nothing is staged.
+    What a commit has left that died between its two renames is repaired first.
     """
     destination.finish_interrupted_replacement()
     destination.discard_committed_staging()

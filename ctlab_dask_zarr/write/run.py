@@ -47,8 +47,6 @@ def run(
 
     Parameters
     ----------
-    prepared
-        From `prepare`, `prepare_levels` or `prepare_commit`.
     client
         Where to compute; by default the scheduler in force.
     progress
