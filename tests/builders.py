@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 from click.testing import CliRunner
+from dask.delayed import Delayed
 
 from ctlab_dask_zarr import Dataset
 from ctlab_dask_zarr.cli import main
@@ -29,6 +31,12 @@ def make_dataset(voxels: np.ndarray, blocks: Any = -1, **options: Any) -> Datase
 
 def random_voxels(shape: tuple[int, ...], dtype: str = "uint16") -> np.ndarray:
     return np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
+
+
+def write_without_commit(graph: Delayed) -> None:
+    """Do all of a write but its last task, as where its process dies before the commit."""
+    tasks = dict(graph.dask)
+    dask.get(tasks, list(tasks[graph.key].dependencies))
 
 
 def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -183,20 +183,18 @@ def test_a_stopped_conversion_tells_how_far_it_is_and_that_the_old_dataset_stand
 def test_a_commit_that_makes_levels_is_stopped_and_gone_on_with(
     start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, deadline: str
 ) -> None:
-    import ctlab_dask_zarr.write.graph as graph
-
     store = out / "a.zarr"
     for part in ("1/2", "2/2"):
         finish(start("convert", source, store, *LAYOUT, "--levels", "2", "--part", part))
     with monkeypatch.context() as patch:
-        slow = Slow(patch, graph, "write_coarser", 0.5)
+        slow = Slow(patch, StagedWrite, "find", 0.5)
         _, errors = stop(start("commit", store), slow)
     assert "stopped (SIGTERM): about" in errors
     assert "the destination is as it was; the same command goes on" in errors
     assert os.listdir(out) == [".a.zarr.staging"]
     # And by its deadline, of which ten seconds are for its end.
     with monkeypatch.context() as patch:
-        slow = Slow(patch, graph, "write_coarser", LONG_S, n_quick=1)
+        slow = Slow(patch, StagedWrite, "find", LONG_S, n_quick=1)
         process = start("commit", store, "--deadline", deadline)
         _, errors = process.communicate(timeout=TIMEOUT_S)
         slow.cut_short.set()
@@ -270,20 +268,18 @@ def test_levels_for_which_there_is_no_time_are_not_tried_for_ever(
 def test_levels_of_labels_that_are_done_are_progress_of_their_image(
     start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, deadline: str
 ) -> None:
-    import ctlab_dask_zarr.write.graph as graph
-
     store = out / "a.zarr"
     finish(start("convert", source, store, *LAYOUT))
     finish(start("add-labels", store, source, "--name", "one", *LAYOUT))
-    write_coarser = graph.write_coarser
+    find = StagedWrite.find
     cut_short = threading.Event()
 
-    def slow_for_the_image(staged: StagedWrite, task: Any) -> Any:
+    def slow_for_the_image(staged: StagedWrite, *task: Any) -> Any:
         if staged.request.destination.labels_of is None:
             cut_short.wait(LONG_S)
-        return write_coarser(staged, task)
+        return find(staged, *task)
 
-    monkeypatch.setattr(graph, "write_coarser", slow_for_the_image)
+    monkeypatch.setattr(StagedWrite, "find", slow_for_the_image)
     process = start("pyramid", store, "--levels", "2", "--deadline", deadline)
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 75, errors

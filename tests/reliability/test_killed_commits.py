@@ -15,6 +15,7 @@ import dask
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from dask.delayed import Delayed
 
 from ctlab_dask_zarr import (
     Dataset,
@@ -25,8 +26,10 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
+from ctlab_dask_zarr.additions import prepare_pyramid
 from ctlab_dask_zarr.cli import main
-from tests.builders import make_dataset, random_voxels
+from ctlab_dask_zarr.store.files import LocalFiles
+from tests.builders import make_dataset, random_voxels, write_without_commit
 from tests.reliability import killed_write
 from tests.reliability.faults import replaced_of
 
@@ -39,28 +42,42 @@ _processes.set_forkserver_preload(["tests.reliability.killed_write"])
 
 
 class Scenario(NamedTuple):
-    """What is there before, what is done, and what readers may see until it is all there."""
+    """What is there before, what is begun, how it is gone on with, and what readers may see."""
 
     before: Callable[[Path], None]
-    act: Callable[..., Any]
+    begin: Callable[[Path], Delayed]
+    go_on: Callable[[Path], Any]
     allowed: tuple[str, ...]
 
 
-def _write(path: Path, **flags: bool) -> None:
+def _write(path: Path, **flags: bool) -> Any:
     dataset = make_dataset(NEW, 8, dataset_id="20200202_000000_tomo")
-    dataset_to_zarr(dataset, path, levels=2, **LAYOUT, **flags)
+    return dataset_to_zarr(dataset, path, levels=2, **LAYOUT, **flags)
+
+
+def levels_of(path: Path, n_levels: int) -> Delayed:
+    """The graph of further levels of an image without labels."""
+    (prepared,) = prepare_pyramid(path, n_levels, None, resume=False, restart=False)
+    return prepared.graph
 
 
 SCENARIOS = {
-    "write": Scenario(lambda path: None, _write, ("none",)),
+    "write": Scenario(
+        lambda path: None,
+        lambda path: _write(path, compute=False),
+        lambda path: _write(path, resume=True),
+        ("none",),
+    ),
     "overwrite": Scenario(
         lambda path: dataset_to_zarr(make_dataset(OLD, 8), path, **LAYOUT),
-        lambda path, **flags: _write(path, overwrite=True, **flags),
+        lambda path: _write(path, overwrite=True, compute=False),
+        lambda path: _write(path, overwrite=True, resume=True),
         ("old", "old, aside"),
     ),
     "levels": Scenario(
         lambda path: dataset_to_zarr(make_dataset(NEW, 8), path, **LAYOUT),
-        lambda path, **flags: add_levels(path, 2, **flags),
+        lambda path: levels_of(path, 2),
+        lambda path: add_levels(path, 2, resume=True),
         ("one level",),
     ),
 }
@@ -100,15 +117,11 @@ def _one_thread() -> Iterator[None]:
 def test_killed_before_any_effect_of_its_commit_the_old_or_the_new_is_there_and_it_is_gone_on_with(
     name: str, tmp_path: Path
 ) -> None:
-    before, act, allowed = SCENARIOS[name]
+    before, begin, go_on, allowed = SCENARIOS[name]
     path = tmp_path / "data" / "scan.zarr"
     path.parent.mkdir()
     before(path)
-    with (
-        patch("ctlab_dask_zarr.write.graph.commit", side_effect=OSError("not yet")),
-        pytest.raises(WriteFailedError, match="not yet"),
-    ):
-        act(path)
+    write_without_commit(begin(path))
     staged = path.parent.rename(tmp_path / "staged")
     states = []
     while True:
@@ -121,7 +134,7 @@ def test_killed_before_any_effect_of_its_commit_the_old_or_the_new_is_there_and_
         if name == "levels" and (path / "1").exists() and state != "new":
             with pytest.raises(DestinationExistsError, match="--resume"):
                 add_levels(path, 2, restart=True)
-        act(path, resume=True)
+        go_on(path)
         assert seen(path) == "new"
         assert verify(path) == []
         left = [entry for entry in os.listdir(path.parent) if entry != "scan.zarr"]
@@ -147,11 +160,7 @@ def test_aborted_after_a_kill_before_any_effect_of_its_commit_no_further_level_i
     path.parent.mkdir()
     dataset_to_zarr(make_dataset(NEW, 8), path, **LAYOUT)
     before = snapshot(path)
-    with (
-        patch("ctlab_dask_zarr.write.graph.commit", side_effect=OSError("not yet")),
-        pytest.raises(WriteFailedError, match="not yet"),
-    ):
-        add_levels(path, 3)
+    write_without_commit(levels_of(path, 3))
     staged = path.parent.rename(tmp_path / "staged")
     n_moved = set()
     number = 0
@@ -191,16 +200,20 @@ def test_an_abort_that_is_killed_before_any_effect_can_be_repeated_or_the_levels
     if of_labels:
         labels_to_zarr((NEW > 0).astype("uint8"), path, "phases", **LAYOUT)
     before = snapshot(path)
+    image = path / "labels" / "phases" if of_labels else path
+    rename = LocalFiles.rename
+
+    def rename_levels_only(self: LocalFiles, source: str, target: str) -> None:
+        if os.path.dirname(target) == str(image) and os.path.basename(target) not in ("1", "2"):
+            raise OSError("not yet")
+        rename(self, source, target)
+
     with (
         # Both levels are in their places, and nothing names them yet.
-        patch(
-            "ctlab_dask_zarr.write.staging.commit._settle_folder", side_effect=OSError("not yet")
-        ),
-        patch("ctlab_dask_zarr.write.staging.commit._settle_folders"),
+        patch.object(LocalFiles, "rename", rename_levels_only),
         pytest.raises(WriteFailedError, match="not yet"),
     ):
         add_levels(path, 3)
-    image = path / "labels" / "phases" if of_labels else path
     assert (image / "2").exists()
     moved = path.parent.rename(tmp_path / "moved")
     number = 0
@@ -227,11 +240,7 @@ def test_an_abort_that_is_killed_before_any_effect_can_be_repeated_or_the_levels
 def test_an_abort_leaves_what_is_not_of_the_write(tmp_path: Path) -> None:
     path = tmp_path / "scan.zarr"
     dataset_to_zarr(make_dataset(NEW, 8), path, **LAYOUT)
-    with (
-        patch("ctlab_dask_zarr.write.graph.commit", side_effect=OSError("not yet")),
-        pytest.raises(WriteFailedError, match="not yet"),
-    ):
-        add_levels(path, 2)
+    write_without_commit(levels_of(path, 2))
     (path / "1").mkdir()
     (path / "1" / "mine").write_text("mine")
     abort(path)

@@ -351,14 +351,20 @@ def test_levels_that_another_writer_removes_at_the_moment_of_the_commit_are_not_
 ) -> None:
     """Between the last look at the receipts and the first effect, which no interleaving hits."""
     files = with_old("one level")
+    read = FakeFiles.read
+    are_receipts_read = False
 
-    def remove_first(request: StageRequest) -> None:
-        request.destination.discard_staging()
+    def remove_first(self: FakeFiles, path: str, *limit: int) -> bytes:
+        nonlocal are_receipts_read
+        if are_receipts_read and path == f"{PATH}/zarr.json":
+            monkeypatch.undo()
+            Destination(PATH, files).discard_staging()
+        are_receipts_read |= "/receipts-" in path
+        return read(self, path, *limit)
 
-    monkeypatch.setattr("ctlab_dask_zarr.write.staging.commit.destination_problem", remove_first)
+    monkeypatch.setattr(FakeFiles, "read", remove_first)
     with pytest.raises(IncompleteDatasetError, match="removed by another write"):
         add_levels(files)
-    monkeypatch.undo()
     assert seen(files) == "one level"
     add_levels(files, resume=True)
     assert seen(files) == "new"

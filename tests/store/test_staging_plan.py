@@ -27,12 +27,12 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
+from ctlab_dask_zarr.additions import prepare_pyramid
 from ctlab_dask_zarr.manage.discard import abort_write
 from ctlab_dask_zarr.manage.status import write_status
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import LocalFiles
-from ctlab_dask_zarr.write.staging import commit as committing
-from tests.builders import make_dataset, random_voxels
+from tests.builders import make_dataset, random_voxels, write_without_commit
 
 VOXELS = random_voxels((16, 16, 16))
 LABELS = (VOXELS % 3).astype("uint8")
@@ -164,17 +164,11 @@ def test_a_link_in_place_of_a_staging_folder_is_not_followed(tmp_path: Path, sna
     assert snapshot(theirs) == before
 
 
-def staged_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An image with the levels that were staged for it by a commit that died."""
-
-    def die(*_: Any) -> None:
-        raise KeyboardInterrupt
-
+def staged_levels(tmp_path: Path) -> Path:
+    """An image with the levels that were staged for it by a process that died."""
     dataset_to_zarr(make_dataset(VOXELS), tmp_path / "scan.zarr", **LAYOUT)
-    with monkeypatch.context() as patch:
-        patch.setattr(committing, "_publish_levels", die)
-        with pytest.raises(KeyboardInterrupt):
-            add_levels(tmp_path / "scan.zarr", 2)
+    (prepared,) = prepare_pyramid(tmp_path / "scan.zarr", 2, None, resume=False, restart=False)
+    write_without_commit(prepared.graph)
     return tmp_path / ".scan.zarr.staging" / "plan.json"
 
 
@@ -182,9 +176,9 @@ def staged_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "path", ["../precious", "/tmp/precious", "labels", "..", "", "a//b", "a\\b", "1\0", 1, None]
 )
 def test_a_plan_that_leads_elsewhere_is_refused_whatever_is_asked_for(
-    path: Any, tmp_path: Path, snapshot: Any, monkeypatch: pytest.MonkeyPatch
+    path: Any, tmp_path: Path, snapshot: Any
 ) -> None:
-    place = staged_levels(tmp_path, monkeypatch)
+    place = staged_levels(tmp_path)
     for folder in (tmp_path / "precious", tmp_path / "scan.zarr" / "labels"):
         folder.mkdir()
         (folder / "thesis.txt").write_text("three years of work")
@@ -216,9 +210,9 @@ def test_a_plan_that_leads_elsewhere_is_refused_whatever_is_asked_for(
     ids=str,
 )
 def test_a_plan_that_makes_no_sense_is_a_clear_error(
-    change: dict[str, Any], tmp_path: Path, snapshot: Any, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], tmp_path: Path, snapshot: Any
 ) -> None:
-    place = staged_levels(tmp_path, monkeypatch)
+    place = staged_levels(tmp_path)
     place.write_text(json.dumps(json.loads(place.read_text()) | change))
     before, scan = snapshot(tmp_path), tmp_path / "scan.zarr"
     for act in (lambda: commit(scan), lambda: add_levels(scan, 2, resume=True)):
@@ -228,9 +222,9 @@ def test_a_plan_that_makes_no_sense_is_a_clear_error(
 
 
 def test_a_level_of_somebody_else_is_not_taken_for_one_that_was_moved_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    place = staged_levels(tmp_path, monkeypatch)
+    place = staged_levels(tmp_path)
     shutil.rmtree(next(place.parent.glob("store-*")) / "1")
     theirs = tmp_path / "scan.zarr" / "1"
     theirs.mkdir()

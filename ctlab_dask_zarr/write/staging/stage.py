@@ -48,40 +48,35 @@ def stage(request: StageRequest) -> StagedWrite:
     """Make the staging folder, or enter the one that is there; raise where neither may be done."""
     destination = request.destination
     refuse_missing_folder(destination)
-    destination.sweep()
-    destination.finish_interrupted_replacement()
-    if is_committed(request):
-        return StagedWrite(request, "", is_committed=True)
-    destination.discard_committed_staging()
-    problem = destination_problem(request)
-    if problem is not None:
-        raise DestinationExistsError(problem)
-    if request.restart and destination.staged_plan().get("run_id") != request.run_id:
-        destination.discard_staging()
-    staged = _enter_existing(request) if request.resumes else _make_or_enter(request)
-    if staged is None or request.resumes not in (None, staged.staging_id):
-        raise taken_over(destination)
-    # Levels that a commit moves into a store must not outlast the staging folder in a power
-    # failure: it tells whose they are.
-    destination.files.sync_folder(os.path.dirname(destination.staging))
-    return staged
-
-
-def _make_or_enter(request: StageRequest) -> StagedWrite:
-    destination = request.destination
     lost: OSError | None = None
-    for _ in range(_N_TRIES):
+    for number in range(_N_TRIES):
+        # Each try looks anew at what others have left, or put there, since the one before.
+        destination.sweep()
+        destination.finish_interrupted_replacement()
+        if is_committed(request):
+            return StagedWrite(request, "", is_committed=True)
+        destination.discard_committed_staging()
+        problem = destination_problem(request)
+        if problem is not None:
+            raise DestinationExistsError(problem)
+        found = destination.staged_plan().get("run_id")
+        if request.restart and number == 0 and found != request.run_id:
+            destination.discard_staging()
         try:
-            staged = _make_staging(request) or _enter_existing(request)
+            staged = None if request.resumes else _make_staging(request)
+            staged = staged or _enter_existing(request)
         except FileNotFoundError as error:
             if destination.files.kind(os.path.dirname(destination.path)) != "folder":
                 raise
-            # Another writer took the new folder for one that a dead process has left. What this
-            # attempt put there since then is still to be removed.
-            destination.sweep()
+            # Another writer took the new folder for one that a dead process has left.
             lost = error
             continue
+        if request.resumes and (staged is None or staged.staging_id != request.resumes):
+            raise taken_over(destination)
         if staged is not None:
+            # Levels that a commit moves into a store must not outlast the staging folder in a power
+            # failure: it tells whose they are.
+            destination.files.sync_folder(os.path.dirname(destination.staging))
             return staged
     if lost is not None:
         raise OSError(
