@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ class Slow:
         function = getattr(owner, name)
         numbers = itertools.count()
 
+        # By the name of the method it is found again where a bound one is unpickled.
+        @wraps(function)
         def slow(*arguments: Any, **options: Any) -> Any:
             if next(numbers) >= n_quick:
                 self.called.set()
