@@ -87,8 +87,9 @@ class MetadataEdit:
         WriteFailedError
             Something else has changed the store since the change was planned.
         """
-        changed = [new for new in self._documents if _hash(new.store.get(_ROOT)) != new.before]
-        left = changed or self._put()
+        hashes = [hashlib.sha256(new.store.get(_ROOT)).hexdigest() for new in self._documents]
+        pairs = zip(self._documents, hashes, strict=True)
+        left = [new for new, found in pairs if found != new.before] or self._put()
         if left:
             raise WriteFailedError(
                 f"{left[0].store.path(_ROOT)} was changed by something else at the same time: look "
@@ -101,10 +102,6 @@ class MetadataEdit:
             if not swap_document(new.store, new.before, new.text.encode()):
                 return self._documents[number:]
         return ()
-
-
-def _hash(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()
 
 
 def edit_metadata(
@@ -381,8 +378,7 @@ def _changed_root(
     dataset_id: str | None,
     history: Mapping[str, Any],
 ) -> _NewDocument:
-    before = metadata.store.get(_ROOT)
-    document = json.loads(before)
+    document = json.loads(metadata.store.get(_ROOT))
     document.pop(CONSOLIDATED, None)
     document["attributes"] = edit_attributes(
         document.get("attributes") or {},
@@ -394,4 +390,6 @@ def _changed_root(
     )
     if own_receipt(document["attributes"]) is not None:
         document = seal(document)
-    return _NewDocument(metadata.store, _hash(before), json.dumps(document, indent=2))
+    # Of the document that the change was planned from: if another program has changed it since, it
+    # is not replaced.
+    return _NewDocument(metadata.store, metadata.root_hash, json.dumps(document, indent=2))

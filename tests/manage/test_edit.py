@@ -276,6 +276,33 @@ def test_a_change_by_another_at_the_same_time_is_not_lost(tmp_path: Path) -> Non
     assert (dataset.dataset_id, dataset.voxel_size) == ("theirs", (3.0, 2.0, 1.5))
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_size_that_another_gives_while_a_change_is_planned_does_not_mix_with_it(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path)
+    read = LocalFiles.read
+    n_reads = 0
+
+    def interrupted(self: LocalFiles, document: str, *limits: Any) -> bytes:
+        nonlocal n_reads
+        if document == str(path / "zarr.json"):
+            n_reads += 1
+            if n_reads == number:
+                edit_metadata(path, voxel_size=6)
+        return read(self, document, *limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "read", interrupted)
+        edit_metadata(path, voxel_size=5)
+    assert n_reads >= number
+    # Whichever of the two was last.
+    size = dataset_from_zarr(path).voxel_size[0]
+    assert size in (5, 6)
+    assert dataset_from_zarr(path, level=1).voxel_size == (size, 2 * size, 2 * size)
+    assert attributes_of(path)["mango"]["voxel_size_xyz"] == [size] * 3
+
+
 def test_of_entries_that_four_processes_add_at_once_all_are_there(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     program = (
