@@ -1,16 +1,16 @@
-"""Documents that several programs may change at once: each change is one step for the others.
+"""Documents that several programs may change at once: for the others, each change is one step.
 
-On a file system there is no request to replace a file only where it is still the same. What is
-dependable everywhere, network and parallel file systems included, is that a folder is renamed onto
-an empty one or none, and that a file is renamed once. So a change is first announced, complete, in
-a folder whose name tells what document it changes::
+A file system has no request that replaces a file only if it is still the same. Everywhere, network
+and parallel file systems included, a folder can be renamed onto an empty one or none, and a file
+can be renamed once. So a change is first announced, complete, in a folder whose name says which
+state of the document it changes::
 
     .zarr.json.<hash of zarr.json>.partial/.zarr.json.<unique>.partial     what it will be
 
-Of all who would change the same document one makes this folder. Its file is then renamed onto the
-document by whoever comes first: by its maker, or, where that one has died or is slow, by the next
-who wants to change the document. There is no lock that could be left behind, and nothing to wait
-for. A change that was announced is made; one that was not has never been.
+Of all who would change that state, one makes this folder. Whoever comes first then renames its file
+onto the document: its maker or, where that one has died or is slow, the next who wants to change
+the document. There is no lock that could be left behind, and nothing to wait for. A change that was
+announced is made; one that was not has no effect.
 
 In an object store it is one conditional request.
 """
@@ -27,7 +27,7 @@ import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, overload
 
 from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError, WriteFailedError
 from ctlab_dask_zarr.formats.json_values import parse_json_object
@@ -45,12 +45,12 @@ __all__ = [
 _DOCUMENT = "zarr.json"
 #: Where zarr keeps copies of the documents below a group, which readers believe.
 CONSOLIDATED = "consolidated_metadata"
-#: Each try that fails is a change that another has made; this many seconds of them are enough.
+#: A try fails when somebody else has made a change: this many seconds of tries are enough.
 _LONGEST_WAIT_S = 60.0
 _FIRST_PAUSE_S = 0.002
-#: Another has announced a change, or taken this for what a dead process has left.
-_NOT_ANNOUNCED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
 _LONGEST_PAUSE_S = 0.5
+#: Somebody else has announced a change, or taken this folder for the rest of a dead process.
+_NOT_ANNOUNCED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
 _REPAIR = ". Repair it, then try again"
 
 
@@ -59,8 +59,8 @@ def change_document(
 ) -> None:
     """Change the ``zarr.json`` of a store in one step, whoever else changes it at the same time.
 
-    `change` is given what the document says, None where there is none, and returns what it is to
-    say, None to leave it; it is asked again where another was faster.
+    `change` is given the document, None where there is none, and returns the new one, None to leave
+    it. It is asked again where another program was faster.
 
     Raises
     ------
@@ -77,9 +77,8 @@ def change_document(
         changed = change(content)
         if changed is None or changed == content:
             return True
-        # zarr-python writes NaN as that word, and reads it: what others say is kept.
-        new = json.dumps(changed, indent=2).encode()
-        return swap_document(store, None if text is None else _hash(text), new)
+        # zarr-python writes and reads NaN: what others have written so is kept.
+        return swap_document(store, _hash(text), json.dumps(changed, indent=2).encode())
 
     until_done(store, step)
 
@@ -108,50 +107,49 @@ def until_done(store: Store, step: Callable[[], bool]) -> None:
 
 
 def discard_announced(store: Store) -> None:
-    """Remove the changes of a document that were announced and not made, or not whole.
-
-    Only for who knows that nobody is at work on it.
-    """
+    """Remove changes of a document that were announced and not made; nobody may be at work on it."""
     for name, kind in store.files.entries(store.root):
         if is_temporary(name, _DOCUMENT):
             path = store.path(name)
             remove_tree(store.files, path) if kind == "folder" else store.files.remove_file(path)
 
 
-def _temporary(unique: str) -> str:
-    return f".{_DOCUMENT}.{unique[:32]}.partial"
-
-
 def swap_document(store: Store, before: str | None, new: bytes) -> bool:
     """Replace the ``zarr.json`` of a store if its SHA-256 is still `before`; return whether it was.
 
-    None is that of no document. Nothing is lost where this dies: the document is the old one or
-    the new one, at the latest when the next one changes it. Copies of it that groups keep in which
-    the store lies are dropped.
+    `before` is None for no document. Nothing is lost where this process dies: the document is the
+    old one or the new one, at the latest when somebody changes it next. Copies of it in the groups
+    above are dropped.
     """
     for folder in _above(store.root):
         drop_consolidated(store.files, folder)
-    if isinstance(store.files, ObjectFiles):
-        return _swap_object(store.files, store.path(_DOCUMENT), before, new)
     files, path = store.files, store.path(_DOCUMENT)
+    if isinstance(files, ObjectFiles):
+        try:
+            if before is not None:
+                return files.replace(path, lambda found: _hash(found) == before, new)
+            files.create(path, new)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        return True
     claim = store.path(_temporary(_hash(b"") if before is None else before))
     own = os.path.join(claim, _temporary(uuid.uuid4().hex))
     if not _announce(store, claim, own, new):
         _finish_others(store, claim, before)
         return False
     try:
-        if _found(store) == before:
+        if _hash(_read(store)) == before:
             files.rename(own, path)
             files.sync_folder(store.root)
             return True
-        # Changed before this was announced: nobody takes it up any more.
+        # The document changed before this was announced: nobody takes it up any more.
         files.remove_file(own)
         return False
     except FileNotFoundError:
-        # Another has made the change for us, or removed it; unless the whole store is gone.
+        # Somebody else has made the change for us, or removed it, unless the whole store is gone.
         files.stat(path)
         files.sync_folder(store.root)
-        return _found(store) != before
+        return _hash(_read(store)) != before
     finally:
         with suppress(OSError):
             files.remove_file(own)
@@ -184,13 +182,14 @@ def _announce(store: Store, claim: str, own: str, new: bytes) -> bool:
 
 
 def _finish_others(store: Store, claim: str, before: str | None) -> None:
-    """Make the change that another has announced, who may have died."""
+    """Make the change that another process has announced, which may have died."""
     files = store.files
-    # Where its folder is not ours to take it from, only its maker can make the change.
+    # Only its maker can make the change where its folder belongs to another user.
     with suppress(FileNotFoundError, PermissionError):
+        # The names are read before the document: while the announced file is there, nothing but its
+        # own rename changes the document.
         names = [name for name, _ in files.entries(claim) if is_temporary(name, _DOCUMENT)]
-        # In this order: as long as what was announced is there, the document is only changed by it.
-        if _found(store) == before:
+        if _hash(_read(store)) == before:
             for name in names:
                 files.rename(os.path.join(claim, name), store.path(_DOCUMENT))
             files.sync_folder(store.root)
@@ -198,14 +197,8 @@ def _finish_others(store: Store, claim: str, before: str | None) -> None:
         files.remove_folder(claim)
 
 
-def _swap_object(files: ObjectFiles, path: str, before: str | None, new: bytes) -> bool:
-    try:
-        if before is not None:
-            return files.replace(path, lambda found: _hash(found) == before, new)
-        files.create(path, new)
-    except (FileExistsError, FileNotFoundError):
-        return False
-    return True
+def _temporary(unique: str) -> str:
+    return f".{_DOCUMENT}.{unique[:32]}.partial"
 
 
 def _read(store: Store) -> bytes | None:
@@ -215,20 +208,19 @@ def _read(store: Store) -> bytes | None:
         return None
 
 
-def _found(store: Store) -> str | None:
-    text = _read(store)
-    return None if text is None else _hash(text)
-
-
-def _hash(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()
+@overload
+def _hash(text: bytes) -> str: ...
+@overload
+def _hash(text: bytes | None) -> str | None: ...
+def _hash(text: bytes | None) -> str | None:
+    return None if text is None else hashlib.sha256(text).hexdigest()
 
 
 def drop_consolidated(files: Files, folder: str) -> None:
-    """Drop the copies of what lies below them that a group, and those that it lies in, keep.
+    """Drop the copies of documents below them that a group, and those above it, keep.
 
-    To be done before something below changes: without them readers look at the documents
-    themselves, which is always right. What cannot be dropped is warned of.
+    This is done before something below changes: without copies, readers look at the documents
+    themselves. Warns of copies that cannot be dropped.
     """
     if not (is_url(folder) or os.path.isabs(folder)):
         return
@@ -255,7 +247,7 @@ def drop_consolidated(files: Files, folder: str) -> None:
 
 
 def _above(path: str) -> set[str]:
-    """Return the folder that something lies in, and that in which it lies where it is a link."""
+    """Return the folder that something lies in, and for a link also that of what it leads to."""
     places = {path} if is_url(path) else {path, os.path.realpath(path)}
     return {os.path.dirname(place) for place in places} - {path}
 
