@@ -1,4 +1,4 @@
-"""The destination of a write: what is there, what lies beside it, and what may be replaced.
+"""The destination of a write: what is there, what lies beside it, and how either is tidied up.
 
 On a file system a write happens in a hidden sibling of the destination, ``.<name>.staging``::
 
@@ -9,10 +9,10 @@ On a file system a write happens in a hidden sibling of the destination, ``.<nam
     .scan.zarr.replaced.1f0c           the old dataset, for the moment between two renames
     .scan.zarr.phases.labels-staging/  the same of its labels ``phases``
 
-The folders are named by an id of this staging folder alone (16 digits): whoever still works for one
-that was removed, and made anew by another write, finds nothing to put its shards into, or to
-publish. Whole names tell what is hidden of which destination, and nothing is removed that holds
-anything else.
+The folders are named by an id of this staging folder alone (16 digits). A process that still works
+for a staging folder which was removed, and made anew by another write, finds no place for its
+shards, and nothing to publish. Only whole names tell what is hidden beside which destination, and
+nothing is removed that holds anything else.
 
 Object stores cannot rename. There ``plan.json`` is put only where there is none, shards go under
 their final keys at once, and the root document, which makes a dataset of them, is put last::
@@ -37,17 +37,14 @@ from ctlab_dask_zarr.formats.receipts import own_receipt
 from ctlab_dask_zarr.formats.zarr_array import is_key
 from ctlab_dask_zarr.store.documents import discard_announced
 from ctlab_dask_zarr.store.files import LOCAL_FILES, Files, remove_tree
-from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, read_json_object, read_ome
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, dataset_paths, read_json_object, read_ome
 from ctlab_dask_zarr.store.objects import ObjectFiles, abort_uploads
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.staging_plan import (
     N_DIGITS,
     N_DIGITS_BESIDE,
-    PIECES_PREFIX,
-    RECEIPTS_PREFIX,
     STAGED,
     STAGED_PLAN,
-    STORE_PREFIX,
     foreign_in,
     is_object_of,
     plan_problem,
@@ -61,15 +58,8 @@ __all__ = ["Destination"]
 class Destination:
     """Where a dataset will be, and the places beside it that its write uses.
 
-    Attributes
-    ----------
-    path
-        The store; absolute.
-    files
-        Through which everything is done.
-    labels_of
-        The image of which this will be labels: what lies beside labels while they are written lies
-        beside their image, of which nobody is to see it.
+    Labels have the image `labels_of`: while they are written, they are staged beside it, so that
+    nobody sees them in it.
     """
 
     path: str
@@ -80,53 +70,6 @@ class Destination:
     def at(cls, path: str, labels_of: str | None = None) -> Destination:
         """Return the destination at a path or URL, reached with the storage options in force."""
         return cls(path, files_at(path), labels_of)
-
-    def _hidden(self, kind: str) -> str:
-        """Return the path of what lies beside this, by its kind.
-
-        No two destinations have one: a name ends in its kind, and in that of labels is no dot.
-        """
-        if self.labels_of is None:
-            folder, name = os.path.split(self.path)
-            return os.path.join(folder, f".{name}.{kind}")
-        folder, name = os.path.split(self.labels_of)
-        labels = os.path.basename(self.path).replace("%", "%25").replace(".", "%2E")
-        return os.path.join(folder, f".{name}.{labels}.labels-{kind}")
-
-    def _all_hidden(self, kind: str, n_digits: int) -> dict[str, str]:
-        """Return the folders beside this of a kind and an id, by their ids."""
-        folder, name = os.path.split(self._hidden(kind))
-        if not self.can_rename or self.files.kind(folder) != "folder":
-            return {}
-        names = re.compile(rf"{re.escape(name)}\.([0-9a-f]{{{n_digits}}})")
-        found = [
-            (names.fullmatch(e), e) for e, k in sorted(self.files.entries(folder)) if k == "folder"
-        ]
-        return {match[1]: os.path.join(folder, entry) for match, entry in found if match}
-
-    @property
-    def staging(self) -> str:
-        """The staging folder: a hidden sibling, on the same file system."""
-        return self._hidden("staging")
-
-    def replaced(self, staging_id: str) -> str:
-        """Return where a commit keeps the old dataset between its two renames.
-
-        Of this commit alone: none removes, or puts back, what another has put aside.
-        """
-        return f"{self._hidden('replaced')}.{staging_id}"
-
-    def incoming(self, identity: str) -> str:
-        """Return where the copy of a dataset arrives."""
-        return f"{self._hidden('incoming')}.{identity[:N_DIGITS]}"
-
-    def all_replaced(self) -> dict[str, str]:
-        """Return the old datasets that commits have put aside, by the ids of their stagings."""
-        return self._all_hidden("replaced", N_DIGITS)
-
-    def all_incoming(self) -> list[str]:
-        """Return where copies have begun to arrive."""
-        return list(self._all_hidden("incoming", N_DIGITS).values())
 
     @property
     def objects(self) -> ObjectFiles | None:
@@ -144,34 +87,76 @@ class Destination:
         return Store(self.path, self.files)
 
     @property
+    def staging(self) -> str:
+        """The staging folder: a hidden sibling, on the same file system."""
+        return self._hidden("staging")
+
+    @property
     def notes(self) -> Store:
         """The staging folder as a store, for what is kept about the write."""
         return Store(self.staging, self.files)
 
     def staged_store(self, staging_id: str) -> Store:
         """Return where the dataset is put together."""
-        if not self.can_rename:
-            return self.store
-        return Store(os.path.join(self.staging, f"{STORE_PREFIX}{staging_id}"), self.files)
+        return self._staged("store", staging_id) if self.can_rename else self.store
 
     def staged_receipts(self, staging_id: str) -> Store:
         """Return where the receipts of what was written are kept meanwhile."""
-        name = f"{RECEIPTS_PREFIX}{staging_id}"
-        return Store(os.path.join(self.staging, name), self.files)
+        return self._staged("receipts", staging_id)
 
     def staged_pieces(self, staging_id: str) -> Store:
         """Return where the tasks of one level leave what those of the next need."""
-        name = f"{PIECES_PREFIX}{staging_id}"
-        return Store(os.path.join(self.staging, name), self.files)
+        return self._staged("pieces", staging_id)
+
+    def _staged(self, kind: str, staging_id: str) -> Store:
+        return Store(os.path.join(self.staging, f"{kind}-{staging_id}"), self.files)
+
+    def replaced(self, staging_id: str) -> str:
+        """Return where one commit, and no other, keeps the old dataset between its two renames."""
+        return f"{self._hidden('replaced')}.{staging_id}"
+
+    def all_replaced(self) -> dict[str, str]:
+        """Return the old datasets that commits have put aside, by the ids of their stagings."""
+        return self._all_hidden("replaced", N_DIGITS)
+
+    def incoming(self, identity: str) -> str:
+        """Return where the copy of a dataset arrives."""
+        return f"{self._hidden('incoming')}.{identity[:N_DIGITS]}"
+
+    def all_incoming(self) -> list[str]:
+        """Return where copies have begun to arrive."""
+        return list(self._all_hidden("incoming", N_DIGITS).values())
+
+    def beside_staging(self) -> str:
+        """Return a new name for a staging folder that is being made or removed."""
+        return f"{self.staging}.{uuid.uuid4().hex}"
+
+    def _hidden(self, kind: str) -> str:
+        """Return the path of what lies beside this, by its kind.
+
+        It is of this destination alone: a name ends in its kind, and that of labels has no dot.
+        """
+        folder, name = os.path.split(self.labels_of or self.path)
+        if self.labels_of is None:
+            return os.path.join(folder, f".{name}.{kind}")
+        labels = os.path.basename(self.path).replace("%", "%25").replace(".", "%2E")
+        return os.path.join(folder, f".{name}.{labels}.labels-{kind}")
+
+    def _all_hidden(self, kind: str, n_digits: int) -> dict[str, str]:
+        """Return the folders beside this of a kind and an id, by their ids."""
+        folder, name = os.path.split(self._hidden(kind))
+        if not self.can_rename or self.files.kind(folder) != "folder":
+            return {}
+        pattern = re.compile(rf"{re.escape(name)}\.([0-9a-f]{{{n_digits}}})")
+        names = [name for name, kind in sorted(self.files.entries(folder)) if kind == "folder"]
+        found = [match for match in map(pattern.fullmatch, names) if match]
+        return {match[1]: os.path.join(folder, match[0]) for match in found}
 
     def staged_plan(self) -> dict[str, Any]:
         """Return what the staging folder says about its write; empty where it says nothing.
 
-        Raises
-        ------
-        MetadataError
-            It is not as this package makes it: whoever can write beside the destination may have
-            put there what leads elsewhere.
+        Raises MetadataError where this package would not make it so: whoever can write beside the
+        destination may have put there what leads elsewhere.
         """
         plan = read_json_object(self.files, os.path.join(self.staging, STAGED_PLAN))
         problem = plan_problem(plan) if plan else None
@@ -189,7 +174,7 @@ class Destination:
         return plan
 
     def committed(self) -> dict[str, Any]:
-        """Return what the dataset that is there says about its write; empty where it is not ours.
+        """Return what the dataset here says about its write; empty where this package wrote none.
 
         Its ``run_id`` tells which run wrote it, its ``fingerprint`` what.
         """
@@ -198,34 +183,30 @@ class Destination:
         return (own_receipt(attributes) if isinstance(attributes, dict) else None) or {}
 
     def is_staging_committed(self) -> bool:
-        """Whether the dataset which is here was put together in the staging folder beside it.
+        """Whether the dataset here was put together in the staging folder beside it.
 
-        Its plan may name another run than the dataset: one that had gone on with it.
+        The plan may name another run than the dataset, one that had gone on with it.
         """
         staging_id = self.committed().get("staging_id")
         return staging_id is not None and self.staged_plan().get("staging_id") == staging_id
 
     def is_being_extended(self) -> bool:
-        """Whether the staging folder holds further levels for the store that is here.
-
-        Not where they are committed, and the folder is what their commit has left.
-        """
+        """Whether the staging folder holds further levels for the store here, not committed yet."""
         is_for_more = self.staged_plan().get("extends") is not None
         return is_for_more and not self.is_staging_committed()
 
     def discard_committed_staging(self) -> None:
-        """Remove the staging folder if it is that of the dataset which is here.
+        """Remove the staging folder if the dataset here is from it.
 
-        Never that of another write: a commit task that is repeated, or is slow, may find that the
-        next write has staged meanwhile.
+        It may be that of the next write, where a commit is repeated or slow.
         """
         if self.is_staging_committed():
             self.discard_staging()
 
     def discard_staging(self) -> None:
-        """Remove the staging folder; from the first moment on it is there whole or not at all.
+        """Remove the staging folder; at every moment it is there whole or not at all.
 
-        On an object store, the plan goes last: until then the rest can be removed, or gone on with.
+        In an object store the plan goes last: as long as it is there, the rest can be removed.
         """
         objects = self.objects
         if objects is None:
@@ -253,7 +234,7 @@ class Destination:
         return [] if self.files.kind(self.store.path(ROOT_DOCUMENT)) is not None else found
 
     def _discard(self, folder: str, name: str = "") -> None:
-        """Remove a folder that lies beside this; `name`: as what of a staging folder."""
+        """Remove a folder beside this; with `name`, aside as a part of a staging folder."""
         # Renamed first, so that nobody goes on in, or publishes, a folder that lacks parts.
         aside = self.beside_staging()
         if name:
@@ -263,26 +244,24 @@ class Destination:
         except FileNotFoundError:
             remove_tree(self.files, aside)
             return
-        # Never is the removal of a part durable without the rename.
+        # fsync first, so that a crash cannot keep deletions but lose the rename.
         if name:
             self.files.sync_folder(aside)
         self.files.sync_folder(os.path.dirname(aside))
         remove_tree(self.files, aside)
 
     def take_back_levels(self) -> None:
-        """Move levels that a commit has moved into the store, and not named, back where they were.
+        """Move levels that a commit has moved into the store, but not named, back to the staging.
 
-        What it has left of a root document that would have named them is removed. Only for who
-        knows that this commit is dead: it could be about to name them. Killed at any moment it
-        leaves what the same write goes on with.
+        Call only if that commit's process is known to be dead: it could be about to name them.
+        Killed at any moment, this leaves what the same write can go on with.
         """
         plan = self.staged_plan()
         if not self.can_rename or not self.is_being_extended():
             return
-        multiscales = read_ome(self.files, self.path).get("multiscales")
-        if not isinstance(multiscales, list):
+        named = dataset_paths(read_ome(self.files, self.path))
+        if not named:
             return
-        named = {entry.get("path") for image in multiscales for entry in image.get("datasets", ())}
         staged = self.staged_store(plan["staging_id"])
         moved = [
             level["path"]
@@ -296,14 +275,14 @@ class Destination:
         for path in moved:
             self.files.rename(self.store.path(path), staged.path(path))
         if moved:
-            # Never is the removal of the staging folder durable without this.
+            # fsync first, so that a crash cannot lose the levels with the staging folder.
             self.files.sync_folder(staged.root)
             self.files.sync_folder(self.path)
 
     def _is_level_of(self, level: dict[str, Any]) -> bool:
-        """Whether a folder of the store is a level that a commit has moved there, and not another.
+        """Whether a folder of the store is a level that a commit has moved there, by its document.
 
-        Its document was put before it was moved.
+        A commit puts the document before it moves the level.
         """
         path = self.store.path(level["path"])
         if self.files.kind(path) != "folder":
@@ -314,7 +293,7 @@ class Destination:
         return False
 
     def staged_labels(self) -> list[Destination]:
-        """Return the labels of the image here beside which staging folders are, or their rests."""
+        """Return the labels of the image here that have a staging folder, or the rest of one."""
         folder, name = os.path.split(self.path)
         # A bucket has nothing beside it.
         is_there = self.can_rename or is_url(folder)
@@ -329,15 +308,11 @@ class Destination:
             if is_key(label) and "/" not in label
         ]
 
-    def beside_staging(self) -> str:
-        """Return a new name for a staging folder that is not yet, or no longer, the one."""
-        return f"{self.staging}.{uuid.uuid4().hex}"
-
     def sweep(self) -> None:
         """Remove staging folders that were being made or removed when their process died.
 
-        One that is being made at this moment is made again by its process. A staging folder
-        without a plan is the rest of one whose removal a power failure has cut off.
+        A process makes its folder again if this removes it. A staging folder without a plan is the
+        rest of one whose removal a power failure has cut off.
         """
         if not self.can_rename:
             return
@@ -353,13 +328,9 @@ class Destination:
     def finish_interrupted_replacement(self) -> None:
         """Repair what a commit left that died between its renames.
 
-        The old dataset is aside and the new one complete in staging: the new one takes its place.
-        If it is already there, the old one is only left to be removed.
-
-        Raises
-        ------
-        DestinationExistsError
-            Something else took its place: the old dataset stays aside.
+        The old dataset is aside. If the new one is complete in the staging folder, it takes the
+        place, otherwise the old one is put back. If the new one is in its place already, the old
+        one is removed. Raises DestinationExistsError where something else took the place.
         """
         for staging_id, aside in self.all_replaced().items():
             store = self.staged_store(staging_id)

@@ -27,7 +27,7 @@ import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, overload
+from typing import Any
 
 from ctlab_dask_zarr.errors import MetadataError, UnsupportedFormatError, WriteFailedError
 from ctlab_dask_zarr.formats.json_values import parse_json_object
@@ -61,13 +61,6 @@ def change_document(
 
     `change` is given the document, None where there is none, and returns the new one, None to leave
     it. It is asked again where another program was faster.
-
-    Raises
-    ------
-    MetadataError
-        What is there is no JSON object.
-    WriteFailedError
-        Others have changed it all the time, or somebody holds it.
     """
 
     def step() -> bool:
@@ -84,13 +77,7 @@ def change_document(
 
 
 def until_done(store: Store, step: Callable[[], bool]) -> None:
-    """Take a step that changes the ``zarr.json`` of a store until it returns True.
-
-    Raises
-    ------
-    WriteFailedError
-        Others have changed it all the time, or somebody holds it.
-    """
+    """Take a step that changes the ``zarr.json`` of a store until it returns True, for a minute."""
     pause, until = _FIRST_PAUSE_S, time.monotonic() + _LONGEST_WAIT_S
     while not step():
         if time.monotonic() > until:
@@ -107,7 +94,7 @@ def until_done(store: Store, step: Callable[[], bool]) -> None:
 
 
 def discard_announced(store: Store) -> None:
-    """Remove changes of a document that were announced and not made; nobody may be at work on it."""
+    """Remove changes of a document that were announced and not made, if nobody is at work."""
     for name, kind in store.files.entries(store.root):
         if is_temporary(name, _DOCUMENT):
             path = store.path(name)
@@ -132,7 +119,7 @@ def swap_document(store: Store, before: str | None, new: bytes) -> bool:
         except (FileExistsError, FileNotFoundError):
             return False
         return True
-    claim = store.path(_temporary(_hash(b"") if before is None else before))
+    claim = store.path(_temporary(before or hashlib.sha256().hexdigest()))
     own = os.path.join(claim, _temporary(uuid.uuid4().hex))
     if not _announce(store, claim, own, new):
         _finish_others(store, claim, before)
@@ -208,10 +195,6 @@ def _read(store: Store) -> bytes | None:
         return None
 
 
-@overload
-def _hash(text: bytes) -> str: ...
-@overload
-def _hash(text: bytes | None) -> str | None: ...
 def _hash(text: bytes | None) -> str | None:
     return None if text is None else hashlib.sha256(text).hexdigest()
 

@@ -16,7 +16,7 @@ from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store, is_temporary
 
 __all__ = [
-    *("ROOT_DOCUMENT", "contents_of", "label_names", "listed_arrays", "ome_of"),
+    *("ROOT_DOCUMENT", "contents_of", "dataset_paths", "label_names", "listed_arrays", "ome_of"),
     *("read_json_object", "read_ome"),
 ]
 
@@ -54,15 +54,8 @@ def ome_of(document: Mapping[str, Any]) -> dict[str, Any]:
 def label_names(files: Files, image: str, *, strict: bool = False) -> list[str]:
     """Return the labels of an image: those that are listed, then others that say what they are.
 
-    Parameters
-    ----------
-    strict
-        Whether the list has to be right. Otherwise what is listed, and is no image, is left out.
-
-    Raises
-    ------
-    MetadataError
-        With `strict`: ``labels/zarr.json`` lists no names of groups, as OME-Zarr 0.5 says.
+    Names in the list that are no images are left out. With `strict` they are kept, and a list that
+    is not as OME-Zarr 0.5 says is a MetadataError.
     """
     folder = os.path.join(image, "labels")
     listed = _strict_list(files, image) if strict else read_ome(files, folder).get("labels")
@@ -105,7 +98,7 @@ def listed_arrays(files: Files, root: str) -> dict[str, StoredArray | None]:
         return {"": _array(document)}
     return {
         path: _array(read_json_object(files, os.path.join(root, path, ROOT_DOCUMENT)))
-        for path in _dataset_paths(ome_of(document))
+        for path in dataset_paths(ome_of(document))
     }
 
 
@@ -119,14 +112,8 @@ def contents_of(
     What is foreign has no coordinates. Parts of a dataset are the documents on the way to its
     arrays, and below an array its receipts and whatever has the exact name of a chunk. What killed
     processes and operating systems leave is not foreign. Of a foreign node its folder is yielded,
-    otherwise each file.
-
-    Parameters
-    ----------
-    root, walked
-        The store, and what `walk` yields there.
-    arrays
-        Of the dataset and of its labels, by their paths; None for one that is not understood.
+    otherwise each file. `walked` is what `walk` yields; `arrays` are those of the dataset and of
+    its labels, by their paths, and None for one that is not understood.
     """
     nodes = {"", "labels"}
     for path in arrays:
@@ -161,7 +148,7 @@ def _with_parents(path: str) -> Iterator[str]:
         yield path
 
 
-def _dataset_paths(ome: Mapping[str, Any]) -> list[str]:
+def dataset_paths(ome: Mapping[str, Any]) -> list[str]:
     """Return the paths that an ``ome`` attribute lists, except those that lead out of it."""
     images = ome.get("multiscales")
     images = images if isinstance(images, list) else []

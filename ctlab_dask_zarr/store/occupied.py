@@ -24,7 +24,7 @@ __all__ = [
     *("refuse_place", "store_around"),
 ]
 
-#: What file systems take for the name of a file or a folder.
+#: The most bytes that file systems take for the name of a file or a folder.
 _MAX_NAME_NBYTES = 255
 #: Attributes of volumes, and of groups of many images.
 _MARKS = {"ome", "mango", RECEIPT_ATTRIBUTE}
@@ -32,7 +32,7 @@ _MARKS_OF_MANY = {"plate", "well", "bioformats2raw.layout"}
 
 
 def refuse_long_name(destination: Destination) -> None:
-    """Raise where the name leaves no room for those of what is hidden beside it."""
+    """Raise where the name leaves no room for the names of what is hidden beside it."""
     name = os.path.basename(destination.beside_staging())
     n_over = len(os.fsencode(name)) - _MAX_NAME_NBYTES
     if n_over > 0 and destination.can_rename:
@@ -44,7 +44,7 @@ def refuse_long_name(destination: Destination) -> None:
 
 
 def refuse_place(destination: Destination, source: Any) -> None:
-    """Raise where a store cannot be at a destination, whatever is there."""
+    """Raise where no store can be, whatever is there."""
     refuse_long_name(destination)
     folder = getattr(source, "folder", "")
     is_folder_of_blocks = folder.endswith("_nc") or len(getattr(source, "blocks", ())) > 1
@@ -58,7 +58,7 @@ def refuse_place(destination: Destination, source: Any) -> None:
 
 
 def refuse_missing_folder(destination: Destination) -> None:
-    """Raise where the folder in which this would be is not there: none is made unasked."""
+    """Raise where the folder of a destination is not there: none is made unless asked for."""
     folder = os.path.dirname(destination.staging)
     if destination.can_rename and destination.files.kind(folder) is None:
         raise InvalidArgumentError(
@@ -92,10 +92,10 @@ def _problem(destination: Destination, *, overwrite: bool) -> str | None:
             "it. Choose a place outside of it; labels are written by labels_to_zarr (`ctlab-zarr "
             "add-labels`)"
         )
-    if not destination.can_rename:
-        return _problem_of_objects(destination, overwrite=overwrite) if kind else None
     if kind is None:
         return None
+    if not destination.can_rename:
+        return _problem_of_objects(destination, overwrite=overwrite)
     lost = destination.replacement_problem()
     if lost is not None:
         return lost
@@ -105,6 +105,21 @@ def _problem(destination: Destination, *, overwrite: bool) -> str | None:
         )
     problem = _not_replaceable(destination, kind)
     return None if problem is None else f"{path} exists and is not replaced: {problem}"
+
+
+def _problem_of_objects(destination: Destination, *, overwrite: bool) -> str | None:
+    path = destination.path
+    if destination.files.kind(destination.store.path(ROOT_DOCUMENT)) is not None:
+        advice = "choose another name, or remove it first"
+        if overwrite:
+            advice = "an object store cannot replace it in one step: remove it first"
+        return f"{path} exists: {advice}"
+    if not destination.staged_plan():
+        return (
+            f"{path} holds objects that are no dataset, nor the shards of a write that can be gone "
+            "on with: remove them, or choose another name"
+        )
+    return None
 
 
 def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
@@ -132,7 +147,7 @@ def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
 def identity_of_occupant(destination: Destination) -> str | None:
     """Return what tells the dataset that is there from any other one; None for none.
 
-    Of our own it stays when the metadata is edited.
+    For a dataset of this package it stays the same when the metadata is edited.
     """
     staging_id = destination.committed().get("staging_id")
     if isinstance(staging_id, str):
@@ -149,24 +164,9 @@ def store_around(destination: Destination) -> str | None:
     below, folder = destination.path, os.path.dirname(destination.path)
     while folder != below and not folder.endswith(":"):
         for name in (ROOT_DOCUMENT, ".zgroup", ".zarray"):
-            # Who may write in one place may not be allowed to look at those above it.
+            # Some may write in a folder and not look at those above it.
             with suppress(OSError):
                 if destination.files.kind(os.path.join(folder, name)) is not None:
                     return folder
         below, folder = folder, os.path.dirname(folder)
-    return None
-
-
-def _problem_of_objects(destination: Destination, *, overwrite: bool) -> str | None:
-    path = destination.path
-    if destination.files.kind(destination.store.path(ROOT_DOCUMENT)) is not None:
-        advice = "choose another name, or remove it first"
-        if overwrite:
-            advice = "an object store cannot replace it in one step: remove it first"
-        return f"{path} exists: {advice}"
-    if not destination.staged_plan():
-        return (
-            f"{path} holds objects that are no dataset, nor the shards of a write that can be gone "
-            "on with: remove them, or choose another name"
-        )
     return None
