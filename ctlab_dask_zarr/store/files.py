@@ -55,55 +55,42 @@ class Files(Protocol):
 
     def kind(self, path: str) -> Kind | None:
         """Return what is at a path, links not followed; None for nothing."""
-        ...
 
     def entries(self, folder: str) -> list[tuple[str, Kind]]:
         """Return name and kind of everything in a folder."""
-        ...
 
     def read(self, path: str, limit: int = DOCUMENT_NBYTES) -> bytes:
         """Return the content of a file; one that is larger than `limit` is refused."""
-        ...
 
     def read_range(self, path: str, start: int, nbytes: int) -> bytes:
         """Return a part of a file."""
-        ...
 
     def stat(self, path: str) -> tuple[int, float]:
         """Return the size of a file, and when it was last changed, in seconds since the epoch."""
-        ...
 
     def make_folder(self, path: str) -> None:
         """Make one folder, in a folder that is there."""
-        ...
 
     def permissions(self, path: str) -> int | None:
         """Return the permission bits of a file or a folder; None where there is none."""
-        ...
 
     def set_permissions(self, path: str, permissions: int) -> None:
         """Set the permission bits of a file or a folder, where its file system has them."""
-        ...
 
     def open_new(self, path: str, permissions: int | None = None) -> _NewFile:
         """Make a file that is not there yet; without `permissions` as the process makes files."""
-        ...
 
     def rename(self, source: str, target: str) -> None:
         """Rename a file, replacing another, or a folder, replacing an empty one."""
-        ...
 
     def remove_file(self, path: str) -> None:
         """Remove a file or a link."""
-        ...
 
     def remove_folder(self, path: str) -> None:
         """Remove an empty folder."""
-        ...
 
     def sync_folder(self, path: str) -> None:
         """Make the names in a folder durable (a file's own sync does not promise its name)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ctlab_dask_zarr.errors import ClusterError
 
 __all__ = ["SharedFolder", "check_shared_folder"]
 
-#: Seconds between two looks for workers that have come.
+#: Seconds between two looks for new workers.
 _INTERVAL_S = 2.0
 #: Seconds for a look under way to end.
 _JOIN_S = 1.0
@@ -23,13 +23,8 @@ _JOIN_S = 1.0
 class SharedFolder:
     """Has each worker probed once, also those that come while the work is under way; a context.
 
-    A plugin, as the one for versions, could not tell by itself: a new worker would have to wait for
-    this process to answer, and for one that was killed in vain.
-
-    Attributes
-    ----------
-    problem
-        Of a worker that came late and does not see the folder; None as long as there is none.
+    A worker plugin could not do it alone: a new worker would have to wait for this process to
+    answer, in vain if the process was killed. `problem` is that of a worker that came late.
     """
 
     def __init__(self, client: Any, folder: str) -> None:
@@ -38,7 +33,7 @@ class SharedFolder:
         self._probed: set[str] = set()
         self._lock = threading.Lock()
         self._end = threading.Event()
-        # Of its own, so that a worker that does not answer holds up no stop.
+        # In a thread of its own, so that a worker that does not answer holds up no stop.
         self._thread = threading.Thread(target=self._watch, name="probe", daemon=True)
         self.problem: ClusterError | None = None
 
@@ -51,7 +46,7 @@ class SharedFolder:
         self._thread.join(_JOIN_S)
 
     def check(self) -> None:
-        """Probe the workers that have not been yet; raise the problem of any."""
+        """Probe the workers that have not been probed yet; raise the problem of any."""
         with self._lock:
             workers = set(self._client.scheduler_info(n_workers=-1)["workers"])
             new = sorted(workers - self._probed)
@@ -73,7 +68,7 @@ class SharedFolder:
                 )
             raise self.problem from error
         except Exception:
-            # Best effort: what is wrong with the cluster is told by the work itself.
+            # The work itself tells what else is wrong with the cluster.
             return
 
     def _watch(self) -> None:
@@ -83,32 +78,19 @@ class SharedFolder:
 
 
 def check_shared_folder(client: Any, folder: str, workers: Sequence[str] | None = None) -> None:
-    """Have every worker write a file into `folder`, and read them here.
+    """Have workers (None: all) write a file into a folder, and read it here, else ClusterError.
 
-    Parameters
-    ----------
-    client
-        A `distributed.Client`.
-    folder
-        The folder of the destination, or the nearest one above it that is there.
-    workers
-        Addresses; None for all that are there.
-
-    Raises
-    ------
-    ClusterError
-        A worker cannot write there, or what it has written is not seen here.
+    Where the folder is not there, the nearest one above it is taken.
     """
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     token = uuid.uuid4().hex
-    # A worker that dies meanwhile, or lacks this package, is told of by others.
+    # What happens to a worker that dies meanwhile, or lacks this package, is told elsewhere.
     left = client.run(_leave_probe, folder, token, workers=workers, on_error="ignore")
     problems = []
     for address, (host, said) in left.items():
-        where = f"worker {address} on {host}"
         if not os.path.isabs(said):
-            problems.append(f"{where} cannot write into {folder}: {said}")
+            problems.append(f"worker {address} on {host} cannot write into {folder}: {said}")
             continue
         try:
             with open(said) as file:
@@ -117,18 +99,19 @@ def check_shared_folder(client: Any, folder: str, workers: Sequence[str] | None 
         except OSError:
             is_seen = False
         if not is_seen:
-            problems.append(f"{where} has another {folder} than this process on {_host()}")
+            here = f"this process on {socket.gethostname()}"
+            problems.append(f"worker {address} on {host} has another {folder} than {here}")
     if problems:
         client.run(_remove_probe, folder, token, workers=workers, on_error="ignore")
         _, said = _leave_probe(folder, token)
         if not os.path.isabs(said):
-            # No matter of sharing: nobody can write there, which the write itself will tell.
+            # Nobody can write there, which the write itself tells.
             return
         os.unlink(said)
+        more = f" (and {len(problems) - 1} workers more)" if len(problems) > 1 else ""
         raise ClusterError(
-            f"the destination is not shared: {problems[0]}"
-            + (f" (and {len(problems) - 1} workers more)" if len(problems) > 1 else "")
-            + ". Use a folder that all nodes mount under the same path"
+            f"the destination is not shared: {problems[0]}{more}. Use a folder that all nodes "
+            "mount under the same path"
         )
 
 
@@ -143,17 +126,13 @@ def _leave_probe(folder: str, token: str) -> tuple[str, str]:
     except OSError as error:
         with suppress(OSError):
             os.unlink(path)
-        return _host(), error.strerror or repr(error)
-    return _host(), path
+        return socket.gethostname(), error.strerror or repr(error)
+    return socket.gethostname(), path
 
 
 def _remove_probe(folder: str, token: str) -> None:
-    """Remove what this worker has written where the client does not see it."""
+    """Remove what this worker has written where this process does not see it."""
     with suppress(OSError):
         for name in os.listdir(folder):
             if name.startswith(f".ctlab-zarr-probe.{token}."):
                 os.unlink(os.path.join(folder, name))
-
-
-def _host() -> str:
-    return socket.gethostname()

@@ -52,7 +52,6 @@ class Writer(Protocol):
 
     def write(self, data: Any, /) -> Any:
         """Append `data`."""
-        ...
 
 
 @dataclass(frozen=True)
