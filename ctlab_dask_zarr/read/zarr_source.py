@@ -198,8 +198,7 @@ class ZarrSource:
         tasks = [partial(_object_problems, self, group) for group in groups]
         notes = []
         if not self.strict:
-            prefix = f"{self.array_path}/" if self.array_path else ""
-            keys = (key.removeprefix(prefix) for key in store.list(self.array_path))
+            keys = Store(store.path(self.array_path), self.files).list()
             found = {coords for key in keys if (coords := array.coords(key)) is not None}
             n_missing = n_objects - sum(map(array.is_inside, found))
             if n_missing:

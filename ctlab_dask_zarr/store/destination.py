@@ -285,11 +285,9 @@ class Destination:
         A commit puts the document before it moves the level.
         """
         path = self.store.path(level["path"])
-        if self.files.kind(path) != "folder":
-            return False
         with suppress(OSError):
-            text = str(level["document"]).encode()
-            return self.files.read(os.path.join(path, ROOT_DOCUMENT)) == text
+            found = self.files.read(os.path.join(path, ROOT_DOCUMENT))
+            return self.files.kind(path) == "folder" and found == level["document"].encode()
         return False
 
     def staged_labels(self) -> list[Destination]:

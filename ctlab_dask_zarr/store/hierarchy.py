@@ -57,9 +57,21 @@ def label_names(files: Files, image: str, *, strict: bool = False) -> list[str]:
     Names in the list that are no images are left out. With `strict` they are kept, and a list that
     is not as OME-Zarr 0.5 says is a MetadataError.
     """
-    folder = os.path.join(image, "labels")
-    listed = _strict_list(files, image) if strict else read_ome(files, folder).get("labels")
+    folder, document = os.path.join(image, "labels"), f"labels/{ROOT_DOCUMENT}"
+    try:
+        listed = ome_of(json_object_or_empty(Store(image, files).get(document))).get("labels")
+    except (FileNotFoundError, NotADirectoryError):
+        listed = []
+    except MetadataError:
+        if strict:
+            raise
+        listed = []
     names = [name for name in listed if is_key(name)] if isinstance(listed, list) else []
+    if strict and names != listed:
+        raise MetadataError(
+            f"{image}/{document} does not list labels as OME-Zarr 0.5 says: it lists {listed!r}, "
+            "not the names of groups below it"
+        )
     if not strict:
         names = [n for n in names if "multiscales" in read_ome(files, os.path.join(folder, n))]
     if files.kind(folder) != "folder":
@@ -70,22 +82,6 @@ def label_names(files: Files, image: str, *, strict: bool = False) -> list[str]:
         if kind == "folder" and not name.startswith(".") and name not in names
         if "image-label" in read_ome(files, os.path.join(folder, name))
     ]
-
-
-def _strict_list(files: Files, image: str) -> list[str]:
-    document = f"labels/{ROOT_DOCUMENT}"
-    try:
-        found = json_object_or_empty(Store(image, files).get(document))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    listed = ome_of(found).get("labels")
-    if listed is None:
-        raise MetadataError(f"{image}/{document} does not list labels as OME-Zarr 0.5 says")
-    if not isinstance(listed, list) or not all(map(is_key, listed)):
-        raise MetadataError(
-            f"{image}/{document} lists {listed!r}: not the names of groups below it"
-        )
-    return listed
 
 
 def listed_arrays(files: Files, root: str) -> dict[str, StoredArray | None]:

@@ -123,18 +123,16 @@ class Store:
         with suppress(OSError):
             self.files.remove_file(self.path(key))
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """Yield the key of every object below `prefix`, without unfinished ones."""
-        top = self.path(prefix) if prefix else self.root
-        below = f"{prefix}/" if prefix else ""
+    def list(self) -> Iterator[str]:
+        """Yield the key of every object, without unfinished ones."""
         if isinstance(self.files, ObjectFiles):
-            yield from (below + key for key in Store(top, self.files).stats())
+            yield from self.stats()
             return
-        for folder, _, names in walk(self.files, top):
+        for folder, _, names in walk(self.files, self.root):
             for name in names:
                 if not is_temporary(name):
-                    key = os.path.relpath(os.path.join(folder, name), top)
-                    yield below + key.replace(os.sep, "/")
+                    path = os.path.relpath(os.path.join(folder, name), self.root)
+                    yield path.replace(os.sep, "/")
 
     def stats(self) -> dict[str, tuple[int, float]]:
         """Return size and time of every object, by key, without unfinished ones."""
