@@ -1,7 +1,7 @@
-"""What can go wrong, one class for each thing a caller may want to tell apart.
+"""What can go wrong: one class for each case that a caller may want to handle by itself.
 
-Every class also derives from the built-in exception that Python programmers would reach for
-(`FileExistsError`, `ValueError`, ...), and carries the exit code of the command line.
+Every class also derives from the built-in exception that Python programmers expect
+(`FileExistsError`, `ValueError`, ...), and has the exit code of the command line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class BlockError(CTLabError, ValueError):
 
 
 class ClusterError(CTLabError, RuntimeError):
-    """Workers cannot be had, or cannot do the work."""
+    """No workers come, or they cannot do the work."""
 
 
 class MetadataError(CTLabError, ValueError):
@@ -64,7 +64,7 @@ class MissingExtraError(CTLabError, ImportError):
 
 
 class UnsupportedFormatError(CTLabError, ValueError):
-    """The thing at a path is not a format, or not a version of it, that is read here."""
+    """What is at a path has a format, or a version of it, that is not read here."""
 
 
 class DatasetNotFoundError(CTLabError, FileNotFoundError):
@@ -78,7 +78,7 @@ class IncompleteSourceError(CTLabError, ValueError):
 
 
 class IncompleteDatasetError(CTLabError, ValueError):
-    """A store lacks an array or a shard that its metadata promises, or a write a part."""
+    """A store lacks an array or a shard that its metadata promises, or a write lacks a part."""
 
     exit_code = 5
 

@@ -44,7 +44,7 @@ def pyramid_command(
 ) -> None:
     """Give the OME-Zarr image at PATH levels of detail.
 
-    It stays readable meanwhile; the levels appear all at once, when they are complete. Labels of
+    The image stays readable; the levels appear all at once, when they are complete. Labels of
     the image get the same levels.
     """
     with running(options, stop, quiet=quiet) as how:
@@ -62,9 +62,9 @@ def pyramid_command(
 @click.command("add-labels")
 @click.argument("image", type=click.Path())
 @click.argument("segmentation", type=click.Path())
-@option("--name", "Of the labels, as phases.", required=True)
+@option("--name", "Name of the labels, for example phases.", required=True)
 @option(
-    "--color colors", "Of one label, as 1=ff8000; may be given for each.", type=COLOR, multiple=True
+    "--color colors", "Colour of a label, as 1=ff8000; may be repeated.", type=COLOR, multiple=True
 )
 @option(
     "--downsample",
@@ -86,8 +86,8 @@ def add_labels_command(
     """Write SEGMENTATION as labels of the OME-Zarr IMAGE.
 
     SEGMENTATION is a mango netCDF file or folder, or a Zarr store, of integers, with the shape and
-    the voxel size of the image. The labels get the levels that the image has; `commit
-    IMAGE/labels/NAME` ends labels that jobs have shared by --part.
+    the voxel size of the image. The labels get the levels that the image has. Where jobs share
+    the write by --part, `commit IMAGE/labels/NAME` ends it.
     """
     part = options["part"]
     with running(options, stop, quiet=quiet) as how:

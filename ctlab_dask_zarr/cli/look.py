@@ -107,7 +107,9 @@ def preview_command(
 
 @click.command("view")
 @click.argument("path", type=click.Path())
-@option("--port", "On 127.0.0.1.  [default: a free one]", type=click.IntRange(0, 65535), default=0)
+@option(
+    "--port", "Port on 127.0.0.1.  [default: a free one]", type=click.IntRange(0, 65535), default=0
+)
 @option("--no-browser", "Only print the address.", is_flag=True)
 @option("--neuroglancer", "Another Neuroglancer than the one of the extra 'view'.", metavar="URL")
 def view_command(path: str, port: int, no_browser: bool, neuroglancer: str | None) -> None:
@@ -115,7 +117,7 @@ def view_command(path: str, port: int, no_browser: bool, neuroglancer: str | Non
 
     The store, and nothing else, is served read-only on this machine's loopback address, below a
     secret part of the address. Volume and label images are layers; contrast is set up. Label
-    images of a data type that Neuroglancer does not have are left out, and named.
+    images of a data type that Neuroglancer does not show are left out, and named.
     """
     with exit_codes():
         from ctlab_dask_zarr import serve_store
@@ -156,7 +158,7 @@ def _open_browser(url: str) -> None:
 def check_command(path: str, as_json: bool) -> None:
     """Tell, for each known reader, what of the store at PATH it will not show.
 
-    Only metadata is read. Whether the store is whole is a matter of `verify`.
+    Only metadata is read; `verify` says whether the store is complete.
     """
     with exit_codes():
         from ctlab_dask_zarr import check_readers

@@ -97,18 +97,18 @@ WRITE: Options = {
     ),
 }  # fmt: skip
 RESUME: Options = {
-    "resume": option("--resume", "Go on with what was interrupted.", is_flag=True),
+    "resume": option("--resume", "Continue an interrupted write.", is_flag=True),
     "restart": option(
-        "--restart", "First remove what an interruption has left.", is_flag=True
+        "--restart", "First remove what an interrupted write has left.", is_flag=True
     ),
     "part": option(
-        "--part", "Write only this part, as 3/8: N jobs share the write. `commit` ends it.",
+        "--part", "Write only this part, as 3/8, when N jobs share a write; `commit` ends it.",
         type=PART,
     ),
 }  # fmt: skip
 DEADLINE_OPTION = option(
-    "--deadline stop", "Stop in time to be gone on with (exit code 75): 1h50m, or auto for what is "
-    "left of the SLURM or PBS job.", type=DEADLINE,
+    "--deadline stop", "Stop in time, so that the work can be continued (exit code 75): 1h50m, or "
+    "auto for what is left of the SLURM or PBS job.", type=DEADLINE,
 )  # fmt: skip
 MKDIR = option("--mkdir", "Make the folder of DESTINATION where it is missing.", is_flag=True)
 QUIET = option("-q --quiet", "No progress.", is_flag=True)
@@ -138,7 +138,7 @@ def _follow_links(context: click.Context, parameter: click.Parameter, is_asked_f
 
 STORAGE = [
     option(
-        "--storage-option", "Of an object store, as endpoint=http://host:9000 or "
+        "--storage-option", "Option of an object store, as endpoint=http://host:9000 or "
         "region=ap-southeast-2; credentials come from the environment.", metavar="KEY=VALUE",
         multiple=True, expose_value=False, callback=_storage_options,
     ),
@@ -154,14 +154,14 @@ CLUSTER = [
     ),
     option("--threads", "Threads in each worker.  [default: 1]", type=click.IntRange(1)),
     option(
-        "--memory-limit", "Of one worker, as 4GiB.  [default: its share of the allocation]",
+        "--memory-limit", "Memory of one worker, as 4GiB.  [default: its share of the allocation]",
         type=NBYTES,
     ),
     option(
         "--scheduler", "Use a running dask scheduler, as tcp://node1:8786.", metavar="ADDRESS"
     ),
     option(
-        "--scheduler-file", "Use a running dask scheduler, by the file it wrote.",
+        "--scheduler-file", "Use a running dask scheduler, by the file (.json) that it wrote.",
         type=click.Path(),
     ),
     option(
@@ -169,7 +169,7 @@ CLUSTER = [
         metavar="FILE.yaml|local|slurm|pbs|mpi",
     ),
     option(
-        "--jobs", "Jobs of --cluster, each replaced when it is lost.  [default: 1]",
+        "--jobs", "Number of jobs of --cluster; a lost one is replaced.  [default: 1]",
         type=click.IntRange(1),
     ),
     *STORAGE,

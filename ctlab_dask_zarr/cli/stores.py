@@ -45,8 +45,8 @@ def verify_command(
 ) -> None:
     """Verify the dataset at PATH; exit code 3 where anything is wrong.
 
-    Everything that is wrong is told, not only the first. Verify with --source before the original
-    is deleted; options that corrected what it says when it was converted are to be given again.
+    Every problem is printed, not only the first. Verify with --source before you delete the
+    original, and give the options again that corrected what it says when you converted it.
     """
     given = given_source_options(options)
     if given and source is None:
@@ -89,7 +89,7 @@ def push_command(source: str, url: str, quiet: bool, as_json: bool) -> None:
 def pull_command(url: str, destination: str, mkdir: bool, quiet: bool, as_json: bool) -> None:
     """Copy the committed store at URL to DESTINATION, as `push` does the other way.
 
-    At an https:// URL, which lists nothing, its own documents tell what objects it has.
+    An https:// URL lists nothing; there the store's own documents name its objects.
     """
     if mkdir:
         with exit_codes():

@@ -194,10 +194,10 @@ def commit_command(
 ) -> None:
     """Publish DESTINATION when all parts of `convert --part` are there.
 
-    Exit code 5 where parts are missing; they are named. Levels after the first are made now, from
-    what the parts have left for them; SIGINT, SIGTERM, SIGUSR1 and the --deadline stop that cleanly
-    with exit code 75, and the same command goes on. Also repairs a commit that died between its two
-    renames.
+    Exit code 5 if parts are missing; they are named. The levels after the first are made now, from
+    what the parts have left for them. SIGINT, SIGTERM, SIGUSR1 and the --deadline stop this cleanly
+    with exit code 75, and the same command continues. A commit that died between its two renames
+    is repaired.
     """
     with running(options, stop, quiet=quiet) as how:
         from ctlab_dask_zarr import commit
@@ -213,10 +213,10 @@ def commit_command(
 @click.argument("destination", type=click.Path())
 @with_options(*STORAGE, JSON)
 def status_command(destination: str, as_json: bool) -> None:
-    """Tell how far the write of DESTINATION is, read from its staging folder.
+    """Say how far the write of DESTINATION is.
 
-    Works from any machine that sees the folder, another login node too; the jobs are not asked.
-    Exit code 5 where no write is under way and no dataset is there.
+    The answer comes from its staging folder, on any machine that sees it; the jobs are not asked.
+    Exit code 5 if no write is under way and no dataset is there.
     """
     with exit_codes():
         from ctlab_dask_zarr import status
