@@ -46,16 +46,8 @@ def halve(
 ) -> npt.NDArray[Any]:
     """Return a block at half the resolution along the axes whose factor is 2.
 
-    Parameters
-    ----------
-    block
-        Two or three axes, of the finer level; begins at an even voxel along each axis halved.
-    factors
-        1 or 2 along each axis.
-    method
-        ``'mean'``, ``'mode'``, ``'nearest'`` or ``'max'``.
-    mask_value
-        Of masked voxels; None where the data type has none.
+    It has two or three axes, and begins at an even voxel along each axis that is halved. Masked
+    voxels have `mask_value`, None where the data type has none.
 
     Examples
     --------
@@ -82,19 +74,10 @@ def halve_chunks(
 ) -> None:
     """Halve a block that is cut into chunks, as `halve` does.
 
-    Parameters
-    ----------
-    chunks
-        The block in chunk order: shape (number of chunks along each axis, edges of a chunk),
-        contiguous. Edges are even along each axis halved that has more than one chunk.
-    flags
-        What is known of each chunk: `PLAIN`, `UNIFORM` or `MIXED`.
-    extent
-        Shape of the block; what the chunks have beyond it does not count.
-    factors, method, mask_value
-        As of `halve`.
-    out, origin
-        Receives the result, shape ``ceil(extent / factors)``, from `origin` on; contiguous.
+    Of `chunks`, shape (number of chunks along each axis, edges of a chunk), contiguous, what lies
+    beyond `extent` does not count. Edges are even along each axis halved that has more than one
+    chunk. `flags` say of each chunk whether it is `PLAIN`, `UNIFORM` or `MIXED`. The result, of the
+    shape ``ceil(extent / factors)``, goes to `out` from `origin` on; that is contiguous too.
     """
     ndim, dtype = out.ndim, chunks.dtype
     shape = tuple(-(-n // f) for n, f in zip(extent, factors, strict=True))

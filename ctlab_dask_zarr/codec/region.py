@@ -34,19 +34,12 @@ _READ_NBYTES = 8 << 20
 def read_region(
     store: Store, path: str, array: StoredArray, region: Region, *, strict: bool
 ) -> npt.NDArray[Any]:
-    """Read ``region`` of the array at `path` of a store.
-
-    Parameters
-    ----------
-    region
-        One slice an axis, step 1, inside the array.
-    strict
-        Whether a missing object is an error; otherwise it reads as fill values, as Zarr says.
+    """Read a region, one slice with step 1 for each axis, of the array at `path` of a store.
 
     Raises
     ------
     IncompleteDatasetError
-        An object is missing, and `strict`.
+        An object is missing. Without `strict` it reads as fill values instead, as Zarr says.
     ShardDecodeError
         An object is not what the metadata says; the message names it and the inner chunk.
     """

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,6 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray
 __all__ = [
     "ABSENT",
     "ChunkRow",
-    "RowEncoder",
     "copy_runs",
     "index_bytes",
     "is_fill",
@@ -54,19 +53,10 @@ def row_axis_of(array: StoredArray) -> int:
 
 
 class ChunkRow:
-    """One row of inner chunks in chunk order, whose first element is at `start` of the array.
+    """One row of inner chunks in chunk order.
 
-    Its memory belongs to the thread and is used again for every row: a row is valid until the
-    next one is begun on the same thread.
-
-    Attributes
-    ----------
-    start, stop
-        Where it begins and ends in the array, along each axis; what lies beyond is fill value.
-    blocks
-        Its inner chunks, shape (chunks along each axis, edges of a chunk), contiguous.
-    chunks
-        The same, shape (number of chunks, elements of a chunk).
+    It is the part of the array from `start` to `stop`; its chunks hold fill value beyond that. Its
+    memory belongs to the thread and is used again: a row is valid until the next one is begun.
     """
 
     def __init__(self, array: StoredArray, start: tuple[int, ...]) -> None:
@@ -77,7 +67,9 @@ class ChunkRow:
         shape = tuple(n * c for n, c in zip(counts, self._chunk_shape, strict=True))
         ends = tuple(s + n for s, n in zip(start, shape, strict=True))
         self.stop = tuple(map(min, ends, array.shape))
+        #: Shape (chunks along each axis, edges of a chunk), contiguous.
         self.blocks = _row_memory(array.dtype, (*counts, *self._chunk_shape))
+        #: The same, shape (number of chunks, elements of a chunk).
         self.chunks = self.blocks.reshape(prod(counts), prod(self._chunk_shape))
         ndim = len(counts)
         # (n0, n1, n2, c0, c1, c2) seen as (n0, c0, n1, c1, n2, c2)
@@ -94,10 +86,7 @@ class ChunkRow:
         return elements
 
     def put(self, block: npt.NDArray[Any], start: tuple[int, ...]) -> int:
-        """Copy what `block`, whose first element is at `start`, has of this row.
-
-        Returns the number of elements copied.
-        """
+        """Copy what `block`, which begins at `start`, has of this row; return how many elements."""
         n_elements = 0
         for mine, part in self._shared_parts(block, start):
             copy_runs(part, mine)
@@ -181,25 +170,8 @@ def _row_memory(dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any
     return memory[:nbytes].view(dtype).reshape(shape)
 
 
-class RowEncoder(Protocol):
-    """Turns rows of inner chunks into the bytes of one object, to be appended as they come."""
-
-    def encode_row(
-        self, row: ChunkRow, uniform: npt.NDArray[np.bool_] | None = None, /
-    ) -> Iterable[Buffer]:
-        """Yield the bytes of the next row.
-
-        `uniform` tells which of its chunks hold one number alone; None where that is not known.
-        """
-        ...
-
-    def finish(self) -> bytes:
-        """Return the bytes that end the object."""
-        ...
-
-
-def row_encoder(array: StoredArray) -> RowEncoder:
-    """Return what encodes one object of an array."""
+def row_encoder(array: StoredArray) -> _DirectEncoder | _ZarrEncoder:
+    """Return what makes bytes of the rows of one object, to be appended as they come."""
     return _DirectEncoder(array) if array.is_direct else _ZarrEncoder(array)
 
 
@@ -216,6 +188,10 @@ class _DirectEncoder:
     def encode_row(
         self, row: ChunkRow, uniform: npt.NDArray[np.bool_] | None = None
     ) -> Iterator[Buffer]:
+        """Yield the bytes of the next row.
+
+        `uniform` tells which chunks hold one number alone; None where that is not known.
+        """
         absences = is_fill(row.chunks, self._array, uniform)
         for chunk, absent in zip(row.chunks.view(np.uint8), absences, strict=True):
             # Only a shard can say that a chunk is not there.
@@ -228,6 +204,7 @@ class _DirectEncoder:
             self._n_chunks += 1
 
     def finish(self) -> bytes:
+        """Return the bytes that end the object."""
         return index_bytes(self._index, self._array) if self._array.is_sharded else b""
 
 
@@ -239,6 +216,7 @@ class _ZarrEncoder:
         self._block: npt.NDArray[Any] | None = None
 
     def encode_row(self, row: ChunkRow, _: object = None) -> Iterable[Buffer]:
+        """Keep the row."""
         if self._block is None:
             self._block = np.full(
                 self._array.object_shape, self._array.fill_value, self._array.dtype
@@ -248,6 +226,7 @@ class _ZarrEncoder:
         return ()
 
     def finish(self) -> bytes:
+        """Return the bytes of the object."""
         assert self._block is not None
         return encode_object(self._array, self._block)
 
@@ -277,25 +256,11 @@ def index_bytes(index: npt.NDArray[np.uint64], array: StoredArray) -> bytes:
 
 
 def parse_index(data: Buffer, array: StoredArray, object_nbytes: int) -> npt.NDArray[np.uint64]:
-    """Read a shard's index.
+    """Read the index that ends a shard of `object_nbytes` bytes, or raise `ShardDecodeError`.
 
-    Parameters
-    ----------
-    data
-        The last ``array.index_nbytes`` bytes of the shard.
-    object_nbytes
-        Size of the whole shard, against which every entry is held.
-
-    Returns
-    -------
-    Offsets and sizes in bytes, shape (number of inner chunks, 2), C order of the shard's chunks;
-    both are `ABSENT` for an inner chunk that is all fill value.
-
-    Raises
-    ------
-    ShardDecodeError
-        The checksum does not match, or an entry points outside the shard, or to more than a chunk
-        can have.
+    Returns offsets and sizes in bytes, shape (number of inner chunks, 2), C order of the shard's
+    chunks; both are `ABSENT` for an inner chunk that is all fill value. No entry points outside the
+    shard, or to more than a chunk can have.
     """
     view = memoryview(data)
     if view.nbytes != array.index_nbytes:

@@ -27,60 +27,37 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class LazyBlock:
-    """Voxels at a place in an array, loaded when the first row needs them.
-
-    `load` returns them in memory that nobody changes afterwards; they are checked when they come
-    (`execution.graphs.accepted_block`).
-    """
+    """Voxels at a place in an array, loaded when the first row needs them."""
 
     start: Shape
     shape: Shape
+    #: Returns memory that nobody changes afterwards. `execution.graphs.accepted_block` checks it.
     load: Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class NextLevel:
-    """How a level becomes the next one, and where its tasks leave their pieces of that.
-
-    Attributes
-    ----------
-    factors
-        1 or 2 along each axis.
-    store
-        Where the pieces are kept.
-    pieces
-        The next level, cut into encoded pieces; None where the pieces hold voxels.
-    """
+    """How a level becomes the next one, and where its tasks leave their pieces of that."""
 
     factors: Shape
     method: DownsampleMethod
     store: Store
+    #: The next level, cut into encoded pieces; None where the pieces hold voxels.
     pieces: StagedArray | None = None
 
 
 @dataclass(frozen=True)
 class StagedArray:
-    """One array of a write under way.
-
-    Attributes
-    ----------
-    store, path
-        Where its objects are kept.
-    mask_value
-        Of masked voxels, which do not count as data.
-    next_level
-        None for the last level.
-    is_piece
-        Whether its objects are encoded pieces, of which others make shards: they need not be
-        durable, and end with a checksum and the range of their voxels.
-    """
+    """One array of a write under way, or the encoded pieces that its shards are made of."""
 
     store: Store
     path: str
     array: StoredArray
+    #: Of masked voxels, which do not count as data.
     mask_value: Number | None = None
     level: int = 0
     next_level: NextLevel | None = None
+    #: Pieces end with a checksum and the range of their voxels, and need not be durable.
     is_piece: bool = False
 
     @cached_property
@@ -94,7 +71,7 @@ class StagedArray:
 
     def voxel_piece_key(self, coords: Shape) -> str:
         """Return the key under which the task at `coords` leaves voxels of the next level."""
-        # A piece is known by the task that leaves it, one of the level before.
+        # A piece is named by the task that leaves it, one of the level before.
         level = self.level - self.is_piece
         return f"{level}/{'.'.join(map(str, coords))}.of-level-{self.level + 1}"
 

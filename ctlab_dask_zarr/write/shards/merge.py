@@ -11,8 +11,7 @@ A piece ends with a trailer: the range of its voxels, and the CRC-32C of all tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -34,16 +33,16 @@ class _DamagedPieceError(Exception):
     """A piece is not what was written, or is gone."""
 
 
-@dataclass(frozen=True)
-class _FoundPiece:
-    """A piece that was found: the size of its inner chunks, with which it begins, and the rest.
+class _FoundPiece(NamedTuple):
+    """A piece that is there."""
 
-    `index` has the shape (inner chunks along each axis, 2).
-    """
-
+    #: Size of its inner chunks, with which it begins.
     nbytes: int
-    index: npt.NDArray[np.uint64]
+    #: Their offsets and sizes, shape (inner chunks along each axis, 2).
+    entries: npt.NDArray[np.uint64]
+    #: Least and largest voxel, if any is valid.
     range: tuple[Number, ...]
+    #: What comes after the inner chunks.
     tail: bytes
 
 
@@ -69,20 +68,13 @@ def merge_pieces(
     piece_coords: Iterable[Shape],
     make: Callable[[Shape], None],
 ) -> ShardReceipt:
-    """Write a shard from its pieces.
+    """Write the shard at `coords` from its pieces, those at `piece_coords` of `pieces`.
 
     Each piece is removed as soon as its bytes are in the shard. The shard then grows into the
     memory, or the disk, that its pieces leave: twice as fast where fresh memory is dear, as in
     virtual machines. If the shard does not come to its end, they are made again.
 
-    Parameters
-    ----------
-    staged, coords
-        The array, and which of its shards.
-    pieces, piece_coords
-        The array as it is cut into pieces, and those of the shard.
-    make
-        Makes a piece that is missing or damaged.
+    `make` makes a piece that is missing or damaged.
     """
     while True:
         try:
@@ -112,7 +104,7 @@ def _merged(
             if piece is None:
                 path = pieces.store.path(pieces.key(at))
                 raise IncompleteDatasetError(f"{path} cannot be read back")
-            entries = piece.index.copy()
+            entries = piece.entries.copy()
             entries[..., 0] += np.uint64(nbytes) * (entries[..., 0] != ABSENT)
             where = [
                 slice((part.start - o) // c, (part.start - o) // c + n)

@@ -3,7 +3,7 @@
 A task downsamples each row of inner chunks while it has it in memory. What comes of it goes to a
 file in the staging folder, the task's *piece* of the next level. So no level is read back, and none
 is held in memory. This module makes and reads pieces of voxels. Where a piece consists of whole
-inner chunks, it is encoded at once instead (`shard.EncodedPiece`).
+inner chunks, it is encoded at once instead (`shard`).
 
 A piece of voxels is a sequence of slabs, one for each row, each followed by its CRC-32C. It is not
 durable. Where it is missing or damaged, its voxels are made again from the finer level.
@@ -11,13 +11,13 @@ durable. Where it is missing or damaged, its voxels are made again from the fine
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, pairwise
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -30,40 +30,26 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
 
-__all__ = ["LevelDownsampler", "Piece", "VoxelPiece", "downsampled_blocks"]
+__all__ = ["AddSlab", "LevelDownsampler", "downsampled_blocks", "voxel_piece"]
+
+#: Takes the slab that begins at a place in the next level.
+AddSlab = Callable[[Shape, npt.NDArray[Any]], None]
 
 _CRC_NBYTES = 4
 
 
-class Piece(Protocol):
-    """One task's part of the next level, which takes slabs as they come.
+def voxel_piece(staged: StagedArray, coords: Shape, stack: ExitStack) -> AddSlab:
+    """Return what appends slabs to a task's piece of voxels, complete when `stack` ends."""
+    assert staged.next_level is not None
+    put = staged.next_level.store.create(staged.voxel_piece_key(coords), durable=False)
+    writer = stack.enter_context(put)
 
-    `keep` is how many elements of earlier slabs, along the axis along which they come, it still
-    needs when it gets one; None for all.
-    """
-
-    keep: int | None
-
-    def add(self, start: Shape, slab: npt.NDArray[Any], /) -> None:
-        """Take the slab that begins at `start` of the next level."""
-        ...
-
-
-class VoxelPiece:
-    """A piece that holds voxels; it is there when `stack` ends without an error."""
-
-    keep: int | None = 0
-
-    def __init__(self, staged: StagedArray, coords: Shape, stack: ExitStack) -> None:
-        assert staged.next_level is not None
-        put = staged.next_level.store.create(staged.voxel_piece_key(coords), durable=False)
-        self._writer = stack.enter_context(put)
-
-    def add(self, start: Shape, slab: npt.NDArray[Any]) -> None:
-        """Append a slab."""
+    def add(start: Shape, slab: npt.NDArray[Any]) -> None:
         data = slab.reshape(-1).view(np.uint8)
-        self._writer.write(data)
-        self._writer.write(google_crc32c.value(data).to_bytes(_CRC_NBYTES, "little"))
+        writer.write(data)
+        writer.write(google_crc32c.value(data).to_bytes(_CRC_NBYTES, "little"))
+
+    return add
 
 
 @dataclass(frozen=True)
@@ -110,20 +96,26 @@ def _n_kept(slabs: list[_Slab], axis: int, keep: int | None) -> int:
 
 
 class LevelDownsampler:
-    """Downsamples the rows of one task, and passes the result on to the task's piece."""
+    """Downsamples the rows of one task, and passes the slabs on to `add_slab`.
 
-    def __init__(self, staged: StagedArray, coords: Shape, piece: Piece) -> None:
+    `keep` is how many elements of earlier slabs, along the row axis, that still needs when it gets
+    one; None for all.
+    """
+
+    def __init__(
+        self, staged: StagedArray, coords: Shape, add_slab: AddSlab, keep: int | None = 0
+    ) -> None:
         assert staged.next_level is not None
         array, self._factors = staged.array, staged.next_level.factors
         self._how = (self._factors, staged.next_level.method, staged.mask_value)
-        self._piece = piece
+        self._add_slab = add_slab
         self._axis = row_axis_of(array)
         self._dtype = array.dtype
         region = staged.layout.region(coords)
         slabs = _slabs(array, region, self._factors)
         # Fresh memory for each slab would cost more than downsampling does, by its page faults.
         nbytes = max(slab.nbytes for slab in slabs)
-        n_kept = _n_kept(slabs, self._axis, piece.keep)
+        n_kept = _n_kept(slabs, self._axis, keep)
         self._memory = cycle([np.empty(nbytes, np.uint8) for _ in range(n_kept)])
         self._coming = iter(slabs)
         self._begin_slab()
@@ -175,7 +167,7 @@ class LevelDownsampler:
             self._planes_start[self._axis] += n_ready
         start, voxels = self._slab.start, self._voxels
         self._begin_slab()
-        self._piece.add(start, voxels)
+        self._add_slab(start, voxels)
 
     def _begin_slab(self) -> None:
         slab = next(self._coming, None)
@@ -190,14 +182,7 @@ def downsampled_blocks(
 ) -> Iterator[LazyBlock]:
     """Yield what the task at `coords` has left of the next level, as voxels.
 
-    Parameters
-    ----------
-    staged
-        The array whose task it is.
-    source
-        The array whose shards are read where the piece cannot be used.
-    values
-        Told of every voxel that is read of them.
+    Where the piece cannot be used, shards of `source` are read; `values` is told of their voxels.
     """
     assert staged.next_level is not None
     region = staged.layout.region(coords)

@@ -25,7 +25,7 @@ from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.store.store import Writer
 from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
 from ctlab_dask_zarr.write.shards.merge import piece_trailer
-from ctlab_dask_zarr.write.shards.next_level import LevelDownsampler, VoxelPiece
+from ctlab_dask_zarr.write.shards.next_level import LevelDownsampler, voxel_piece
 
 __all__ = ["receipt_of_stored", "write_shards"]
 
@@ -40,23 +40,12 @@ def write_shards(
     on_encoded: Callable[[int], None] = lambda nbytes: None,
     on_written: Callable[[], None] = lambda: None,
 ) -> list[ShardReceipt]:
-    """Write the objects of tasks, and what they leave of the next level.
+    """Write the objects of tasks, and their pieces of the next level; return the receipts.
 
-    Parameters
-    ----------
-    staged, tasks
-        The array, and coordinates in its grid of tasks, at least one.
-    blocks
-        Cover the tasks' regions once, in any order. Each is loaded once, when the first row that
-        needs it is reached, and dropped after its last.
-    on_encoded
-        Told, after each row, how many bytes of voxels it had.
-    on_written
-        Told when some of the tasks are done and others are not.
-
-    Returns
-    -------
-    One receipt for each object, in no particular order.
+    `tasks` are coordinates in the array's grid of tasks, at least one. The blocks cover their
+    regions once, in any order. Each is loaded when the first row that needs it is reached, and
+    dropped after its last. `on_encoded` is told, after each row, how many bytes of voxels it had;
+    `on_written` is called when some of the tasks are done and others are not.
     """
     axis = row_axis_of(staged.array)
     step = staged.array.inner_chunk_shape[axis]
@@ -94,9 +83,9 @@ def _downsampler(staged: StagedArray, coords: Shape, stack: ExitStack) -> LevelD
     if staged.next_level is None:
         return None
     if staged.next_level.pieces is None:
-        return LevelDownsampler(staged, coords, VoxelPiece(staged, coords, stack))
-    piece = EncodedPiece(staged.next_level.pieces, coords, row_axis_of(staged.array), stack)
-    return LevelDownsampler(staged, coords, piece)
+        return LevelDownsampler(staged, coords, voxel_piece(staged, coords, stack))
+    piece = _EncodedPiece(staged.next_level.pieces, coords, row_axis_of(staged.array), stack)
+    return LevelDownsampler(staged, coords, piece.add_slab, piece.keep)
 
 
 class _Window:
@@ -191,10 +180,10 @@ class _ObjectInProgress:
             self._crc32c = google_crc32c.extend(self._crc32c, data)
 
 
-class EncodedPiece:
-    """One task's part of the next level as a small shard, of which another task makes a large one.
+class _EncodedPiece:
+    """One task's piece of the next level, encoded from slabs that come along `slab_axis`.
 
-    `keep` is as of `next_level.Piece`; `slab_axis` is the axis along which slabs come.
+    `keep` is as of `LevelDownsampler`.
     """
 
     def __init__(
@@ -208,7 +197,7 @@ class EncodedPiece:
         self._row_start = self._object.start[self._axis]
         self._slabs: list[Placed] = []
 
-    def add(self, start: Shape, slab: npt.NDArray[Any]) -> None:
+    def add_slab(self, start: Shape, slab: npt.NDArray[Any]) -> None:
         """Take a slab, and encode the rows of inner chunks that are complete with it."""
         self._slabs.append((start, slab))
         axis, last = self._axis, self._object.stop[self._axis]
