@@ -27,21 +27,6 @@ WIDE_MEAN = 4
 _compiled = numba.njit(nogil=True)
 
 
-def _divide(total: Any, n: Any) -> Any:
-    raise NotImplementedError("replaced by the compiler")
-
-
-@overload(_divide)
-def _divide_by_type(total: Any, n: Any) -> Any:
-    def half_up(total: Any, n: Any) -> Any:
-        return (2 * total + n) // (2 * n)
-
-    def exact(total: Any, n: Any) -> Any:
-        return total / n
-
-    return half_up if isinstance(total, types.Integer) else exact
-
-
 def _eighth(total: Any) -> Any:
     raise NotImplementedError("replaced by the compiler")
 
@@ -80,26 +65,16 @@ def halve_every_chunk(
     n0, n1, n2, c0, c1, c2 = chunks.shape
     f0, f1, f2 = factors
     voxels = chunks.reshape(chunks.size)
-    for i in range(n0):
-        for j in range(n1):
-            for k in range(n2):
-                within = (
-                    min(c0, extent[0] - i * c0),
-                    min(c1, extent[1] - j * c1),
-                    min(c2, extent[2] - k * c2),
-                )
-                if min(within) > 0:
-                    number = (i * n1 + j) * n2 + k
-                    start = (
-                        origin[0] + i * c0 // f0,
-                        origin[1] + j * c1 // f1,
-                        origin[2] + k * c2 // f2,
-                    )
-                    chunk = voxels[number * c0 * c1 * c2 : (number + 1) * c0 * c1 * c2]
-                    _halve_chunk(
-                        chunk, flags[number], (c1, c2), within, factors, code, mask, zero, out,
-                        start,
-                    )  # fmt: skip
+    for i, j, k in np.ndindex(n0, n1, n2):
+        z, y, x = i * c0, j * c1, k * c2
+        within = (min(c0, extent[0] - z), min(c1, extent[1] - y), min(c2, extent[2] - x))
+        if min(within) > 0:
+            number = (i * n1 + j) * n2 + k
+            start = (origin[0] + z // f0, origin[1] + y // f1, origin[2] + x // f2)
+            chunk = voxels[number * c0 * c1 * c2 : (number + 1) * c0 * c1 * c2]
+            _halve_chunk(
+                chunk, flags[number], (c1, c2), within, factors, code, mask, zero, out, start
+            )
 
 
 @_compiled
@@ -168,12 +143,10 @@ def _parents(chunk: Any, rows: Any, s: Any, t: Any) -> Any:
 
 @_compiled
 def _mean_row(chunk: Any, rows: Any, n: Any, zero: Any, target: Any, to: Any) -> None:
-    a, b, c, d = rows
     for x in range(n):
-        s = x + x
-        t = s + np.uintp(1)
-        total = zero + chunk[a + s] + chunk[a + t] + chunk[b + s] + chunk[b + t]
-        total = total + chunk[c + s] + chunk[c + t] + chunk[d + s] + chunk[d + t]
+        total = zero
+        for value in _parents(chunk, rows, x + x, x + x + np.uintp(1)):
+            total += value
         target[to + x] = _eighth(total)
 
 
@@ -208,22 +181,13 @@ def _pick_row(
     chunk: Any, rows: Any, n: Any, code: int, mask: Any, zero: Any, target: Any, to: Any
 ) -> None:
     """Where nearly every voxel has eight parents that are the same, as labels have."""
-    a, b, c, d = rows
     one = np.uintp(1)
     n_different = np.uint32(0)
     for x in range(n):
-        s = x + x
-        first = chunk[a + s]
-        target[to + x] = first
-        n_different += np.uint32(
-            (first != chunk[a + s + one])
-            | (first != chunk[b + s])
-            | (first != chunk[b + s + one])
-            | (first != chunk[c + s])
-            | (first != chunk[c + s + one])
-            | (first != chunk[d + s])
-            | (first != chunk[d + s + one])
-        )
+        parents = _parents(chunk, rows, x + x, x + x + one)
+        target[to + x] = parents[0]
+        for value in parents:
+            n_different += np.uint32(value != parents[0])
     if n_different:
         for x in range(n):
             parents = _parents(chunk, rows, x + x, x + x + one)
@@ -253,43 +217,45 @@ def _from_parents(parents: Any, code: int, mask: Any, zero: Any) -> Any:
         return best
     if code == _MODE:
         return _most_frequent(parents, best, mask)
-    if code == WIDE_MEAN:
-        mean = _wide_mean(parents, type(best)(n_valid), mask)
-    else:
-        mean = type(best)(_divide(total, n_valid))
+    mean = _mean(parents, total, n_valid, mask, code == WIDE_MEAN)
     return best if _is_masked(mean, mask) else mean
 
 
-def _wide_mean(parents: Any, n_valid: Any, mask: Any) -> Any:
+def _mean(parents: Any, total: Any, n_valid: int, mask: Any, is_wide: bool) -> Any:
     raise NotImplementedError("replaced by the compiler")
 
 
-@overload(_wide_mean)
-def _wide_mean_by_type(parents: Any, n_valid: Any, mask: Any) -> Any:
-    def of_integers(parents: Any, n_valid: Any, mask: Any) -> Any:
+@overload(_mean, inline="always")
+def _mean_by_type(parents: Any, total: Any, n_valid: Any, mask: Any, is_wide: Any) -> Any:
+    def of_integers(parents: Any, total: Any, n_valid: Any, mask: Any, is_wide: Any) -> Any:
+        as_voxel = type(parents[0])
+        if not is_wide:
+            return as_voxel((2 * total + n_valid) // (2 * n_valid))
         # Quotients and remainders, which are not larger than the voxels.
-        whole = type(n_valid)(0)
-        rest = type(n_valid)(0)
+        n = as_voxel(n_valid)
+        whole, rest = as_voxel(0), as_voxel(0)
         for value in parents:
             if not _is_masked(value, mask):
-                whole += type(n_valid)(value // n_valid)
-                rest += type(n_valid)(value % n_valid)
-        whole += type(n_valid)(rest // n_valid)
-        is_half = 2 * (rest % n_valid) >= n_valid
-        return type(n_valid)(whole + type(n_valid)(is_half))
+                whole += as_voxel(value // n)
+                rest += as_voxel(value % n)
+        whole += as_voxel(rest // n)
+        return as_voxel(whole + as_voxel(2 * (rest % n) >= n))
 
-    def of_floats(parents: Any, n_valid: Any, mask: Any) -> Any:
+    def of_floats(parents: Any, total: Any, n_valid: Any, mask: Any, is_wide: Any) -> Any:
+        as_voxel = type(parents[0])
+        if not is_wide:
+            return as_voxel(total / n_valid)
         # Powers of two change no digit.
-        total, lowest, highest = 0.0, np.inf, -np.inf
+        eighths, lowest, highest = 0.0, np.inf, -np.inf
         for value in parents:
             if not _is_masked(value, mask):
-                total += value * 0.125
+                eighths += value * 0.125
                 lowest, highest = min(lowest, value), max(highest, value)
-        mean = total / n_valid * 8.0
+        mean = eighths / n_valid * 8.0
         # Rounded up, the largest number of the type would be infinite.
-        return highest if mean > highest else lowest if mean < lowest else mean
+        return as_voxel(highest if mean > highest else lowest if mean < lowest else mean)
 
-    return of_integers if isinstance(n_valid, types.Integer) else of_floats
+    return of_integers if isinstance(parents.dtype, types.Integer) else of_floats
 
 
 @_compiled
