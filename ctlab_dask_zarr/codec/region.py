@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from math import prod
 from typing import Any
 
 import google_crc32c
@@ -19,12 +20,15 @@ from ctlab_dask_zarr.formats.receipts import object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["object_crc32c", "read_region", "rows_of"]
+__all__ = ["object_crc32c", "read_region", "rows_of", "sample_voxels"]
 
 Region = tuple[slice, ...]
 #: Of an inner chunk, in bytes: where it begins in a shard, and how long it is.
 Entry = tuple[int, int]
 
+#: Of a sample, so many inner chunks along each axis are read; arrays up to this size, a level of
+#: 256**3, whole; and so many voxels are kept.
+_N_SAMPLED, _WHOLE_SIZE, _MAX_SAMPLE = 4, 256**3, 2**20
 #: Chunks of a row are read at once while the gaps between them stay below this part of the whole.
 _MAX_GAP_RATIO = 0.5
 #: Objects are read for their checksums in pieces of this size.
@@ -71,6 +75,22 @@ def read_region(
         except ShardDecodeError as error:
             raise ShardDecodeError(f"{key}: {error}") from error
     return out
+
+
+def sample_voxels(store: Store, path: str, array: StoredArray) -> npt.NDArray[Any]:
+    """Return voxels from all over an array, flat: all of a small one, some chunks of a large."""
+    if prod(array.shape) <= _WHOLE_SIZE:
+        regions = [tuple(slice(0, n) for n in array.shape)]
+    else:
+        axes = []
+        for n, c in zip(array.shape, array.inner_chunk_shape, strict=True):
+            n_chunks = -(-n // c)
+            numbers = {(2 * k + 1) * n_chunks // (2 * _N_SAMPLED) for k in range(_N_SAMPLED)}
+            axes.append([slice(k * c, min((k + 1) * c, n)) for k in sorted(numbers)])
+        regions = list(product(*axes))
+    voxels = [read_region(store, path, array, region, strict=False).ravel() for region in regions]
+    sample = np.concatenate(voxels)
+    return sample[:: -(-sample.size // _MAX_SAMPLE)]
 
 
 def object_crc32c(store: Store, key: str, nbytes: int) -> int:

@@ -1,4 +1,4 @@
-"""Values of voxels: their range without masked and non-finite ones, and where two sets differ."""
+"""Values of voxels: their range, their contrast, and where two sets of them differ."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ import numpy.typing as npt
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number
 
-__all__ = ["MIXED", "PLAIN", "SUMMABLE", "UNIFORM", "ValueRange", "voxel_difference"]
+__all__ = [
+    "MIXED",
+    "PLAIN",
+    "SUMMABLE",
+    "UNIFORM",
+    "ValueRange",
+    "contrast_of",
+    "valid_voxels",
+    "voxel_difference",
+]
 
 #: What is known of some voxels: none is masked or huge, all are the same, or neither.
 PLAIN, UNIFORM, MIXED = 0, 1, 2
+#: Grey levels run between these percentiles of the voxels that are not masked.
+_PERCENTILES = (0.5, 99.5)
 #: Up to this size eight voxels can be added up in the widest type of floats that there is.
 SUMMABLE = float(np.finfo(np.float64).max) / 8
 
 
 class ValueRange:
-    """The least and the largest valid voxel of all that was added.
-
-    Parameters
-    ----------
-    mask_value
-        Of masked voxels; None where the data type has none.
+    """The least and the largest voxel, of those added, that is finite and not `mask_value`.
 
     Examples
     --------
@@ -92,10 +98,7 @@ def _finite_range(row: npt.NDArray[Any], mask: Any) -> tuple[Any, Any]:
     low, high = np.fmin.reduce(row), np.fmax.reduce(row)
     if np.isfinite(low) and np.isfinite(high) and (mask is None or not low <= mask <= high):
         return low, high  # all others are NaN
-    valid = np.isfinite(row)
-    if mask is not None:
-        valid &= row != mask
-    values = row[valid]
+    values = row[valid_voxels(row, mask)]
     return values, values
 
 
@@ -121,3 +124,30 @@ def voxel_difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any], start: S
         f"voxels {place}: {n_different} of {wanted.size} differ from the source, the first at "
         f"{at}: {found[first]} instead of {wanted[first]}"
     )
+
+
+def valid_voxels(voxels: npt.NDArray[Any], mask_value: Number | None) -> npt.NDArray[np.bool_]:
+    """Return which voxels are finite and not masked."""
+    valid: npt.NDArray[np.bool_] = np.isfinite(voxels)
+    return valid if mask_value is None else valid & (voxels != mask_value)
+
+
+def contrast_of(voxels: npt.NDArray[Any], mask_value: Number | None) -> tuple[float, float]:
+    """Return the grey levels of black and white for some voxels; black is below white.
+
+    Examples
+    --------
+    >>> contrast_of(np.arange(1001), None)
+    (5.0, 995.0)
+    >>> contrast_of(np.array([7, 7, 9]), 9)
+    (6.5, 7.5)
+    """
+    values = voxels[valid_voxels(voxels, mask_value)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = (float(v) for v in np.percentile(values, _PERCENTILES))
+    if high <= low:
+        # All voxels have one value, or nearly so: it is shown in medium grey.
+        half = max(0.5, abs(low) * 1e-6)
+        return low - half, low + half
+    return low, high

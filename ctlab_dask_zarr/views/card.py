@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ctlab_dask_zarr.codec.sample import contrast_of, valid_voxels
+from ctlab_dask_zarr.codec.values import contrast_of, valid_voxels
 from ctlab_dask_zarr.read.zarr import ZarrSource
 from ctlab_dask_zarr.text import nbytes_text, shown, table
 from ctlab_dask_zarr.views.slices import array_of, extents_of, grey_levels, levels_of, read_slice

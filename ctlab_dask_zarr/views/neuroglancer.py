@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ctlab_dask_zarr.codec.sample import contrast_of
+from ctlab_dask_zarr.codec.values import contrast_of
 from ctlab_dask_zarr.errors import MissingExtraError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.source import open_volume

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ctlab_dask_zarr.codec.sample import contrast_of, valid_voxels
+from ctlab_dask_zarr.codec.values import contrast_of, valid_voxels
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.source import open_volume

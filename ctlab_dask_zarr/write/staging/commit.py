@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import google_crc32c
 
 from ctlab_dask_zarr._version import __version__
-from ctlab_dask_zarr.codec.sample import contrast_of, sample_voxels
+from ctlab_dask_zarr.codec.region import sample_voxels
+from ctlab_dask_zarr.codec.values import contrast_of
 from ctlab_dask_zarr.errors import CTLabError, DestinationExistsError, IncompleteDatasetError
 from ctlab_dask_zarr.formats.ome import build_omero
 from ctlab_dask_zarr.formats.receipts import (
