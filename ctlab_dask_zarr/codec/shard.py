@@ -1,12 +1,11 @@
 """The shard, encoded and decoded one row of inner chunks at a time.
 
-A *row* is what one step along the row axis covers: all inner chunks of a shard whose grid index
-along that axis is the same. The row axis is the first axis along which a shard has more than one
-inner chunk, so that rows follow one another in C order, the order of the shard's index.
+A *row* holds all inner chunks of a shard at one place along the row axis: the first axis along
+which a shard has more than one of them. So rows follow one another in the order of the index.
 
-Neither the compressed shard nor a padded copy of the block is ever held in memory: a row is
-copied into chunk order in one go (16 MiB of a 256 MiB shard), compressed chunk by chunk and
-passed on. Binary layout: Zarr v3 "sharding_indexed" codec, version 1.0.
+Neither the compressed shard nor a padded copy of the block is ever in memory: a row is copied into
+chunk order in one go (16 MiB of a 256 MiB shard), compressed chunk by chunk and passed on. The
+format is the "sharding_indexed" codec of Zarr v3, version 1.0.
 """
 
 from __future__ import annotations
@@ -25,17 +24,12 @@ from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec
 from ctlab_dask_zarr.codec.zarr_fallback import encode_object
 from ctlab_dask_zarr.errors import ShardDecodeError
 from ctlab_dask_zarr.formats.codecs import crc32c
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 
 __all__ = [
-    "ABSENT",
-    "ChunkRow",
-    "copy_runs",
-    "index_bytes",
-    "is_fill",
-    "parse_index",
-    "row_axis_of",
-    "row_encoder",
+    *("ABSENT", "ChunkRow", "copy_runs", "index_bytes", "is_fill", "parse_index"),
+    *("row_axis_of", "row_encoder"),
 ]
 
 #: Offset and nbytes of an inner chunk that is not stored because it is all fill value.
@@ -59,7 +53,7 @@ class ChunkRow:
     memory belongs to the thread and is used again: a row is valid until the next one is begun.
     """
 
-    def __init__(self, array: StoredArray, start: tuple[int, ...]) -> None:
+    def __init__(self, array: StoredArray, start: Shape) -> None:
         counts = list(array.chunks_per_object)
         counts[row_axis_of(array)] = 1
         self._chunk_shape = array.inner_chunk_shape
@@ -85,7 +79,7 @@ class ChunkRow:
         self.take(elements, self.start)
         return elements
 
-    def put(self, block: npt.NDArray[Any], start: tuple[int, ...]) -> int:
+    def put(self, block: npt.NDArray[Any], start: Shape) -> int:
         """Copy what `block`, which begins at `start`, has of this row; return how many elements."""
         n_elements = 0
         for mine, part in self._shared_parts(block, start):
@@ -93,13 +87,13 @@ class ChunkRow:
             n_elements += part.size
         return n_elements
 
-    def take(self, block: npt.NDArray[Any], start: tuple[int, ...]) -> None:
+    def take(self, block: npt.NDArray[Any], start: Shape) -> None:
         """Copy what this row has of `block` into it."""
         for mine, part in self._shared_parts(block, start):
             copy_runs(mine, part)
 
     def _shared_parts(
-        self, block: npt.NDArray[Any], block_start: tuple[int, ...]
+        self, block: npt.NDArray[Any], block_start: Shape
     ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
         """Yield views of the row and of `block`, of the same shape and of the same elements."""
         axes = []
@@ -148,10 +142,9 @@ def copy_runs(source: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
 
     A third faster than element by element: an inner chunk's run is only 64 bytes of uint16.
     """
-    run_nbytes = source.shape[-1] * source.itemsize
-    contiguous = source.itemsize
-    if source.dtype == target.dtype and source.strides[-1] == target.strides[-1] == contiguous:
-        item = np.dtype((np.void, run_nbytes))
+    strides = source.strides[-1], target.strides[-1]
+    if source.dtype == target.dtype and strides == (source.itemsize, source.itemsize):
+        item = np.dtype((np.void, source.shape[-1] * source.itemsize))
         source, target = source.view(item), target.view(item)
     target[...] = source
 

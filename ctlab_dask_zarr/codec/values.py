@@ -11,14 +11,8 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number
 
 __all__ = [
-    "MIXED",
-    "PLAIN",
-    "SUMMABLE",
-    "UNIFORM",
-    "ValueRange",
-    "contrast_of",
-    "valid_voxels",
-    "voxel_difference",
+    *("MIXED", "PLAIN", "SUMMABLE", "UNIFORM", "ValueRange"),
+    *("contrast_of", "valid_voxels", "voxel_difference"),
 ]
 
 #: What is known of some voxels: none is masked or huge, all are the same, or neither.
@@ -30,15 +24,7 @@ SUMMABLE = float(np.finfo(np.float64).max) / 8
 
 
 class ValueRange:
-    """The least and the largest voxel, of those added, that is finite and not `mask_value`.
-
-    Examples
-    --------
-    >>> values = ValueRange(65535)
-    >>> flags = values.add(np.array([[3, 65535], [65535, 65535]], "uint16"))
-    >>> values.minimum, values.maximum
-    (3, 3)
-    """
+    """The least and the largest voxel, of those added, that is finite and not `mask_value`."""
 
     def __init__(self, mask_value: Number | None) -> None:
         self._mask_value = mask_value

@@ -72,15 +72,11 @@ def decode_object(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
 
 
 def read_object(store: Store, key: str, array: StoredArray) -> npt.NDArray[Any]:
-    """Read one stored object, and decode it to its voxels, shape ``array.object_shape``.
+    """Read one stored object as voxels, shape ``array.object_shape``.
 
-    Raises
-    ------
-    ShardDecodeError
-        It cannot be decoded, or would become larger than the array's objects are.
+    Raises `ShardDecodeError` where it cannot be decoded, or would become larger than that.
     """
-    limit = _encoded_limit(array.object_shape) + array.index_nbytes
-    data = store.get(key, limit)
+    data = store.get(key, _encoded_limit(array.object_shape) + array.index_nbytes)
     _refuse_inflated(json.loads(array.document)["codecs"], array.object_shape, data)
     return decode_object(array, data)
 

@@ -10,7 +10,7 @@ A piece ends with a trailer: the range of its voxels, and the CRC-32C of all tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -65,7 +65,7 @@ def merge_pieces(
     staged: StagedArray,
     coords: Shape,
     pieces: StagedArray,
-    piece_coords: Iterable[Shape],
+    piece_coords: Sequence[Shape],
     make: Callable[[Shape], None],
 ) -> ShardReceipt:
     """Write the shard at `coords` from its pieces, those at `piece_coords` of `pieces`.
@@ -76,59 +76,39 @@ def merge_pieces(
 
     `make` makes a piece that is missing or damaged.
     """
-    while True:
-        try:
-            return _merged(staged, coords, pieces, piece_coords, make)
-        except _DamagedPieceError as damage:
-            pieces.store.remove(pieces.key(damage.args[0]))
-
-
-def _merged(
-    staged: StagedArray,
-    coords: Shape,
-    pieces: StagedArray,
-    piece_coords: Iterable[Shape],
-    make: Callable[[Shape], None],
-) -> ShardReceipt:
     array, key = staged.array, staged.key(coords)
-    origin = [part.start for part in array.object_region(coords)]
-    index = np.full((*array.chunks_per_object, 2), ABSENT, "<u8")
+    per_shard, per_piece = array.chunks_per_object, pieces.array.chunks_per_object
+    index = np.full((*per_shard, 2), ABSENT, "<u8")
     nbytes = checksum = 0
     values: list[Number] = []
-    with staged.store.create(key) as writer:
-        for at in piece_coords:
-            piece = _found(pieces, at)
-            if piece is None:
-                make(at)
+    try:
+        with staged.store.create(key) as writer:
+            for at in piece_coords:
                 piece = _found(pieces, at)
-            if piece is None:
-                path = pieces.store.path(pieces.key(at))
-                raise IncompleteDatasetError(f"{path} cannot be read back")
-            entries = piece.entries.copy()
-            entries[..., 0] += np.uint64(nbytes) * (entries[..., 0] != ABSENT)
-            where = [
-                slice((part.start - o) // c, (part.start - o) // c + n)
-                for part, o, c, n in zip(
-                    pieces.array.object_region(at), origin, array.inner_chunk_shape, entries.shape,
-                    strict=False,
-                )
-            ]  # fmt: skip
-            index[tuple(where)] = entries
-            for block in _blocks(pieces, at, piece):
-                writer.write(block)
-                checksum = google_crc32c.extend(checksum, block)
-            nbytes += piece.nbytes
-            values += piece.range
-            pieces.store.remove(pieces.key(at))
-        tail = index_bytes(index, array)
-        writer.write(tail)
-    return ShardReceipt(
-        key,
-        nbytes + len(tail),
-        google_crc32c.extend(checksum, tail),
-        min(values, default=None),
-        max(values, default=None),
-    )
+                if piece is None:
+                    make(at)
+                    piece = _found(pieces, at)
+                if piece is None:
+                    path = pieces.store.path(pieces.key(at))
+                    raise IncompleteDatasetError(f"{path} cannot be read back")
+                entries = piece.entries.copy()
+                entries[..., 0] += np.uint64(nbytes) * (entries[..., 0] != ABSENT)
+                places = zip(at, per_piece, coords, per_shard, strict=True)
+                where = tuple(slice(a * p - c * n, (a + 1) * p - c * n) for a, p, c, n in places)
+                index[where] = entries
+                for block in _blocks(pieces, at, piece):
+                    writer.write(block)
+                    checksum = google_crc32c.extend(checksum, block)
+                nbytes += piece.nbytes
+                values += piece.range
+                pieces.store.remove(pieces.key(at))
+            tail = index_bytes(index, array)
+            writer.write(tail)
+    except _DamagedPieceError as damage:
+        pieces.store.remove(pieces.key(damage.args[0]))
+        return merge_pieces(staged, coords, pieces, piece_coords, make)
+    low, high = min(values, default=None), max(values, default=None)
+    return ShardReceipt(key, nbytes + len(tail), google_crc32c.extend(checksum, tail), low, high)
 
 
 def _found(pieces: StagedArray, coords: Shape) -> _FoundPiece | None:

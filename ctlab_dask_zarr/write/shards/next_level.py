@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, pairwise
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -52,8 +51,7 @@ def voxel_piece(staged: StagedArray, coords: Shape, stack: ExitStack) -> AddSlab
     return add
 
 
-@dataclass(frozen=True)
-class _Slab:
+class _Slab(NamedTuple):
     """What one row becomes: where it lies in the next level, and in a piece of voxels."""
 
     start: Shape
@@ -88,11 +86,13 @@ def _n_kept(slabs: list[_Slab], axis: int, keep: int | None) -> int:
     thickness = [slab.shape[axis] for slab in slabs]
     thickest = max(thickness)
     if keep is None:
-        return len(slabs)
-    if keep % thickest == 0 and set(thickness[:-1]) <= {thickest}:
+        n_kept = len(slabs)
+    elif keep % thickest == 0 and set(thickness[:-1]) <= {thickest}:
         # What is kept ends with a slab, and is used before the next one is begun.
-        return min(max(keep // thickest, 1), len(slabs))
-    return min(1 + -(-keep // thickest), len(slabs))
+        n_kept = max(keep // thickest, 1)
+    else:
+        n_kept = 1 + -(-keep // thickest)
+    return min(n_kept, len(slabs))
 
 
 class LevelDownsampler:
@@ -184,42 +184,28 @@ def downsampled_blocks(
 
     Where the piece cannot be used, shards of `source` are read; `values` is told of their voxels.
     """
-    assert staged.next_level is not None
-    region = staged.layout.region(coords)
-    for slab in _slabs(staged.array, region, staged.next_level.factors):
-        if slab.nbytes:
-            load = partial(_load, staged, coords, slab, source, values)
-            yield LazyBlock(slab.start, slab.shape, load)
-
-
-def _load(
-    staged: StagedArray,
-    coords: Shape,
-    slab: _Slab,
-    source: StagedArray,
-    values: ValueRange | None,
-) -> npt.NDArray[Any]:
     following = staged.next_level
     assert following is not None
-    try:
-        data = following.store.get_range(
-            staged.voxel_piece_key(coords), slab.offset, slab.nbytes + _CRC_NBYTES
-        )
-    except FileNotFoundError:
-        data = b""
-    found = np.frombuffer(data, np.uint8)
-    voxels, crc = found[: slab.nbytes], found[slab.nbytes :].tobytes()
-    if len(crc) == _CRC_NBYTES and google_crc32c.value(voxels) == int.from_bytes(crc, "little"):
-        return voxels.view(staged.array.dtype).reshape(slab.shape)
-    from ctlab_dask_zarr.codec.downsample import halve
+    key, region = staged.voxel_piece_key(coords), staged.layout.region(coords)
 
-    parents = tuple(
-        slice(a * f, min((a + n) * f, part.stop))
-        for a, n, f, part in zip(
-            slab.start, slab.shape, following.factors, staged.layout.region(coords), strict=True
-        )
-    )
-    finer = read_region(source.store, source.path, source.array, parents, strict=True)
-    if values is not None:
-        values.add(finer.reshape(finer.shape[0], -1))
-    return halve(finer, following.factors, following.method, staged.mask_value)
+    def load(slab: _Slab) -> npt.NDArray[Any]:
+        try:
+            data = following.store.get_range(key, slab.offset, slab.nbytes + _CRC_NBYTES)
+        except FileNotFoundError:
+            data = b""
+        found = np.frombuffer(data, np.uint8)
+        voxels, crc = found[: slab.nbytes], found[slab.nbytes :].tobytes()
+        if len(crc) == _CRC_NBYTES and google_crc32c.value(voxels) == int.from_bytes(crc, "little"):
+            return voxels.view(staged.array.dtype).reshape(slab.shape)
+        from ctlab_dask_zarr.codec.downsample import halve
+
+        places = zip(slab.start, slab.shape, following.factors, region, strict=True)
+        parents = tuple(slice(a * f, min((a + n) * f, part.stop)) for a, n, f, part in places)
+        finer = read_region(source.store, source.path, source.array, parents, strict=True)
+        if values is not None:
+            values.add(finer.reshape(finer.shape[0], -1))
+        return halve(finer, following.factors, following.method, staged.mask_value)
+
+    for slab in _slabs(staged.array, region, following.factors):
+        if slab.nbytes:
+            yield LazyBlock(slab.start, slab.shape, partial(load, slab))
