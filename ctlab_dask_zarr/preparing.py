@@ -27,7 +27,6 @@ from ctlab_dask_zarr.planning.resolve import (
     resolve_destination,
 )
 from ctlab_dask_zarr.settings import setting
-from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.occupied import occupied_problem, refuse_missing_folder
 from ctlab_dask_zarr.text import nbytes_text
 from ctlab_dask_zarr.volume import is_delayed, no_dataset
@@ -182,7 +181,7 @@ def reported(
 
 def refuse_taken(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Raise where nothing can be written, before workers are started for nothing."""
-    place = Destination.at(resolve_destination(path))
+    place = resolve_destination(path)
     refuse_missing_folder(place)
     problem = occupied_problem(place, overwrite=overwrite)
     if problem is not None:

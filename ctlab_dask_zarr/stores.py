@@ -17,7 +17,6 @@ from ctlab_dask_zarr.manage.transfer import CopyResult, copy_dataset
 from ctlab_dask_zarr.planning.resolve import existing_write, resolve_destination
 from ctlab_dask_zarr.preparing import Executor, ProgressSink, reported, started
 from ctlab_dask_zarr.read.source import open_volume
-from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.verification.verify import (
@@ -285,7 +284,7 @@ def push(
     0
     """
     with storage_options_in_force(storage_options):
-        destination = Destination.at(resolve_destination(url))
+        destination = resolve_destination(url)
         with reported(progress, noun="stores") as tell:
             nbytes_done = 0
 

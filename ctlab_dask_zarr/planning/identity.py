@@ -60,19 +60,15 @@ def source_identity(volume: Volume) -> SourceIdentity:
     if given is None and source is not None:
         return SourceIdentity(source.identity())
     if given is not None or not _has_random_names(data):
-        return SourceIdentity(_by_name(given or data.name))
+        return SourceIdentity({"kind": "dask", "name": given or data.name})
     name = _name_by_tasks(data)
     if name is not None:
-        note = (
-            "dask names the source's tasks at random, so that an interrupted write goes on only "
-            f"with tasks of the same functions and arguments: {_HELP} gives names that stay"
-        )
-        return SourceIdentity(_by_name(name), notes=(note,))
-    note = (
-        "dask names the source's tasks at random, so that no other process knows it again to go on "
-        f"with an interrupted write, nor do other parts: {_HELP} gives names that stay"
-    )
-    return SourceIdentity(_by_name(data.name), data.name, (note,))
+        follows = "an interrupted write goes on only with tasks of the same functions and arguments"
+    else:
+        follows = "no other process knows it again to go on with an interrupted write, nor do parts"
+    note = f"dask names the source's tasks at random, so that {follows}: {_HELP} gives other names"
+    random_name = data.name if name is None else None
+    return SourceIdentity({"kind": "dask", "name": name or data.name}, random_name, (note,))
 
 
 def plan_identity(
@@ -95,10 +91,6 @@ def plan_identity(
         "downsample": downsample if len(levels) > 1 else None,
     }
     return json.dumps(identity, sort_keys=True)
-
-
-def _by_name(name: str) -> dict[str, str]:
-    return {"kind": "dask", "name": name}
 
 
 def _has_random_names(data: da.Array) -> bool:
@@ -180,10 +172,9 @@ def _first_difference(before: Any, now: Any, place: str) -> tuple[str, Any, Any]
     if isinstance(before, dict) and isinstance(now, dict):
         # Another codec, or another kind of source, has other fields too: name it first.
         for key in sorted(before | now, key=lambda key: key not in ("kind", "name")):
-            if before.get(key) != now.get(key):
-                return _first_difference(
-                    before.get(key), now.get(key), f"{place}.{key}".lstrip(".")
-                )
+            b, w = before.get(key), now.get(key)
+            if b != w:
+                return _first_difference(b, w, f"{place}.{key}".lstrip("."))
     if isinstance(before, list) and isinstance(now, list):
         for n, (b, w) in enumerate(zip_longest(before, now)):
             if b != w:
@@ -198,18 +189,11 @@ def requested_difference(found: Any, wanted: Any) -> str:
     """
     if not (isinstance(found, dict) and isinstance(wanted, dict)):
         return ""
-    changes = [
-        _change(key, found.get(key), wanted.get(key))
-        for key in found | wanted
-        if found.get(key) != wanted.get(key)
-    ]
-    return ", ".join(changes)
+    pairs = {key: (found.get(key), wanted.get(key)) for key in found | wanted}
+    return ", ".join(_change(key, *pair) for key, pair in pairs.items() if pair[0] != pair[1])
 
 
 def _change(name: str, before: Any, now: Any) -> str:
-    return f"{name} was {_shown(before)} and is now {_shown(now)}"
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    texts = ["nothing" if value is None else repr(value) for value in (before, now)]
+    was, is_now = (t if len(t) <= _MAX_SHOWN else f"{t[:_MAX_SHOWN]}..." for t in texts)
+    return f"{name} was {was} and is now {is_now}"

@@ -116,7 +116,12 @@ def resolve_layout(
     >>> resolve_layout((1024, 1024, 1024), chunks=64**3 - 1).inner_chunk_shape
     (64, 64, 64)
     """
-    shape = _validated_array_shape(shape)
+    shape = tuple(_parse_integer("shape", n) for n in shape)
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise InvalidArgumentError(
+            f"the array has the shape {shape}: a volume has three axes, an image two, and none is "
+            "without elements"
+        )
     if isinstance(chunks, str) and chunks == "auto" and not _is_target(shards):
         raise InvalidArgumentError(
             f"shards={shards!r} is an explicit shape but chunks is 'auto': chunks have to divide "
@@ -198,14 +203,3 @@ def _parse_integer(name: str, value: object) -> int:
         raise InvalidArgumentError(
             f"{name} holds {value!r}: sizes are integers, as in {name}=(512, 512, 512)"
         ) from None
-
-
-def _validated_array_shape(shape: Sequence[int]) -> Shape:
-    sizes = tuple(_parse_integer("shape", n) for n in shape)
-    if len(sizes) not in (2, 3):
-        raise InvalidArgumentError(
-            f"the array has {len(sizes)} axes {sizes}: a volume has three, an image two"
-        )
-    if min(sizes) < 1:
-        raise InvalidArgumentError(f"the array {sizes} has an axis without elements")
-    return sizes

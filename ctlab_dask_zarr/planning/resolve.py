@@ -124,7 +124,7 @@ def plan_write(
     `levels` are those of the image to which labels belong; by default `options` says which.
     """
     destination = resolve_destination(path)
-    refuse_place(Destination.at(destination), getattr(dataset, "source", None))
+    refuse_place(destination, getattr(dataset, "source", None))
     volume = _volume_to_write(dataset, options)
     dtype = _validated_dtype(volume)
     dataset_id = volume.dataset_id
@@ -133,11 +133,11 @@ def plan_write(
     attributes, requested = _metadata(volume, dataset_id, options)
     planned = _levels_to_write(volume, dtype, attributes, options, levels)
     downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=volume.is_discrete)
-    name = dataset_id or os.path.basename(destination).removesuffix(".zarr")
+    name = dataset_id or os.path.basename(destination.path).removesuffix(".zarr")
     documents = _documents(volume, planned, attributes, options, name, downsample)
     source = source_identity(volume)
     return WritePlan(
-        destination=destination,
+        destination=destination.path,
         levels=planned,
         documents=documents,
         rechunk=choose_rechunk(
@@ -290,23 +290,22 @@ def planned_levels(levels: Sequence[Level], document: str, path: str) -> tuple[P
     return tuple(planned)
 
 
-def resolve_destination(path: str | os.PathLike[str]) -> str:
-    """Return the absolute path of the store to be made, ``.zarr`` appended where it is missing."""
-    destination = storage_path(path)
-    if destination.startswith("http"):
-        raise InvalidArgumentError(f"{destination}: plain HTTP is read, not written")
-    if os.path.basename(destination) in ("", ".zarr"):
+def resolve_destination(path: str | os.PathLike[str]) -> Destination:
+    """Return where the store will be; ``.zarr`` is appended where it is missing."""
+    found = storage_path(path)
+    if found.startswith("http"):
+        raise InvalidArgumentError(f"{found}: plain HTTP is read, not written")
+    if os.path.basename(found) in ("", ".zarr"):
         raise InvalidArgumentError(f"{os.fspath(path)!r} is no name for a store")
-    if not destination.endswith(".zarr"):
-        destination += ".zarr"
-    if is_url(destination):
-        return destination
-    # Staging has to lie beside the store itself, not beside a link to it. A link to nothing is
-    # refused later.
-    if os.path.exists(destination):
-        return os.path.realpath(destination)
-    folder, name = os.path.split(destination)
-    return os.path.join(os.path.realpath(folder), name)
+    if not found.endswith(".zarr"):
+        found += ".zarr"
+    if not is_url(found):
+        # Staging has to lie beside the store itself, not beside a link to it. A link to nothing is
+        # refused later.
+        folder, name = os.path.split(found)
+        real_folder = os.path.join(os.path.realpath(folder), name)
+        found = os.path.realpath(found) if os.path.exists(found) else real_folder
+    return Destination.at(found)
 
 
 def existing_write(path: str | os.PathLike[str]) -> Destination:
@@ -321,7 +320,7 @@ def existing_write(path: str | os.PathLike[str]) -> Destination:
         labels = Destination.at(stored, labels_of=image)
         if labels.files.kind(os.path.join(image, ROOT_DOCUMENT)) is not None:
             return labels
-    return Destination.at(resolve_destination(path))
+    return resolve_destination(path)
 
 
 def refuse_contradictions(resume: bool, restart: bool, part: tuple[int, int] | None = None) -> None:
