@@ -1,9 +1,9 @@
 """Plan what is added to an image that is there: further levels, and labels.
 
-Further levels are staged beside the store like any write. At the commit their folders are moved
-into the store, where no document names them yet, and then its root document is replaced by one
-that does. Labels are an image of their own below ``labels/``, staged beside the image they belong
-to, which a last document, that of the group ``labels``, makes known.
+Further levels are staged beside the store like any write. The commit moves their folders into the
+store, where no document names them yet, and then replaces the root document by one that does.
+Labels are an image of their own below ``labels/``, staged beside their image. The document of the
+group ``labels``, put last, makes them known.
 """
 
 from __future__ import annotations
@@ -56,14 +56,9 @@ __all__ = [
 def images_to_extend(
     metadata: StoreMetadata, levels: LevelSpec
 ) -> tuple[tuple[Level, ...], list[StoreMetadata]]:
-    """Return the levels that an image and its labels should have, and which of them lack these.
+    """Return the levels that an image and its labels should have, and which of these lack them.
 
-    Labels come first: they need as many levels as their image.
-
-    Raises
-    ------
-    InvalidArgumentError, UnsupportedFormatError
-        The store can have no levels, or labels do not fit it.
+    Labels come first, so that they never have fewer levels than their image.
     """
     path = metadata.path
     if metadata.ome is None:
@@ -109,13 +104,7 @@ def images_to_extend(
 
 
 def halved_levels(image: Volume, path: str) -> tuple[Level, ...]:
-    """Return the levels that an image has.
-
-    Raises
-    ------
-    InvalidArgumentError
-        They are none that can be made here.
-    """
+    """Return the levels of an image; raise if they are not such as are made here."""
     try:
         refuse_other_factors(image.levels)
     except InvalidArgumentError as error:
@@ -132,7 +121,7 @@ def level_request(
     resume: bool,
     restart: bool,
 ) -> StageRequest:
-    """Return what staging is asked for to give an image with one level its further ones."""
+    """Return what staging has to do to give an image with one level its further ones."""
     dataset = volume_of(metadata)
     volume = source_of(metadata, 0)
     stored = volume.stored
@@ -144,13 +133,13 @@ def level_request(
     attributes = root["attributes"]
     added = [(level.path, level.factors) for level in every[1:]]
     attributes["ome"] = add_ome_levels(attributes["ome"], added, method)
-    documents = [Document(f"{level.path}/{ROOT_DOCUMENT}", level.document) for level in every[1:]]
-    documents.append(Document(ROOT_DOCUMENT, json.dumps(root)))
+    texts = {f"{level.path}/{ROOT_DOCUMENT}": level.document for level in every[1:]}
+    texts[ROOT_DOCUMENT] = json.dumps(root)
     identity = plan_identity(every, dataset.datatype, volume.identity(), method)
     return StageRequest(
         destination=destination,
         levels=every,
-        documents=tuple(documents),
+        documents=tuple(Document(key, text) for key, text in texts.items()),
         resume=resume,
         restart=restart,
         identity=identity,
@@ -162,7 +151,7 @@ def level_request(
 
 
 def refuse_unfit_labels(labels: Volume, image: Volume, path: str) -> None:
-    """Raise `InvalidArgumentError` where labels do not belong to an image."""
+    """Raise if labels do not have the dtype, shape, voxel size or place that their image asks."""
     if np.dtype(labels.dtype).kind not in "iu":
         raise InvalidArgumentError(
             f"labels are of dtype {labels.dtype}, but name classes by integers: convert them with "
@@ -174,7 +163,7 @@ def refuse_unfit_labels(labels: Volume, image: Volume, path: str) -> None:
             "the same"
         )
     units = (labels.voxel_unit, image.voxel_unit)
-    # A voxel is no length: it is the same as itself only.
+    # A voxel is no length, and can only be compared with itself.
     is_comparable = units[0] == units[1] or VoxelUnit.VOXEL not in units
     if not is_comparable or not are_same_sizes(
         labels.voxel_size_with_unit(image.voxel_unit), image.voxel_size
@@ -183,7 +172,7 @@ def refuse_unfit_labels(labels: Volume, image: Volume, path: str) -> None:
             f"the labels' voxels are {labels.voxel_size} {labels.voxel_unit}, those of the image "
             f"{path} {image.voxel_size} {image.voxel_unit}: they have to be the same"
         )
-    # Those that do not say where they begin, as in mango's files, begin where the image does.
+    # Labels without an origin, as in mango's files, begin where their image does.
     if any(labels.origin) and not are_same_positions(labels.origin, image.origin, image.voxel_size):
         raise InvalidArgumentError(
             f"the labels begin at {labels.origin} {labels.voxel_unit}, the image {path} at "
@@ -204,24 +193,18 @@ def plan_labels(
     colors: Mapping[int, Sequence[int]] | None,
     image: ImageIdentity | None = None,
 ) -> WritePlan:
-    """Return the plan of an image as that of labels of the image at `image_path`.
+    """Make labels of the image at `image_path` out of the plan of an image.
 
     `image` tells that image from another one that takes its place before the labels are there.
-
-    Raises
-    ------
-    InvalidArgumentError
-        The name or a colour cannot be used.
     """
-    # A folder of the name of the document would be in its place, and no labels be found any more.
+    # A folder with the name of the document would hide it, and with it all labels.
     is_taken = name.lower() == ROOT_DOCUMENT
     if is_taken or not name or name.startswith(".") or any(c in name for c in "/\\\0"):
-        raise InvalidArgumentError(f"{name!r} is no name for labels: use one as 'phases'")
-    (root,) = [document for document in plan.documents if document.key == ROOT_DOCUMENT]
+        raise InvalidArgumentError(f"{name!r} is no name for labels: use a name like 'phases'")
+    *documents, root = plan.documents
     content = json.loads(root.text)
     label = build_image_label(colors, plan.levels[0].array.dtype)
     content["attributes"]["ome"]["image-label"] = label
-    documents = [document for document in plan.documents if document.key != ROOT_DOCUMENT]
     return replace(
         plan,
         destination=os.path.join(image_path, "labels", name),
