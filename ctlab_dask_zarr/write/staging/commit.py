@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -46,7 +47,6 @@ from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 __all__ = ["CommitResult", "commit", "committed_result", "refuse_missing"]
 
-_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _SAME_MOMENT = "another write was committed to {} at the same moment"
 
 
@@ -121,12 +121,8 @@ def refuse_missing(
 
 def _ranges(numbers: list[int]) -> str:
     """Return numbers for people: 1, 3-5."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    found = groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    runs = [[number for _, number in run] for _, run in found]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
@@ -135,12 +131,10 @@ def _documents(
 ) -> Iterator[tuple[str, str]]:
     """Yield (key, text) of all that the commit puts, the root document last."""
     request = staged.request
-    (root,) = [document for document in request.documents if document.key == ROOT_DOCUMENT]
-    content = json.loads(root.text)
+    content = json.loads(next(d.text for d in request.documents if d.key == ROOT_DOCUMENT))
     attributes = content["attributes"]
     facts = attributes.setdefault(RECEIPT_ATTRIBUTE, {})
     entries = facts.get("levels") or []
-    texts = {document.key: document.text for document in request.documents}
     for number, level in list(enumerate(request.levels))[request.n_existing :]:
         text = build_receipts(level.path, staged.array(number).array, receipts)
         yield f"{level.path}/{RECEIPTS_OBJECT}".lstrip("/"), text
@@ -152,9 +146,8 @@ def _documents(
             "receipts_crc32c": google_crc32c.value(text.encode()),
         }
         if level.path:
-            key = f"{level.path}/{ROOT_DOCUMENT}"
-            yield key, texts[key]
-            entry["document_crc32c"] = google_crc32c.value(texts[key].encode())
+            yield f"{level.path}/{ROOT_DOCUMENT}", level.document
+            entry["document_crc32c"] = google_crc32c.value(level.document.encode())
         entries.append(entry)
     _add_facts(attributes, staged, receipts)
     facts["levels"] = entries
@@ -242,10 +235,8 @@ def _publish(staged: StagedWrite, documents: dict[str, str]) -> None:
         # The second rename must not outlast the first in a power failure.
         files.sync_folder(folder)
     try:
-        files.rename(staged.store.root, path)
-    except OSError as error:
-        if error.errno in _TAKEN:
-            raise DestinationExistsError(_SAME_MOMENT.format(destination.path)) from error
+        _rename(files, staged.store.root, path, _SAME_MOMENT.format(path))
+    except OSError:
         # The next writer may have found the old dataset aside and done this rename already.
         if destination.committed().get("staging_id") != staged.staging_id:
             if files.kind(path) is None and files.kind(aside) is not None:
@@ -305,7 +296,11 @@ def _publish_levels(staged: StagedWrite, documents: dict[str, str]) -> None:
             if destination.can_rename:
                 keep_permissions(files, folder, destination.path)
                 _settle_folders(files, folder)
-                _move_level(files, folder, place)
+                _rename(
+                    files, folder, place,
+                    f"{place}, which no metadata lists, came to be while a further level was "
+                    "written: move it elsewhere, then go on by resume=True (--resume)",
+                )  # fmt: skip
         elif files.kind(place) != "folder":
             raise IncompleteDatasetError(
                 f"{destination.path} gets no further levels: {folder} was removed by another write"
@@ -322,15 +317,13 @@ def _publish_levels(staged: StagedWrite, documents: dict[str, str]) -> None:
         )
 
 
-def _move_level(files: Files, folder: str, place: str) -> None:
+def _rename(files: Files, source: str, target: str, problem: str) -> None:
+    """Rename a folder; where something is in its place, this is the `problem`."""
     try:
-        files.rename(folder, place)
+        files.rename(source, target)
     except OSError as error:
-        if error.errno in _TAKEN:
-            raise DestinationExistsError(
-                f"{place}, which no metadata lists, came to be while a further level was written: "
-                "move it elsewhere, then go on by resume=True (--resume)"
-            ) from error
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise DestinationExistsError(problem) from error
         raise
 
 
