@@ -41,21 +41,20 @@ _CONNECT_TIMEOUT = timedelta(seconds=10)
 #: Parts of the names of options that are refused as credentials, and names that are none.
 _SECRET = ("secret", "token", "password", "key", "sas", "credential", "header")
 _NO_SECRET = ("sse_kms_key_id", "sse_bucket_key_enabled")
-#: Where the credentials of S3 are looked for, before the role of the machine.
-_S3_CREDENTIALS = (
-    *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"),
-    *("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
-)
-#: How variables of the other clouds begin, and what is in the names of variables and options that
-#: may be credentials, or say that none are needed. obstore makes what it can of them.
-_VARIABLES = {"gs": ("GOOGLE_", "SERVICE_ACCOUNT"), "az": ("AZURE_", "IDENTITY_", "MSI_")}
+#: How the variables of each cloud begin, and what is in the names of variables and options that may
+#: be credentials, or say that none are needed. obstore, which does not read ~/.aws, tries them.
+_VARIABLES = {
+    "s3": ("AWS_",),
+    "gs": ("GOOGLE_", "SERVICE_ACCOUNT"),
+    "az": ("AZURE_", "IDENTITY_", "MSI_"),
+}
 _CREDENTIAL = re.compile(
-    "KEY|TOKEN|SECRET|SAS|CREDENTIAL|SERVICE_ACCOUNT|CLIENT|TENANT|AUTHORITY|IDENTITY|MSI|AZURE_CLI"
-    "|FABRIC|EMULATOR|SKIP_SIGNATURE"
+    "(?<!SSE_KMS_)(?<!SSE_BUCKET_)KEY|TOKEN|SECRET|SAS|(?<!SHARED_)CREDENTIAL|SERVICE_ACCOUNT"
+    "|CLIENT|TENANT|AUTHORITY|IDENTITY|MSI|AZURE_CLI|FABRIC|EMULATOR|SKIP_SIGNATURE"
 )
 #: How the names of all variables begin that obstore reads when it opens a store.
-_READ_VARIABLES = ("AWS_", "GCE_", *_VARIABLES["gs"], *_VARIABLES["az"])
-_READ_VARIABLES += ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_READ_VARIABLES = tuple(start for starts in _VARIABLES.values() for start in starts)
+_READ_VARIABLES += ("GCE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 #: Where Google's own tools leave credentials.
 _GOOGLE_FILE = "~/.config/gcloud/application_default_credentials.json"
 #: Where a machine in a cloud learns its role. Google's may be slow in a container just started.
@@ -202,19 +201,14 @@ def first_line(error: BaseException) -> str:
 
 def _may_have_credentials(scheme: str, options: Mapping[str, str]) -> bool:
     """Return False where there are none: obstore would ask for a role for minutes."""
-    if scheme == "s3":
-        is_unsigned = options.get("skip_signature") or os.environ.get("AWS_SKIP_SIGNATURE")
-        if is_unsigned or any(os.environ.get(name) for name in _S3_CREDENTIALS):
-            return True
-        service = os.environ.get("AWS_METADATA_ENDPOINT", _METADATA_SERVICE)
-        return _listens(options.get("metadata_endpoint", service))
-    given = [name.upper() for name in options]
-    given += [n for n, value in os.environ.items() if value and n.startswith(_VARIABLES[scheme])]
-    if any(_CREDENTIAL.search(name) for name in given):
+    names = [name.upper() for name in options]
+    names += [n for n, value in os.environ.items() if value and n.startswith(_VARIABLES[scheme])]
+    if any(map(_CREDENTIAL.search, names)):
         return True
-    if scheme == "az":
-        return _listens(_METADATA_SERVICE)
-    return os.path.exists(os.path.expanduser(_GOOGLE_FILE)) or _is_at_google()
+    if scheme == "gs":
+        return os.path.exists(os.path.expanduser(_GOOGLE_FILE)) or _is_at_google()
+    service = os.environ.get("AWS_METADATA_ENDPOINT") if scheme == "s3" else None
+    return _listens(options.get("metadata_endpoint") or service or _METADATA_SERVICE)
 
 
 def _listens(service: str) -> bool:

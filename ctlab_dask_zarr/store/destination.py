@@ -1,24 +1,12 @@
 """The destination of a write: what is there, what lies beside it, and how either is tidied up.
 
-On a file system a write happens in a hidden sibling of the destination, ``.<name>.staging``::
-
-    .scan.zarr.staging/plan.json       whose write this is, and of what: enough to commit it
-    .scan.zarr.staging/receipts-1f0c/  what was written so far, a few dozen shards an object
-    .scan.zarr.staging/store-1f0c/     the dataset to be: shards under their final keys
-    .scan.zarr.staging/pieces-1f0c/    what a level leaves for the next one, while levels are made
-    .scan.zarr.replaced.1f0c           the old dataset, for the moment between two renames
-    .scan.zarr.phases.labels-staging/  the same of its labels ``phases``
-
-The folders are named by an id of this staging folder alone (16 digits). A process that still works
-for a staging folder which was removed, and made anew by another write, finds no place for its
-shards, and nothing to publish. Only whole names tell what is hidden beside which destination, and
-nothing is removed that holds anything else.
+``docs/design/commit.md`` shows the hidden folders. Their names hold the id of one staging folder,
+16 digits, so that a process that still works for a staging folder which was removed, and made anew
+by another write, finds no place for its shards, and nothing to publish. Only whole names tell what
+is hidden beside which destination, and nothing is removed that holds anything else.
 
 Object stores cannot rename. There ``plan.json`` is put only where there is none, shards go under
-their final keys at once, and the root document, which makes a dataset of them, is put last::
-
-    scan.zarr/0/c/0/0/0                shards, while scan.zarr/zarr.json is not there
-    .scan.zarr.staging/plan.json       and receipts and pieces, as above
+their final keys at once, and the root document, which makes a dataset of them, is put last.
 """
 
 from __future__ import annotations
@@ -37,7 +25,13 @@ from ctlab_dask_zarr.formats.receipts import own_receipt
 from ctlab_dask_zarr.formats.zarr_array import is_key
 from ctlab_dask_zarr.store.documents import discard_announced
 from ctlab_dask_zarr.store.files import LOCAL_FILES, Files, remove_tree
-from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, dataset_paths, read_json_object, read_ome
+from ctlab_dask_zarr.store.hierarchy import (
+    ROOT_DOCUMENT,
+    dataset_paths,
+    read_attributes,
+    read_json_object,
+    read_ome,
+)
 from ctlab_dask_zarr.store.objects import ObjectFiles, abort_uploads
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.staging_plan import (
@@ -132,10 +126,7 @@ class Destination:
         return f"{self.staging}.{uuid.uuid4().hex}"
 
     def _hidden(self, kind: str) -> str:
-        """Return the path of what lies beside this, by its kind.
-
-        It is of this destination alone: a name ends in its kind, and that of labels has no dot.
-        """
+        """Return a path beside this, of this alone: names end in a kind, which has no dot."""
         folder, name = os.path.split(self.labels_of or self.path)
         if self.labels_of is None:
             return os.path.join(folder, f".{name}.{kind}")
@@ -153,10 +144,9 @@ class Destination:
         return {match[1]: os.path.join(folder, match[0]) for match in found}
 
     def staged_plan(self) -> dict[str, Any]:
-        """Return what the staging folder says about its write; empty where it says nothing.
+        """Return the plan in the staging folder, if this package can have made it; empty for none.
 
-        Raises MetadataError where this package would not make it so: whoever can write beside the
-        destination may have put there what leads elsewhere.
+        Whoever can write beside the destination may have put there what leads elsewhere.
         """
         plan = read_json_object(self.files, os.path.join(self.staging, STAGED_PLAN))
         problem = plan_problem(plan) if plan else None
@@ -174,19 +164,11 @@ class Destination:
         return plan
 
     def committed(self) -> dict[str, Any]:
-        """Return what the dataset here says about its write; empty where this package wrote none.
-
-        Its ``run_id`` tells which run wrote it, its ``fingerprint`` what.
-        """
-        document = read_json_object(self.files, os.path.join(self.path, ROOT_DOCUMENT))
-        attributes = document.get("attributes")
-        return (own_receipt(attributes) if isinstance(attributes, dict) else None) or {}
+        """Return what the dataset here says about its write; empty if it is not of this package."""
+        return own_receipt(read_attributes(self.files, self.path)) or {}
 
     def is_staging_committed(self) -> bool:
-        """Whether the dataset here was put together in the staging folder beside it.
-
-        The plan may name another run than the dataset, one that had gone on with it.
-        """
+        """Whether the dataset here is from the staging folder beside it, by whichever run."""
         staging_id = self.committed().get("staging_id")
         return staging_id is not None and self.staged_plan().get("staging_id") == staging_id
 
@@ -196,10 +178,7 @@ class Destination:
         return is_for_more and not self.is_staging_committed()
 
     def discard_committed_staging(self) -> None:
-        """Remove the staging folder if the dataset here is from it.
-
-        It may be that of the next write, where a commit is repeated or slow.
-        """
+        """Remove the staging folder if the dataset here is from it; it may be of the next write."""
         if self.is_staging_committed():
             self.discard_staging()
 
@@ -280,10 +259,7 @@ class Destination:
             self.files.sync_folder(self.path)
 
     def _is_level_of(self, level: dict[str, Any]) -> bool:
-        """Whether a folder of the store is a level that a commit has moved there, by its document.
-
-        A commit puts the document before it moves the level.
-        """
+        """Whether a commit has moved a level into the store: it puts the document there first."""
         path = self.store.path(level["path"])
         with suppress(OSError):
             found = self.files.read(os.path.join(path, ROOT_DOCUMENT))

@@ -17,7 +17,7 @@ from ctlab_dask_zarr.store.store import Store, is_temporary
 
 __all__ = [
     *("ROOT_DOCUMENT", "contents_of", "dataset_paths", "label_names", "listed_arrays", "ome_of"),
-    *("read_json_object", "read_ome"),
+    *("read_attributes", "read_json_object", "read_ome"),
 ]
 
 #: The document that makes a folder a store, a group or an array.
@@ -39,16 +39,24 @@ def read_json_object(files: Files, path: str) -> dict[str, Any]:
         return {}
 
 
+def read_attributes(files: Files, folder: str) -> dict[str, Any]:
+    """Return the attributes of the group or array in a folder; empty where there are none."""
+    return _dict(read_json_object(files, os.path.join(folder, ROOT_DOCUMENT)), "attributes")
+
+
 def read_ome(files: Files, folder: str) -> dict[str, Any]:
     """Return the ``ome`` attribute of the group in a folder; empty where there is none."""
-    return ome_of(read_json_object(files, os.path.join(folder, ROOT_DOCUMENT)))
+    return _dict(read_attributes(files, folder), "ome")
 
 
 def ome_of(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``ome`` attribute in the document of a group; empty where there is none."""
-    attributes = document.get("attributes")
-    ome = attributes.get("ome") if isinstance(attributes, dict) else None
-    return ome if isinstance(ome, dict) else {}
+    return _dict(_dict(document, "attributes"), "ome")
+
+
+def _dict(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = mapping.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def label_names(files: Files, image: str, *, strict: bool = False) -> list[str]:

@@ -15,7 +15,7 @@ from ctlab_dask_zarr.store.hierarchy import (
     ROOT_DOCUMENT,
     contents_of,
     listed_arrays,
-    read_json_object,
+    read_attributes,
     read_ome,
 )
 
@@ -129,8 +129,8 @@ def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
         return "it is a symbolic link, give the path that it points to"
     if kind != "folder":
         return "it is no Zarr store but a file"
-    attributes = read_json_object(files, os.path.join(path, ROOT_DOCUMENT)).get("attributes")
-    if not isinstance(attributes, dict) or not _MARKS & attributes.keys():
+    attributes = read_attributes(files, path)
+    if not _MARKS & attributes.keys():
         return "it is no OME-Zarr or mango store of Zarr v3"
     of_many = _MARKS_OF_MANY & {*attributes, *read_ome(files, path)}
     if of_many:

@@ -560,8 +560,11 @@ def test_credentials_in_urls_are_refused_and_not_repeated(
 
 def test_no_credentials_at_all_are_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("obstore")
-    for name in connection._S3_CREDENTIALS:
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    # Neither is a credential that the client reads.
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/home/me/.aws/credentials")
+    monkeypatch.setenv("AWS_SSE_KMS_KEY_ID", "mine")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
     connection._open.cache_clear()
     with pytest.raises(StorageError, match=r"no credentials were found.*AWS_ACCESS_KEY_ID"):
@@ -592,9 +595,10 @@ def metadata_service(headers: dict[str, str]) -> Iterator[tuple[str, list[str]]]
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An environment without credentials of Google or Microsoft."""
+    """An environment without credentials of any cloud."""
     pytest.importorskip("obstore")
-    for name in [n for n in os.environ if n.startswith(("GOOGLE_", "GCE_", "AZURE_", "SERVICE_"))]:
+    clouds = ("AWS_", "GOOGLE_", "GCE_", "AZURE_", "SERVICE_")
+    for name in [name for name in os.environ if name.startswith(clouds)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(connection, "_FIRST_WAIT", timedelta(seconds=0.1))
@@ -631,6 +635,11 @@ def test_whatever_may_be_a_credential_is_left_to_the_client(
 ) -> None:
     may_have = connection._may_have_credentials
     for scheme, name in [
+        ("s3", "AWS_ACCESS_KEY_ID"),
+        ("s3", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+        ("s3", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+        ("s3", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+        ("s3", "AWS_SKIP_SIGNATURE"),
         ("gs", "GOOGLE_APPLICATION_CREDENTIALS"),
         ("gs", "GOOGLE_SERVICE_ACCOUNT_KEY"),
         ("gs", "SERVICE_ACCOUNT"),

@@ -18,6 +18,7 @@ from ctlab_dask_zarr.store.files import Files
 from ctlab_dask_zarr.store.hierarchy import (
     ROOT_DOCUMENT,
     label_names,
+    read_attributes,
     read_json_object,
     read_ome,
 )
@@ -35,7 +36,7 @@ def image_identity(files: Files, path: str) -> ImageIdentity:
     writer by the documents of the arrays and when these were written. A name, a history or an
     identifier makes no other image.
     """
-    attributes = read_json_object(files, os.path.join(path, ROOT_DOCUMENT)).get("attributes")
+    attributes = read_attributes(files, path)
     multiscale = (read_ome(files, path).get("multiscales") or [{}])[0]
     voxels: list[Any] = []
     for dataset in multiscale.get("datasets") or ():

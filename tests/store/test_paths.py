@@ -1,15 +1,13 @@
-"""Which place a path means, and what is never written, read or shown of it."""
+"""Which place a path means, and what of it is never shown."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ctlab_dask_zarr import InvalidArgumentError, MetadataError
+from ctlab_dask_zarr import InvalidArgumentError
 from ctlab_dask_zarr.store.paths import storage_path
-from ctlab_dask_zarr.store.store import Store, is_temporary
 
 
 @pytest.mark.parametrize(
@@ -58,24 +56,3 @@ def test_keys_that_look_like_it_are_kept() -> None:
 def test_a_name_that_no_file_system_has_is_refused(path: str) -> None:
     with pytest.raises(InvalidArgumentError, match="has a NUL in it"):
         storage_path(path)
-
-
-@pytest.mark.parametrize("key", ["0/zarr.json", "0/c/0/0/0"])
-def test_nothing_is_written_through_a_link_out_of_the_store(
-    key: str, tmp_path: Path, snapshot: Any
-) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "zarr.json").write_text("theirs")
-    (tmp_path / "store" / "0").symlink_to(tmp_path / "theirs")
-    before = snapshot(tmp_path / "theirs")
-    with pytest.raises(MetadataError, match="leads out of the store"):
-        Store(str(tmp_path / "store")).put(key, b"ours")
-    assert snapshot(tmp_path / "theirs") == before
-
-
-def test_only_the_whole_name_tells_a_file_under_construction() -> None:
-    assert is_temporary(f".zarr.json.{'0' * 32}.partial", "zarr.json")
-    assert not is_temporary(f".zarr.json.{'0' * 32}.partial", "plan.json")
-    for name in ("notes.partial", ".zarr.json.partial", f".{'0' * 32}.partial", ".a.0f.partial"):
-        assert not is_temporary(name)
