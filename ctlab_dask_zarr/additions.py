@@ -24,6 +24,7 @@ from ctlab_dask_zarr.preparing import (
     Executor,
     ProgressSink,
     analysed_source,
+    bound_options,
     in_force,
     plan_dataset,
     run_reported,
@@ -189,13 +190,7 @@ def labels_to_zarr(
     [(40, 65, 97), (20, 33, 49)]
     >>> folder.cleanup()
     """
-    options = WriteOptions(
-        chunks=chunks,
-        shards=shards,
-        create_array_kwargs=create_array_kwargs,
-        overwrite=overwrite,
-        downsample=downsample,
-    )
+    options = bound_options(locals())
     running = started(client)
     with storage_options_in_force(storage_options), in_force(running) as resources:
         prepared = prepare_labels(

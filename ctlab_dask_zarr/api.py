@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -26,6 +26,7 @@ from ctlab_dask_zarr.planning.resolve import (
 from ctlab_dask_zarr.preparing import (
     Executor,
     ProgressSink,
+    bound_options,
     in_force,
     plan_dataset,
     prepare_write,
@@ -299,7 +300,7 @@ def _bind(given: Mapping[str, Any], stacklevel: int) -> WriteOptions:
         )
     known = given.keys() - {"dataset", "path", "extra_attrs"}
     refuse_other_meanings(given["extra_attrs"], known)
-    return WriteOptions(**{field.name: given[field.name] for field in fields(WriteOptions)})
+    return bound_options(given)
 
 
 def _write(given: Mapping[str, Any], options: WriteOptions) -> WriteResult:

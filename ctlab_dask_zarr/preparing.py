@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -41,14 +41,21 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.volume import Volume
 
 __all__ = [
-    *("Executor", "ProgressSink", "analysed_source", "in_force", "plan_dataset", "prepare_write"),
-    *("refuse_taken", "refuse_too_little_memory", "reported", "run_reported", "started"),
+    *("Executor", "ProgressSink", "analysed_source", "bound_options", "in_force", "plan_dataset"),
+    *("prepare_write", "refuse_taken", "refuse_too_little_memory", "reported", "run_reported"),
+    "started",
 ]
 
 #: A client; a function that returns one, called when it is needed; for plans the size of workers.
 Executor: TypeAlias = "Client | Callable[[], Client] | Resources | None"
 #: Whether a bar is shown; or a function that is told.
 ProgressSink: TypeAlias = bool | Callable[[WriteProgress], None]
+
+
+def bound_options(given: Mapping[str, Any]) -> WriteOptions:
+    """Return those arguments of a public function that shape what is written."""
+    names = [field.name for field in fields(WriteOptions)]
+    return WriteOptions(**{name: given[name] for name in names if name in given})
 
 
 def plan_dataset(
