@@ -90,7 +90,10 @@ class Source(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Return what there is to know of how it is stored, plain JSON: ``format``, ..."""
+        """Return how it is stored, for people: at least its ``format``.
+
+        Others that are shown: ``files``, ``shards``, ``chunks``, ``codecs``.
+        """
         ...
 
     def identity(self) -> dict[str, Any]:

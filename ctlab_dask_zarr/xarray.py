@@ -90,8 +90,8 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
             groups[f"/{number}"] = _open(path, number, storage_options, drop_variables)
         source = opened.source
         if isinstance(source, ZarrSource):
-            folder = os.path.join(source.path, "labels")
-            for name in label_names(source.files, source.path):
+            folder = source.store.path("labels")
+            for name in label_names(source.store.files, source.location):
                 label = os.path.join(folder, name)
                 n_levels = len(Dataset.from_path(label, **_options(label, storage_options)).levels)
                 for number in range(n_levels):

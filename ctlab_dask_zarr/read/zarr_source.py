@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 from math import prod
@@ -30,7 +30,7 @@ from ctlab_dask_zarr.read.receipts import (
     object_problems,
     seal_of,
 )
-from ctlab_dask_zarr.store.files import LOCAL_FILES, Files
+from ctlab_dask_zarr.store.files import Files
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store
@@ -44,48 +44,45 @@ Version = tuple[int, float]
 
 @dataclass(frozen=True)
 class ZarrSource:
-    """A stored array that reads regions; small to pickle, holds nothing open.
+    """One array of a Zarr store, as `volume.Source` says.
 
-    Parameters
+    Attributes
     ----------
-    path
-        The root of the store, a local folder.
+    store
+        The store of the image.
     array_path
-        The array below it; '' where the root is the array.
+        The array in it; '' where the root is the array.
     document
         The array's ``zarr.json``.
     root_hash
-        Of the root document, so that a store written anew is known as another source.
+        Of the root document: a store that was written again is another source.
     strict
         Whether a missing object is an error.
     levels
-        Every level of the image that the array belongs to, finest first.
-    files
-        Through what the store is reached.
+        All levels of the image, finest first.
     space
-        Which axes of the array are of space, all by default; the others have one element each and
+        Which axes of the array are of space, all by default. The others have one element each, and
         are left out.
     seal
         What the root document says of the array's bytes; None where this package did not write it.
     version
-        Of the document that tells the store from another, when it was opened: of the root's where
-        there is a seal, else of the array's. None where it is not known.
+        Of the document that tells the store from another, when it was opened: the root's where
+        there is a seal, else the array's. None where it is not known.
     """
 
-    path: str
+    store: Store
     array_path: str
     document: str
     root_hash: str
     strict: bool
     levels: tuple[Level, ...] = ()
-    files: Files = LOCAL_FILES
     space: tuple[int, ...] | None = None
     seal: Seal | None = None
     version: Version | None = None
 
     @property
     def stored(self) -> StoredArray:
-        """The array's metadata."""
+        """What the array's document says."""
         return parse_array_document(self.document)
 
     @property
@@ -94,17 +91,22 @@ class ZarrSource:
         return f"{self.array_path}/{ROOT_DOCUMENT}".lstrip("/")
 
     @property
+    def location(self) -> str:
+        """The root of the store."""
+        return self.store.root
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the array along its axes of space."""
         return self.along_space(self.stored.shape)
 
     def along_space(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return what a shape, of the stored array's axes, is along those of space."""
+        """Return the part of a shape that belongs to the axes of space."""
         return shape if self.space is None else tuple(shape[axis] for axis in self.space)
 
     @property
     def ndim(self) -> int:
-        """Number of axes."""
+        """Number of axes of space."""
         return len(self.shape)
 
     @property
@@ -117,30 +119,27 @@ class ZarrSource:
         region, rest = split_index(index, self.shape)
         shape = tuple(part.stop - part.start for part in region)
         if self.space is not None:
-            others = [slice(0, 1)] * len(self.stored.shape)
-            for axis, part in zip(self.space, region, strict=True):
-                others[axis] = part
-            region = tuple(others)
+            parts = dict(zip(self.space, region, strict=True))
+            region = tuple(parts.get(n, slice(0, 1)) for n in range(len(self.stored.shape)))
         stored = replace(self.stored, dtype=self.dtype)
-        store = Store(self.path, self.files)
         try:
-            block = read_region(store, self.array_path, stored, region, strict=self.strict)
+            block = read_region(self.store, self.array_path, stored, region, strict=self.strict)
         except Exception:
-            # Of another store, or of none, what failed would be told as damage of this one.
+            # If there is another store now, or none, its failure is not damage of this one.
             self.check_unchanged()
             raise
-        # After the read: a store that takes this one's place meanwhile is seen then.
+        # After the read, so that a store that takes this one's place meanwhile is seen.
         self.check_unchanged()
         selected: npt.NDArray[Any] = block.reshape(shape)[rest]
         return selected
 
     def check_unchanged(self) -> None:
-        """Raise unless the voxels at the path are still those that were opened.
+        """Raise unless the voxels in the store are still those that were opened.
 
-        Further levels and corrected metadata are no change: where this package wrote the store,
-        the checksums of its commit are compared. Of another's store it is the array's document
-        that has to be the same, written at the same time. It costs one question about a file, or
-        in an object store one request.
+        Further levels and corrected metadata are no change. Where this package wrote the store, the
+        checksums of its commit are compared; of another's store the array's document has to be the
+        same, written at the same time. It costs one question about a file, or in an object store
+        one request.
 
         Raises
         ------
@@ -150,69 +149,62 @@ class ZarrSource:
             There is another one, or the array was written again.
         """
         key = self.document_key if self.seal is None else ROOT_DOCUMENT
+        root = self.store.root
         try:
-            version = read_version(self.files, Store(self.path, self.files).path(key))
-            if version is None:
-                change = _change(self, version)
-            else:
-                change = None if version == self.version else _change_of_version(self, version)
+            version = read_version(self.store.files, self.store.path(key))
+            if version is not None and version == self.version:
+                return
+            change = _change(self) if version is None else _change_of_version(self, version)
         except (FileNotFoundError, NotADirectoryError):
             raise DatasetNotFoundError(
-                f"{self.path} is not there any more: it was renamed or removed since it was "
-                "opened. Open it where it is now"
+                f"{root} is not there any more: it was renamed or removed since it was opened. "
+                "Open it where it is now"
             ) from None
         if change is not None:
             raise IncompleteSourceError(
-                f"{self.path} changed since it was opened: {change}. Open it again; what was being "
-                "made of it has to be begun anew"
+                f"{root} changed since it was opened: {change}. Open it again, and begin again "
+                "what was being made of it"
             )
-
-    @property
-    def location(self) -> str:
-        """The root of the store."""
-        return self.path
-
-    @property
-    def store(self) -> Store:
-        """The store."""
-        return Store(self.path, self.files)
-
-    def facts(self) -> dict[str, Any]:
-        """Return what there is to know of how the array is stored."""
-        stored = self.stored
-        return {
-            "levels": [asdict(level) for level in self.levels],
-            "format": "Zarr v3, OME-Zarr 0.5" if self.array_path else "Zarr v3, plain array",
-            "shards": list(stored.object_shape) if stored.is_sharded else None,
-            "chunks": list(stored.inner_chunk_shape),
-            "codecs": [spec.name for spec in stored.codecs] if stored.is_direct else None,
-        }
 
     def checks(self) -> SourceChecks:
         """Return the comparison of the array's objects with their receipts."""
-        array, store = self.stored, self.store
+        array = self.stored
         n_objects = prod(array.grid_shape)
-        table, problems = array_receipts(store, self.array_path, array, self.seal)
+        table, problems = array_receipts(self.store, self.array_path, array, self.seal)
         objects = product(*map(range, array.grid_shape))
         groups = () if table is None else expected_objects(array, objects, table)
         tasks = [partial(_object_problems, self, group) for group in groups]
+        n_unchecked = n_objects if table is None else 0
         notes = []
-        if not self.strict:
-            keys = Store(store.path(self.array_path), self.files).list()
-            found = {coords for key in keys if (coords := array.coords(key)) is not None}
-            n_missing = n_objects - sum(map(array.is_inside, found))
-            if n_missing:
-                notes.append(
-                    f"{n_missing} of {n_objects} objects of the source {self.path} are not there: "
-                    "they are read as fill values"
-                )
-        return SourceChecks(tasks, n_objects, 0 if table else n_objects, problems, notes)
+        n_missing = 0 if self.strict else n_objects - self._n_stored()
+        if n_missing:
+            notes.append(
+                f"{n_missing} of {n_objects} objects of the source {self.location} are not there: "
+                "they are read as fill values"
+            )
+        return SourceChecks(tasks, n_objects, n_unchecked, problems, notes)
+
+    def _n_stored(self) -> int:
+        array, below = self.stored, self.store.path(self.array_path)
+        keys = Store(below, self.store.files).list()
+        found = {coords for key in keys if (coords := array.coords(key)) is not None}
+        return sum(map(array.is_inside, found))
+
+    def facts(self) -> dict[str, Any]:
+        """Return the format and the layout."""
+        stored = self.stored
+        return {
+            "format": "Zarr v3, OME-Zarr 0.5" if self.array_path else "Zarr v3, plain array",
+            "shards": stored.object_shape if stored.is_sharded else None,
+            "chunks": stored.inner_chunk_shape,
+            "codecs": [spec.name for spec in stored.codecs] if stored.is_direct else None,
+        }
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this source from another, plain JSON."""
+        """Return what tells this source from another."""
         return {
             "kind": "zarr",
-            "path": self.path,
+            "path": self.location,
             "array": self.array_path,
             "document": hashlib.sha256(self.document.encode()).hexdigest(),
             "root": self.root_hash,
@@ -220,9 +212,9 @@ class ZarrSource:
 
 
 def read_version(files: Files, path: str) -> Version | None:
-    """Return the version of a document; None in an object store, where it is read again instead.
+    """Return the version of a document; None in an object store, where times are whole seconds.
 
-    Times there are whole seconds.
+    There the document is read again instead.
     """
     return None if is_url(path) else files.stat(path)
 
@@ -238,29 +230,24 @@ def _object_problems(source: ZarrSource, group: Sequence[Expected]) -> list[Prob
 
 
 @lru_cache(maxsize=256)
-def _change_of_version(volume: ZarrSource, version: Version) -> str | None:
-    """Return `_change`; once a version, so that an edited document is read once by a process."""
-    return _change(volume, version)
+def _change_of_version(source: ZarrSource, version: Version) -> str | None:
+    """Return `_change`; once for each version, so that a process reads an edited document once."""
+    return _change(source, version)
 
 
-def _change(volume: ZarrSource, version: Version | None) -> str | None:
-    """Return what is not as it was when a volume was opened; None where its voxels are."""
-    store = Store(volume.path, volume.files)
-    if volume.seal is None:
-        key = volume.document_key
-        if store.get(key) != volume.document.encode():
+def _change(source: ZarrSource, version: Version | None = None) -> str | None:
+    """Return how a source differs from what was opened; None where its voxels are the same."""
+    store = source.store
+    if source.seal is None:
+        key = source.document_key
+        if store.get(key) != source.document.encode():
             return f"its {key} says something else now"
-        is_known = version is not None and volume.version is not None
-        return f"its {key} was written again" if is_known and version != volume.version else None
+        is_known = version is not None and source.version is not None
+        return f"its {key} was written again" if is_known and version != source.version else None
     root = json_object_or_empty(store.get(ROOT_DOCUMENT))
-    if seal_of(root.get("attributes"), volume.array_path) != volume.seal:
+    if seal_of(root.get("attributes"), source.array_path) != source.seal:
         return "another dataset is in its place, by the checksums in its zarr.json"
-    if not volume.array_path and _without_attributes(root) != _without_attributes(
-        json_object_or_empty(volume.document)
-    ):
+    opened = json_object_or_empty(source.document)
+    if not source.array_path and root | {"attributes": 0} != opened | {"attributes": 0}:
         return f"its {ROOT_DOCUMENT} describes another array"
     return None
-
-
-def _without_attributes(document: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if key != "attributes"}

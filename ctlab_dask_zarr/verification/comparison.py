@@ -120,8 +120,8 @@ def refuse_itself(sources: Iterable[Source], metadata: StoreMetadata) -> None:
         pairs = zip([*read] * len(metadata.arrays), own, strict=True)
         if any(_is_same_file(*pair) for pair in pairs):
             raise InvalidArgumentError(
-                f"{metadata.path} was to be compared with itself, {source.path}: give as source "
-                "what it was made from, or none"
+                f"{metadata.path} was to be compared with itself, {source.location}: give as "
+                "source what it was made from, or none"
             )
 
 

@@ -52,8 +52,8 @@ def read_label_images(image: Volume) -> tuple[LabelImage, ...]:
     source = image.source
     if not isinstance(source, ZarrSource):
         return ()
-    store = Store(source.path, source.files)
-    names = label_names(source.files, source.path, strict=True)
+    store = source.store
+    names = label_names(source.store.files, source.location, strict=True)
     return tuple(_read_label_image(store, name) for name in names)
 
 

@@ -86,7 +86,7 @@ def serve_store(
             f"{os.fspath(path)} is no Zarr store: `ctlab-zarr convert` makes one of it, and "
             "`ctlab-zarr preview` draws it as it is"
         )
-    root = local_path(volume.source.path)
+    root = local_path(volume.source.location)
     known = LABEL_DTYPES if volume.is_discrete else SHOWN_DTYPES
     if str(volume.dtype) not in known:
         what = "labels of " if volume.is_discrete else ""

@@ -97,7 +97,7 @@ def array_of(volume: Volume, level: Level) -> Any:
     if level.path == source.array_path:
         return source
     source.check_unchanged()
-    metadata = read_store_metadata(source.path, source.files)
+    metadata = read_store_metadata(source.location, source.store.files)
     number = [path for path, _ in metadata.arrays].index(level.path)
     return source_of(metadata, number, strict=source.strict)
 

@@ -103,7 +103,7 @@ def assert_same_bits(found: Any, voxels: np.ndarray) -> None:
 
 
 def open_here(root: Path) -> ZarrSource:
-    return ZarrSource(str(root), "", (root / "zarr.json").read_text(), "", strict=True)
+    return ZarrSource(Store(str(root)), "", (root / "zarr.json").read_text(), "", strict=True)
 
 
 def read_with_zarrs(root: Path) -> Any:

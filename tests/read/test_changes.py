@@ -121,7 +121,8 @@ class _SwappingFiles(LocalFiles):
 
 def test_a_store_replaced_in_the_middle_of_a_shard_is_an_error(source: Path) -> None:
     volume = dataset_from_zarr(source).source
-    volume = replace(volume, files=_SwappingFiles(swap=lambda: replace_it(source)))
+    files = _SwappingFiles(swap=lambda: replace_it(source))
+    volume = replace(volume, store=replace(volume.store, files=files))
     with pytest.raises(IncompleteSourceError, match="another dataset is in its place"):
         volume[:, :, :16]
 
