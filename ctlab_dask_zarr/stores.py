@@ -165,7 +165,7 @@ def check_source(
 def _problems(
     checks: Verification, client: Any, progress: ProgressSink, stop: Stop | None, reading: str
 ) -> Problems:
-    total = WriteProgress(checks.n_tasks, checks.nbytes, 0)
+    total = WriteProgress(len(checks.keys), checks.nbytes, 0)
     with (
         waiting_for(checks.graph, client or current_client()),
         reported(progress, client, "checks") as tell,

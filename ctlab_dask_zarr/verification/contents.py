@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from zarr.storage import MemoryStore
 
 from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.json_values import parse_json_object
+from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.ome import parse_ome_attributes
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
@@ -28,9 +29,10 @@ from ctlab_dask_zarr.store.files import walk
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, contents_of, ome_of
 from ctlab_dask_zarr.store.store import Store, is_temporary
 
-__all__ = ["Contents", "Image", "document_key", "read_contents", "read_images", "stored_objects"]
-
-Coords = tuple[int, ...]
+__all__ = [
+    *("Contents", "Image", "document_key", "in_memory"),
+    *("read_contents", "read_images", "stored_objects"),
+]
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,21 @@ class Contents:
         The documents that describe an array or a group, by key.
     broken
         What is wrong with the other documents, by key.
-    leftovers
-        What dead processes left.
+    problems
+        What else is wrong, as it is found: what dead processes left, labels that are not listed,
+        what is no part of the dataset.
     """
 
     store: Store
     folders: list[tuple[str, list[str], list[str]]]
     texts: dict[str, str] = field(default_factory=dict)
     broken: dict[str, Problem] = field(default_factory=dict)
-    leftovers: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
     def document(self, key: str) -> dict[str, Any]:
         """Return a document; empty where it is broken or missing."""
         document: dict[str, Any] = json.loads(self.texts.get(key, "{}"))
         return document
-
-    def in_memory(self) -> MemoryStore:
-        """Return a store of the documents alone, for readers that open whatever they like."""
-        return _in_memory(self.texts)
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def read_contents(store: Store) -> Contents:
         prefix = f"{path}/".replace(os.sep, "/").lstrip("/")
         for name in filter(is_temporary, names):
             message = f"{prefix}{name} was left by a process that died: remove it"
-            found.leftovers.append(Problem(f"{prefix}{name}", "leftover", message))
+            found.problems.append(Problem(f"{prefix}{name}", "leftover", message))
         if ROOT_DOCUMENT in (*folders, *names):
             key = f"{prefix}{ROOT_DOCUMENT}"
             try:
@@ -140,7 +139,7 @@ def _read_document(store: Store, key: str) -> str:
         parse_array_document(text)
     elif kind == "group":
         try:
-            zarr.open_group(_in_memory({ROOT_DOCUMENT: text}), mode="r", zarr_format=3)
+            zarr.open_group(in_memory({ROOT_DOCUMENT: text}), mode="r", zarr_format=3)
         except Exception as error:  # zarr raises a different class for each part it does not know
             raise MetadataError(f"zarr cannot open this group: {error}") from error
     else:
@@ -148,13 +147,14 @@ def _read_document(store: Store, key: str) -> str:
     return text
 
 
-def _in_memory(texts: Mapping[str, str]) -> MemoryStore:
+def in_memory(texts: Mapping[str, str]) -> MemoryStore:
+    """Return a store of documents alone, for readers that open whatever they like."""
     make = default_buffer_prototype().buffer.from_bytes
     return MemoryStore({key: make(text.encode()) for key, text in texts.items()})
 
 
-def read_images(contents: Contents, problems: list[Problem]) -> Iterator[Image]:
-    """Yield the image of a store, then its labels; add what is wrong with their list to `problems`.
+def read_images(contents: Contents) -> Iterator[Image]:
+    """Yield the image of a store, then its labels.
 
     Labels are what is listed, and every other image that says that it is labels, or whose document
     is broken.
@@ -163,25 +163,21 @@ def read_images(contents: Contents, problems: list[Problem]) -> Iterator[Image]:
     listing = f"labels/{ROOT_DOCUMENT}"
     listed = ome_of(contents.document(listing)).get("labels")
     names = {str(name) for name in listed} if isinstance(listed, list) else set()
-    for name in sorted({*_label_folders(contents), *names}):
+    nodes = [os.path.split(os.path.dirname(key)) for key in (*contents.texts, *contents.broken)]
+    there = {name for folder, name in nodes if folder == "labels" and not name.startswith(".")}
+    for name in sorted(there | names):
         place = f"labels/{name}"
         key = document_key(place)
         is_labels = "image-label" in ome_of(contents.document(key))
         if name not in names:
             if key in contents.texts and not is_labels:
                 continue
-            problems.append(Problem(place, "unlisted", f"{listing} does not list {name}"))
+            text = f"{listing} does not list {name}"
+            contents.problems.append(Problem(place, "unlisted", text))
         elif not is_labels and key not in contents.broken:
             text = f"{place} is listed, but is not an image of labels"
-            problems.append(Problem(place, "missing", text))
+            contents.problems.append(Problem(place, "missing", text))
         yield _read_image(contents, f"{place}/")
-
-
-def _label_folders(contents: Contents) -> Iterator[str]:
-    for key in (*contents.texts, *contents.broken):
-        folder, _, name = os.path.dirname(key).rpartition("/")
-        if folder == "labels" and not name.startswith("."):
-            yield name
 
 
 def _read_image(contents: Contents, prefix: str) -> Image:
@@ -251,19 +247,18 @@ def _read_levels(
             problems.append(Problem(key, "missing", text))
 
 
-def stored_objects(
-    contents: Contents, images: list[Image], problems: list[Problem]
-) -> dict[str, set[Coords]]:
-    """Return the objects of each array by its path; add to `problems` what is no part of any.
+def stored_objects(contents: Contents, images: Sequence[Image]) -> dict[str, set[Shape]]:
+    """Return the coordinates of the objects of each array, by its path in the store.
 
-    What lies below an array whose document is broken may well be a part of it.
+    Whatever is no part of an array is a problem, except what lies below a broken document: it may
+    be a part of that array.
     """
     of_levels = {f"{i.prefix}{p.location}" for i in images for p in i.problems if p.kind != "ome"}
     broken = {os.path.dirname(key) for key in (*contents.broken, *of_levels)}
     arrays: dict[str, StoredArray | None] = dict.fromkeys(broken)
     arrays |= {i.prefix.rstrip("/"): None for i in images if i.document}
     arrays |= {f"{i.prefix}{path}": array for i in images for path, array in i.arrays}
-    found: dict[str, set[Coords]] = {path: set() for path, array in arrays.items() if array}
+    found: dict[str, set[Shape]] = {path: set() for path, array in arrays.items() if array}
     for key, home, coords in contents_of(contents.store.root, contents.folders, arrays):
         array = None if home is None else arrays[home]
         if home is not None and array is not None and coords is not None:
@@ -277,5 +272,5 @@ def stored_objects(
             message = f"{key} is a link, which is not followed: put what it leads to there"
         else:
             message = f"{key} is no part of the dataset: move it elsewhere"
-        problems.append(Problem(key, "stray", message))
+        contents.problems.append(Problem(key, "stray", message))
     return found

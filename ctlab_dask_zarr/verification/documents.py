@@ -18,7 +18,7 @@ from ctlab_dask_zarr.formats.units import are_same_sizes, common_unit
 from ctlab_dask_zarr.planning.plan import group_document
 from ctlab_dask_zarr.store.documents import CONSOLIDATED
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, ome_of
-from ctlab_dask_zarr.verification.contents import Contents, Image, document_key
+from ctlab_dask_zarr.verification.contents import Contents, Image, document_key, in_memory
 
 __all__ = ["LABELS_LISTING", "consolidated_problems", "document_problems", "has_unchecked_listing"]
 
@@ -47,7 +47,7 @@ def _rule_problems(contents: Contents, image: Image) -> Iterator[Problem]:
 
     try:
         # In memory: in the store itself it would follow links, and wait for pipes.
-        store = contents.in_memory()
+        store = in_memory(contents.texts)
         ImageModel.from_zarr(zarr.open_group(store, path=image.prefix.rstrip("/"), mode="r"))
     except ValidationError as error:
         for found in error.errors():

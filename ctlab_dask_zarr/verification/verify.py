@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice, product
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from dask._task_spec import GraphNode, Task, TaskRef
 from dask.delayed import Delayed
@@ -67,56 +67,43 @@ _MAX_OBJECTS = 100_000_000
 _MAX_MISSING = 1000
 
 
-class Verification(NamedTuple):
-    """A verification that is prepared.
+class Verification:
+    """Checks that are prepared, and the problems that are known before they run.
 
     Attributes
     ----------
     problems
         What the documents and the listing alone have shown.
-    graph
-        Its result is a list of the other problems.
     nbytes
         Size of the voxels that will be looked at, for progress.
-    n_tasks
-        How many checks there are.
     scope
         What was verified if there is no problem.
     notes
         What a user should know about the source, though it is no problem of the dataset.
     """
 
-    problems: list[Problem]
-    graph: Delayed
-    nbytes: int
-    n_tasks: int
-    scope: str = ""
-    notes: tuple[str, ...] = ()
-
-
-class _Checks:
-    """The checks of a verification, and the problems that are known before they run."""
-
     def __init__(self) -> None:
         self.token = uuid.uuid4().hex[:8]
-        self.graph: dict[Any, GraphNode] = {}
+        self.tasks: dict[Any, GraphNode] = {}
         self.keys: list[Any] = []
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.nbytes = 0
+        self.scope = ""
 
     def add(self, name: str, check: Callable[..., list[Problem]], *arguments: Any) -> None:
+        """Add a check."""
         key = (f"{name}-{self.token}", len(self.keys))
-        self.graph[key] = Task(key, check, *arguments)
+        self.tasks[key] = Task(key, check, *arguments)
         self.keys.append(key)
 
-    def verification(self, scope: str = "") -> Verification:
-        root = add_tree(self.graph, self.keys, _joined, f"join-problems-{self.token}")
+    @cached_property
+    def graph(self) -> Delayed:
+        """All checks; the result is a list of the problems that they find."""
+        root = add_tree(self.tasks, self.keys, _joined, f"join-problems-{self.token}")
         end = f"verify-{self.token}"
-        self.graph[end] = Task(end, list, TaskRef(root))
-        graph = Delayed(end, HighLevelGraph({end: MaterializedLayer(self.graph)}, {end: set()}))
-        n_tasks, notes = len(self.keys), tuple(self.notes)
-        return Verification(self.problems, graph, self.nbytes, n_tasks, scope, notes)
+        self.tasks[end] = Task(end, list, TaskRef(root))
+        return Delayed(end, HighLevelGraph({end: MaterializedLayer(self.tasks)}, {end: set()}))
 
 
 def _joined(parts: Sequence[Sequence[Problem]]) -> list[Problem]:
@@ -135,7 +122,7 @@ def prepare_verification(
     """
     root = storage_path(path)
     store = Store(root, files_at(root))
-    checks = _Checks()
+    checks = Verification()
     if store.files.kind(store.path(ROOT_DOCUMENT)) is None:
         try:
             read_store_metadata(store.root, store.files)
@@ -143,13 +130,12 @@ def prepare_verification(
             raise
         except CTLabError as error:
             checks.problems.append(Problem(store.root, "unreadable", str(error)))
-            return checks.verification()
+            return checks
     contents = read_contents(store)
-    problems = checks.problems
-    problems += [*contents.broken.values(), *contents.leftovers]
-    images = list(read_images(contents, problems))
-    objects = stored_objects(contents, images, problems)
-    problems += consolidated_problems(contents)
+    images = list(read_images(contents))
+    objects = stored_objects(contents, images)
+    checks.problems += [*contents.broken.values(), *contents.problems]
+    checks.problems += consolidated_problems(contents)
     n_objects = n_unchecked = 0
     for image in images:
         found = list(document_problems(contents, image))
@@ -165,27 +151,27 @@ def prepare_verification(
             found += more
             n_objects += n
             n_unchecked += 0 if is_checked else n
-        problems += [
+        checks.problems += [
             Problem(f"{image.prefix}{p.location}", p.kind, f"{image.prefix}{p.message}")
             for p in found
         ]
     if source is not None:
         _compare(checks, images[0], source)
-    scope = "documents and index verified"
+    checks.scope = "documents and index verified"
     if checksums and n_unchecked:
-        scope = (
+        checks.scope = (
             f"every chunk decoded ({n_unchecked} of {n_objects} objects have no checksums except "
             "those of their codec, if any)"
         )
     elif checksums:
-        scope = "every byte verified"
+        checks.scope = "every byte verified"
         if has_unchecked_listing(contents):
-            scope += f" except {LABELS_LISTING}, which has no checksum"
-    return checks.verification(scope)
+            checks.scope += f" except {LABELS_LISTING}, which has no checksum"
+    return checks
 
 
 def _add_objects(
-    checks: _Checks, store: Store, image: Image, path: str, there: set[Shape], read: bool
+    checks: Verification, store: Store, image: Image, path: str, there: set[Shape], read: bool
 ) -> tuple[bool, list[Problem]]:
     """Add checks of the objects of an array; return whether it has checksums, and problems."""
     array = dict(image.arrays)[path]
@@ -208,7 +194,7 @@ def _add_objects(
     return table is not None, problems
 
 
-def _compare(checks: _Checks, image: Image, source: Volume) -> None:
+def _compare(checks: Verification, image: Image, source: Volume) -> None:
     """Compare metadata; add checks of the voxels, and of the source by its own checksums."""
     path = image.metadata.path
     blocks = analyse_source(source.data)
@@ -229,14 +215,16 @@ def _compare(checks: _Checks, image: Image, source: Volume) -> None:
     _add_source_checks(checks, blocks)
 
 
-def _compare_voxels(checks: _Checks, found: Volume, source: Volume, blocks: SourceGraph) -> None:
+def _compare_voxels(
+    checks: Verification, found: Volume, source: Volume, blocks: SourceGraph
+) -> None:
     checks.problems += metadata_differences(found, source)
     if found.shape == source.shape and native(found.dtype) == native(source.dtype):
         stored = found.source
         assert stored is not None
         check = partial(_check_block, topic_of(checks.token), stored, found.mask_value)
         name = f"compare-block-{checks.token}"
-        checks.keys += add_block_tasks(checks.graph, blocks, check, name)
+        checks.keys += add_block_tasks(checks.tasks, blocks, check, name)
         checks.nbytes += int(source.data.nbytes)
 
 
@@ -265,12 +253,12 @@ def _reporting(
 
 def prepare_source_check(source: Volume) -> Verification:
     """Prepare to compare what a dataset is read from with the checksums that its source keeps."""
-    checks = _Checks()
+    checks = Verification()
     _add_source_checks(checks, analyse_source(source.data))
-    return checks.verification()
+    return checks
 
 
-def _add_source_checks(checks: _Checks, blocks: SourceGraph) -> None:
+def _add_source_checks(checks: Verification, blocks: SourceGraph) -> None:
     for source in blocks.volumes:
         source.check_unchanged()
         found = source.checks()
