@@ -49,5 +49,5 @@ def exit_codes() -> Iterator[None]:
             raise
         if is_expected and click.get_current_context().find_root().params.get("debug"):
             raise
-        print(f"ctlab-zarr: {shown(str(error))}", file=sys.stderr)
+        say(f"ctlab-zarr: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, CTLabError) else 1)
