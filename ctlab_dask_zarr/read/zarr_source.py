@@ -185,7 +185,7 @@ class ZarrSource:
         return SourceChecks(tasks, n_objects, n_unchecked, problems, notes)
 
     def _n_stored(self) -> int:
-        array, below = self.stored, self.store.path(self.array_path)
+        array, below = self.stored, self.store.path(self.array_path).rstrip("/")
         keys = Store(below, self.store.files).list()
         found = {coords for key in keys if (coords := array.coords(key)) is not None}
         return sum(map(array.is_inside, found))
