@@ -28,12 +28,11 @@ from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.ome import parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import own_receipt, seal
-from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text, validated_axes
+from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, lengths_along, size_text
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata, volume_of
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import CONSOLIDATED, swap_document, until_done
-from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT as _ROOT
-from ctlab_dask_zarr.store.hierarchy import label_names, read_ome
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names, read_ome
 from ctlab_dask_zarr.store.paths import is_url, storage_path
 from ctlab_dask_zarr.store.store import Store, files_at, storage_options_in_force
 from ctlab_dask_zarr.volume import Volume
@@ -62,6 +61,10 @@ class _NewDocument(NamedTuple):
     before: str
     text: str
 
+    def is_planned(self) -> bool:
+        """Whether the document is still the one that the change was planned from."""
+        return hashlib.sha256(self.store.get(ROOT_DOCUMENT)).hexdigest() == self.before
+
 
 @dataclass(frozen=True)
 class MetadataEdit:
@@ -87,13 +90,11 @@ class MetadataEdit:
         WriteFailedError
             Something else has changed the store since the change was planned.
         """
-        hashes = [hashlib.sha256(new.store.get(_ROOT)).hexdigest() for new in self._documents]
-        pairs = zip(self._documents, hashes, strict=True)
-        left = [new for new, found in pairs if found != new.before] or self._put()
+        left = [new for new in self._documents if not new.is_planned()] or self._put()
         if left:
             raise WriteFailedError(
-                f"{left[0].store.path(_ROOT)} was changed by something else at the same time: look "
-                "at it, and repeat this change if it is still wanted"
+                f"{left[0].store.path(ROOT_DOCUMENT)} was changed by something else at the same "
+                "time: look at it, and repeat this change if it is still wanted"
             )
 
     def _put(self) -> Sequence[_NewDocument]:
@@ -252,7 +253,6 @@ def _planned(path: str | os.PathLike[str], now: datetime, wanted: _Wanted) -> Me
     before = _Size(volume.voxel_size, volume.voxel_unit)
     size = before if wanted.labels_follow else _wanted_size(volume, wanted)
     new_size = None if size is None or size.is_same(before) else size
-
     if new_size is not None:
         levels = f" on {len(metadata.arrays)} levels" if len(metadata.arrays) > 1 else ""
         changes.append(f"voxel size{levels}: {before} -> {new_size}")
@@ -318,22 +318,14 @@ def _refuse_wrong_entries(entries: Mapping[str, Any], volume: Volume) -> None:
 
 
 def _wanted_size(volume: Volume, wanted: _Wanted) -> _Size | None:
-    voxel_size, unit = wanted.voxel_size, wanted.voxel_unit
-    if voxel_size is None and unit is None:
+    if wanted.voxel_size is None and wanted.voxel_unit is None:
         return None
-    try:
-        voxel_unit = volume.voxel_unit if unit is None else VoxelUnit.from_str(str(unit))
-    except ValueError as error:
-        raise InvalidArgumentError(str(error)) from error
-    if voxel_unit is VoxelUnit.VOXEL:
+    size = wanted.voxel_size
+    lengths = None if size is None else lengths_along(len(volume.shape), size)
+    changed = Volume.from_modified(volume, voxel_size=lengths, voxel_unit=wanted.voxel_unit)
+    if changed.voxel_unit is VoxelUnit.VOXEL:
         raise InvalidArgumentError("a voxel is no length: give the size a unit, as um")
-    if voxel_size is None:
-        return _Size(volume.voxel_size, voxel_unit)
-    sizes = [voxel_size] if isinstance(voxel_size, int | float) else list(voxel_size)
-    if len(sizes) == 1:
-        sizes *= len(volume.shape)
-    _, size = validated_axes(volume.dimension_names, sizes, len(volume.shape))
-    return _Size(size, voxel_unit)
+    return _Size(changed.voxel_size, changed.voxel_unit)
 
 
 def _entry(
@@ -378,7 +370,7 @@ def _changed_root(
     dataset_id: str | None,
     history: Mapping[str, Any],
 ) -> _NewDocument:
-    document = json.loads(metadata.store.get(_ROOT))
+    document = json.loads(metadata.store.get(ROOT_DOCUMENT))
     document.pop(CONSOLIDATED, None)
     document["attributes"] = edit_attributes(
         document.get("attributes") or {},
