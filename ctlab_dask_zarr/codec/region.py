@@ -31,7 +31,7 @@ Entry = tuple[int, int]
 _N_SAMPLED, _WHOLE_SIZE, _MAX_SAMPLE = 4, 256**3, 2**20
 #: Chunks of a row are read at once while the gaps between them stay below this part of the whole.
 _MAX_GAP_RATIO = 0.5
-#: Objects are read for their checksums in pieces of this size.
+#: For their checksums objects are read this much at once.
 _READ_NBYTES = 8 << 20
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,13 +84,15 @@ def array_kwargs(codec: str) -> dict[str, Any]:
     >>> array_kwargs("gzip:6")
     {'compressors': [{'name': 'gzip', 'configuration': {'level': 6}}]}
     """
-    short_name, *typed = codec.split(":")
     if codec == "none":
         return {"compressors": None}
+    short_name, *typed = codec.split(":")
     for name, known in CODECS.items():
         if known.short_name == short_name != "":
-            return {"compressors": [{"name": name, "configuration": known.configuration(*typed)}]}
-    raise ValueError(codec)
+            with suppress(ValueError):
+                configuration = known.configuration(*typed)
+                return {"compressors": [{"name": name, "configuration": configuration}]}
+    raise ValueError(f"{codec!r} is no codec, or has an option that it does not take")
 
 
 def crc32c(data: Buffer) -> bytes:

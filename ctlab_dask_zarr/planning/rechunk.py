@@ -10,7 +10,7 @@ There are three ways (docs/design/rechunking.md has the measurements):
     as many threads can work as there are rows.
 ``tasks``
     Blocks are computed as tasks of their own and cut at shard boundaries, and each shard's task
-    gathers its pieces. All threads work; a row of shards has to fit in the cluster's memory.
+    gathers its cuts. All threads work; a row of shards has to fit in the cluster's memory.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def choose_rechunk(
     tasks = Rechunk(
         "tasks",
         "blocks are cut at shard boundaries and gathered",
-        layout.n_tasks + _n_blocks_and_pieces(layout, chunks),
+        layout.n_tasks + _n_blocks_and_cuts(layout, chunks),
         per_thread + row_nbytes,
     )
     needed = block_ranges(chunks[axis], length)
@@ -175,9 +175,9 @@ def _window(lengths: Sequence[int], step: int, row: int) -> int:
     return largest
 
 
-def _n_blocks_and_pieces(layout: Layout, chunks: Sequence[Sequence[int]]) -> int:
-    n_pieces = prod(
+def _n_blocks_and_cuts(layout: Layout, chunks: Sequence[Sequence[int]]) -> int:
+    n_cuts = prod(
         sum(map(len, block_ranges(lengths, cell)))
         for lengths, cell in zip(chunks, layout.task_shape, strict=True)
     )
-    return n_pieces + prod(map(len, chunks))
+    return n_cuts + prod(map(len, chunks))

@@ -5,7 +5,7 @@ task that writes it. The task carries that part, and runs it when the row under 
 So a write is one dask task a shard (or a row of shards), blocks never wait in a worker's memory,
 and slabs are streamed in order. Parts of the graph that several blocks share stay dask tasks and
 are passed in. Where blocks cannot be made inside (``tasks`` in `planning.rechunk`), they stay dask
-tasks too and are cut at shard boundaries, and each shard's task gathers its pieces without joining
+tasks too and are cut at shard boundaries, and each shard's task gathers its cuts without joining
 them first.
 
 Building a graph has no side effect. Every task may be repeated, or run twice at once: a shard is
@@ -56,7 +56,7 @@ __all__ = ["build_graph"]
 
 Key = Any
 Group = Sequence[Shape]
-#: The most pieces that the task of a shard gathers.
+#: The most cuts that the task of a shard gathers.
 _MAX_FAN_IN = 256
 
 
@@ -158,14 +158,14 @@ class _WriteGraph:
     def _add_gathering(
         self, source: SourceGraph, layout: Layout, groups: Sequence[Group]
     ) -> list[Key]:
-        """Add a task for each shard that gathers pieces of blocks, which are tasks of their own."""
+        """Add a task for each shard that gathers cuts of blocks, which are tasks of their own."""
         dtype, mask_value = self._request.levels[0].array.dtype, self._request.mask_value
         accept = partial(accepted_block, dtype=dtype, mask_value=mask_value)
         used: dict[Key, Place] = {}
         keys = []
         for (coords,), blocks in zip(groups, _overlapping(source, layout, groups), strict=True):
             region = layout.region(coords)
-            pieces: list[tuple[Place, Key]] = []
+            cuts: list[tuple[Place, Key]] = []
             for index, start, shape in blocks:
                 key: Key = (source.name, *index)
                 used[key] = (start, shape)
@@ -178,9 +178,9 @@ class _WriteGraph:
                 if lengths != shape:
                     cut_key = (f"cut-block-{self.token}", *coords, *index)
                     key = self.add(cut_key, _cut, accept, (start, shape), cut, TaskRef(key))
-                pieces.append(((first, lengths), key))
-            pieces = self._add_joining(pieces, group_axis_of(layout), coords, accept)
-            places, gathered = zip(*pieces, strict=True)
+                cuts.append(((first, lengths), key))
+            cuts = self._add_joining(cuts, group_axis_of(layout), coords, accept)
+            places, gathered = zip(*cuts, strict=True)
             key = (f"write-shard-{self.token}", *coords)
             keys.append(
                 self.add(key, _write_gathering, self.staged, (coords,), places, _refs(gathered))
@@ -189,13 +189,13 @@ class _WriteGraph:
         return keys
 
     def _add_joining(
-        self, pieces: list[tuple[Place, Key]], axis: int, coords: Shape, accept: Accept
+        self, cuts: list[tuple[Place, Key]], axis: int, coords: Shape, accept: Accept
     ) -> list[tuple[Place, Key]]:
-        """Join very thin pieces along `axis`, so that no task depends on too many others."""
-        if len(pieces) <= _MAX_FAN_IN:
-            return pieces
+        """Join very thin cuts along `axis`, so that no task depends on too many others."""
+        if len(cuts) <= _MAX_FAN_IN:
+            return cuts
         columns: dict[Shape, list[tuple[Place, Key]]] = {}
-        for (start, shape), key in pieces:
+        for (start, shape), key in cuts:
             column = (*start[:axis], *start[axis + 1 :])
             columns.setdefault(column, []).append(((start, shape), key))
         joined = []
