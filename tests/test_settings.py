@@ -6,7 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import dask
 import pytest
@@ -23,21 +27,28 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.execution.clusters import read_configuration
 from ctlab_dask_zarr.settings import load_defaults, packaged_settings, setting
-from tests.builders import make_dataset, random_voxels
+from tests.builders import make_dataset, random_voxels, run_here
 
 
-def finished(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ctlab_dask_zarr.cli", *map(str, arguments)]
+@contextmanager
+def configured(folder: Path | None = None, **environment: str) -> Iterator[None]:
+    """Have the configuration of a process that starts with these files and variables."""
+    paths = [] if folder is None else [str(folder)]
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DASK_")}
-    return subprocess.run(
-        command, capture_output=True, text=True, env=kept | environment, timeout=240
-    )
+    variables = kept | {f"DASK_CTLAB_ZARR__{name}": value for name, value in environment.items()}
+    with (
+        patch.dict(os.environ, variables, clear=True),
+        patch.object(dask.config, "paths", paths),
+        dask.config.set(dask.config.collect(paths, variables)),
+    ):
+        yield
 
 
-def run(*arguments: object, **environment: str) -> str:
-    result = finished(*arguments, **environment)
-    result.check_returncode()
-    return result.stdout
+def run(*arguments: object, **configuration: Any) -> str:
+    with configured(**configuration):
+        done = run_here(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_write_takes_what_was_left_open_from_the_settings(tmp_path: Path) -> None:
@@ -120,37 +131,48 @@ def test_what_the_environment_says_wrong_is_an_error_that_names_the_variable(
         ("WORKERS", "two", ()),
         ("PROGRESS_INTERVAL", "abc", ("--workers", "1")),
     ):
-        variable = f"DASK_CTLAB_ZARR__{name}"
-        done = finished("convert", source, tmp_path / "b.zarr", *more, **{variable: value})
+        with configured(**{name: value}):
+            done = run_here("convert", source, tmp_path / "b.zarr", *more)
         assert done.returncode == 2, done.stderr
-        assert f"({variable}): set it to a " in done.stderr
-        assert "Traceback" not in done.stderr
+        assert f"(DASK_CTLAB_ZARR__{name}): set it to a " in done.stderr
     assert not (tmp_path / "b.zarr").exists()
+
+
+@pytest.mark.parametrize("text", ["ctlab-zarr: 5", "ctlab-zarr: [1]"])
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    for command in (["config"], ["plan", tmp_path / "a.zarr", tmp_path / "b.zarr"]):
+        with configured(tmp_path):
+            done = run_here(*command)
+        assert done.returncode != 0
+        assert f"mine.yaml: {text.replace(':', ' is')}: it has to hold settings" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("ctlab-zarr: 5", "mine.yaml: ctlab-zarr is 5: it has to hold settings"),
-        ("ctlab-zarr: [1]", "mine.yaml: ctlab-zarr is [1]: it has to hold settings"),
         ("ctlab-zarr: [", "mine.yaml' is malformed"),
+        ("ctlab-zarr: {workers: two}", "mine.yaml): set it to a number"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_a_command_that_starts_with_a_wrong_file_names_it(
+    tmp_path: Path, text: str, message: str
+) -> None:
     (tmp_path / "mine.yaml").write_text(text)
-    commands = (["config"], ["plan", tmp_path / "a.zarr", tmp_path / "b.zarr"])
-    for command in commands:
-        done = finished(*command, DASK_CONFIG=str(tmp_path))
-        assert done.returncode != 0
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+    dataset_to_zarr(make_dataset(random_voxels((8, 9, 10))), tmp_path / "a.zarr")
+    command = [sys.executable, "-m", "ctlab_dask_zarr.cli", "plan", tmp_path / "a.zarr", "b.zarr"]
+    environment = os.environ | {"DASK_CONFIG": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_plan_of_the_command_is_that_of_the_write(tmp_path: Path) -> None:
     source = tmp_path / "a.zarr"
     dataset_to_zarr(make_dataset(random_voxels((64, 64, 64))), source)
-    settings = {"LEVELS": "2", "CODEC": "gzip:1", "CHUNKS": "16", "SHARDS": "32,32,32"}
-    environment = {f"DASK_CTLAB_ZARR__{name}": value for name, value in settings.items()}
+    environment = {"LEVELS": "2", "CODEC": "gzip:1", "CHUNKS": "16", "SHARDS": "32,32,32"}
     found = json.loads(run("plan", source, tmp_path / "b.zarr", "--json", **environment))
     assert found["codecs"] == ["gzip"]
     assert len(found["levels"]) == 2
@@ -182,15 +204,15 @@ def test_workers_are_as_the_settings_say_where_nothing_is_given() -> None:
 
 def test_config_says_what_is_in_force_and_where_from(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("ctlab-zarr:\n  levels: auto\n  codec: none\n  chunk: 3\n")
-    environment = {"DASK_CONFIG": str(tmp_path), "DASK_CTLAB_ZARR__CODEC": "zstd:3"}
-    found = {s["name"]: s for s in json.loads(run("config", "--json", **environment))}
+    configuration = {"folder": tmp_path, "CODEC": "zstd:3"}
+    found = {s["name"]: s for s in json.loads(run("config", "--json", **configuration))}
     assert found["levels"]["value"] == "auto"
     assert found["levels"]["origin"] == str(tmp_path / "mine.yaml")
     assert found["codec"]["value"] == "zstd:3"
     assert found["codec"]["origin"] == "DASK_CTLAB_ZARR__CODEC"
     assert found["shards"] == {"name": "shards", "value": "auto", "origin": "default"}
     assert "there is no such setting" in found["chunk"]["origin"]
-    assert "levels             auto  (" in run("config", **environment)
+    assert "levels             auto  (" in run("config", **configuration)
 
 
 def test_the_example_is_a_configuration_that_is_accepted(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from ctlab_dask_zarr.errors import BlockError
 from ctlab_dask_zarr.execution.recipe import BlockRecipe, may_reuse
-from ctlab_dask_zarr.execution.scheduler import future_of
+from ctlab_dask_zarr.execution.scheduler import current_client
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number
 
@@ -186,8 +186,15 @@ def _futures(graph: Any, keys: set[Key]) -> dict[Key, TaskRef]:
         for key, value in layer.items()
         if key in keys and isinstance(value, TaskRef)
     }
-    # If it was an argument of blocks, only its key is left.
-    return {key: future_of(key) for key in keys - found.keys()} | found
+    # Of an argument of blocks, only the key is left.
+    client = current_client() if keys - found.keys() else None
+    for key in keys - found.keys():
+        found[key] = TaskRef(key)
+        if client is not None and key in client.futures:
+            from distributed import Future
+
+            found[key] = Future(key, client)
+    return found
 
 
 def is_read(data: da.Array) -> bool:

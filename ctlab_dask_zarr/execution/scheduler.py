@@ -17,7 +17,7 @@ from ctlab_dask_zarr.planning.rechunk import Resources
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
-__all__ = ["current_client", "future_of", "scheduler_resources", "waiting_for"]
+__all__ = ["current_client", "scheduler_resources", "waiting_for"]
 
 
 def scheduler_resources() -> Resources:
@@ -63,16 +63,6 @@ def current_client() -> Any:
         return get_client()
     except ValueError:
         return None
-
-
-def future_of(key: Any) -> TaskRef:
-    """Return a new future of a result that the cluster in force holds; else only its key."""
-    client = current_client()
-    if client is None or key not in client.futures:
-        return TaskRef(key)
-    from distributed import Future
-
-    return Future(key, client)
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from distributed import Client
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.execution.clusters import cluster_from_config, cluster_resources
-from ctlab_dask_zarr.execution.local import local_workers
-from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.execution.local import LocalWorkers, local_workers
 
 
 @contextmanager
@@ -31,23 +30,17 @@ def test_workers_share_the_memory_that_the_job_was_given(monkeypatch: pytest.Mon
     assert local_workers(2, nbytes=2**28).nbytes == 2**28
 
 
-def test_the_user_s_own_folder_for_spilled_data_is_kept(
+def test_a_local_cluster_has_the_workers_asked_for_and_the_user_s_folder_for_spilled_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "job"))
     with (
         dask.config.set({"temporary-directory": str(tmp_path / "own")}),
-        client_of(jobs=1) as client,
+        client_of(jobs=1, threads=2, memory_limit=2**30) as client,
     ):
-        workers = client.scheduler_info()["workers"].values()
-        assert all(w["local_directory"].startswith(str(tmp_path / "own")) for w in workers)
-
-
-def test_a_local_cluster_has_the_workers_asked_for() -> None:
-    with client_of(jobs=1, threads=2, memory_limit=2**30) as client:
-        workers = client.scheduler_info()["workers"].values()
-        assert [w["nthreads"] for w in workers] == [2]
-        assert [w["memory_limit"] for w in workers] == [2**30]
+        (worker,) = client.scheduler_info()["workers"].values()
+        assert (worker["nthreads"], worker["memory_limit"]) == (2, 2**30)
+        assert worker["local_directory"].startswith(str(tmp_path / "own"))
         assert client.scheduler.address.startswith("tcp://127.0.0.1:")
 
 
@@ -67,16 +60,14 @@ def test_a_local_cluster_changes_no_setting_for_others_in_the_process(
 
 
 def test_a_local_cluster_that_has_lost_its_workers_does_not_wait_for_ever() -> None:
-    def timeout_s(dask_scheduler: Any) -> float | None:
-        return dask_scheduler.no_workers_timeout
-
-    with client_of(jobs=1) as client:
-        assert client.run_on_scheduler(timeout_s) == 300
+    none = LocalWorkers(0, 1, 2**30)
+    with none.start() as cluster:
+        assert cluster.scheduler.no_workers_timeout == 300
     with (
         dask.config.set({"distributed.scheduler.no-workers-timeout": "7s"}),
-        client_of(jobs=1) as client,
+        none.start() as cluster,
     ):
-        assert client.run_on_scheduler(timeout_s) == 7
+        assert cluster.scheduler.no_workers_timeout == 7
 
 
 def test_no_scheduler_at_an_address_is_a_clear_error() -> None:
@@ -142,15 +133,6 @@ def test_another_failure_of_a_script_with_a_main_guard_is_no_matter_of_the_guard
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert "RuntimeError: Nanny failed to start" in done.stderr
-
-
-def test_workers_are_those_of_the_settings_where_nothing_is_given() -> None:
-    with dask.config.set({"ctlab-zarr": {"workers": 3, "threads": 2, "memory-limit": "2GiB"}}):
-        assert cluster_resources() == Resources(6, 2**30)
-        assert cluster_resources(jobs=1, memory_limit="4GiB") == Resources(2, 2**31)
-    with dask.config.set({"ctlab-zarr": {"cluster": "mpi"}}):
-        assert cluster_resources() == Resources(1)
-        assert cluster_resources(jobs=2, threads=1, memory_limit=2**30) == Resources(2, 2**30)
 
 
 def test_only_local_workers_take_threads_and_memory() -> None:
