@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.units import validated_origin
-from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, key_in
 
 __all__ = [
     *("RECEIPTS_OBJECT", "RECEIPT_ATTRIBUTE", "Number", "ReceiptTable", "ShardReceipt"),
@@ -116,8 +116,7 @@ def level_entry(attributes: Any, array_path: str) -> dict[str, Any] | None:
 
 def object_key(path: str, array: StoredArray, coords: tuple[int, ...]) -> str:
     """Return the key, below the root, of an object of the array at `path` ('' for the root)."""
-    key = array.key(coords)
-    return f"{path}/{key}" if path else key
+    return key_in(path, array.key(coords))
 
 
 def build_receipts(path: str, array: StoredArray, receipts: Mapping[str, ShardReceipt]) -> str:

@@ -20,7 +20,8 @@ from ctlab_dask_zarr.formats.codecs import CODECS
 from ctlab_dask_zarr.formats.level import Shape
 
 __all__ = [
-    *("CodecSpec", "StoredArray", "grid_of", "is_key", "parse_array_document", "region_of"),
+    *("CodecSpec", "StoredArray", "grid_of", "is_key", "key_in", "parse_array_document"),
+    "region_of",
 ]
 
 #: Bytes of one entry of a shard's index: offset and nbytes, each an unsigned 64-bit integer.
@@ -42,6 +43,11 @@ def is_key(text: Any) -> bool:
     if not isinstance(text, str) or _NO_KEY.search(text):
         return False
     return not {"", ".", ".."}.intersection(text.split("/"))
+
+
+def key_in(node: str, name: str) -> str:
+    """Return the key of what lies in a node of a store; '' is the root."""
+    return f"{node}/{name}" if node else name
 
 
 def grid_of(shape: Shape, cell: Shape) -> Shape:

@@ -26,6 +26,7 @@ from ctlab_dask_zarr.formats.ome import (
     build_ome_attributes,
 )
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE, stored_facts
+from ctlab_dask_zarr.formats.zarr_array import key_in
 from ctlab_dask_zarr.planning.identity import plan_identity, source_identity
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec, resolve_layout
 from ctlab_dask_zarr.planning.levels import (
@@ -258,9 +259,7 @@ def _documents(
     downsample: DownsampleMethod,
 ) -> tuple[Document, ...]:
     """Return the documents to put, leaf to root."""
-    documents = [
-        Document(f"{level.path}/{ROOT_DOCUMENT}".lstrip("/"), level.document) for level in levels
-    ]
+    documents = [Document(key_in(level.path, ROOT_DOCUMENT), level.document) for level in levels]
     if options.ome_zarr_version is not None:
         ome = build_ome_attributes(
             version=options.ome_zarr_version,

@@ -20,7 +20,7 @@ from ctlab_dask_zarr.formats.receipts import (
     parse_receipts,
     receipts_limit,
 )
-from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, key_in
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, read_json_object
 from ctlab_dask_zarr.store.store import Store
 
@@ -64,7 +64,7 @@ def array_receipts(
 
     `seal` is what the root document says of them, None where that is nothing.
     """
-    key = f"{path}/{RECEIPTS_OBJECT}".lstrip("/")
+    key = key_in(path, RECEIPTS_OBJECT)
     try:
         text = store.get(key, receipts_limit(array))
     except FileNotFoundError:

@@ -35,7 +35,7 @@ from ctlab_dask_zarr.formats.units import (
     common_unit,
     lengths_along,
 )
-from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, key_in, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.read.lazy import lazy_array
 from ctlab_dask_zarr.read.receipts import seal_of
@@ -279,7 +279,7 @@ def read_store_metadata(
 
 def _read(store: Store, node: str, versions: dict[str, Version]) -> str:
     """Return the document of a node; its version is noted first, so that it is never too new."""
-    root, key = store.root, f"{node}/{ROOT_DOCUMENT}".lstrip("/")
+    root, key = store.root, key_in(node, ROOT_DOCUMENT)
     try:
         version = read_version(store.files, store.path(key))
         if version is not None:

@@ -19,7 +19,7 @@ from ctlab_dask_zarr.errors import DatasetNotFoundError, IncompleteSourceError
 from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, key_in, parse_array_document
 from ctlab_dask_zarr.read.lazy import split_index
 from ctlab_dask_zarr.read.receipts import (
     Expected,
@@ -88,7 +88,7 @@ class ZarrSource:
     @property
     def document_key(self) -> str:
         """The key of the array's document."""
-        return f"{self.array_path}/{ROOT_DOCUMENT}".lstrip("/")
+        return key_in(self.array_path, ROOT_DOCUMENT)
 
     @property
     def location(self) -> str:

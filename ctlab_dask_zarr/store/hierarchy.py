@@ -10,7 +10,7 @@ from typing import Any
 from ctlab_dask_zarr.errors import CTLabError, MetadataError
 from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT
-from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, key_in, parse_array_document
 from ctlab_dask_zarr.store.files import Files
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store, is_temporary
@@ -137,7 +137,7 @@ def contents_of(
         for name in names:
             if name == ROOT_DOCUMENT or is_temporary(name):
                 continue
-            key = f"{path}/{name}".lstrip("/")
+            key = key_in(path, name)
             below = key.removeprefix(f"{home}/") if home else key
             coords = None if array is None else array.coords(below)
             if coords is not None or array is None or below != RECEIPTS_OBJECT:

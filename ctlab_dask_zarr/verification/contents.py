@@ -23,7 +23,7 @@ from ctlab_dask_zarr.formats.json_values import parse_json_object
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.ome import parse_ome_attributes
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, key_in, parse_array_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata
 from ctlab_dask_zarr.store.files import walk
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, contents_of, ome_of
@@ -97,7 +97,7 @@ class Image:
 
 def document_key(path: str) -> str:
     """Return the key of the document of a node; '' is the root."""
-    return f"{path}/{ROOT_DOCUMENT}" if path else ROOT_DOCUMENT
+    return key_in(path, ROOT_DOCUMENT)
 
 
 def read_contents(store: Store) -> Contents:

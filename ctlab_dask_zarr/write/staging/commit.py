@@ -33,6 +33,7 @@ from ctlab_dask_zarr.formats.receipts import (
     data_range,
     seal,
 )
+from ctlab_dask_zarr.formats.zarr_array import key_in
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import discard_announced, drop_consolidated, swap_document
 from ctlab_dask_zarr.store.files import Files, keep_permissions, walk
@@ -137,7 +138,7 @@ def _documents(
     entries = facts.get("levels") or []
     for number, level in list(enumerate(request.levels))[request.n_existing :]:
         text = build_receipts(level.path, staged.array(number).array, receipts)
-        yield f"{level.path}/{RECEIPTS_OBJECT}".lstrip("/"), text
+        yield key_in(level.path, RECEIPTS_OBJECT), text
         entry = {
             "path": level.path,
             "shards": level.layout.shard_shape,
