@@ -67,20 +67,11 @@ def build_graph(
     *,
     method: Method = "none",
     staged: StagedWrite | None = None,
-    publish: bool = True,
 ) -> Delayed:
     """Return a Delayed that stages, writes the remaining shards and commits: a `CommitResult`.
 
-    Parameters
-    ----------
-    source
-        The blocks of level 0; None where only coarser levels are written.
-    method
-        How blocks become shards.
-    staged
-        The write, where it is staged already.
-    publish
-        Whether to commit at the end.
+    `source` has the blocks of level 0, which become shards by `method`; None where only coarser
+    levels are written. `staged` is the write where it is staged already. A part is not committed.
     """
     graph = _WriteGraph(request, remaining)
     if staged is None:
@@ -91,7 +82,7 @@ def build_graph(
     writers = graph.add_finest(source, method) if source else {}
     keys = [*dict.fromkeys(writers.values()), *graph.add_coarser(writers)]
     recorded = graph.add_recording(keys)
-    if publish:
+    if staged is not None or request.n_parts is None:
         end = f"commit-{graph.token}"
         volumes = DataNode(f"{end}-sources", source.volumes if source else ())
         graph.add(end, _commit, graph.staged, recorded, volumes)

@@ -76,26 +76,13 @@ def prepare(
 ) -> PreparedWrite:
     """Look at what is there of a planned write, and build the graph of the rest.
 
-    Parameters
-    ----------
-    source
-        The blocks of level 0.
-    resume, restart
-        Go on from the staging folder of an interrupted write, or remove it first.
-    part
-        (number from 1, of how many): write only this part, and commit nothing.
-
-    Raises
-    ------
-    DestinationExistsError, StagingExistsError
-        Something is in the way; nothing was touched.
+    `source` has the blocks of level 0; a `part` is its number, from 1, and of how many. Raises
+    where something is in the way; nothing is touched.
     """
     n_parts = None if part is None else part[1]
     request = StageRequest.of(plan, resume=resume, restart=restart, n_parts=n_parts)
     request, remaining = resolve_request(request, part)
-    graph = build_graph(
-        request, remaining, source, method=plan.rechunk.method, publish=part is None
-    )
+    graph = build_graph(request, remaining, source, method=plan.rechunk.method)
     return PreparedWrite(graph, request, remaining, plan)
 
 

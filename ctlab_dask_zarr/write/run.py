@@ -45,24 +45,17 @@ def run(
 ) -> CommitResult:
     """Compute a prepared write and wait for its end; for a part, the result tells of the part.
 
-    Parameters
-    ----------
-    client
-        Where to compute; by default the scheduler in force.
-    progress
-        Called before the first shard, and then as shards are written, from one thread at a time.
-    stop
-        Asks the write to stop before its end. In this process it is heard between two shards.
+    By default the scheduler in force computes. `progress` is called before the first shard and
+    then as shards are written, from one thread at a time. Without a cluster, `stop` is heard
+    between two shards.
 
     Raises
     ------
     WriteStoppedError
         `stop` asked; the shards that were under way are finished.
-    InvalidArgumentError
-        The client is asynchronous; nothing was touched.
-    ClusterError
-        A worker does not see the folder of the destination, or a cluster holds the source and it
-        cannot be had. Nothing was touched; if the worker came later, the shards so far stay.
+    InvalidArgumentError, ClusterError
+        The client is asynchronous; a worker does not see the destination; or a cluster holds the
+        source and it cannot be had. Nothing was touched, unless the worker came late.
     WriteFailedError
         A task failed; the destination is as it was, the staging folder is kept.
     """
