@@ -297,8 +297,9 @@ def add_blocks(
 
 def results_of(keys: Iterable[Key]) -> Dict | dict[Key, Any]:
     """Return the results of `keys` as an argument of a task: a mapping by key."""
-    # An empty Dict would be one more node of the graph for each task.
-    return Dict({key: TaskRef(key) for key in keys}) or {}
+    results = {key: TaskRef(key) for key in keys}
+    # An empty Dict would be one more node for each task, and takes a while to make.
+    return Dict(results) if results else {}
 
 
 def _accepted(accept: Accept, recipe: BlockRecipe, shared: Mapping[Key, Any]) -> npt.NDArray[Any]:

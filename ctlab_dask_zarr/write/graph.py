@@ -133,7 +133,7 @@ class _WriteGraph:
             for block in blocks:
                 recipe, needed = source.recipe(*block)
                 recipes.append(recipe)
-                inputs.update(dict.fromkeys(needed))
+                inputs |= dict.fromkeys(needed)
             used.update(inputs)
             key = (f"write-shard-{self.token}", *group[0])
             # Not a producer, a few of these tasks all go to the worker that staged the write.
