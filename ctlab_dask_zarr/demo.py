@@ -1,7 +1,6 @@
 """A synthetic micro-CT volume, and mango netCDF as CTLab's own programs write it.
 
-For the demonstration, the tests and the benchmarks: nothing here is needed to read or to convert
-data.
+For the demonstration, the tests and the benchmarks; reading and converting need nothing of it.
 """
 
 from __future__ import annotations
@@ -25,24 +24,19 @@ from ctlab_dask_zarr.read.lazy import split_index
 
 __all__ = ["SyntheticVolume", "synthetic_volume", "write_mango_netcdf"]
 
-#: Grey levels: the pores, then the minerals of the grains.
+#: Grey levels: the pores, then the minerals of the grains and how many grains are of each.
 _PORE_LEVEL = 17_000.0
 _GRAIN_LEVELS = (27_000.0, 31_000.0, 46_000.0)
 _GRAIN_SHARES = (0.60, 0.36, 0.04)
-
-#: Standard deviation of the noise. It fills the lower 11 bits, as in real tomograms, and those
-#: bits are what a codec cannot compress.
+#: Standard deviation of the noise. It fills the lower 11 bits, as in real tomograms, and no codec
+#: can compress those.
 _NOISE_SIGMA = 500.0
-
 _MASK = 65535
-
 #: mango closes a block at about this many voxels.
 _VOXELS_PER_BLOCK = 2**28
 
 
 class _Sliceable(Protocol):
-    """An array, or anything that gives slabs of slices."""
-
     @property
     def shape(self) -> tuple[int, ...]: ...
 
@@ -53,8 +47,8 @@ class _Sliceable(Protocol):
 class SyntheticVolume:
     """A packing of grains in a cylinder, made slice by slice when it is sliced.
 
-    Every voxel is a function of the seed and its place alone, so that slabs of any thickness
-    show the same volume and a volume of any size takes no memory.
+    Every voxel depends on the seed and its place alone, so slabs of any thickness show the same
+    volume, and a volume of any size takes no memory.
 
     Attributes
     ----------
@@ -78,23 +72,17 @@ class SyntheticVolume:
         region, rest = split_index(index, self.shape)
         zs, ys, xs = region
         slices = np.empty((zs.stop - zs.start, *self.shape[1:]), self.dtype)
-        outside = self._outside()
+        n_y, n_x = self.shape[1:]
+        y, x = np.ogrid[:n_y, :n_x]
+        # The cylinder that was scanned.
+        outside = np.hypot(y - (n_y - 1) / 2, x - (n_x - 1) / 2) > 0.49 * min(n_y, n_x)
         for z, target in zip(range(zs.start, zs.stop), slices, strict=True):
-            self._render(z, outside, target)
+            self._render(z, target)
+            target[outside] = _MASK
         voxels: npt.NDArray[np.uint16] = slices[:, ys, xs][rest]
         return voxels
 
-    def _outside(self) -> npt.NDArray[np.bool_]:
-        """Return which voxels of a slice lie outside the cylinder that was scanned."""
-        n_y, n_x = self.shape[1:]
-        y, x = np.ogrid[:n_y, :n_x]
-        radius = 0.49 * min(n_y, n_x)
-        outside: npt.NDArray[np.bool_] = np.hypot(y - (n_y - 1) / 2, x - (n_x - 1) / 2) > radius
-        return outside
-
-    def _render(
-        self, z: int, outside: npt.NDArray[np.bool_], target: npt.NDArray[np.uint16]
-    ) -> None:
+    def _render(self, z: int, target: npt.NDArray[np.uint16]) -> None:
         grey = np.full(self.shape[1:], _PORE_LEVEL, np.float32)
         near = self.grains[np.abs(self.grains[:, 0] - z) < self.grains[:, 3] + 1]
         for grain_z, grain_y, grain_x, radius, level in near.tolist():
@@ -111,7 +99,6 @@ class SyntheticVolume:
         grey += np.float32(_NOISE_SIGMA) * noise
         np.clip(grey, 0, _MASK - 1, out=grey)
         target[...] = grey
-        target[outside] = _MASK
 
 
 def synthetic_volume(shape: Sequence[int], *, seed: int = 0) -> SyntheticVolume:
@@ -200,76 +187,51 @@ def write_mango_netcdf(
     The path.
     """
     kind = DataType.from_basename(str(datatype))
-    n_z = int(volume.shape[0])
+    n_z, n_y, n_x = map(int, volume.shape)
     root = os.fspath(path)
     is_single = root.endswith(".nc")
     if is_single:
         step = max(n_z, 1)
     else:
         os.makedirs(root, exist_ok=True)
-        plane = math.prod(volume.shape[1:])
-        step = slices_per_block or max(_VOXELS_PER_BLOCK // max(plane, 1), 1)
+        step = slices_per_block or max(_VOXELS_PER_BLOCK // max(n_y * n_x, 1), 1)
     starts = range(0, n_z, step)
     common = {
-        **_common_attributes(kind, volume.shape, voxel_size, VoxelUnit.from_str(str(voxel_unit))),
-        **(attributes or {}),
-    }
-    options = {"chunks": hdf5_chunk_shape, "level": compression_level, "shuffle": shuffle}
-
-    def write(number: int) -> None:
-        z_start = starts[number]
-        voxels = np.asarray(volume[z_start : min(z_start + step, n_z)])
-        if voxels.dtype not in (kind.dtype, kind.stored_dtype):
-            raise InvalidArgumentError(
-                f"data type {kind.value!r} is {kind.dtype} and the volume is {voxels.dtype}"
-            )
-        block_attributes = {
-            "zdim_total": np.array([n_z], np.int32),
-            "number_of_files": np.array([len(starts)], np.int32),
-            "zdim_range": np.array([z_start, z_start + len(voxels) - 1], np.int32),
-            **common,
-        }
-        if number == 0:
-            block_attributes |= _first_block_attributes(dataset_id, history or {})
-        name = root if is_single else os.path.join(root, f"block{number:08d}.nc")
-        stored = np.ascontiguousarray(voxels, voxels.dtype.newbyteorder("<"))
-        _write_file(name, kind, stored.view(kind.stored_dtype), block_attributes, md5, options)
-
-    with ThreadPoolExecutor(max_workers=_n_writers()) as pool:
-        for n_done, _ in enumerate(pool.map(write, range(len(starts))), start=1):
-            if on_block is not None:
-                on_block(n_done, len(starts))
-    return root
-
-
-def _n_writers() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-
-
-def _common_attributes(
-    kind: DataType, shape: Sequence[int], voxel_size: Sequence[float], unit: VoxelUnit
-) -> dict[str, Any]:
-    n_z, n_y, n_x = shape
-    return {
         "data_description": f"Synthetic volume <{kind.dtype.name}>",
         "voxel_size_xyz": np.array(voxel_size[::-1], np.float32),
-        "voxel_unit": str(unit),
+        "voxel_unit": str(VoxelUnit.from_str(str(voxel_unit))),
         "coord_transform": "\n",
         "intensity_f2i_offset_scale": np.array([0, 1], np.float32),
         "offset_to_coordinate_origin_xyz": np.zeros(3, np.float32),
         "total_grid_size_xyz": np.array([n_x, n_y, n_z], np.int32),
         "coordinate_origin_xyz": np.zeros(3, np.int32),
+        "zdim_total": np.array([n_z], np.int32),
+        "number_of_files": np.array([len(starts)], np.int32),
     }
+    of_first = {"dataset_id": dataset_id}
+    for key, (parameters, output) in (history or {}).items():
+        of_first |= {f"history_{key}": parameters, f"history_{key}_output": output}
+    filters = {"chunks": hdf5_chunk_shape, "level": compression_level, "shuffle": shuffle}
 
+    def write(number: int) -> None:
+        start = starts[number]
+        voxels = np.asarray(volume[start : min(start + step, n_z)])
+        if voxels.dtype not in (kind.dtype, kind.stored_dtype):
+            raise InvalidArgumentError(
+                f"data type {kind.value!r} is {kind.dtype} and the volume is {voxels.dtype}"
+            )
+        z_range = {"zdim_range": np.array([start, start + len(voxels) - 1], np.int32)}
+        own = {**common, **z_range, **({} if number else of_first), **(attributes or {})}
+        name = root if is_single else os.path.join(root, f"block{number:08d}.nc")
+        stored = np.ascontiguousarray(voxels, voxels.dtype.newbyteorder("<"))
+        _write_file(name, kind, stored.view(kind.stored_dtype), own, md5, filters)
 
-def _first_block_attributes(
-    dataset_id: str, history: Mapping[str, tuple[str, str]]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {"dataset_id": dataset_id}
-    for key, (parameters, output) in history.items():
-        found[f"history_{key}"] = parameters
-        found[f"history_{key}_output"] = output
-    return found
+    n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    with ThreadPoolExecutor(n_threads) as pool:
+        for n_done, _ in enumerate(pool.map(write, range(len(starts))), start=1):
+            if on_block is not None:
+                on_block(n_done, len(starts))
+    return root
 
 
 def _write_file(
@@ -278,26 +240,20 @@ def _write_file(
     stored: npt.NDArray[Any],
     attributes: Mapping[str, Any],
     md5: bool,
-    options: Mapping[str, Any],
+    filters: Mapping[str, Any],
 ) -> None:
     import h5py
 
-    chunk_shape, level, shuffle = options["chunks"], options["level"], options["shuffle"]
-    if chunk_shape is not None:
-        chunk_shape = tuple(map(min, chunk_shape, stored.shape))
-    is_direct = chunk_shape is None and level is not None and not shuffle
+    chunks, level, shuffle = filters["chunks"], filters["level"], filters["shuffle"]
+    is_compressed = level is not None and stored.size
+    is_direct = chunks is None and is_compressed and not shuffle
     # Compressed before the file is opened: HDF5 would do it under its lock.
-    compressed = zlib.compress(stored.data, level) if is_direct and stored.size else None
-    filters: dict[str, Any] = {}
-    if level is not None and stored.size:
-        filters = {
-            "chunks": chunk_shape or stored.shape,
-            "compression": "gzip",
-            "compression_opts": level,
-            "shuffle": shuffle,
-        }
-    elif chunk_shape:
-        filters = {"chunks": chunk_shape}
+    compressed = zlib.compress(stored.data, level) if is_direct else None
+    options: dict[str, Any] = {}
+    if is_compressed:
+        options = {"compression": "gzip", "compression_opts": level, "shuffle": shuffle}
+    if is_compressed or chunks:
+        options["chunks"] = tuple(map(min, chunks or stored.shape, stored.shape))
     with h5py.File(name, "w", track_order=True) as file:
         file.attrs["_NCProperties"] = np.bytes_(
             f"version=2,h5py={h5py.__version__},hdf5={h5py.version.hdf5_version}"
@@ -307,7 +263,7 @@ def _write_file(
             for number, (axis, n) in enumerate(zip("zyx", stored.shape, strict=True))
         ]
         dataset = file.create_dataset(
-            kind.value, stored.shape, stored.dtype, track_order=True, **filters
+            kind.value, stored.shape, stored.dtype, track_order=True, **options
         )
         if compressed is None:
             dataset[...] = stored
@@ -326,7 +282,7 @@ def _write_file(
 
 
 def _add_dimension(file: Any, name: str, n: int, number: int) -> Any:
-    """Make a netCDF dimension without coordinates: a scale that only says so in its name."""
+    """Make a netCDF dimension without coordinates: a scale that says so in its name."""
     scale = file.create_dataset(name, (n,), ">f4", track_order=True)
     scale.make_scale(f"This is a netCDF dimension but not a netCDF variable.{n:10d}")
     scale.attrs["_Netcdf4Dimid"] = np.int32(number)

@@ -137,6 +137,15 @@ def test_a_copy_says_that_it_is_of_classes_and_where_it_lies(tmp_path: Path, lay
         dataset_to_zarr(other, tmp_path / "a.zarr", ome_zarr_version=version, resume=True)
 
 
+@pytest.mark.parametrize("name", ["data", "voxel_size", "origin", "is_discrete", "history"])
+def test_a_field_cannot_be_set(name: str) -> None:
+    ds = make_dataset(VOXELS)
+    before = getattr(ds, name)
+    with pytest.raises(AttributeError):
+        setattr(ds, name, None)
+    assert getattr(ds, name) is before or getattr(ds, name) == before
+
+
 def test_units_are_converted() -> None:
     ds = make_dataset(VOXELS)
     assert ds.voxel_size_with_unit("nm") == pytest.approx((3000, 2000, 1500))
