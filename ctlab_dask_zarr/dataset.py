@@ -234,7 +234,28 @@ class Dataset(Volume):
 
     @classmethod
     def from_xarray(cls, array: xr.DataArray, *, datatype: str | None = None) -> Self:
-        """Return a `xarray.DataArray` as a dataset: see `ctlab_dask_zarr.xarray.from_xarray`."""
+        """Return a `xarray.DataArray` as a dataset; lazy voxels stay lazy.
+
+        The voxel size is the spacing of the coordinates, its unit their ``units``, and the origin
+        the first position along each axis; coordinates of no axis are dropped. Name and attributes
+        are kept, those of others among `extra_attrs`, from where `to_xarray` brings them back; an
+        array without a name gets that of its data type.
+
+        Parameters
+        ----------
+        array
+            Two or three axes of space, with regular increasing coordinates, or with none at all
+            (the unit is then the voxel). An axis of one voxel needs the attribute ``spacing`` of
+            its coordinate, because one position tells no size.
+        datatype
+            The mango data type; by default the attribute ``datatype``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Other axes, coordinates that are not regular, units that are no lengths or not the same,
+            or attributes that cannot be read.
+        """
         from ctlab_dask_zarr.interop.xarray import volume_from_xarray
 
         return cls._of(volume_from_xarray(array, datatype=datatype))

@@ -28,16 +28,16 @@ __all__ = ["CTLabAccessor", "to_xarray", "volume_from_xarray"]
 
 #: Attributes of the array. Nested ones are JSON text, which netCDF can keep too.
 _DATATYPE, _ID, _HISTORY, _EXTRA = "datatype", "dataset_id", "ctlab_history", "ctlab_attributes"
-#: Where it is not what the data type says: 1 or 0, as netCDF has no truth values.
+#: Only where it differs from what the data type says: 1 or 0, as netCDF has no booleans.
 _DISCRETE = "is_discrete"
-#: Attribute of a coordinate with one position, which does not tell the voxel's edge. Longer ones
-#: must not have it: it would outlast `coarsen`, and be that of the voxels before.
+#: Attribute of a coordinate with one position, which does not tell the edge of a voxel. Longer
+#: ones must not have it: after `coarsen` it would be wrong.
 _SPACING = "spacing"
 #: Positions may differ from regular ones by this part of a voxel: float32 ones do.
 _TOLERANCE = 1e-2
 #: Names of axes that are none of space.
 _NOT_OF_SPACE = frozenset({"t", "time", "c", "channel", "channels"})
-#: Of a `Dataset` that was an array of somebody else's: its name and its attributes.
+#: Field of a dataset that was an array of another program: its name and its attributes.
 _FOREIGN = "xarray"
 #: The name of an array whose data type is not known.
 _NAME = "voxels"
@@ -46,15 +46,7 @@ _NAME = "voxels"
 def to_xarray(dataset: Volume) -> xr.DataArray:
     """Return a dataset as a `xarray.DataArray`; the voxels stay lazy.
 
-    Parameters
-    ----------
-    dataset
-        What to convert.
-
-    Raises
-    ------
-    MetadataError
-        The history or a further attribute holds what JSON cannot hold; the message says where.
+    What JSON cannot hold of the history, or of a further attribute, is a `MetadataError`.
 
     Examples
     --------
@@ -104,28 +96,7 @@ def to_xarray(dataset: Volume) -> xr.DataArray:
 
 
 def volume_from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> Volume:
-    """Return a `xarray.DataArray` as a dataset; lazy voxels stay lazy.
-
-    The voxel size is the spacing of the coordinates, its unit their ``units``. Name and attributes
-    are kept: those of others among ``extra_attrs``, from where `to_xarray` brings them back; an
-    array without a name gets that of its data type. The origin is the first position along each
-    axis; coordinates of no axis are not kept.
-
-    Parameters
-    ----------
-    array
-        Two or three axes of space, with regular increasing coordinates, or with none at all (the
-        unit is then the voxel). One position tells no size: an axis of one voxel needs the
-        attribute ``spacing`` of its coordinate.
-    datatype
-        The mango data type; by default the attribute ``datatype``.
-
-    Raises
-    ------
-    InvalidArgumentError
-        Other axes, coordinates that are not regular, units that are no lengths or not the same, or
-        attributes that cannot be read.
-    """
+    """Return a `xarray.DataArray` as a volume: see `Dataset.from_xarray`."""
     import dask.array as da
 
     if not isinstance(array, xr.DataArray):
@@ -133,38 +104,23 @@ def volume_from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> V
             f"a {type(array).__name__} is no DataArray: of a Dataset, choose a variable, as "
             "ds['tomo']"
         )
-    names = tuple(str(name) for name in array.dims)
-    if array.ndim not in (2, 3):
-        raise InvalidArgumentError(
-            f"the array has the axes {names}; volumes have two or three of space: choose one of "
-            "the others, as array.isel(t=0)"
-        )
-    for name in names:
-        if name.lower() in _NOT_OF_SPACE:
-            raise InvalidArgumentError(
-                f"the axis {name!r} is none of space: choose one of it, as array.isel({name}=0)"
-            )
-    if 0 in array.shape:
-        empty = names[array.shape.index(0)]
-        raise InvalidArgumentError(
-            f"the array has nothing along {empty!r}: look at what was selected; positions are "
-            "those of the centres of voxels"
-        )
+    names = tuple(map(str, array.dims))
+    _refuse_other_axes(array, names)
     size, unit, origin = _spacing(array, names)
+    data = array.data if hasattr(array.data, "dask") else da.from_array(array.data)
+    attributes = array.attrs
     # Another data type than that of the attribute decides.
-    said = array.attrs.get(_DISCRETE) if datatype in (None, array.attrs.get(_DATATYPE)) else None
-    data = array.data
-    if not hasattr(data, "dask"):
-        data = da.from_array(data)
+    is_same = datatype in (None, attributes.get(_DATATYPE))
+    said = attributes.get(_DISCRETE) if is_same else None
     try:
         return Volume(
             data,
             dimension_names=names,
             voxel_unit=unit,
             voxel_size=size,
-            datatype=datatype or array.attrs.get(_DATATYPE),
+            datatype=datatype or attributes.get(_DATATYPE),
             history=_mapping(array, _HISTORY),
-            dataset_id=array.attrs.get(_ID),
+            dataset_id=attributes.get(_ID),
             extra_attrs={**_mapping(array, _EXTRA), **_foreign(array)},
             origin=origin,
             is_discrete=None if said is None else bool(said),
@@ -173,12 +129,33 @@ def volume_from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> V
         raise InvalidArgumentError(str(error)) from error
 
 
+def _refuse_other_axes(array: xr.DataArray, names: Sequence[str]) -> None:
+    if array.ndim not in (2, 3):
+        raise InvalidArgumentError(
+            f"the array has the axes {names}; volumes have two or three of space: choose one of "
+            "the others, as array.isel(t=0)"
+        )
+    for name, n in zip(names, array.shape, strict=True):
+        if name.lower() in _NOT_OF_SPACE:
+            raise InvalidArgumentError(
+                f"the axis {name!r} is none of space: choose one of it, as array.isel({name}=0)"
+            )
+        if n == 0:
+            raise InvalidArgumentError(
+                f"the array has nothing along {name!r}: look at what was selected; positions are "
+                "those of the centres of voxels"
+            )
+
+
 def _mapping(array: xr.DataArray, name: str) -> Mapping[str, Any]:
-    return parse_json_object(array.attrs.get(name, "{}"), f"the attribute {name}")
+    try:
+        return parse_json_object(array.attrs.get(name, "{}"), f"the attribute {name}")
+    except MetadataError as error:
+        raise InvalidArgumentError(str(error)) from error
 
 
 def _foreign(array: xr.DataArray) -> dict[str, Any]:
-    """Return what of an array has no other place in a dataset; nothing where there is nothing."""
+    """Return the name and the attributes of an array that a dataset has no other place for."""
     attributes, refused = {}, []
     for key, value in array.attrs.items():
         if key in (_DATATYPE, _ID, _HISTORY, _EXTRA, _DISCRETE):
@@ -188,18 +165,16 @@ def _foreign(array: xr.DataArray) -> dict[str, Any]:
         except MetadataError:
             refused.append(str(key))
     if refused:
-        warnings.warn(
-            shown(f"left out the attributes {', '.join(refused)}, whose values JSON cannot hold"),
-            stacklevel=3,
-        )
+        text = f"left out the attributes {', '.join(refused)}, whose values JSON cannot hold"
+        warnings.warn(shown(text), stacklevel=3)
     found: dict[str, Any] = {"attributes": attributes} if attributes else {}
-    if array.name is not None and array.name not in (_NAME, array.attrs.get(_DATATYPE)):
+    if array.name not in (None, _NAME, array.attrs.get(_DATATYPE)):
         found["name"] = str(array.name)
     return {_FOREIGN: found} if found else {}
 
 
 def _is_foreign(value: Any) -> bool:
-    """Whether it is what `_foreign` made: in a store may be anything under that name."""
+    """Whether `_foreign` made it: in a store there may be anything under that name."""
     if not isinstance(value, dict) or not value.keys() <= {"name", "attributes"}:
         return False
     return isinstance(value.get("attributes", {}), dict) and isinstance(value.get("name", ""), str)
@@ -208,20 +183,17 @@ def _is_foreign(value: Any) -> bool:
 def _spacing(
     array: xr.DataArray, names: Sequence[str]
 ) -> tuple[tuple[float, ...], VoxelUnit, tuple[float, ...]]:
-    """Return the voxel size, its unit, and the origin that the coordinates tell."""
-    with_coords = [name for name in names if name in array.coords]
-    if not with_coords:
+    """Return voxel size, unit and origin, as the coordinates tell them."""
+    missing = [name for name in names if name not in array.coords]
+    if len(missing) == len(names):
         return (1.0,) * len(names), VoxelUnit.VOXEL, (0.0,) * len(names)
-    if len(with_coords) < len(names):
-        missing = next(name for name in names if name not in with_coords)
-        raise InvalidArgumentError(f"the axis {missing!r} has no coordinates, and others have")
-    sizes = tuple(_spacing_along(array.coords[name], name) for name in names)
-    units = {name: _unit(array.coords[name], name) for name in names}
-    first = units[names[0]]
+    if missing:
+        raise InvalidArgumentError(f"the axis {missing[0]!r} has no coordinates, and others have")
+    sizes = [_spacing_along(array.coords[name], name) for name in names]
+    units = [_unit(array.coords[name], name) for name in names]
+    first = units[0]
     try:
-        factors = [
-            1.0 if unit == first else unit.conversion_factor(first) for unit in units.values()
-        ]
+        factors = [1.0 if unit == first else unit.conversion_factor(first) for unit in units]
     except ValueError as error:
         raise InvalidArgumentError(f"the units of the axes do not go together: {error}") from error
     starts = (float(array.coords[name].values[0]) for name in names)
@@ -239,12 +211,7 @@ def _spacing_along(coordinate: xr.DataArray, name: str) -> float:
             f"the coordinates along {name!r} are {values.dtype}, not lengths"
         )
     if len(values) == 1:
-        if _SPACING not in coordinate.attrs:
-            raise InvalidArgumentError(
-                f"the axis {name!r} has one voxel, of which the coordinates do not tell the size: "
-                f"set array.{name}.attrs['{_SPACING}']"
-            )
-        return _length(coordinate.attrs[_SPACING], name)
+        return _one_length(coordinate, name)
     positions = values.astype(float)
     step = float((positions[-1] - positions[0]) / (len(positions) - 1))
     if not step > 0:
@@ -262,15 +229,21 @@ def _spacing_along(coordinate: xr.DataArray, name: str) -> float:
     return step
 
 
-def _length(value: Any, name: str) -> float:
+def _one_length(coordinate: xr.DataArray, name: str) -> float:
+    attribute = f"array.{name}.attrs['{_SPACING}']"
+    if _SPACING not in coordinate.attrs:
+        raise InvalidArgumentError(
+            f"the axis {name!r} has one voxel, and one coordinate does not tell its size: set "
+            f"{attribute}"
+        )
+    value = coordinate.attrs[_SPACING]
     try:
         length = float(value)
     except (TypeError, ValueError):
         length = math.nan
     if not 0 < length < math.inf:
         raise InvalidArgumentError(
-            f"array.{name}.attrs['{_SPACING}'] is {value!r}, which is no length: set it to the "
-            "edge of a voxel"
+            f"{attribute} is {value!r}, which is no length: set it to the edge of a voxel"
         )
     return length
 
