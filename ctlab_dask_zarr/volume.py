@@ -40,83 +40,61 @@ VOXEL_DERIVED_FIELDS = frozenset({"data_min_max"})
 
 
 class SourceChecks(NamedTuple):
-    """How a source is compared with the checksums that it keeps of itself.
+    """How a source is compared with the checksums that it keeps of itself."""
 
-    Attributes
-    ----------
-    tasks
-        Functions without arguments, small to pickle: each looks at a part of the source, and
-        returns what is wrong with it.
-    n_objects, n_unchecked
-        How many files or stored objects there are, and how many of them have no checksum.
-    problems
-        What is wrong with the checksums themselves.
-    notes
-        What else a user should know.
-    """
-
+    #: Functions without arguments, small to pickle; each returns what is wrong with a part.
     tasks: Sequence[Callable[[], list[Problem]]]
+    #: Files or stored objects, and how many of them have no checksum.
     n_objects: int
     n_unchecked: int
+    #: What is wrong with the checksums themselves.
     problems: Sequence[Problem] = ()
+    #: What else a user should know.
     notes: Sequence[str] = ()
 
 
 class Source(Protocol):
     """What the voxels of an opened volume are read from.
 
-    It reads regions, and tasks of many processes hold it: it keeps no file open, and is small to
-    pickle.
+    Tasks of many processes hold it: it keeps no file open, and is small to pickle.
     """
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of voxels along each axis."""
-        ...
 
     @property
     def dtype(self) -> Any:
         """NumPy dtype of the voxels."""
-        ...
 
     @property
     def location(self) -> str:
         """Where it is, as messages name it."""
-        ...
 
     @property
-    def levels(self) -> Sequence[Any]:
+    def levels(self) -> Sequence[Level]:
         """The levels of a stored image, finest first; none where there is one resolution."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """Return how it is stored, for people: at least its ``format``.
-
-        Others that are shown: ``files``, ``shards``, ``chunks``, ``codecs``.
-        """
-        ...
-
-    def identity(self) -> dict[str, Any]:
-        """Return what tells it from every other source, plain JSON.
-
-        An interrupted write goes on only from a source with the same identity.
-        """
-        ...
-
-    def check_unchanged(self) -> None:
-        """Raise `IncompleteSourceError`, or `DatasetNotFoundError`, unless it is as it was opened.
-
-        Workers ask while they read, and the commit asks before it publishes: it has to be cheap.
-        """
-        ...
-
-    def checks(self) -> SourceChecks:
-        """Return how it is compared with its own checksums; reads no voxels yet."""
-        ...
 
     def __getitem__(self, index: Any, /) -> Any:
         """Return the voxels at integers and slices, a new array."""
-        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return how it is stored: its ``format``, maybe ``files``, ``shards``, ``chunks``, ..."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells it from every other source, plain JSON with a ``kind``.
+
+        An interrupted write goes on only from a source with the same identity.
+        """
+
+    def check_unchanged(self) -> None:
+        """Raise `IncompleteSourceError` or `DatasetNotFoundError` unless it is as it was opened.
+
+        Every task asks after it has read, and the commit before it publishes: it has to be cheap.
+        """
+
+    def checks(self) -> SourceChecks:
+        """Return how it is compared with its own checksums; reads no voxels yet."""
 
 
 class Volume:

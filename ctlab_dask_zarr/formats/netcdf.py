@@ -44,42 +44,27 @@ _MAX_BLOCKS = 100_000
 
 @dataclass(frozen=True)
 class BlockHeader:
-    """What one file says about itself and about the volume; None where it says nothing.
-
-    Attributes
-    ----------
-    name
-        The file's name.
-    variable
-        The variable that holds the voxels; mango names it after the data type.
-    stored_dtype
-        As the file declares it: ``int16`` where the voxels are ``uint16``; with byte order.
-    shape
-        z, y, x of this file.
-    z_start, z_stop
-        First slice in the volume, and the one after the last.
-    zdim_total, number_of_files, total_grid_size_xyz
-        Slices, files and size of the volume.
-    voxel_size_xyz
-        In `voxel_unit`.
-    attributes
-        All attributes of the file, as plain Python values.
-    md5_checksum
-        MD5 of the file's voxels, little-endian, in C order.
-    """
+    """What one file says about itself and about the volume; None where it says nothing."""
 
     name: str
+    #: mango names it after the data type.
     variable: str
+    #: As the file declares it: ``int16`` where the voxels are ``uint16``; with byte order.
     stored_dtype: np.dtype[Any]
+    #: z, y, x of this file.
     shape: tuple[int, ...]
+    #: Its first slice in the volume, and the one after its last.
     z_start: int
     z_stop: int
+    #: Slices, files and size of the volume.
     zdim_total: int | None
     number_of_files: int | None
     total_grid_size_xyz: tuple[int, ...] | None
     voxel_size_xyz: tuple[float, ...] | None
     voxel_unit: VoxelUnit | None
+    #: All attributes of the file, as plain Python values.
     attributes: Mapping[str, Any]
+    #: MD5 of the voxels of this file, little-endian, in C order.
     md5_checksum: bytes | None = None
 
     @property
@@ -162,11 +147,8 @@ def parse_block_header(
 ) -> BlockHeader:
     """Return the header of a file from its attributes, as `plain_attribute` gives them.
 
-    Raises
-    ------
-    MetadataError
-        An attribute has an impossible value, or a block of several does not say which slices it
-        holds.
+    Raises `MetadataError` for an attribute with an impossible value, and for a block of several
+    that does not say which slices it holds.
     """
     z_range = _integers(attributes, "zdim_range", 2)
     n_files = _integers(attributes, "number_of_files", 1)

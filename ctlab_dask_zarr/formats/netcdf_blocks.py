@@ -37,13 +37,8 @@ def validate_blocks(
 ) -> list[Problem]:
     """Return what keeps files from being one whole volume, sorted by file.
 
-    Parameters
-    ----------
-    headers
-        Of every file that could be opened, in any order.
-    failed
-        The names of the files that could not be opened, each with the kind of the problem and the
-        reason. They do not count as missing.
+    `failed` has the kind of the problem and the reason, by name, of the files that could not be
+    opened; they do not count as missing.
     """
     failed = failed or {}
     ordered = sorted(headers, key=lambda header: (header.z_start, header.number or 0))

@@ -20,18 +20,8 @@ __all__ = ["lazy_array", "split_index"]
 def lazy_array(source: Source, kind: str, chunks: Any, options: dict[str, Any]) -> da.Array:
     """Return a source as a dask array; nothing is read.
 
-    Its name is made of the source's identity and its blocks: opening it again gives the same.
-
-    Parameters
-    ----------
-    source
-        What is sliced.
-    kind
-        The beginning of the array's name.
-    chunks
-        Its blocks, in any form that dask knows.
-    options
-        Further ones of `dask.array.from_array`.
+    Its name begins with `kind` and is made of the source's identity and blocks, so that opening it
+    again gives the same name. `options` are further ones of `dask.array.from_array`.
     """
     # Not for workers, which slice the source alone.
     import dask.array as da
@@ -49,18 +39,10 @@ def lazy_array(source: Source, kind: str, chunks: Any, options: dict[str, Any]) 
 
 
 def split_index(index: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
-    """Split a NumPy index into the region to read and what is then taken from it.
+    """Split a NumPy index into the region to read and the index to apply to what was read.
 
-    Parameters
-    ----------
-    index
-        Integers, slices (any step) and an Ellipsis; dask asks for nothing else.
-    shape
-        Shape of the array.
-
-    Returns
-    -------
-    The region, one slice of step 1 an axis; and the index to apply to what was read.
+    The region is one slice of step 1 an axis. The index has integers, slices of any step and an
+    Ellipsis; dask asks for nothing else.
 
     Examples
     --------

@@ -65,16 +65,9 @@ class _Found(NamedTuple):
 def open_block(path: str, preferred: DataType | None) -> tuple[BlockHeader, StoredBlock]:
     """Return the header of a file and how its voxels are stored; no voxels are read.
 
-    `preferred` is the data type to look for where the file holds several variables.
-
-    Raises
-    ------
-    DamagedFileError
-        The file is shorter than its own structure says, or its structure is damaged.
-    MetadataError
-        It holds no volume, or its header contradicts itself.
-    UnsupportedFormatError
-        It is no netCDF file, or one of 64-bit data (CDF-5).
+    `preferred` is the data type to look for where the file holds several variables. Raises
+    `DamagedFileError`, `MetadataError` where the file holds no volume or contradicts itself, and
+    `UnsupportedFormatError` where it is no netCDF file, or one of 64-bit data (CDF-5).
     """
     status = os.stat(path)
     with open(path, "rb") as file:

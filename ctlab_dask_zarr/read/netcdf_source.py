@@ -26,22 +26,8 @@ class NetCDFSource:
     """A mango netCDF file or folder, as `volume.Source` says.
 
     It holds no open file and no lock, so many threads and processes can use it at once. Pickled it
-    takes tens of bytes a block.
-
-    Attributes
-    ----------
-    folder
-        Absolute path of the folder that holds the files.
-    variable
-        Name of the variable.
-    dtype
-        Of the voxels: the true one, in native byte order.
-    shape
-        Slices, rows, columns.
-    blocks
-        One for each file, in the order of z; together they hold every slice once.
-    dataset_id
-        mango's identifier; None where there is none.
+    takes tens of bytes a block. `dtype` is the true one of the voxels, in native byte order; the
+    `blocks`, one a file, are in the order of z and hold every slice once.
     """
 
     folder: str

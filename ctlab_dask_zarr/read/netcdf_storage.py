@@ -108,25 +108,10 @@ class StoredBlock(NamedTuple):
 def read_block(
     path: str, variable: str, block: StoredBlock, shape: Shape, region: Region, dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
-    """Return a region of one block as a new array, in native byte order.
+    """Return a region of one block, of this shape, as a new array in native byte order.
 
-    Parameters
-    ----------
-    path, variable
-        The block's file, and the HDF5 dataset in it.
-    block
-        As found when the volume was opened.
-    shape
-        Of the block.
-    region
-        Slices of step 1, relative to the block.
-    dtype
-        What the bytes are taken as.
-
-    Raises
-    ------
-    IncompleteSourceError
-        The file changed or went since the volume was opened, or its data is damaged.
+    The region is relative to the block. Raises `IncompleteSourceError` where the file changed or
+    went since the volume was opened, or its data is damaged.
     """
     storage = block.storage
     try:

@@ -37,18 +37,15 @@ class SourceKind(Protocol):
 
     def can_open(self, path: str) -> bool:
         """Whether what is at the path is of this kind, by its content."""
-        ...
 
     def looks_like(self, path: str) -> bool:
         """Whether the path seems to be of this kind, so that opening it can say what is wrong.
 
         It is asked where no kind can open what is there, or where nothing is there.
         """
-        ...
 
     def is_ours(self, path: str) -> bool:
         """Whether the CTLab's programs wrote it: xarray opens it then without being told how."""
-        ...
 
     def open_volume(
         self,
@@ -79,7 +76,6 @@ class SourceKind(Protocol):
         DatasetNotFoundError, UnsupportedFormatError, IncompleteSourceError, IncompleteDatasetError,
         MetadataError, InvalidArgumentError
         """
-        ...
 
 
 #: The kinds in the order in which they are asked.

@@ -72,31 +72,19 @@ _MAX_BLOCKS = 10_000_000
 
 @dataclass(frozen=True)
 class StoreMetadata:
-    """What the documents of a store say.
-
-    Attributes
-    ----------
-    path, files
-        The root, and how it is reached.
-    attributes, root_hash
-        Of the root document.
-    arrays
-        (path below the root, document) of each level, finest first.
-    ome
-        The OME metadata; None for a plain array.
-    versions
-        Of the documents as they were read, by the path of their node; '' is the root.
-    given
-        What the user has said, so that it is not taken from here.
-    """
+    """What the documents of a store say; `attributes` and `root_hash` are of the root document."""
 
     path: str
     attributes: dict[str, Any]
+    #: (path below the root, document) of each level, finest first.
     arrays: tuple[tuple[str, str], ...]
+    #: None for a plain array.
     ome: OMEImage | None
     root_hash: str
     files: Files = LOCAL_FILES
+    #: Of the documents as they were read, by the path of their node; '' is the root.
     versions: Mapping[str, Version] = field(default_factory=dict)
+    #: What the user has said, so that it is not taken from here.
     given: Given = NOTHING_GIVEN
 
     @property

@@ -44,40 +44,23 @@ Version = tuple[int, float]
 
 @dataclass(frozen=True)
 class ZarrSource:
-    """One array of a Zarr store, as `volume.Source` says.
-
-    Attributes
-    ----------
-    store
-        The store of the image.
-    array_path
-        The array in it; '' where the root is the array.
-    document
-        The array's ``zarr.json``.
-    root_hash
-        Of the root document: a store that was written again is another source.
-    strict
-        Whether a missing object is an error.
-    levels
-        All levels of the image, finest first.
-    space
-        Which axes of the array are of space, all by default. The others have one element each, and
-        are left out.
-    seal
-        What the root document says of the array's bytes; None where this package did not write it.
-    version
-        Of the document that tells the store from another, when it was opened: the root's where
-        there is a seal, else the array's. None where it is not known.
-    """
+    """One array of a Zarr store, as `volume.Source` says."""
 
     store: Store
+    #: '' where the root is the array.
     array_path: str
     document: str
+    #: Of the root document: a store that was written again is another source.
     root_hash: str
+    #: Whether a missing object is an error.
     strict: bool
     levels: tuple[Level, ...] = ()
+    #: Which axes of the array are of space, None for all. The others have one element each.
     space: tuple[int, ...] | None = None
+    #: What the root document says of the array's bytes; None where this package did not write it.
     seal: Seal | None = None
+    #: Of the document that tells the store from another, when it was opened: the root's where
+    #: there is a seal, else the array's. None where it is not known.
     version: Version | None = None
 
     @property
@@ -140,13 +123,6 @@ class ZarrSource:
         checksums of its commit are compared; of another's store the array's document has to be the
         same, written at the same time. It costs one question about a file, or in an object store
         one request.
-
-        Raises
-        ------
-        DatasetNotFoundError
-            The store is not there any more.
-        IncompleteSourceError
-            There is another one, or the array was written again.
         """
         key = self.document_key if self.seal is None else ROOT_DOCUMENT
         root = self.store.root
