@@ -7,13 +7,20 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr.additions import add_levels as add_levels
-    from ctlab_dask_zarr.additions import labels_to_zarr as labels_to_zarr
-    from ctlab_dask_zarr.api import WriteResult as WriteResult
-    from ctlab_dask_zarr.api import commit as commit
-    from ctlab_dask_zarr.api import dataset_to_zarr as dataset_to_zarr
-    from ctlab_dask_zarr.api import plan as plan
-    from ctlab_dask_zarr.api import write_dataset as write_dataset
+    from ctlab_dask_zarr.api.add import add_levels as add_levels
+    from ctlab_dask_zarr.api.add import labels_to_zarr as labels_to_zarr
+    from ctlab_dask_zarr.api.stores import Problems as Problems
+    from ctlab_dask_zarr.api.stores import abort as abort
+    from ctlab_dask_zarr.api.stores import check_source as check_source
+    from ctlab_dask_zarr.api.stores import pull as pull
+    from ctlab_dask_zarr.api.stores import push as push
+    from ctlab_dask_zarr.api.stores import status as status
+    from ctlab_dask_zarr.api.stores import verify as verify
+    from ctlab_dask_zarr.api.write import WriteResult as WriteResult
+    from ctlab_dask_zarr.api.write import commit as commit
+    from ctlab_dask_zarr.api.write import dataset_to_zarr as dataset_to_zarr
+    from ctlab_dask_zarr.api.write import plan as plan
+    from ctlab_dask_zarr.api.write import write_dataset as write_dataset
     from ctlab_dask_zarr.dataset import Dataset as Dataset
     from ctlab_dask_zarr.dataset import dataset_from_zarr as dataset_from_zarr
     from ctlab_dask_zarr.demo import synthetic_volume as synthetic_volume
@@ -56,13 +63,6 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.planning.rechunk import Resources as Resources
     from ctlab_dask_zarr.settings import Setting as Setting
     from ctlab_dask_zarr.settings import settings_in_force as settings_in_force
-    from ctlab_dask_zarr.stores import Problems as Problems
-    from ctlab_dask_zarr.stores import abort as abort
-    from ctlab_dask_zarr.stores import check_source as check_source
-    from ctlab_dask_zarr.stores import pull as pull
-    from ctlab_dask_zarr.stores import push as push
-    from ctlab_dask_zarr.stores import status as status
-    from ctlab_dask_zarr.stores import verify as verify
     from ctlab_dask_zarr.views.compatibility import ReaderReport as ReaderReport
     from ctlab_dask_zarr.views.compatibility import check_readers as check_readers
     from ctlab_dask_zarr.views.info import DatasetInfo as DatasetInfo
@@ -74,8 +74,9 @@ if TYPE_CHECKING:
 #: The public names, by the module that has them. A test holds the imports above and docs/api.md
 #: against this list.
 _HOMES = {
-    "additions": "add_levels labels_to_zarr",
-    "api": "WriteResult commit dataset_to_zarr plan write_dataset",
+    "api.add": "add_levels labels_to_zarr",
+    "api.stores": "Problems abort check_source pull push status verify",
+    "api.write": "WriteResult commit dataset_to_zarr plan write_dataset",
     "dataset": "Dataset dataset_from_zarr",
     "demo": "synthetic_volume write_mango_netcdf",
     "errors": (
@@ -100,7 +101,6 @@ _HOMES = {
     "planning.plan": "WritePlan",
     "planning.rechunk": "Resources",
     "settings": "Setting settings_in_force",
-    "stores": "Problems abort check_source pull push status verify",
     "views.compatibility": "ReaderReport check_readers",
     "views.info": "DatasetInfo info",
     "views.neuroglancer": "serve_store",

@@ -126,7 +126,7 @@ class Dataset(Volume):
         InvalidArgumentError
             The extension, or the file type, is not one that is written here.
         """
-        from ctlab_dask_zarr.api import dataset_to_zarr
+        from ctlab_dask_zarr.api.write import dataset_to_zarr
 
         named_zarr = os.fspath(path).rstrip("/").endswith(".zarr")
         if filetype.lower() != "zarr" and not (filetype == "auto" and named_zarr):

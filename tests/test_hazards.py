@@ -1,7 +1,8 @@
 """What happened to users of other writers, and must not happen here.
 
 Hazards that belong to one room have their tests there: replacing and resuming in
-``write/test_commit.py``, arguments and reading in ``test_api.py``, exit codes in ``cli``.
+``write/staging/test_commit.py``, arguments and reading in ``api/test_write.py``, exit codes in
+``cli``.
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
-from ctlab_dask_zarr.additions import prepare_pyramid
+from ctlab_dask_zarr.api.add import prepare_pyramid
+from ctlab_dask_zarr.api.preparing import prepare_write
 from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.write.run import run
 from ctlab_dask_zarr.write.staging.staged import StagedWrite

@@ -293,6 +293,6 @@ class CTLabAccessor:
 
     def to_zarr(self, path: Any, *, datatype: str | None = None, **options: Any) -> Delayed | None:
         """Write the array: see `ctlab_dask_zarr.dataset_to_zarr` for the options."""
-        from ctlab_dask_zarr.api import dataset_to_zarr
+        from ctlab_dask_zarr.api.write import dataset_to_zarr
 
         return dataset_to_zarr(self.to_dataset(datatype=datatype), path, **options)

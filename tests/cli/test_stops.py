@@ -131,7 +131,9 @@ def stop(process: Process, slow: Slow, number: signal.Signals = signal.SIGTERM) 
 def deadline() -> str:
     """Return a deadline that leaves time to begin: of it, ten seconds are for the end."""
     start_s = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import ctlab_dask_zarr.api, distributed"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import ctlab_dask_zarr.api.write, distributed"], check=True
+    )
     return f"{15 + 10 * (time.monotonic() - start_s):.0f}s"
 
 

@@ -26,7 +26,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
-from ctlab_dask_zarr.additions import prepare_pyramid
+from ctlab_dask_zarr.api.add import prepare_pyramid
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.store.files import LocalFiles
 from tests.builders import make_dataset, random_voxels, write_without_commit

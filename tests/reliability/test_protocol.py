@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from ctlab_dask_zarr import DestinationExistsError, IncompleteDatasetError
+from ctlab_dask_zarr.api.preparing import analysed_source, plan_dataset
 from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.codec.region import read_region
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.preparing import analysed_source, plan_dataset
 from ctlab_dask_zarr.read.zarr import read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import read_json_object, read_ome

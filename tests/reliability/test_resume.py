@@ -24,10 +24,10 @@ from ctlab_dask_zarr import (
     edit_metadata,
     labels_to_zarr,
 )
+from ctlab_dask_zarr.api.preparing import prepare_write
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.manage.status import write_status
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels, run_here

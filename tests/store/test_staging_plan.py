@@ -27,7 +27,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
-from ctlab_dask_zarr.additions import prepare_pyramid
+from ctlab_dask_zarr.api.add import prepare_pyramid
 from ctlab_dask_zarr.manage.discard import abort_write
 from ctlab_dask_zarr.manage.status import write_status
 from ctlab_dask_zarr.store.destination import Destination

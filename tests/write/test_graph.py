@@ -14,11 +14,11 @@ import pytest
 from distributed import Client
 
 from ctlab_dask_zarr import Dataset, dataset_from_zarr, dataset_to_zarr, plan
+from ctlab_dask_zarr.api.preparing import prepare_write
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.execution.graphs import analyse_source
 from ctlab_dask_zarr.execution.progress import listen
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ctlab_dask_zarr import Dataset, WriteStoppedError
+from ctlab_dask_zarr.api.preparing import prepare_write
 from ctlab_dask_zarr.execution.progress import WriteProgress
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.write.prepared import PreparedWrite
 from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset

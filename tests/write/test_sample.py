@@ -23,9 +23,9 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     labels_to_zarr,
 )
+from ctlab_dask_zarr.api.preparing import prepare_write
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.write.run import run
 from tests.builders import make_dataset, random_voxels, run_here
 from tests.reliability.faults import everything

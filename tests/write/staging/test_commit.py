@@ -21,8 +21,8 @@ from ctlab_dask_zarr import (
     dataset_from_zarr,
     dataset_to_zarr,
 )
+from ctlab_dask_zarr.api.preparing import prepare_write
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.preparing import prepare_write
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.write.shards.array import LazyBlock
 from ctlab_dask_zarr.write.staging.commit import commit

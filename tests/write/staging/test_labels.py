@@ -28,7 +28,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     verify,
 )
-from ctlab_dask_zarr.additions import prepare_labels
+from ctlab_dask_zarr.api.add import prepare_labels
 from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.store.files import LOCAL_FILES
 from ctlab_dask_zarr.store.objects import ObjectFiles

@@ -11,6 +11,18 @@ from dataclasses import dataclass, replace
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from ctlab_dask_zarr.api.preparing import (
+    Executor,
+    ProgressSink,
+    bound_options,
+    in_force,
+    plan_dataset,
+    prepare_write,
+    refuse_taken,
+    refuse_too_little_memory,
+    run_reported,
+    started,
+)
 from ctlab_dask_zarr.arguments import refuse_other_meanings
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.formats.datatype import DataType
@@ -22,18 +34,6 @@ from ctlab_dask_zarr.planning.resolve import (
     WriteOptions,
     existing_write,
     refuse_contradictions,
-)
-from ctlab_dask_zarr.preparing import (
-    Executor,
-    ProgressSink,
-    bound_options,
-    in_force,
-    plan_dataset,
-    prepare_write,
-    refuse_taken,
-    refuse_too_little_memory,
-    run_reported,
-    started,
 )
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.occupied import occupied_problem
@@ -313,7 +313,8 @@ def _write(given: Mapping[str, Any], options: WriteOptions) -> WriteResult:
     prepared = _prepare(given, options, client)
     planned, remaining = prepared.plan, prepared.remaining
     assert planned is not None
-    refuse_too_little_memory(planned, client)
+    if given["client"] is not None:
+        refuse_too_little_memory(planned, client)
     committed = run_reported(prepared, client, given["progress"], given["stop"])
     return WriteResult(
         destination=planned.destination,

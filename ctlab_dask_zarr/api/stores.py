@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ctlab_dask_zarr.api.preparing import Executor, ProgressSink, reported, started
 from ctlab_dask_zarr.execution.progress import WriteProgress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import Stop, compute_until
@@ -15,7 +16,6 @@ from ctlab_dask_zarr.manage.discard import AbortResult, abort_write
 from ctlab_dask_zarr.manage.status import WriteStatus, write_status
 from ctlab_dask_zarr.manage.transfer import CopyResult, copy_dataset
 from ctlab_dask_zarr.planning.resolve import existing_write, resolve_destination
-from ctlab_dask_zarr.preparing import Executor, ProgressSink, reported, started
 from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.text import shown

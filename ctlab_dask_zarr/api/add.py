@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
-from ctlab_dask_zarr.execution.stopping import Stop
-from ctlab_dask_zarr.formats.units import VoxelUnit
-from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
-from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
-from ctlab_dask_zarr.planning.rechunk import Resources
-from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
-from ctlab_dask_zarr.preparing import (
+from ctlab_dask_zarr.api.preparing import (
     Executor,
     ProgressSink,
     analysed_source,
@@ -30,6 +23,13 @@ from ctlab_dask_zarr.preparing import (
     run_reported,
     started,
 )
+from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
+from ctlab_dask_zarr.execution.stopping import Stop
+from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
+from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
+from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
 from ctlab_dask_zarr.read.zarr import ZarrSource, open_volume, read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import drop_consolidated

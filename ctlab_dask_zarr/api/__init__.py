@@ -1,0 +1,1 @@
+"""The public functions that write, add to, check and copy datasets."""
