@@ -201,11 +201,12 @@ def assert_equal(voxels: np.ndarray) -> Callable[[Path], None]:
 def slurm_yaml(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes slurm.yaml with other values of its jobqueue section."""
 
-    def write(terminate: Any = 0.95, **changed: Any) -> Path:
+    def write(terminate: Any = 0.95, allowed_failures: int = 3, **changed: Any) -> Path:
         settings = yaml.safe_load((CONFIGS / "slurm.yaml").read_text())
         section = settings["jobqueue"]["slurm"]
         section.update({key.replace("_", "-"): value for key, value in changed.items()})
         settings["distributed"]["worker"]["memory"]["terminate"] = terminate
+        settings["distributed"]["scheduler"]["allowed-failures"] = allowed_failures
         # dask takes a worker for lost after this time, by default 15 s.
         settings["distributed"]["deploy"] = {"lost-worker-timeout": "1s"}
         path = tmp_path / "changed.yaml"

@@ -142,7 +142,7 @@ def test_a_write_that_never_fits_into_its_jobs_fails_and_says_why(
     on_slurm: Any, slurm_yaml: Any, tmp_path: Path, voxels: np.ndarray
 ) -> None:
     gate = Gate(tmp_path, voxels, extra_nbytes=10**9)
-    config = slurm_yaml(job_mem="600M")
+    config = slurm_yaml(job_mem="600M", allowed_failures=0)
     with (
         cluster_from_config(config, jobs=1) as cluster,
         Client(cluster),
@@ -262,7 +262,7 @@ def test_a_write_goes_on_over_the_lifetimes_of_several_jobs(
         import os
 
         (tmp_path / f"by-{os.environ['SLURM_JOB_ID']}").touch()
-        time.sleep(0.5)
+        time.sleep(0.35)
         return block
 
     data = da.from_array(voxels, chunks=BLOCK).map_blocks(take_a_while, dtype=voxels.dtype)
@@ -273,7 +273,7 @@ def test_a_write_goes_on_over_the_lifetimes_of_several_jobs(
         voxel_size=(1, 1, 1),
         datatype="tomo",
     )
-    config = slurm_yaml(worker_extra_args=["--lifetime", "15s", "--lifetime-stagger", "4s"])
+    config = slurm_yaml(worker_extra_args=["--lifetime", "10s", "--lifetime-stagger", "2s"])
     with cluster_from_config(config, jobs=1) as cluster, Client(cluster):
         dataset_to_zarr(dataset, tmp_path / "out", chunks=BLOCK, shards=BLOCK)
     written = Dataset.from_path(tmp_path / "out.zarr").data.compute(scheduler="sync")

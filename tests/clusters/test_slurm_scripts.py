@@ -145,7 +145,7 @@ def test_a_commit_that_is_told_to_stop_puts_itself_into_the_queue_and_goes_on(
     )  # fmt: skip
     commit = slurm.submit(
         tmp_path, f"--dependency=afterok:{array}", CONFIGS / "slurm-commit.sbatch", "out.zarr",
-        **slow_disk(0.5),
+        DASK_CTLAB_ZARR__PROGRESS_INTERVAL="1s", **slow_disk(0.25),
     )  # fmt: skip
     log = tmp_path / f"ctlab-zarr-commit-{commit}.log"
     wait_until(lambda: log.exists() and "shards, " in log.read_text(), "the first of its shards")
@@ -162,7 +162,7 @@ def test_one_job_of_an_array_is_stopped_and_goes_on_while_the_others_are_left_al
 ) -> None:
     array = slurm.submit(
         tmp_path, "--array=1-2", CONFIGS / "slurm-array.sbatch", source, "out.zarr", *SMALL_SHARDS,
-        **slow_disk(0.25),
+        DASK_CTLAB_ZARR__PROGRESS_INTERVAL="1s", **slow_disk(0.1),
     )  # fmt: skip
     commit = slurm.submit(
         tmp_path, f"--dependency=afterok:{array}", CONFIGS / "slurm-commit.sbatch", "out.zarr"
