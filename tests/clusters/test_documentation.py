@@ -12,7 +12,6 @@ import pytest
 from tests.clusters.conftest import CONFIGS, ROOT, Slurm
 from tests.documentation.blocks import make_sources, pages_that_need, run_page
 
-
 #: Submits and waits as `sbatch --wait` does, but asks the queue oftener than every half minute.
 _SUBMIT = """#!/bin/bash
 submitted=$(sbatch --parsable "$@") || exit
