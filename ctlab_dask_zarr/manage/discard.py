@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import remove_tree
-from ctlab_dask_zarr.store.objects import abort_uploads
+from ctlab_dask_zarr.store.objects import EndedUploads
 
 __all__ = ["AbortResult", "abort_write"]
 
@@ -40,7 +40,7 @@ def abort_write(destination: Destination) -> AbortResult:
     store but not named yet.
     """
     objects = destination.objects
-    uploads = abort_uploads(destination.path, objects.options if objects else ())
+    uploads = objects.abort_uploads(destination.path) if objects else EndedUploads(0)
     was_staged = bool(destination.staged_plan())
     if was_staged:
         destination.take_back_levels()

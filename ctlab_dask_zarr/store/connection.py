@@ -23,15 +23,15 @@ from ctlab_dask_zarr.errors import InvalidArgumentError, MissingExtraError, Stor
 from ctlab_dask_zarr.text import shown
 
 __all__ = [
-    *("NO_CREDENTIALS", "Options", "configured_options", "connect", "endpoint_in_force"),
-    *("first_line", "options_of_call", "this_process", "validated_options"),
+    *("NO_CREDENTIALS", "RETRY_TIMEOUT", "Options", "configured_options", "connect"),
+    *("endpoint_in_force", "first_line", "options_of_call", "this_process", "validated_options"),
 ]
 
 #: Options of a store by obstore's names, as they are compared and sent to workers.
 Options = tuple[tuple[str, str], ...]
 
 #: A request that fails is tried again for this long, so that a server may restart meanwhile.
-_RETRY_TIMEOUT = timedelta(seconds=120)
+RETRY_TIMEOUT = timedelta(seconds=120)
 #: The wait between two tries is drawn from the first up to three times the one before. With
 #: obstore's first wait, 0.1 s, ten tries were over before a server was back from a restart.
 _FIRST_WAIT = timedelta(seconds=1)
@@ -142,7 +142,7 @@ def connect(root: str, options: Options, *, retries: bool = True) -> Any:
     It is another one where the environment has changed, which obstore reads when it opens a store.
     """
     read = tuple(item for item in os.environ.items() if item[0].upper().startswith(_READ_VARIABLES))
-    return _open(root, options, read, _RETRY_TIMEOUT if retries else timedelta(0))
+    return _open(root, options, read, RETRY_TIMEOUT if retries else timedelta(0))
 
 
 def this_process() -> tuple[str, int]:

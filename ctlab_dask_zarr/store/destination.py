@@ -32,7 +32,7 @@ from ctlab_dask_zarr.store.hierarchy import (
     read_json_object,
     read_ome,
 )
-from ctlab_dask_zarr.store.objects import ObjectFiles, abort_uploads
+from ctlab_dask_zarr.store.objects import ObjectFiles
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.staging_plan import (
     N_DIGITS,
@@ -196,10 +196,10 @@ class Destination:
             for level in self._uncommitted(plan, "levels"):
                 path = self.store.path(level["path"]) if level["path"] else self.path
                 objects.remove_all(path, partial(is_object_of, level["document"]))
-                abort_uploads(path, objects.options)
+                objects.abort_uploads(path)
             for document in self._uncommitted(plan, "documents"):
                 self.store.remove(document["key"])
-            abort_uploads(self.staging, objects.options)
+            objects.abort_uploads(self.staging)
         objects.remove_all(
             self.staging, lambda key: STAGED.fullmatch(key.split("/")[0]) is not None
         )

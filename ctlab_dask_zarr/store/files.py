@@ -20,7 +20,7 @@ from ctlab_dask_zarr.errors import UnsupportedFormatError
 
 __all__ = [
     *("DOCUMENT_NBYTES", "LOCAL_FILES", "Files", "Kind", "LocalFiles", "is_left_by_system"),
-    *("keep_permissions", "refuse_larger", "remove_tree", "walk"),
+    *("devices_without_sync", "keep_permissions", "refuse_larger", "remove_tree", "walk"),
 ]
 
 Kind = Literal["file", "folder", "link", "other"]
@@ -37,7 +37,7 @@ _SNAPSHOTS = ".snapshot"
 #: Errors of file systems that lack an operation, such as some network and shared folders.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 #: Numbers of the file systems that this process has warned of, because they cannot sync.
-_told_not_to_sync: set[int] = set()
+devices_without_sync: set[int] = set()
 
 
 class _NewFile(Protocol):
@@ -253,8 +253,8 @@ def _sync(descriptor: int, path: str) -> None:
         if error.errno not in _NOT_SUPPORTED:
             raise _with_path(error, path) from error
         device = os.fstat(descriptor).st_dev
-        if device not in _told_not_to_sync:
-            _told_not_to_sync.add(device)
+        if device not in devices_without_sync:
+            devices_without_sync.add(device)
             warnings.warn(
                 f"the file system of {path} cannot sync what is written ({error.strerror}): a "
                 "power failure may lose what was said to be written",

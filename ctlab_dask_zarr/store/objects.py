@@ -26,23 +26,25 @@ from ctlab_dask_zarr.store.connection import (
 )
 from ctlab_dask_zarr.store.files import DOCUMENT_NBYTES, Kind, refuse_larger
 
-__all__ = ["EndedUploads", "ObjectFiles", "abort_uploads"]
+__all__ = ["EndedUploads", "ObjectFiles"]
 
 #: Parts of an upload, and how many are under way at once: what a shard holds in memory.
 _PART_NBYTES = 8 << 20
 _N_PARTS_AT_ONCE = 2
 
 
+class EndedUploads(NamedTuple):
+    """How many uploads were ended, and for what problem others may be left."""
+
+    n_uploads: int
+    problem: str | None = None
+
+
 @dataclass(frozen=True)
 class ObjectFiles:
-    """The effects and questions of `Files`, on keys.
+    """The effects and questions of `Files`, on keys, with the options of a store.
 
-    Attributes
-    ----------
-    options
-        Of the store: region, endpoint, ...; see `validated_options`.
-    process
-        The process whose memory ``memory://`` objects are in: host and number.
+    `process` is the one in whose memory ``memory://`` objects are: host and number.
     """
 
     options: Options = ()
@@ -178,6 +180,45 @@ class ObjectFiles:
                 paths = [str(entry["path"]) for entry in batch]
                 store.delete([path for path in paths if is_meant(path[len(key) + 1 :])])
 
+    def abort_uploads(self, path: str) -> EndedUploads:
+        """End the uploads below an S3 URL that were cut off: they are not listed, and cost as much.
+
+        obstore has no request for it, so botocore is used, if it is installed. Stores that are not
+        S3 forget such uploads by themselves.
+        """
+        parts = urlsplit(path)
+        if parts.scheme != "s3":
+            return EndedUploads(0)
+        try:
+            import botocore.session
+            from botocore.config import Config
+            from botocore.exceptions import BotoCoreError, ClientError
+        except ImportError:
+            return EndedUploads(0, "botocore is not installed")
+        given = dict(self.options)
+        n_uploads = 0
+        try:
+            # botocore does not read all variables that obstore reads.
+            client = botocore.session.get_session().create_client(
+                "s3",
+                endpoint_url=endpoint_in_force("s3", given),
+                region_name=given.get("region") or os.environ.get("AWS_REGION"),
+                config=Config(connect_timeout=10, retries={"total_max_attempts": 3}),
+            )
+            pages = client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=parts.netloc, Prefix=f"{parts.path.strip('/')}/"):
+                for upload in page.get("Uploads", ()):
+                    # It may have been ended meanwhile.
+                    with suppress(client.exceptions.NoSuchUpload):
+                        client.abort_multipart_upload(
+                            Bucket=parts.netloc, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+                        n_uploads += 1
+        # botocore raises ValueError for a wrong endpoint.
+        except (BotoCoreError, ClientError, ValueError) as error:
+            return EndedUploads(n_uploads, str(error))
+        return EndedUploads(n_uploads)
+
     # Folders are prefixes, an upload that ended is durable, and who may do what is said elsewhere.
 
     def make_folder(self, path: str) -> None:
@@ -228,50 +269,3 @@ def _as_os_error(error: Exception, path: str) -> OSError:
         text = f"the store refuses access ({said}): look at the credentials in the environment"
         return StorageError(errno.EACCES, text, path)
     return StorageError(errno.EIO, said, path)
-
-
-class EndedUploads(NamedTuple):
-    """How many uploads were ended, and why others may be left; None where none are."""
-
-    n_uploads: int
-    problem: str | None = None
-
-
-def abort_uploads(path: str, options: Options) -> EndedUploads:
-    """End the uploads below an S3 URL that were cut off: they are not listed, and cost as much.
-
-    obstore has no request for it, so botocore is used; that this cannot be done is no error. Stores
-    that are not S3 forget such uploads by themselves.
-    """
-    parts = urlsplit(path)
-    if parts.scheme != "s3":
-        return EndedUploads(0)
-    try:
-        import botocore.session
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError:
-        return EndedUploads(0, "botocore is not installed")
-    given = dict(options)
-    n_uploads = 0
-    try:
-        # botocore does not read all variables that obstore reads.
-        client = botocore.session.get_session().create_client(
-            "s3",
-            endpoint_url=endpoint_in_force("s3", given),
-            region_name=given.get("region") or os.environ.get("AWS_REGION"),
-            config=Config(connect_timeout=10, retries={"total_max_attempts": 3}),
-        )
-        pages = client.get_paginator("list_multipart_uploads")
-        for page in pages.paginate(Bucket=parts.netloc, Prefix=f"{parts.path.strip('/')}/"):
-            for upload in page.get("Uploads", ()):
-                # It may have been ended meanwhile.
-                with suppress(client.exceptions.NoSuchUpload):
-                    client.abort_multipart_upload(
-                        Bucket=parts.netloc, Key=upload["Key"], UploadId=upload["UploadId"]
-                    )
-                    n_uploads += 1
-    # botocore raises ValueError for a wrong endpoint.
-    except (BotoCoreError, ClientError, ValueError) as error:
-        return EndedUploads(n_uploads, str(error))
-    return EndedUploads(n_uploads)

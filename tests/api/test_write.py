@@ -97,8 +97,7 @@ def test_a_url_is_never_made_a_local_folder(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setattr(connection, "_RETRY_TIMEOUT", timedelta(0))
-    connection._open.cache_clear()
+    monkeypatch.setattr(connection, "RETRY_TIMEOUT", timedelta(0))
     with pytest.raises(CTLabError, match="://"):
         dataset_to_zarr(make_dataset(VOXELS), url)
     if not url.startswith("https"):

@@ -223,7 +223,7 @@ def test_a_file_system_that_cannot_sync_is_told_once_and_written_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The number of a file system may be that of one that was mounted before.
-    monkeypatch.setattr("ctlab_dask_zarr.store.files._told_not_to_sync", set())
+    monkeypatch.setattr("ctlab_dask_zarr.store.files.devices_without_sync", set())
     with faulty_folder(tmp_path) as faulty, dask.config.set(scheduler="sync"):
         destination = faulty.path / "scan.zarr"
         faulty.fail(**{operation: {"errno": errno}})

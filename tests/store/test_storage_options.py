@@ -101,7 +101,7 @@ def test_a_command_leaves_no_options_behind() -> None:
 def test_another_endpoint_in_the_environment_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store of the last endpoint is kept open, and is not the one that is asked."""
     pytest.importorskip("obstore")
-    monkeypatch.setattr("ctlab_dask_zarr.store.connection._RETRY_TIMEOUT", timedelta(0))
+    monkeypatch.setattr("ctlab_dask_zarr.store.connection.RETRY_TIMEOUT", timedelta(0))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     for port in (9, 13):

@@ -425,9 +425,9 @@ def test_a_server_that_refuses_connections_in_the_middle_is_waited_for(
 
 
 def test_retries_last_longer_than_a_restart_and_not_for_ever() -> None:
-    n_retries = connection._RETRY_TIMEOUT // connection._FIRST_WAIT
+    n_retries = connection.RETRY_TIMEOUT // connection._FIRST_WAIT
     assert n_retries * connection._FIRST_WAIT >= timedelta(seconds=30)
-    longest = connection._RETRY_TIMEOUT + connection._LONGEST_WAIT + connection._REQUEST_TIMEOUT
+    longest = connection.RETRY_TIMEOUT + connection._LONGEST_WAIT + connection._REQUEST_TIMEOUT
     assert longest < timedelta(minutes=4)
 
 
@@ -435,7 +435,7 @@ def test_a_server_that_is_gone_is_an_error_within_a_bound(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("obstore")
-    monkeypatch.setattr(connection, "_RETRY_TIMEOUT", timedelta(seconds=3))
+    monkeypatch.setattr(connection, "RETRY_TIMEOUT", timedelta(seconds=3))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
@@ -455,7 +455,7 @@ def test_a_server_that_goes_away_in_the_middle_leaves_nothing_readable(
     voxels: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "_RETRY_TIMEOUT", timedelta(seconds=2))
+    monkeypatch.setattr(connection, "RETRY_TIMEOUT", timedelta(seconds=2))
     connection._open.cache_clear()
     url = f"s3://{bucket}/scan.zarr"
     passed = with_event(voxels, network.close)
