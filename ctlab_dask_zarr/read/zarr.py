@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from ctlab_dask_zarr.errors import (
+    CTLabError,
     DatasetNotFoundError,
     IncompleteDatasetError,
     InvalidArgumentError,
@@ -273,6 +274,8 @@ def _read(store: Store, node: str, versions: dict[str, Version]) -> str:
         if version is not None:
             versions[node] = version
         return store.get(key).decode()
+    except CTLabError:
+        raise
     except ValueError as error:  # no UTF-8 inside, or a NUL or half a character in the path
         raise MetadataError(f"{key!r} in {root} cannot be read as text: {error}") from error
     except (FileNotFoundError, NotADirectoryError) as error:
