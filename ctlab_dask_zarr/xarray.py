@@ -57,20 +57,21 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         storage_options: dict[str, Any] | None = None,
     ) -> xr.Dataset:
         """Open one level."""
-        return _open(filename_or_obj, level, storage_options, drop_variables)
+        # Only what is given: sources of other kinds than Zarr have neither.
+        given: dict[str, Any] = {"level": level or None, "storage_options": storage_options}
+        options = {name: value for name, value in given.items() if value is not None}
+        dataset = Dataset.from_path(filename_or_obj, **options)
+        array = to_xarray(dataset)
+        # What ``chunks={}`` stands for: the blocks that are read at once, a shard each.
+        array.encoding["preferred_chunks"] = {
+            name: lengths[0] for name, lengths in zip(array.dims, dataset.data.chunks, strict=True)
+        }
+        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
+        return array.to_dataset().drop_vars(list(dropped), errors="ignore")
 
-    def open_datatree(
-        self,
-        filename_or_obj: Any,
-        *,
-        drop_variables: str | Iterable[str] | None = None,
-        storage_options: dict[str, Any] | None = None,
-    ) -> xr.DataTree:
-        """Open all levels and labels."""
-        groups = self.open_groups_as_dict(
-            filename_or_obj, drop_variables=drop_variables, storage_options=storage_options
-        )
-        return xr.DataTree.from_dict(groups)
+    def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
+        """Open all levels and labels; options are those of `open_groups_as_dict`."""
+        return xr.DataTree.from_dict(self.open_groups_as_dict(filename_or_obj, **options))
 
     def open_groups_as_dict(
         self,
@@ -83,43 +84,19 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         from ctlab_dask_zarr.read.zarr import ZarrSource
         from ctlab_dask_zarr.store.hierarchy import label_names
 
-        path = os.fspath(filename_or_obj)
-        opened = Dataset.from_path(path, **_options(path, storage_options))
-        groups = {"/": xr.Dataset()}
-        for number in range(max(1, len(opened.levels))):
-            groups[f"/{number}"] = _open(path, number, storage_options, drop_variables)
-        source = opened.source
+        options: dict[str, Any] = {}
+        if storage_options is not None:
+            options["storage_options"] = storage_options
+        source = Dataset.from_path(filename_or_obj, **options).source
+        images = {"": filename_or_obj}
         if isinstance(source, ZarrSource):
-            folder = source.store.path("labels")
             for name in label_names(source.store.files, source.location):
-                label = os.path.join(folder, name)
-                n_levels = len(Dataset.from_path(label, **_options(label, storage_options)).levels)
-                for number in range(n_levels):
-                    groups[f"/labels/{name}/{number}"] = _open(
-                        label, number, storage_options, drop_variables
-                    )
+                images[f"/labels/{name}"] = source.store.path(f"labels/{name}")
+        groups = {"/": xr.Dataset()}
+        for group, path in images.items():
+            levels = Dataset.from_path(path, **options).levels
+            for level in range(max(1, len(levels))):
+                groups[f"{group}/{level}"] = self.open_dataset(
+                    path, drop_variables=drop_variables, level=level, **options
+                )
         return groups
-
-
-def _options(path: str, storage_options: dict[str, Any] | None) -> dict[str, Any]:
-    return {} if storage_options is None else {"storage_options": storage_options}
-
-
-def _open(
-    path: Any,
-    level: int,
-    storage_options: dict[str, Any] | None,
-    drop_variables: str | Iterable[str] | None,
-) -> xr.Dataset:
-    options = _options(os.fspath(path), storage_options)
-    if level:
-        options["level"] = level
-    dataset = Dataset.from_path(path, **options)
-    array = to_xarray(dataset)
-    # What ``chunks={}`` stands for: the blocks that are read at once, a shard each.
-    array.encoding["preferred_chunks"] = {
-        name: lengths[0] for name, lengths in zip(array.dims, dataset.data.chunks, strict=True)
-    }
-    opened = array.to_dataset()
-    dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
-    return opened.drop_vars(dropped, errors="ignore")

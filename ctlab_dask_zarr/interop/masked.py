@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.history import unused_key
+from ctlab_dask_zarr.formats.json_values import plain_json
 from ctlab_dask_zarr.volume import Volume
 
 if TYPE_CHECKING:
@@ -235,20 +236,15 @@ def _function_name(func: Filter) -> str:
 
 
 def _arguments(func: Filter, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments by their names, those that a `functools.partial` holds too."""
-    if not isinstance(func, partial):
-        return {key: _plain(value) for key, value in kwargs.items()}
-    bound = {"*": func.args} if func.args else {}
-    return {key: _plain(value) for key, value in {**bound, **func.keywords, **kwargs}.items()}
+    """Return the arguments by name, as JSON; those that a `functools.partial` holds too."""
+    if isinstance(func, partial):
+        kwargs = ({"*": func.args} if func.args else {}) | func.keywords | dict(kwargs)
+    return {key: _plain(value) for key, value in kwargs.items()}
 
 
 def _plain(value: Any) -> Any:
-    """Return an argument as JSON keeps it; as text where it cannot."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, str | int | float | bool | None):
-        return value
-    # A function's own text is an address in memory.
-    return _function_name(value) if hasattr(value, "__name__") else repr(value)
+    try:
+        return plain_json(value, "")
+    except MetadataError:
+        # A function's own text is an address in memory.
+        return _function_name(value) if hasattr(value, "__name__") else repr(value)
