@@ -1,4 +1,4 @@
-"""`Dataset`: what users have of a volume, and how they open one."""
+"""`Dataset`: the record of a volume, with methods that open, write, filter and show it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ __all__ = ["Dataset", "dataset_from_zarr"]
 class Dataset(Volume):
     """A lazy dask array and what is known about it.
 
+    Each parameter is an attribute too, which cannot be set: `from_modified` makes a new dataset.
+
     Parameters
     ----------
     data
         The voxels, a dask array of two or three axes.
     dimension_names
-        One name an axis, usually ``("z", "y", "x")``.
+        One name for each axis, usually ``("z", "y", "x")``.
     voxel_unit
         Unit of `voxel_size`: a `VoxelUnit` or its name.
     voxel_size
         Edge lengths of a voxel, in the order of `dimension_names`.
     datatype
-        The mango data type, or its name; None where it is not known.
+        The mango data type, or its name; None if it is not known.
     history
         Entries by their key; copied.
     dataset_id
@@ -46,16 +48,16 @@ class Dataset(Volume):
     extra_attrs
         Further fields of the mango block, carried through to what is written.
     source
-        What the data was opened from, with an ``identity()``; None for an array from memory. It
-        stands for this dask array only, and no longer once that was changed in place.
+        What `data` was opened from, with an ``identity()``; None for an array in memory. It belongs
+        to this dask array alone: if that is changed in place, the dataset has no source any more.
     origin
         Position of the first voxel's centre, in `voxel_unit`, in the order of `dimension_names`;
         by default zero.
     is_discrete
-        Whether voxels are names of classes, and not grey values; by default what `datatype` says.
+        Whether the voxels are classes instead of grey values; by default what `datatype` says.
     identity
-        A text by which an interrupted write knows the voxels again; by default what `source` says,
-        else the name that dask gives them. You vouch that the same text stands for the same voxels
+        A text by which an interrupted write recognises the voxels; by default that of `source`, or
+        else the name that dask gives them. You promise that the same text means the same voxels
         (docs/reliability.md).
 
     Examples
@@ -78,22 +80,23 @@ class Dataset(Volume):
         parse_history: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Open a mango netCDF file or block directory, or a Zarr store, lazily.
+        """Open a Zarr store, or mango netCDF (a file, or a folder of blocks), lazily.
 
         Parameters
         ----------
         path
-            The file, the ``_nc`` directory or the store.
+            The store, the file or the folder.
         filetype
-            ``'NetCDF'``, ``'zarr'``, or ``'auto'``: by what is there, then by its name.
+            ``'zarr'``, ``'NetCDF'``, or ``'auto'``: by the content, then by the name.
         parse_history
-            Whether the text of mango's history becomes nested parameters (netCDF only).
+            Whether the text of a history becomes nested parameters (mango netCDF).
         **kwargs
-            For `dataset_from_zarr` or the netCDF reader.
+            ``datatype``, ``voxel_size``, ``voxel_unit`` instead of what is said there, ``chunks``
+            of the dask array, and what `dataset_from_zarr` takes for a Zarr store.
 
         Raises
         ------
-        DatasetNotFoundError, UnsupportedFormatError, IncompleteSourceError
+        DatasetNotFoundError, UnsupportedFormatError, IncompleteSourceError, MetadataError
         """
         from ctlab_dask_zarr.read.source import open_volume
 
@@ -117,14 +120,14 @@ class Dataset(Volume):
         filetype
             ``'zarr'``, or ``'auto'``: by the name of the path.
         dataset_id
-            ``'auto'``: the dataset's own; None: a new one; else this one.
+            ``'auto'``: that of the dataset; None: a new one; else this one.
         compute, **kwargs
             For `dataset_to_zarr`.
 
         Raises
         ------
         InvalidArgumentError
-            The extension, or the file type, is not one that is written here.
+            The name or the file type is of another format.
         """
         from ctlab_dask_zarr.api.write import dataset_to_zarr
 
@@ -140,7 +143,7 @@ class Dataset(Volume):
         elif dataset_id is None and (kwargs.get("datatype") or self.datatype) is None:
             dataset_id = new_dataset_id(None, datetime.now())
         elif dataset_id is None:
-            # The plan makes one, which it does not take for one that was asked for.
+            # The plan makes a new one then, which does not count as given by the caller.
             dataset = copy.copy(self)
             vars(dataset)["dataset_id"] = None
         return dataset_to_zarr(dataset, path, dataset_id=dataset_id, compute=compute, **kwargs)
@@ -164,39 +167,41 @@ class Dataset(Volume):
         func
             Takes a block and returns one of its shape: `scipy.ndimage.gaussian_filter`.
         method
-            How the mask is kept out. What `func` makes NaN is masked in the result.
+            How the mask is kept out. Where `func` makes NaN, the result is masked.
 
             ``'linear'``: masked voxels count as zero, and the result is divided by the share of the
             kernel's weight that lies on valid voxels (normalised convolution; Knutsson and Westin,
-            1993). Right for smoothing, linear filters with weights that are not negative and add up
-            to one: Gaussian, uniform. Derivatives are refused; a median, which is not linear, is
-            not known for one and comes out wrong.
+            1993). For smoothing, which is linear filters with weights that are not negative and add
+            up to one: Gaussian, uniform. Derivatives are refused. A median is not linear, but that
+            cannot be seen: its result is wrong.
 
-            ``'pointwise'``: `func` gets the valid voxels alone, as one row. Right for whatever
-            looks at one voxel at a time.
+            ``'pointwise'``: `func` gets the valid voxels alone, as one row. For functions of one
+            voxel.
 
-            ``'nan'``: `func` gets masked voxels as NaN. Right for functions that leave NaN out, as
-            `scipy.ndimage.generic_filter` with `numpy.nanmedian`, and for derivatives, as
+            ``'nan'``: `func` gets masked voxels as NaN. For functions that leave NaN out, such as
+            `scipy.ndimage.generic_filter` with `numpy.nanmedian`, and for derivatives, such as
             `scipy.ndimage.sobel` and `gaussian_laplace`: voxels whose window meets the mask are
-            masked. Wrong for running sums, as `uniform_filter`, which carry NaN along a whole line,
-            and for sorting, as `median_filter`, where NaN has no place.
+            masked. Wrong for running sums such as `uniform_filter`, which carry NaN along a whole
+            line, and for sorting such as `median_filter`, which cannot order NaN.
         depth
-            How many voxels the filter looks to each side, along every axis or one number each; for
-            a Gaussian ``int(4 * sigma + 0.5)``. Too few are seen as seams between blocks, so that
-            it has to be given where there are several.
+            How many voxels the filter looks to each side: one number for all axes, or one each; for
+            a Gaussian ``int(4 * sigma + 0.5)``. It has to be given where there are several blocks;
+            if it is too small, seams between them are visible.
         datatype
-            mango's type of the result; by default that of this dataset. Integers are rounded, and
-            negative values become 0 where the type has none: for derivatives ``'tomo_float'``.
+            The mango data type of the result; by default that of this dataset. Integers are
+            rounded, and negative values become 0 in unsigned types: for derivatives use
+            ``'tomo_float'``.
         history_key
-            Of the entry that the history gets; by default the time and the name of `func`.
+            Key of the entry that is added to the history; by default the time and the name of
+            `func`.
         **kwargs
             For `func`.
 
         Raises
         ------
         InvalidArgumentError
-            An argument is wrong; when it is computed: `func` changes the shape, makes NaN for which
-            the data type has no value, or does not smooth though `method` is ``'linear'``.
+            An argument is wrong. When it is computed: `func` changes the shape, makes NaN that the
+            data type cannot hold, or does not smooth with ``method='linear'``.
 
         Examples
         --------
@@ -211,22 +216,10 @@ class Dataset(Volume):
         """
         from ctlab_dask_zarr.interop.masked import map_masked
 
-        mapped = map_masked(
-            self,
-            func,
-            method=method,
-            depth=depth,
-            datatype=datatype,
-            history_key=history_key,
-            **kwargs,
-        )
-        return type(self)._of(mapped)
+        return type(self)._of(map_masked(self, func, method, depth, datatype, history_key, kwargs))
 
     def to_xarray(self) -> xr.DataArray:
-        """Return the volume as a `xarray.DataArray` with physical coordinates, still lazy.
-
-        They begin at the `origin`.
-        """
+        """Return the volume, still lazy, as a `xarray.DataArray`; coordinates begin at `origin`."""
         from ctlab_dask_zarr.interop.xarray import CTLabAccessor, to_xarray
 
         CTLabAccessor.dataset_class = type(self)
@@ -261,14 +254,14 @@ class Dataset(Volume):
         return cls._of(volume_from_xarray(array, datatype=datatype))
 
     def _repr_html_(self) -> str:
-        """Return the card that notebooks show: with a picture of the volume."""
+        """Return the card that notebooks show, with a picture of the volume."""
         from ctlab_dask_zarr.views.card import dataset_card
 
         return dataset_card(self)
 
     @classmethod
     def _of(cls, volume: Volume) -> Self:
-        """Return a record as a dataset; the two share what they hold."""
+        """Return a record as a dataset; both share the same data."""
         dataset = cls.__new__(cls)
         dataset.__dict__.update(volume.__dict__)
         return dataset
@@ -287,11 +280,11 @@ def dataset_from_zarr(
 ) -> Dataset:
     """Open a Zarr v3 store lazily, as a `Dataset` whose blocks are shards.
 
-    OME-Zarr 0.5 images and plain arrays are read, with or without the mango block. The voxel size
-    of an OME group is that of its OME metadata, of a plain array its ``voxel_size_xyz``, taken as
-    x, y, z. Axes of channels and times that have one element are left out. Nothing is ever written.
-    Of axes with different units every length is converted to one; where a unit is not known, as
-    ``pixel``, lengths are taken for voxels, with a warning.
+    OME-Zarr 0.5 images and plain arrays are read, with or without mango's metadata; nothing is ever
+    written. The voxel size of an image is that of its OME metadata, the voxel size of a plain array
+    its ``voxel_size_xyz``, in the order x, y, z. Axes of channels and times with one element are
+    left out. If axes have different units, all lengths are converted to one unit. If a unit is not
+    known, such as ``pixel``, lengths are taken for voxels, with a warning.
 
     Parameters
     ----------
@@ -300,18 +293,18 @@ def dataset_from_zarr(
     level
         Which level of detail, 0 for the finest; `Dataset.levels` lists them.
     strict
-        Whether a missing shard is an error (True) or fill values (False). By default it is an
-        error where this package wrote the store, since it writes every shard, and fill values
-        elsewhere, as the Zarr specification says.
+        Whether a missing shard is an error (True) or fill values (False). By default it is an error
+        if this package wrote the store, because it writes every shard. In other stores missing
+        shards are fill values, as the Zarr specification says.
     storage_options
-        For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names; never
-        credentials, which come from the environment.
+        For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names, never
+        with credentials, which come from the environment.
     voxel_size, voxel_unit
         Edge lengths of a voxel (one for all axes, or one each) and their unit, instead of what the
-        store says. The unit alone only names what its numbers are.
+        store says. The unit alone does not convert the numbers that are stored.
     follow_links
-        Whether links are followed that lead out of the store, as git-annex has them. By default as
-        the setting ``ctlab-zarr.follow-links`` says: they are refused.
+        Whether to follow links that lead out of the store, as git-annex makes them. By default the
+        setting ``ctlab-zarr.follow-links`` decides, which refuses them.
     **kwargs
         For `dask.array.from_array`, for example ``chunks=(64, 512, 512)``.
 
@@ -320,10 +313,10 @@ def dataset_from_zarr(
     DatasetNotFoundError
         There is nothing at the path.
     UnsupportedFormatError
-        It is no Zarr v3 store, a version of OME-Zarr or mango metadata not known here, or an image
-        with other than two or three axes of space, or with several channels or times.
+        It is no Zarr v3 store, its version of OME-Zarr or of mango's metadata is not known, or it
+        is an image without two or three axes of space, or with several channels or times.
     IncompleteDatasetError
-        An array that the metadata lists is not there.
+        An array that the metadata lists is missing.
     MetadataError
         The metadata contradicts itself.
     InvalidArgumentError

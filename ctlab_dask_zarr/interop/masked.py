@@ -34,16 +34,15 @@ Filter = Callable[..., Any]
 
 
 def map_masked(
-    dataset: Volume,
+    volume: Volume,
     func: Filter,
-    *,
-    method: MaskedMethod = "linear",
-    depth: int | tuple[int, ...] | None = None,
-    datatype: DataType | str | None = None,
-    history_key: str | None = None,
-    **kwargs: Any,
+    method: MaskedMethod,
+    depth: int | tuple[int, ...] | None,
+    datatype: DataType | str | None,
+    history_key: str | None,
+    kwargs: Mapping[str, Any],
 ) -> Volume:
-    """Return a dataset whose valid voxels went through `func`: see `Dataset.map_masked`."""
+    """Return a volume whose valid voxels went through `func`: see `Dataset.map_masked`."""
     import dask.array as da
 
     if method not in get_args(MaskedMethod):
@@ -52,28 +51,27 @@ def map_masked(
         )
     if not callable(func):
         raise InvalidArgumentError(f"func={func!r} cannot be called")
-    depths = _validated_depth(depth, dataset.data.numblocks, method)
+    depths = _validated_depth(depth, volume.data.numblocks, method)
     try:
-        kind = dataset.datatype if datatype is None else DataType.from_basename(str(datatype))
+        kind = volume.datatype if datatype is None else DataType.from_basename(str(datatype))
     except ValueError as error:
         raise InvalidArgumentError(str(error)) from error
-    target = np.dtype(dataset.dtype) if datatype is None or kind is None else kind.dtype
-    mask_value = dataset.mask_value
-    new_mask = None if kind is None else kind.mask_value
-    may_be_masked = mask_value is not None or np.dtype(dataset.dtype).kind == "f"
+    target = np.dtype(volume.dtype) if datatype is None or kind is None else kind.dtype
+    mask_value, new_mask = volume.mask_value, None if kind is None else kind.mask_value
+    may_be_masked = mask_value is not None or np.dtype(volume.dtype).kind == "f"
     if may_be_masked and new_mask is None and target.kind != "f":
         raise InvalidArgumentError(
             f"datatype={str(datatype)!r} has no mask value for the voxels that are masked"
         )
     data = da.map_overlap(
         partial(_filtered, func, method, (mask_value, new_mask), target, kwargs),
-        dataset.data,
-        # Never more than there is, which dask refuses.
-        depth=tuple(map(min, depths, dataset.shape)),
-        # At the faces of the volume the filter sees what it would see of the whole volume.
+        volume.data,
+        # dask refuses more than there is.
+        depth=tuple(map(min, depths, volume.shape)),
+        # No padding: at the faces of the volume the filter does what it does without blocks.
         boundary="none",
         dtype=target,
-        meta=np.empty((0,) * dataset.data.ndim, target),
+        meta=np.empty((0,) * volume.data.ndim, target),
     )
     function = _function_name(func)
     name = function.rpartition(".")[2]
@@ -84,9 +82,9 @@ def map_masked(
         "depth": list(depths),
         "arguments": _arguments(func, kwargs),
     }
-    key = history_key or unused_key(f"{datetime.now():%Y%m%d_%H%M%S}_{name}", dataset.history)
+    key = history_key or unused_key(f"{datetime.now():%Y%m%d_%H%M%S}_{name}", volume.history)
     return Volume.from_modified(
-        dataset,
+        volume,
         data=data,
         datatype=kind,
         history_entry=entry,
@@ -145,11 +143,12 @@ def _filtered(
         valid &= ~np.isnan(block)
     masked_as = new_mask
     if new_mask is None:
-        masked_as = np.nan if target.kind == "f" else 0  # Of integers none is masked then.
+        # Integers without a mask value have no masked voxels here.
+        masked_as = np.nan if target.kind == "f" else 0
     result = np.full(block.shape, masked_as, target)
     if not valid.any():
         return result
-    # Exact for integers of 16 bits.
+    # float32 holds integers of 16 bits exactly.
     work = np.float32 if block.dtype.itemsize <= 2 else np.float64
     if method == "pointwise":
         values = _checked(func(block[valid], **kwargs), block[valid].shape)
@@ -160,7 +159,7 @@ def _filtered(
         weights = _smoothing_weights(func, kwargs, valid, work)
         sums = func(np.where(valid, block, 0).astype(work, copy=False), **kwargs)
         sums = _checked(sums, block.shape)
-        # A valid voxel without weight keeps its value: the kernel does not see it itself.
+        # A valid voxel keeps its value if the kernel gives no weight to any valid one.
         found = np.divide(sums, weights, out=block.astype(work), where=weights > _LEAST_WEIGHT)
         values = found[valid]
     is_number = ~np.isnan(values)
@@ -177,12 +176,9 @@ def _filtered(
 def _smoothing_weights(
     func: Filter, kwargs: Mapping[str, Any], valid: npt.NDArray[np.bool_], work: type
 ) -> npt.NDArray[Any]:
-    """Return which share of a filter's weight lies on valid voxels, of every voxel.
+    """Return, for every voxel, the share of the filter's weight that lies on valid voxels.
 
-    Raises
-    ------
-    InvalidArgumentError
-        It is no share: the filter does not smooth.
+    Raises `InvalidArgumentError` if it is no share, because the filter does not smooth.
     """
     weights = _checked(func(valid.astype(work), **kwargs), valid.shape)
     whole = weights
@@ -195,9 +191,9 @@ def _smoothing_weights(
         raise InvalidArgumentError(
             f"{_function_name(func)} does not smooth: its weights are negative or do not add up to "
             f"one (a voxel's share of valid ones is {lowest:.3g} to {highest:.3g}), and "
-            "method='linear' would divide by them. For derivatives as sobel and gaussian_laplace "
-            "take method='nan', which masks what their window does not see whole, or fill the "
-            "masked voxels first"
+            "method='linear' would divide by them. For derivatives such as sobel and "
+            "gaussian_laplace use method='nan', which masks voxels whose window meets the mask, or "
+            "fill the masked voxels first"
         )
     return weights
 
@@ -215,7 +211,7 @@ def _checked(found: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
 def _as_voxels(
     values: npt.NDArray[Any], target: np.dtype[Any], mask_value: Any
 ) -> npt.NDArray[Any]:
-    """Return values rounded into the type of the voxels, none of them the mask's."""
+    """Return values rounded to the type of the voxels; none of them is the mask value."""
     if target.kind == "f":
         found = values.astype(target)
         if mask_value is not None:
@@ -246,5 +242,5 @@ def _plain(value: Any) -> Any:
     try:
         return plain_json(value, "")
     except MetadataError:
-        # A function's own text is an address in memory.
+        # The text of a function is an address in memory.
         return _function_name(value) if hasattr(value, "__name__") else repr(value)
