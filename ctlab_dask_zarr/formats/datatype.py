@@ -8,8 +8,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-__all__ = ["DataType"]
-
 
 class DataType(StrEnum):
     """A kind of volume that mango produces; equal to its name.

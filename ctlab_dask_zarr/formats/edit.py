@@ -13,8 +13,6 @@ from ctlab_dask_zarr.formats.ome import spatial_axes
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.units import VoxelUnit, common_unit
 
-__all__ = ["edit_attributes"]
-
 
 def edit_attributes(
     attributes: Mapping[str, Any],

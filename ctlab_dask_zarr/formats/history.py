@@ -26,11 +26,6 @@ from collections.abc import Container, Iterator, Mapping
 from itertools import chain, count
 from typing import Any
 
-__all__ = [
-    *("LEFT_OVER_KEY", "MAX_SECTION_DEPTH", "History", "HistoryValue", "history_from_attributes"),
-    *("parse_mango_history", "unused_key"),
-]
-
 #: A history entry, or a part of one: what JSON can hold.
 HistoryValue = str | bool | int | float | list["HistoryValue"] | dict[str, "HistoryValue"] | None
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from ctlab_dask_zarr.errors import MetadataError
 
-__all__ = ["are_numbers", "json_object_or_empty", "parse_json_object", "plain_json"]
-
 #: Python's JSON reader fails near 1,000 levels; histories of mango have fewer than ten.
 _MAX_DEPTH = 64
 

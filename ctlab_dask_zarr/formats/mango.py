@@ -17,11 +17,6 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.json_values import are_numbers, plain_json
 from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 
-__all__ = [
-    *("CARRIED_DEFAULTS", "RESERVED_KEYS", "MangoBlock", "build_mango_block", "new_dataset_id"),
-    *("parse_mango_block", "to_xyz"),
-]
-
 _MAJOR, _MINOR = 1, 0
 
 #: Fields that are carried through from the source, and their values where it has none.

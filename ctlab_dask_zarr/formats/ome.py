@@ -19,11 +19,6 @@ from ctlab_dask_zarr.formats.json_values import are_numbers
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 
-__all__ = [
-    *("OMEImage", "OMEZarrVersion", "ScalePlacement", "add_ome_levels", "build_image_label"),
-    *("build_ome_attributes", "build_omero", "parse_ome_attributes", "spatial_axes"),
-]
-
 _DESCRIPTIONS = {
     "mean": "mean of the voxels that are not masked",
     "mode": "most frequent of the voxels that are not masked",

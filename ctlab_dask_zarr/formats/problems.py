@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from ctlab_dask_zarr.text import shown
 
-__all__ = ["Problem", "describe_problems"]
-
 
 @dataclass(frozen=True)
 class Problem:

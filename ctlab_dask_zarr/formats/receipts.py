@@ -28,13 +28,6 @@ from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.units import validated_origin
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, key_in
 
-__all__ = [
-    *("RECEIPTS_OBJECT", "RECEIPT_ATTRIBUTE", "Number", "ReceiptTable", "ShardReceipt"),
-    *("build_receipts", "data_range", "document_checksum", "level_entry", "object_key"),
-    *("own_receipt", "parse_receipts", "receipts_limit", "seal", "stored_discreteness"),
-    *("stored_facts", "stored_origin"),
-]
-
 #: Attribute of the root document in which this package says what it wrote.
 RECEIPT_ATTRIBUTE = "ctlab_dask_zarr"
 #: Fields of it: whether voxels name classes, where the data type does not say so, and the origin of

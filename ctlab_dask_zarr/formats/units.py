@@ -13,12 +13,6 @@ import numpy as np
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 
-__all__ = [
-    *("NOTHING_GIVEN", "OME_UNITS", "CommonUnit", "Given", "VoxelUnit", "are_same_positions"),
-    *("are_same_sizes", "common_unit", "lengths_along", "size_text", "validated_axes"),
-    "validated_origin",
-]
-
 _PREFIXES = {
     **{"yocto": -24, "zepto": -21, "atto": -18, "femto": -15, "pico": -12, "nano": -9},
     **{"micro": -6, "milli": -3, "centi": -2, "deci": -1, "": 0, "hecto": 2, "kilo": 3},

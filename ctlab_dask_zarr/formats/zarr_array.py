@@ -19,11 +19,6 @@ from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatE
 from ctlab_dask_zarr.formats.codecs import CODECS
 from ctlab_dask_zarr.formats.level import Shape
 
-__all__ = [
-    *("CodecSpec", "StoredArray", "grid_of", "is_key", "key_in", "parse_array_document"),
-    "region_of",
-]
-
 #: Bytes of one entry of a shard's index: offset and nbytes, each an unsigned 64-bit integer.
 _INDEX_ENTRY_NBYTES = 16
 #: Zarr data types of the direct way, which NumPy calls the same.

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.planning.plan import PlannedLevel
     from ctlab_dask_zarr.volume import Volume
 
-__all__ = [
-    *("SourceIdentity", "identity_difference", "plan_identity", "requested_difference"),
-    *("source_difference", "source_identity"),
-]
-
 #: Characters of a value that a message shows.
 _MAX_SHOWN = 100
 #: The random names that `dask.delayed` and `from_array(name=False)` make.

@@ -18,8 +18,6 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, grid_of, region_of
 
-__all__ = ["ChunkSpec", "Layout", "ShardSpec", "resolve_layout"]
-
 ChunkSpec = Shape | int | Literal["auto"]
 ShardSpec = Shape | int | Literal["auto"] | None
 

@@ -21,12 +21,6 @@ from ctlab_dask_zarr.formats.level import Level, Shape
 from ctlab_dask_zarr.formats.zarr_array import grid_of
 from ctlab_dask_zarr.planning.layout import Layout
 
-__all__ = [
-    *("DownsampleMethod", "LevelSpec", "child_coords", "level_layout", "levels_problem"),
-    *("parent_coords", "piece_layouts", "plan_levels", "refuse_other_factors"),
-    *("resolve_downsample",),
-]
-
 DownsampleMethod = Literal["mean", "mode", "nearest", "max"]
 LevelSpec = int | Literal["auto"]
 

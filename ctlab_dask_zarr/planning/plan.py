@@ -30,11 +30,6 @@ from ctlab_dask_zarr.planning.levels import DownsampleMethod
 from ctlab_dask_zarr.planning.rechunk import Rechunk, Resources
 from ctlab_dask_zarr.text import nbytes_text, shown, table
 
-__all__ = [
-    *("OWN_ARRAY_ARGUMENTS", "Document", "ImageIdentity", "PlannedLevel", "WriteContent"),
-    *("WritePlan", "array_document", "document_of_shape", "group_document"),
-]
-
 #: All threads of a process share its filters of warnings: two that change them at once would put
 #: back each other's.
 _one_at_a_time = threading.Lock()

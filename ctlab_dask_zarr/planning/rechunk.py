@@ -25,11 +25,6 @@ from typing import Literal
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.planning.layout import Layout
 
-__all__ = [
-    *("Method", "Rechunk", "Resources", "block_ranges", "choose_rechunk", "group_axis_of"),
-    *("group_rows",),
-]
-
 #: Streaming needs work for at least this part of the threads: gathering by tasks moves every voxel
 #: twice through the workers, and was measured at half the speed.
 _MIN_STREAM_EFFICIENCY = 0.5

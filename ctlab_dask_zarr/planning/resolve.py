@@ -55,11 +55,6 @@ from ctlab_dask_zarr.volume import Volume, copied_mapping
 if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import History
 
-__all__ = [
-    *("WriteOptions", "existing_write", "plan_write", "planned_levels", "refuse_contradictions"),
-    *("resolve_destination",),
-]
-
 #: dtypes of volumes; the formats have no bool and no complex.
 _DTYPE_KINDS = "iuf"
 #: Fields of the mango block that nobody asks for: the identity has them, or they change with time,
