@@ -1,1 +1,1 @@
-"""Where and how it runs: source graphs, clusters, progress, stopping, settings."""
+"""Where and how a graph runs: graphs of sources, clusters, progress, stopping."""
