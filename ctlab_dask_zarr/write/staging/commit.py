@@ -248,8 +248,7 @@ def _publish(staged: StagedWrite, documents: dict[str, str]) -> None:
 
 
 def _refuse_problem(staged: StagedWrite, state: str = "") -> None:
-    problem = destination_problem(staged.request)
-    if problem is not None:
+    if problem := destination_problem(staged.request):
         raise DestinationExistsError(problem + state)
 
 

@@ -124,11 +124,9 @@ def resolve_request(
         return request, Remaining((), n_done=len(wanted), stored=stored)
     refuse_missing_folder(destination)
     refuse_long_name(destination)
-    problem = destination_problem(request)
-    if problem is not None:
+    if problem := destination_problem(request):
         raise DestinationExistsError(problem)
-    problem = staging_problem(request)
-    if problem is not None:
+    if problem := staging_problem(request):
         raise StagingExistsError(problem)
     staging_id = destination.staged_plan().get("staging_id")
     if staging_id is None or not (request.resume or part):

@@ -11,7 +11,6 @@ import hashlib
 import os
 import uuid
 from dataclasses import replace
-from typing import Any
 
 from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import (
@@ -56,8 +55,7 @@ def stage(request: StageRequest) -> StagedWrite:
         if is_committed(request):
             return StagedWrite(request, "", is_committed=True)
         destination.discard_committed_staging()
-        problem = destination_problem(request)
-        if problem is not None:
+        if problem := destination_problem(request):
             raise DestinationExistsError(problem)
         found = destination.staged_plan().get("run_id")
         if request.restart and number == 0 and found != request.run_id:
@@ -78,16 +76,12 @@ def stage(request: StageRequest) -> StagedWrite:
             # failure: it tells whose they are.
             destination.files.sync_folder(os.path.dirname(destination.staging))
             return staged
-    if lost is not None:
-        raise OSError(
-            errno.ENOENT,
-            f"no folder can be made there, {_N_TRIES} times in a row: give another place",
-            os.path.dirname(destination.staging),
-        ) from lost
-    raise StagingExistsError(
-        f"{destination.staging} could neither be made nor entered, {_N_TRIES} times: other writes "
-        "make and remove it again and again. Look what else writes there, then try again"
-    )
+    raise OSError(
+        errno.ENOENT,
+        f"no folder can be made there, {_N_TRIES} times in a row: look whether others make and "
+        "remove it, or give another place",
+        os.path.dirname(destination.staging),
+    ) from lost
 
 
 def _make_staging(request: StageRequest) -> StagedWrite | None:
@@ -134,8 +128,7 @@ def _enter_existing(request: StageRequest) -> StagedWrite | None:
         raise StagingExistsError(
             f"another write to {destination.path} began at the same moment in {destination.staging}"
         )
-    problem = staging_problem(request)
-    if problem is not None:
+    if problem := staging_problem(request):
         raise StagingExistsError(problem)
     staging_id: str | None = found.get("staging_id")
     if staging_id is None:
@@ -156,8 +149,7 @@ def _enter_existing(request: StageRequest) -> StagedWrite | None:
 
 def open_staged(destination: Destination) -> StagedWrite:
     """Return the write that is staged beside `destination`, to look at or to commit."""
-    plan = destination.staged_plan()
-    if plan:
+    if plan := destination.staged_plan():
         return StagedWrite(StageRequest.from_plan(destination, plan), plan["staging_id"])
     problem = "does not say what was being written; remove it by --restart"
     if destination.files.kind(destination.staging) is None:
@@ -255,55 +247,49 @@ def _extension_problem(request: StageRequest) -> str | None:
 
 def staging_problem(request: StageRequest) -> str | None:
     """Return why the write cannot use the staging folder that is there, or None."""
-    destination = request.destination
+    destination, by = request.destination, request.how_to_remove
     if request.restart or destination.files.kind(destination.staging) is None:
         return None
     found = destination.staged_plan()
     if found.get("run_id") == request.run_id or destination.is_staging_committed():
         return None
-    by = request.how_to_remove
+    place = destination.staging
     if request.image is not None and (found.get("image") or request.image)[0] != request.image[0]:
         return (
-            f"{destination.staging} holds labels of the image that was {destination.labels_of} "
-            f"before: remove them by {by}"
+            f"{place} holds labels of the image that was {destination.labels_of} before: remove "
+            f"them by {by}"
         )
-    if request.n_parts is not None and found.get("n_parts") is not None:
-        return _part_problem(request, found)
-    if not request.resume:
+    is_same = found.get("fingerprint") == request.fingerprint
+    difference = "" if is_same else identity_difference(found.get("identity"), request.identity)
+    n_parts = found.get("n_parts")
+    if request.n_parts is None or n_parts is None:
+        if not request.resume:
+            return (
+                f"{place} is there: another write to {destination.path} is under way, or was "
+                f"interrupted. Go on with it by resume=True (--resume), or remove it by {by}"
+            )
+        return difference and (
+            f"cannot resume in {place}: {difference}. Use the same source and settings, or remove "
+            f"it by {by}"
+        )
+    if n_parts != request.n_parts:
         return (
-            f"{destination.staging} is there: another write to {destination.path} is under way, or "
-            f"was interrupted. Go on with it by resume=True (--resume), or remove it by {by}"
+            f"the parts in {place} are {n_parts} in all, and this would be one of "
+            f"{request.n_parts}: run it as one of {n_parts}, or remove them by {by}"
         )
-    if found.get("fingerprint") != request.fingerprint:
-        return (
-            f"cannot resume in {destination.staging}: "
-            f"{identity_difference(found.get('identity'), request.identity)}. Use the same source "
-            f"and settings, or remove it by {by}"
-        )
-    return None
-
-
-def _part_problem(request: StageRequest, found: dict[str, Any]) -> str | None:
-    """Return why a part does not belong to the parts in the staging folder, or None."""
-    parts, by = f"the parts in {request.destination.staging}", request.how_to_remove
-    if found["n_parts"] != request.n_parts:
-        return (
-            f"{parts} are {found['n_parts']} in all, and this would be one of {request.n_parts}: "
-            f"run it as one of {found['n_parts']}, or remove them by {by}"
-        )
-    if found.get("fingerprint") == request.fingerprint:
+    if is_same:
         difference = requested_difference(found.get("requested"), request.requested)
-    else:
-        difference = identity_difference(found.get("identity"), request.identity)
     if difference:
         return (
-            f"{parts} are of another write: {difference}. Run all parts with the same source and "
-            f"settings, or remove them by {by}"
+            f"the parts in {place} are of another write: {difference}. Run all parts with the same "
+            f"source and settings, or remove them by {by}"
         )
     version = found.get("version", __version__)
-    if version != __version__:
-        return (
-            f"{parts} are written by ctlab-dask-zarr {version}, and this is {__version__}: run all "
-            "parts with one version"
+    return (
+        None
+        if version == __version__
+        else (
+            f"the parts in {place} are written by ctlab-dask-zarr {version}, and this is "
+            f"{__version__}: run all parts with one version"
         )
-    return None
+    )
