@@ -104,7 +104,7 @@ def images_to_extend(
 
 
 def halved_levels(image: Volume, path: str) -> tuple[Level, ...]:
-    """Return the levels of an image; raise if they are not such as are made here."""
+    """Return the levels of an image; raise if other levels cannot be made like them."""
     try:
         refuse_other_factors(image.levels)
     except InvalidArgumentError as error:

@@ -140,8 +140,8 @@ def _compute(
 def _compute_here(graph: Delayed, stop: Stop | None) -> CommitResult:
     """Compute on the scheduler in force; a failure in threads is told when all of them are done.
 
-    A thread that went on would put its shard beside those of the next write that goes on here,
-    which may have other voxels.
+    A thread that still ran could put its shard beside the shards of the next write, which may have
+    other voxels.
     """
 
     def refuse_to_begin(key: Any, *state: Any) -> None:

@@ -217,8 +217,7 @@ def _publish(staged: StagedWrite, documents: dict[str, str]) -> None:
     _settle_folders(files, staged.store.root)
     _refuse_problem(
         staged,
-        ". It came to be while the write was under way; the new dataset is complete in "
-        f"{staged.store.root}",
+        f". This changed during the write; the new dataset is complete in {staged.store.root}",
     )
     is_replacement = request.overwrite and files.kind(path) is not None
     if is_replacement:
@@ -257,9 +256,9 @@ def _refuse_another(staged: StagedWrite) -> None:
     destination = staged.request.destination
     if identity_of_occupant(destination) != staged.request.replaces:
         raise DestinationExistsError(
-            f"{destination.path} is not the dataset that was to be replaced: it came to be, or was "
-            "changed, while the write was under way, and is left as it is. The new one is complete "
-            f"in {staged.store.root}: move what is there elsewhere, then `ctlab-zarr commit "
+            f"{destination.path} is not the dataset that was to be replaced: it appeared or was "
+            "changed during the write, and is left as it is. The new dataset is complete in "
+            f"{staged.store.root}: move the other one elsewhere, then `ctlab-zarr commit "
             f"{destination.path}`; with --overwrite that replaces what is there now"
         )
 
@@ -298,7 +297,7 @@ def _publish_levels(staged: StagedWrite, documents: dict[str, str]) -> None:
                 _settle_folders(files, folder)
                 _rename(
                     files, folder, place,
-                    f"{place}, which no metadata lists, came to be while a further level was "
+                    f"{place}, which no metadata lists, appeared while a further level was "
                     "written: move it elsewhere, then go on by resume=True (--resume)",
                 )  # fmt: skip
         elif files.kind(place) != "folder":

@@ -49,7 +49,7 @@ def stage(request: StageRequest) -> StagedWrite:
     refuse_missing_folder(destination)
     lost: OSError | None = None
     for number in range(_N_TRIES):
-        # Each try looks anew at what others have left, or put there, since the one before.
+        # Each try looks again: other writers may have put something there, or left it.
         destination.sweep()
         destination.finish_interrupted_replacement()
         if is_committed(request):
@@ -137,7 +137,7 @@ def _enter_existing(request: StageRequest) -> StagedWrite | None:
     if found.get("run_id") == request.run_id or is_shared:
         return StagedWrite(replace(request, replaces=found.get("replaces")), staging_id)
     if request.overwrite:
-        # This run asks anew: it replaces what is there now.
+        # This run asks again, for what is there now.
         request = replace(request, replaces=identity_of_occupant(destination))
     try:
         destination.notes.put(STAGED_PLAN, request.to_json(staging_id).encode())
@@ -199,13 +199,13 @@ def _other_request(request: StageRequest) -> str | None:
     if committed.get("fingerprint") != request.fingerprint:
         change = source_difference(committed.get("source"), request.identity)
         return change and (
-            f"{destination.path} is complete, but of another source: {change}. Else write to "
-            "another destination, or replace it by overwrite=True (--overwrite)"
+            f"{destination.path} is complete, but was made from another source: {change}. "
+            "Otherwise write to another destination, or replace it by overwrite=True (--overwrite)"
         )
     difference = requested_difference(committed.get("requested"), request.requested)
     return difference and (
         f"{destination.path} is complete, but written with other metadata: {difference}. Change it "
-        "in place (ctlab-zarr set-voxel, set-id), or write it anew with overwrite=True "
+        "in place (ctlab-zarr set-voxel, set-id), or write it again with overwrite=True "
         "(--overwrite)"
     )
 
@@ -216,16 +216,16 @@ def _extension_problem(request: StageRequest) -> str | None:
     try:
         root = destination.files.read(os.path.join(destination.path, ROOT_DOCUMENT))
     except OSError:
-        return f"{destination.path}, which was to get further levels, is no longer there"
+        return f"{destination.path} is no longer there, and cannot get further levels"
     if hashlib.sha256(root).hexdigest() != request.extends:
         return (
-            f"{destination.path} was changed since its further levels were planned: plan them anew "
-            "by restart=True (--restart)"
+            f"{destination.path} was changed since its further levels were planned: plan them "
+            "again by restart=True (--restart)"
         )
     found = destination.staged_plan()
     is_being_extended = found.get("extends") is not None
-    begins_anew = request.restart and found.get("run_id") != request.run_id
-    if is_being_extended and not (begins_anew and destination.can_rename):
+    is_restart = request.restart and found.get("run_id") != request.run_id
+    if is_being_extended and not (is_restart and destination.can_rename):
         return None
     # A level that a commit has moved there is never removed: the commit may be about to name it in
     # the root document.
@@ -233,7 +233,7 @@ def _extension_problem(request: StageRequest) -> str | None:
     if is_being_extended:
         image = destination.labels_of or destination.path
         advice = (
-            "go on with the write that it is of, by resume=True (--resume), or undo it by "
+            "resume the write that it belongs to by resume=True (--resume), or undo it by "
             f"`ctlab-zarr abort {image}`"
         )
     for level in request.levels[request.n_existing :]:
@@ -256,8 +256,8 @@ def staging_problem(request: StageRequest) -> str | None:
     place = destination.staging
     if request.image is not None and (found.get("image") or request.image)[0] != request.image[0]:
         return (
-            f"{place} holds labels of the image that was {destination.labels_of} before: remove "
-            f"them by {by}"
+            f"{place} holds labels of another image, which was at {destination.labels_of} before: "
+            f"remove them by {by}"
         )
     is_same = found.get("fingerprint") == request.fingerprint
     difference = "" if is_same else identity_difference(found.get("identity"), request.identity)

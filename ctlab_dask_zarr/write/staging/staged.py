@@ -160,8 +160,8 @@ class StagedWrite:
     def recorded(self, sizes: Mapping[str, int] | None = None) -> dict[str, ShardReceipt]:
         """Return the kept receipts, by key, of objects that are there with the size they say.
 
-        `sizes` are those of the objects, where they are known. A receipt of which two attempts say
-        different things is not believed.
+        `sizes` of the objects are looked up where they are not given. Where two attempts disagree
+        about an object, neither is believed.
         """
         sizes = self.sizes() if sizes is None else sizes
         kept = self.receipts
@@ -211,8 +211,8 @@ class StagedWrite:
 def taken_over(destination: Destination) -> StagingExistsError:
     """Return the error of a write that has lost its staging folder to another one."""
     return StagingExistsError(
-        f"{destination.staging}, in which this write was staged, was removed or committed "
-        "meanwhile by another write: look whether that one is still under way, then try again"
+        f"another write has removed or committed {destination.staging}, in which this write was "
+        "staged: check whether the other one is still running, then try again"
     )
 
 
