@@ -56,17 +56,12 @@ def unused_key(key: str, taken: Container[str]) -> str:
 
 
 def parse_mango_history(text: str) -> dict[str, HistoryValue]:
-    r"""Return the parameters that a text of mango's holds, sections as nested dicts.
+    """Return the parameters that a text of mango's holds, sections as nested dicts.
 
     Values stay text, except for ``True``, ``False``, and angle brackets: one value in them loses
     them, several become a list, of numbers where they are numbers. A key or a section that occurs
     again in its section makes a list of all its values. A text without sections with lines like
     ``key: value`` is read as a log.
-
-    Examples
-    --------
-    >>> parse_mango_history("fast True\nBeginSection Run\n  size <3><4.5>\nEndSection\n")
-    {'fast': True, 'Run': {'size': [3, 4.5]}}
     """
     lines = text.strip("\0").split("\n")
     section = _parse_log(lines) if _is_log(lines) else _parse_sections(iter(lines))
@@ -82,11 +77,6 @@ def history_from_attributes(
     missing or empty, becomes ``{<id>: {"parameters": {...}, "output": str}}``. The log stays text,
     and so do the parameters without `parse_history`. A bare ``history``, which general netCDF tools
     write, becomes the output of an entry ``history``.
-
-    Examples
-    --------
-    >>> history_from_attributes({"history_1_tomo": "a 1", "history_1_tomo_output": "done"})
-    {'1_tomo': {'parameters': {'a': '1'}, 'output': 'done'}}
     """
     history: History = {}
     for key, text in attributes.items():

@@ -34,13 +34,7 @@ class Level:
 
 
 def with_shapes(levels: Sequence[Level], shapes: Sequence[Shape]) -> tuple[Level, ...]:
-    """Return stored levels with the shapes of their arrays, and the factors that follow.
-
-    Examples
-    --------
-    >>> [level.factors for level in with_shapes([Level("0"), Level("1")], [(5, 8), (3, 8)])]
-    [(1, 1), (2, 1)]
-    """
+    """Return stored levels with the shapes of their arrays, and the factors that follow."""
     finer = [*shapes[:1], *shapes[:-1]]
     return tuple(
         replace(

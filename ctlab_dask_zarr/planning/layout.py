@@ -101,18 +101,6 @@ def resolve_layout(
     without sharding the array), a target number of elements, or ``'auto'``: 32**3, or 256**2 for
     two axes. ``shards`` is a shape (0 spans the array, rounded up to whole chunks), a target number
     of elements, ``'auto'`` (512**3 or 8192**2), or None for no sharding.
-
-    Raises
-    ------
-    InvalidArgumentError
-        One of them has no such form, or chunks do not divide shards.
-
-    Examples
-    --------
-    >>> resolve_layout((1, 600, 700)).shard_shape
-    (1, 768, 768)
-    >>> resolve_layout((1024, 1024, 1024), chunks=64**3 - 1).inner_chunk_shape
-    (64, 64, 64)
     """
     shape = tuple(_parse_integer("shape", n) for n in shape)
     if len(shape) not in (2, 3) or min(shape) < 1:

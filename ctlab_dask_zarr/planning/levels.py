@@ -35,12 +35,6 @@ def plan_levels(finest: Level, levels: LevelSpec) -> tuple[Level, ...]:
     """Return level 0 and those that follow from it.
 
     `levels` is how many there are in all, or ``'auto'``: until the longest axis has 256 voxels.
-
-    Examples
-    --------
-    >>> finest = Level("0", (1000, 1001, 20), (1, 1, 1), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0))
-    >>> [(level.shape, level.factors) for level in plan_levels(finest, "auto")][1:]
-    [((1000, 501, 20), (1, 2, 1)), ((500, 251, 20), (2, 2, 1)), ((250, 126, 20), (2, 2, 1))]
     """
     n_levels = _validated_levels(levels)
     found = [finest]

@@ -112,13 +112,7 @@ def choose_rechunk(
 
 
 def block_ranges(lengths: Sequence[int], cell: int) -> list[range]:
-    """Return, for each cell of the task grid along one axis, the blocks that overlap it.
-
-    Examples
-    --------
-    >>> block_ranges((40, 40, 20), 64)
-    [range(0, 2), range(1, 3)]
-    """
+    """Return, for each cell of the task grid along one axis, the blocks that overlap it."""
     starts = (0, *accumulate(lengths))
     return [
         range(_block_at(starts, start), _block_at(starts, min(start + cell, starts[-1]) - 1) + 1)

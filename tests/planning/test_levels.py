@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ctlab_dask_zarr import InvalidArgumentError
-from ctlab_dask_zarr.formats.level import Level
+from ctlab_dask_zarr.formats.level import Level, with_shapes
 from ctlab_dask_zarr.planning.layout import resolve_layout
 from ctlab_dask_zarr.planning.levels import (
     child_coords,
@@ -62,6 +62,11 @@ def test_a_coarse_axis_is_halved_once_the_others_have_caught_up() -> None:
     found = planned((1024, 4096, 4096), (4.0, 1.0, 1.0), 4)
     assert [level.factors for level in found[1:]] == [(1, 2, 2), (1, 2, 2), (2, 2, 2)]
     assert found[-1].voxel_size == (8.0, 8.0, 8.0)
+
+
+def test_stored_levels_have_the_factors_that_their_shapes_say() -> None:
+    found = with_shapes([Level("0"), Level("1"), Level("2")], [(5, 8), (3, 8), (2, 2)])
+    assert [level.factors for level in found] == [(1, 1), (2, 1), (2, 4)]
 
 
 def test_positions_are_those_of_the_centres() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctlab_dask_zarr import Dataset, WritePlan, dataset_from_zarr, dataset_to_zarr, plan
+from ctlab_dask_zarr.planning.rechunk import block_ranges
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
 from ctlab_dask_zarr.write.shards.shard import write_shards
@@ -73,6 +74,10 @@ BLOCKS = {
     "misaligned": (7, 11, 13),
     "one slice": (1, 50, 70),
 }
+
+
+def test_blocks_belong_to_every_cell_that_they_overlap() -> None:
+    assert block_ranges((40, 40, 20), 64) == [range(2), range(1, 3)]
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["alone", "overlapping"])
