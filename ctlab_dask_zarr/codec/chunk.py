@@ -30,9 +30,17 @@ class ChunkCodec:
     """A chain of codecs, for use by one thread."""
 
     def __init__(self, chain: tuple[CodecSpec, ...]) -> None:
-        steps = [_step(spec) for spec in chain]
-        self._encoders = [encode for encode, _ in steps]
-        self._decoders = [decode for _, decode in reversed(steps)]
+        self._encoders: list[Encode] = []
+        self._decoders: list[Decode] = []
+        for spec in chain:
+            try:
+                encode, decode = CODECS[spec.name].make(spec.options)
+            except Exception as error:  # the codecs' own errors have no common base
+                raise MetadataError(
+                    f"codec {spec.name} cannot be configured by {spec.configuration}: {error!r}"
+                ) from error
+            self._encoders.append(encode)
+            self._decoders.insert(0, decode)
 
     def encode(self, chunk: Buffer) -> Buffer:
         """Encode the bytes of one chunk (C order, little-endian)."""
@@ -63,12 +71,3 @@ class ChunkCodec:
                 f"it decodes to {memoryview(data).nbytes} bytes instead of {nbytes}"
             )
         return data
-
-
-def _step(spec: CodecSpec) -> tuple[Encode, Decode]:
-    try:
-        return CODECS[spec.name].make(spec.options)
-    except Exception as error:  # the codecs' own errors have no common base
-        raise MetadataError(
-            f"codec {spec.name} cannot be configured by {spec.configuration}: {error!r}"
-        ) from error

@@ -139,18 +139,14 @@ class LevelDownsampler:
         """
         from ctlab_dask_zarr.codec.downsample import halve_chunks
 
-        extent = tuple(b - a for a, b in zip(row.start, row.stop, strict=True))
         if self._planes is None:
+            extent = tuple(b - a for a, b in zip(row.start, row.stop, strict=True))
             places = zip(row.start, self._factors, self._slab.start, strict=True)
             origin = tuple(a // f - s for a, f, s in places)
             halve_chunks(row.blocks, flags, extent, *self._how, self._voxels, origin)
             return
-        where = [
-            slice(a - b, a - b + n)
-            for a, b, n in zip(row.start, self._planes_start, extent, strict=True)
-        ]
-        self._planes[tuple(where)] = row.unpadded()
-        self._n_planes = where[self._axis].stop
+        row.take(self._planes, tuple(self._planes_start))
+        self._n_planes = row.stop[self._axis] - self._planes_start[self._axis]
 
     def end_row(self) -> None:
         """Pass on what has come since the last row ended, if anything."""
