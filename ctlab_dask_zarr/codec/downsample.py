@@ -32,6 +32,7 @@ from llvmlite import binding  # type: ignore[import-untyped]
 from ctlab_dask_zarr.codec.kernels import METHOD_CODES, WIDE_MEAN, halve_every_chunk
 from ctlab_dask_zarr.codec.values import MIXED, SUMMABLE
 from ctlab_dask_zarr.formats.level import Shape
+from ctlab_dask_zarr.formats.zarr_array import grid_of
 
 __all__ = ["halve", "halve_chunks"]
 
@@ -54,8 +55,7 @@ def halve(
     >>> halve(np.array([[1, 2, 9], [4, 65535, 9]], "uint16"), (2, 2), "mean", 65535)
     array([[2, 9]], dtype=uint16)
     """
-    shape = tuple(-(-n // f) for n, f in zip(block.shape, factors, strict=True))
-    out = np.empty(shape, block.dtype)
+    out = np.empty(grid_of(block.shape, factors), block.dtype)
     chunks = np.ascontiguousarray(block).reshape((1,) * block.ndim + block.shape)
     flags = np.full(1, MIXED, np.uint8)
     halve_chunks(chunks, flags, block.shape, factors, method, mask_value, out, (0,) * block.ndim)
@@ -74,13 +74,13 @@ def halve_chunks(
 ) -> None:
     """Halve a block that is cut into chunks, as `halve` does.
 
-    Of `chunks`, shape (number of chunks along each axis, edges of a chunk), contiguous, what lies
-    beyond `extent` does not count. Edges are even along each axis halved that has more than one
-    chunk. `flags` say of each chunk whether it is `PLAIN`, `UNIFORM` or `MIXED`. The result, of the
-    shape ``ceil(extent / factors)``, goes to `out` from `origin` on; that is contiguous too.
+    `chunks` has the shape (number of chunks along each axis, edges of a chunk); what lies beyond
+    `extent` does not count. Edges are even along each halved axis with more than one chunk. `flags`
+    say whether a chunk is `PLAIN`, `UNIFORM` or `MIXED`. The result, of the shape
+    ``ceil(extent / factors)``, is put into `out` at `origin`. Both arrays are contiguous.
     """
     ndim, dtype = out.ndim, chunks.dtype
-    shape = tuple(-(-n // f) for n, f in zip(extent, factors, strict=True))
+    shape = grid_of(extent, factors)
     if any(not 0 <= o <= m - n for o, n, m in zip(origin, shape, out.shape, strict=True)):
         # The compiled code would write there all the same.
         raise IndexError(f"{extent} halved at {origin} is not inside of {out.shape}")
@@ -110,7 +110,7 @@ def halve_chunks(
 def _is_wide(chunks: npt.NDArray[Any], flags: npt.NDArray[np.uint8]) -> bool:
     """Whether eight voxels may add up to more than any type holds.
 
-    Of floats only where a chunk is mixed, as `ValueRange.add` calls those that hold huge ones.
+    `ValueRange.add` calls chunks with huge floats mixed; others are not looked at.
     """
     if chunks.dtype.kind != "f" or chunks.itemsize < 8:
         return chunks.itemsize == 8
@@ -132,7 +132,7 @@ def _zero(dtype: np.dtype[Any]) -> Any:
 def _compiled_for(arguments: tuple[Any, ...]) -> Any:
     """Return `halve_every_chunk` compiled for the types of these arguments.
 
-    numba makes a difference of nothing but their kinds, which cost far less to find: a row of small
+    They are looked up by their kinds, which tell the same and are found far faster: a row of small
     chunks is halved in less time than numba takes to name its types.
     """
     kind = tuple(
@@ -148,10 +148,10 @@ def _compiled_for(arguments: tuple[Any, ...]) -> Any:
 def _kernel(signature: tuple[Any, ...]) -> Any:
     """Return `halve_every_chunk` for these types, kept in files of its own.
 
-    numba numbers the machine code of all types that a function was called with, as they come. Two
-    processes that compile for different types at one moment take the same number, and afterwards
-    one type is given the code of the other: voxels would be wrong, without an error. So each set of
-    types has a function of its own name; each kind of processor too, since nodes share folders.
+    numba numbers the machine code of a function in the order in which types come. Two processes
+    that compile for different types at the same time take the same number, and afterwards one type
+    gets the code of the other: voxels would be wrong, without an error. So each set of types has a
+    function with a name of its own; each kind of processor too, since nodes share folders.
     """
     processor = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
     digest = hashlib.sha256(f"{signature} {processor}".encode()).hexdigest()[:16]

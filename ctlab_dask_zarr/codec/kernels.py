@@ -1,7 +1,4 @@
-"""The compiled code of `downsample`: numba makes machine code of it for each data type.
-
-docs/design/pyramids.md has the measurements against other ways.
-"""
+"""The loops of `downsample`, compiled by numba for each data type (docs/design/pyramids.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ Factors = tuple[int, ...]
 #: What the compiled code calls the methods.
 METHOD_CODES = {"mean": 0, "mode": 1, "nearest": 2, "max": 3}
 _MEAN, _MODE, _NEAREST, _MAX = (METHOD_CODES[name] for name in ("mean", "mode", "nearest", "max"))
-#: The mean of 64-bit integers and of huge floats, of which eight cannot be added up in any type.
+#: The mean of 64-bit integers and of huge floats: no type holds the sum of eight of them.
 WIDE_MEAN = 4
 
 _compiled = numba.njit(nogil=True)
@@ -180,7 +177,7 @@ def _masked_mean_row(
 def _pick_row(
     chunk: Any, rows: Any, n: Any, code: int, mask: Any, zero: Any, target: Any, to: Any
 ) -> None:
-    """Where nearly every voxel has eight parents that are the same, as labels have."""
+    """Fill a row of labels: nearly every voxel has eight equal parents, which is tried first."""
     one = np.uintp(1)
     n_different = np.uint32(0)
     for x in range(n):
@@ -231,7 +228,7 @@ def _mean_by_type(parents: Any, total: Any, n_valid: Any, mask: Any, is_wide: An
         as_voxel = type(parents[0])
         if not is_wide:
             return as_voxel((2 * total + n_valid) // (2 * n_valid))
-        # Quotients and remainders, which are not larger than the voxels.
+        # Sums of quotients and of remainders are no larger than the voxels.
         n = as_voxel(n_valid)
         whole, rest = as_voxel(0), as_voxel(0)
         for value in parents:
@@ -245,14 +242,14 @@ def _mean_by_type(parents: Any, total: Any, n_valid: Any, mask: Any, is_wide: An
         as_voxel = type(parents[0])
         if not is_wide:
             return as_voxel(total / n_valid)
-        # Powers of two change no digit.
+        # Dividing by a power of two changes no digit.
         eighths, lowest, highest = 0.0, np.inf, -np.inf
         for value in parents:
             if not _is_masked(value, mask):
                 eighths += value * 0.125
                 lowest, highest = min(lowest, value), max(highest, value)
         mean = eighths / n_valid * 8.0
-        # Rounded up, the largest number of the type would be infinite.
+        # The mean of the largest number of the type could be rounded up to infinity.
         return as_voxel(highest if mean > highest else lowest if mean < lowest else mean)
 
     return of_integers if isinstance(parents.dtype, types.Integer) else of_floats

@@ -5,8 +5,8 @@ What it stores under its only chunk key is the object. So every codec that zarr 
 every release, at zarr's speed. zarr is loaded when the first such object comes: workers that see
 none start without it.
 
-zarr inflates whatever it gets. So compressed bytes are inflated here first, up to the size that
-the array needs and no further.
+zarr sets no limit to what compressed bytes become. So they are inflated here first, up to the size
+that the array needs and no further.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from ctlab_dask_zarr.store.store import Store
 __all__ = ["decode_object", "dtype_in_zarr", "encode_object", "read_object"]
 
 _DOCUMENT_KEY = "zarr.json"
-#: What an element of any volume has at most, in whatever dtype filters have put it.
+#: The largest size of an element, in any dtype that filters convert a volume to.
 _ELEMENT_NBYTES = 16
-#: What an encoded chunk may have beyond its elements.
+#: What codecs may add to a chunk.
 _SURPLUS_NBYTES = 1 << 16
 #: lzma allocates the dictionary that a stream asks for: that of its highest preset is 65 MiB.
 _LZMA_NBYTES = 128 << 20
 _ARRAY_TO_BYTES = ("bytes", "sharding_indexed")
-#: Codecs of numcodecs that make nothing larger when they decode, but for a checksum.
+#: Codecs of numcodecs whose decoded bytes are no larger than the encoded ones.
 _NEVER_LARGER = ("adler32", "crc32", "crc32c", "fletcher32", "jenkins_lookup3", "shuffle")
 
 
@@ -49,8 +49,8 @@ def encode_object(array: StoredArray, block: npt.NDArray[Any]) -> bytes:
     target, key = _open_single(array, objects)
     target[...] = block
     if key not in objects:
-        # zarr 3.1 leaves out a shard that is all fill value, whatever it is asked. Here every
-        # object is written: with another fill value, its chunks are stored like any others.
+        # zarr 3.1 leaves out a shard that is all fill value, even with write_empty_chunks. Here
+        # every object is written: with another fill value, its chunks are stored like any others.
         other = 1 if array.fill_value == 0 else 0
         target, key = _open_single(array, objects, fill_value=other)
         target[...] = block

@@ -25,7 +25,7 @@ __all__ = ["CODECS", "Codec", "array_kwargs", "crc32c"]
 
 Buffer = Any  # collections.abc.Buffer exists from Python 3.12
 Encode = Callable[[Buffer], Buffer]
-#: decode(data, limit): at most so many bytes, whatever a damaged or hostile frame claims.
+#: decode(data, limit) returns at most `limit` bytes, even of a damaged or hostile frame.
 Decode = Callable[[Buffer, int], Buffer]
 
 _BLOSC_SHUFFLE = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}

@@ -1,10 +1,10 @@
 """The shards of coarser levels, made of what the tasks of the next finer one have left.
 
-That is an encoded piece of the level, and a piece of voxels of the one after it; or a piece of
-voxels of the level alone. What is missing or damaged is made again from the finer level's shards.
+Each has left an encoded piece of this level, and a piece of voxels of the one after it, or a piece
+of voxels of this level alone. What is missing or damaged is made again from the finer level.
 
-Another program may have written a finer level that was there before, and nothing is known of its
-voxels. All of them are read then, and the receipts of the new level tell their range.
+If the finer level was there before, another program may have written it, and the range of its
+voxels is not known. All of them are read then, and the receipts of the new level tell their range.
 """
 
 from __future__ import annotations
