@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["__version__"]
-
 try:
     __version__ = version("ctlab-dask-zarr")
 except PackageNotFoundError:  # run from a checkout that is not installed

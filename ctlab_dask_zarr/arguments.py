@@ -15,8 +15,6 @@ from typing import Any, ParamSpec, TypeVar
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 
-__all__ = ["explains_keywords", "parameters_of", "refuse_other_meanings", "refuse_unknown"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from ctlab_dask_zarr.interop.masked import MaskedMethod
 
-__all__ = ["Dataset", "dataset_from_zarr"]
-
 
 class Dataset(Volume):
     """A lazy dask array and what is known about it.

@@ -22,8 +22,6 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.lazy import split_index
 
-__all__ = ["SyntheticVolume", "synthetic_volume", "write_mango_netcdf"]
-
 #: Grey levels: the pores, then the minerals of the grains and how many grains are of each.
 _PORE_LEVEL = 17_000.0
 _GRAIN_LEVELS = (27_000.0, 31_000.0, 46_000.0)

@@ -10,26 +10,6 @@ from typing import ClassVar
 
 from ctlab_dask_zarr.text import shown
 
-__all__ = [
-    "BlockError",
-    "CTLabError",
-    "ClusterError",
-    "DatasetNotFoundError",
-    "DestinationExistsError",
-    "IncompleteDatasetError",
-    "IncompleteSourceError",
-    "InvalidArgumentError",
-    "MetadataError",
-    "MissingExtraError",
-    "ShardDecodeError",
-    "StagingExistsError",
-    "StorageError",
-    "UnsupportedFormatError",
-    "VerificationError",
-    "WriteFailedError",
-    "WriteStoppedError",
-]
-
 
 class CTLabError(Exception):
     """Base of every error that this package raises on purpose."""

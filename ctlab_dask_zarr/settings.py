@@ -19,17 +19,6 @@ from dask.utils import parse_bytes, parse_timedelta
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.codecs import array_kwargs
 
-__all__ = [
-    "KEYS_WITHOUT_DEFAULT",
-    "Setting",
-    "canonical_name",
-    "load_defaults",
-    "packaged_settings",
-    "setting",
-    "settings_in_force",
-    "wrong_keys",
-]
-
 _SECTION = "ctlab-zarr"
 #: Mappings whose keys users choose themselves.
 _OPEN_MAPPINGS = {

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable
 from html import escape
 
-__all__ = ["duration_text", "nbytes_text", "shown", "table"]
-
 #: Control characters, which move a terminal's cursor or change its settings, and those that turn
 #: the direction of text round, so that it reads as something else. Line ends and tabs stay.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

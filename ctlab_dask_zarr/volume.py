@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import History, HistoryValue
     from ctlab_dask_zarr.formats.problems import Problem
 
-__all__ = [
-    "VOXEL_DERIVED_FIELDS",
-    "Source",
-    "SourceChecks",
-    "Volume",
-    "copied_mapping",
-    "is_delayed",
-    "no_dataset",
-]
-
 #: Fields of the mango block that other voxels would make untrue.
 VOXEL_DERIVED_FIELDS = frozenset({"data_min_max"})
 

@@ -81,7 +81,7 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         storage_options: dict[str, Any] | None = None,
     ) -> dict[str, xr.Dataset]:
         """Open all levels and labels, by their group."""
-        from ctlab_dask_zarr.read.zarr import ZarrSource
+        from ctlab_dask_zarr.read.zarr_source import ZarrSource
         from ctlab_dask_zarr.store.hierarchy import label_names
 
         options: dict[str, Any] = {}

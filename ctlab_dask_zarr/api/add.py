@@ -30,7 +30,8 @@ from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
-from ctlab_dask_zarr.read.zarr import ZarrSource, open_volume, read_store_metadata
+from ctlab_dask_zarr.read.zarr import open_volume, read_store_metadata
+from ctlab_dask_zarr.read.zarr_source import ZarrSource
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import drop_consolidated
 from ctlab_dask_zarr.store.paths import storage_path
@@ -50,8 +51,6 @@ from ctlab_dask_zarr.write.staging.labels import image_identity
 if TYPE_CHECKING:
     import numpy.typing as npt
     from dask.delayed import Delayed
-
-__all__ = ["add_levels", "labels_to_zarr", "prepare_labels", "prepare_pyramid"]
 
 
 def add_levels(

@@ -40,12 +40,6 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.execution.stopping import Stop
     from ctlab_dask_zarr.volume import Volume
 
-__all__ = [
-    *("Executor", "ProgressSink", "analysed_source", "bound_options", "in_force", "plan_dataset"),
-    *("prepare_write", "refuse_taken", "refuse_too_little_memory", "reported", "run_reported"),
-    "started",
-]
-
 #: A client; a function that returns one, called when it is needed; for plans the size of workers.
 Executor: TypeAlias = "Client | Callable[[], Client] | Resources | None"
 #: Whether a bar is shown; or a function that is told.

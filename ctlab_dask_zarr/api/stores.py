@@ -26,8 +26,6 @@ from ctlab_dask_zarr.verification.verify import (
 )
 from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
 
-__all__ = ["Problems", "abort", "check_source", "pull", "push", "status", "verify"]
-
 
 class Problems(list[Problem]):
     """Everything that is wrong, as a list of `Problem`; an empty list where all is well.

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import History
     from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["WriteResult", "commit", "dataset_to_zarr", "plan", "write_dataset"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -34,8 +34,6 @@ from ctlab_dask_zarr.cli.write import (
     status_command,
 )
 
-__all__ = ["main"]
-
 
 def _print_version(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
     if is_asked:

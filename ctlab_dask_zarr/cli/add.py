@@ -25,8 +25,6 @@ from ctlab_dask_zarr.cli.parameters import COLOR, LEVELS
 if TYPE_CHECKING:
     from ctlab_dask_zarr import Stop
 
-__all__ = ["add_labels_command", "pyramid_command"]
-
 
 @click.command("pyramid")
 @click.argument("path", type=click.Path())

@@ -13,8 +13,6 @@ from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.errors import WriteFailedError
 from ctlab_dask_zarr.text import nbytes_text
 
-__all__ = ["demo_command"]
-
 
 @click.command("demo")
 @click.argument("directory", default="ctlab-zarr-demo", type=click.Path(file_okay=False))

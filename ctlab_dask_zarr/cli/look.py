@@ -17,8 +17,6 @@ import click
 from ctlab_dask_zarr.cli.options import JSON, STORAGE, option, with_options
 from ctlab_dask_zarr.cli.output import exit_codes, say
 
-__all__ = ["check_command", "config_command", "info_command", "preview_command", "view_command"]
-
 
 @click.command("info")
 @click.argument("path", type=click.Path())

@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 
     from ctlab_dask_zarr import Dataset, Stop
 
-__all__ = [
-    *("CLUSTER", "JSON", "MKDIR", "QUIET", "RESUME", "SOURCE", "STORAGE", "WRITE", "Command"),
-    *("api_arguments", "given_source_options", "make_folder_of", "open_source", "option"),
-    *("running", "with_options", "workers_of"),
-]
-
 Command = Callable[..., Any]
 #: Options by the names of their values, which are those of the API's arguments.
 Options = dict[str, Callable[[Command], Command]]

@@ -13,8 +13,6 @@ import click
 from ctlab_dask_zarr.errors import CTLabError
 from ctlab_dask_zarr.text import shown
 
-__all__ = ["ask", "exit_codes", "say"]
-
 
 def say(text: str, *, err: bool = False) -> None:
     """Print a line, a result to standard output or a message to standard error."""

@@ -8,11 +8,6 @@ from typing import Any, NoReturn
 
 import click
 
-__all__ = [
-    *("CODEC", "COLOR", "DEADLINE", "LAYOUT", "LEVELS", "NBYTES", "PART", "SHAPE"),
-    *("SHAPE_OR_NONE", "VOXEL_SIZE", "VOXEL_UNIT"),
-]
-
 #: A worker needs more than this to start at all; a smaller number lacks its unit.
 _LEAST_WORKER_NBYTES = 2**26
 

@@ -27,11 +27,6 @@ from ctlab_dask_zarr.cli.parameters import VOXEL_SIZE
 from ctlab_dask_zarr.errors import VerificationError
 from ctlab_dask_zarr.text import nbytes_text
 
-__all__ = [
-    *("history_command", "pull_command", "push_command", "set_id_command", "set_voxel_command"),
-    "verify_command",
-]
-
 
 @click.command("verify")
 @click.argument("path", type=click.Path())

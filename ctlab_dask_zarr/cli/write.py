@@ -41,8 +41,6 @@ from ctlab_dask_zarr.text import duration_text, nbytes_text
 if TYPE_CHECKING:
     from ctlab_dask_zarr import Dataset, Stop, WriteStatus
 
-__all__ = ["abort_command", "commit_command", "convert_command", "plan_command", "status_command"]
-
 _SOURCE_AND_DESTINATION = (
     click.argument("source", type=click.Path()),
     click.argument("destination", type=click.Path()),

@@ -13,8 +13,6 @@ from ctlab_dask_zarr.errors import MetadataError, ShardDecodeError
 from ctlab_dask_zarr.formats.codecs import CODECS, Buffer, Decode, Encode
 from ctlab_dask_zarr.formats.zarr_array import CodecSpec
 
-__all__ = ["Buffer", "ChunkCodec", "chunk_codec"]
-
 _thread = threading.local()
 
 

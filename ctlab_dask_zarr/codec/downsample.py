@@ -34,8 +34,6 @@ from ctlab_dask_zarr.codec.values import MIXED, SUMMABLE
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import grid_of
 
-__all__ = ["halve", "halve_chunks"]
-
 #: Machine code, by the kinds of its arguments.
 _kernels: dict[tuple[object, ...], Any] = {}
 #: Threads that begin together would otherwise each make, and compile, a kernel of their own.

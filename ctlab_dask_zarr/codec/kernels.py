@@ -11,8 +11,6 @@ from numba.extending import overload
 
 from ctlab_dask_zarr.codec.values import PLAIN, UNIFORM
 
-__all__ = ["METHOD_CODES", "WIDE_MEAN", "halve_every_chunk"]
-
 Factors = tuple[int, ...]
 
 #: What the compiled code calls the methods.

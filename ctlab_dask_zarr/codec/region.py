@@ -20,8 +20,6 @@ from ctlab_dask_zarr.formats.receipts import object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["object_crc32c", "read_region", "rows_of", "sample_voxels"]
-
 Region = tuple[slice, ...]
 #: Of an inner chunk, in bytes: where it begins in a shard, and how long it is.
 Entry = tuple[int, int]

@@ -20,17 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.codec.chunk import Buffer, chunk_codec
+from ctlab_dask_zarr.codec.chunk import chunk_codec
 from ctlab_dask_zarr.codec.zarr_fallback import encode_object
 from ctlab_dask_zarr.errors import ShardDecodeError
-from ctlab_dask_zarr.formats.codecs import crc32c
+from ctlab_dask_zarr.formats.codecs import Buffer, crc32c
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
-
-__all__ = [
-    *("ABSENT", "ChunkRow", "copy_runs", "index_bytes", "is_fill", "parse_index"),
-    *("row_axis_of", "row_encoder"),
-]
 
 #: Offset and nbytes of an inner chunk that is not stored because it is all fill value.
 ABSENT = np.iinfo(np.uint64).max

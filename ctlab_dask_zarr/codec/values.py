@@ -10,11 +10,6 @@ import numpy.typing as npt
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number
 
-__all__ = [
-    *("MIXED", "PLAIN", "SUMMABLE", "UNIFORM", "ValueRange"),
-    *("contrast_of", "valid_voxels", "voxel_difference"),
-]
-
 #: What is known of some voxels: none is masked or huge, all are the same, or neither.
 PLAIN, UNIFORM, MIXED = 0, 1, 2
 #: Grey levels run between these percentiles of the voxels that are not masked.

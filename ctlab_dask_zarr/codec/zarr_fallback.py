@@ -29,8 +29,6 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import CodecSpec, StoredArray
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["decode_object", "dtype_in_zarr", "encode_object", "read_object"]
-
 _DOCUMENT_KEY = "zarr.json"
 #: The largest size of an element, in any dtype that filters convert a volume to.
 _ELEMENT_NBYTES = 16

@@ -16,16 +16,6 @@ from typing import NamedTuple
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 
-__all__ = [
-    "Allocation",
-    "allocated_resources",
-    "choose_interface",
-    "clock_seconds",
-    "parse_duration",
-    "seconds_left",
-    "slurm_is_this_host",
-]
-
 #: The CPUs of this job on this node, by the batch systems that count them. PBS_NCPUS is left out:
 #: on Gadi it counts the CPUs of all nodes.
 _CPU_VARIABLES = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS")

@@ -33,14 +33,6 @@ from ctlab_dask_zarr.settings import (
     wrong_keys,
 )
 
-__all__ = [
-    "Workers",
-    "cluster_from_config",
-    "cluster_resources",
-    "configured_kind",
-    "read_configuration",
-]
-
 #: Kinds of workers that have a name; dask's settings say the rest.
 _KINDS = ("local", *BATCH_SYSTEMS, "mpi")
 #: How long a write waits for jobs without any worker, unless dask's settings say it.

@@ -37,21 +37,6 @@ from ctlab_dask_zarr.formats.receipts import Number
 if TYPE_CHECKING:
     import dask.array as da
 
-__all__ = [
-    "FAN_IN",
-    "Accept",
-    "Place",
-    "SourceGraph",
-    "accepted_block",
-    "add_block_tasks",
-    "add_blocks",
-    "add_closure",
-    "add_tree",
-    "analyse_source",
-    "is_read",
-    "results_of",
-]
-
 Key = Any
 #: Where a block lies in the source: its first voxel, and its shape.
 Place = tuple[Shape, Shape]

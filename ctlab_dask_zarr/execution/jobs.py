@@ -36,8 +36,6 @@ from ctlab_dask_zarr.execution.allocation import (
 from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop
 from ctlab_dask_zarr.planning.rechunk import Resources
 
-__all__ = ["ASK_INTERVAL_S", "BATCH_SYSTEMS", "RETRY_S", "JobWorkers", "import_jobqueue"]
-
 _logger = logging.getLogger(__name__)
 
 #: Our names, which are those of dask-jobqueue's sections, and its classes.

@@ -23,8 +23,6 @@ from distributed import LocalCluster
 from ctlab_dask_zarr.execution.allocation import allocated_resources
 from ctlab_dask_zarr.planning.rechunk import Resources
 
-__all__ = ["WORKERS_SHARE", "LocalWorkers", "dask_setup", "local_workers"]
-
 #: Part of the memory that workers may use together; client and scheduler need the rest.
 WORKERS_SHARE = 0.9
 #: How long a write waits without any worker, unless dask's settings say it. A nanny gives up a

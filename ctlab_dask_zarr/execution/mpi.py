@@ -15,8 +15,6 @@ from ctlab_dask_zarr.execution.allocation import allocated_resources, choose_int
 from ctlab_dask_zarr.execution.local import WORKERS_SHARE
 from ctlab_dask_zarr.planning.rechunk import Resources
 
-__all__ = ["MPIWorkers"]
-
 #: One rank each for the scheduler, for the client, and at least one for workers.
 _LEAST_RANKS = 3
 

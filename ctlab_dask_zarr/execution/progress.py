@@ -23,8 +23,6 @@ from ctlab_dask_zarr.text import duration_text, nbytes_text
 if TYPE_CHECKING:
     from ctlab_dask_zarr.execution.stopping import Stop
 
-__all__ = ["ProgressBar", "Reporter", "WriteProgress", "counted", "listen", "topic_of"]
-
 #: Seconds between two reports of one task.
 _REPORT_INTERVAL_S = 0.5
 _BAR_INTERVAL = "200ms"

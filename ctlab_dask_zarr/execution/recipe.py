@@ -17,8 +17,6 @@ from dask._task_spec import DataNode, GraphNode, Task
 
 from ctlab_dask_zarr.formats.level import Shape
 
-__all__ = ["BlockRecipe", "may_reuse"]
-
 Key = Any
 
 

@@ -17,8 +17,6 @@ from ctlab_dask_zarr.execution.scheduler import scheduler_resources
 from ctlab_dask_zarr.execution.versions import same_versions
 from ctlab_dask_zarr.planning.rechunk import Resources
 
-__all__ = ["RunningWorkers"]
-
 
 @dataclass(frozen=True)
 class RunningWorkers:

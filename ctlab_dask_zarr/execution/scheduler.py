@@ -17,8 +17,6 @@ from ctlab_dask_zarr.planning.rechunk import Resources
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
-__all__ = ["current_client", "scheduler_resources", "waiting_for"]
-
 
 def scheduler_resources() -> Resources:
     """Return the threads of all workers, and the memory of one thread, of the scheduler in force.

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from ctlab_dask_zarr.store.shared_folder import SharedFolder
 
-__all__ = ["MORE_TIME", "Stop", "compute_until"]
-
 #: Seconds for shards under way to be finished: SLURM kills 30 s after its SIGTERM.
 _GRACE_S = 20.0
 #: Seconds that a command needs after its last shard to close workers and scheduler.

@@ -12,8 +12,6 @@ from distributed.versions import get_versions
 
 from ctlab_dask_zarr.errors import ClusterError
 
-__all__ = ["same_versions"]
-
 #: These decide about the bytes that are written, and about how client and workers talk.
 _PACKAGES = ("ctlab-dask-zarr", "zarr", "numpy", "numcodecs", "dask", "distributed")
 

@@ -21,8 +21,6 @@ import numpy as np
 
 from ctlab_dask_zarr.errors import ShardDecodeError
 
-__all__ = ["CODECS", "Codec", "array_kwargs", "crc32c"]
-
 Buffer = Any  # collections.abc.Buffer exists from Python 3.12
 Encode = Callable[[Buffer], Buffer]
 #: decode(data, limit) returns at most `limit` bytes, even of a damaged or hostile frame.

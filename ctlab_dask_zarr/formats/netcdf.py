@@ -19,16 +19,6 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.mango import RESERVED_KEYS
 from ctlab_dask_zarr.formats.units import VoxelUnit
 
-__all__ = [
-    "BlockHeader",
-    "block_number",
-    "carried_attributes",
-    "choose_variable",
-    "is_stored_as",
-    "parse_block_header",
-    "plain_attribute",
-]
-
 #: Attributes of the files, not of the volume: they are not carried through. The parameters of the
 #: histogram are among them, because the histogram itself, an array, is not carried either.
 _BOOKKEEPING_KEYS = frozenset(

@@ -15,8 +15,6 @@ from typing import Any
 from ctlab_dask_zarr.formats.netcdf import BlockHeader, block_number
 from ctlab_dask_zarr.formats.problems import Problem
 
-__all__ = ["validate_blocks"]
-
 #: What has to be the same in every block: field, kind of the problem, name in the message.
 _COMMON_FIELDS = (
     ("variable", "dataset", "variable"),

@@ -20,8 +20,6 @@ from ctlab_dask_zarr.volume import Volume
 if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import HistoryValue
 
-__all__ = ["MaskedMethod", "map_masked"]
-
 MaskedMethod = Literal["linear", "pointwise", "nan"]
 
 #: Below this share of the kernel's weight there is nothing to make a value of.

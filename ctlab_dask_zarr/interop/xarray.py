@@ -24,8 +24,6 @@ from ctlab_dask_zarr.volume import Volume
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
-__all__ = ["CTLabAccessor", "to_xarray", "volume_from_xarray"]
-
 #: Attributes of the array. Nested ones are JSON text, which netCDF can keep too.
 _DATATYPE, _ID, _HISTORY, _EXTRA = "datatype", "dataset_id", "ctlab_history", "ctlab_attributes"
 #: Only where it differs from what the data type says: 1 or 0, as netCDF has no booleans.

@@ -8,8 +8,6 @@ from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import remove_tree
 from ctlab_dask_zarr.store.objects import EndedUploads
 
-__all__ = ["AbortResult", "abort_write"]
-
 
 @dataclass(frozen=True)
 class AbortResult:

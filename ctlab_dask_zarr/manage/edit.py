@@ -40,8 +40,6 @@ from ctlab_dask_zarr.volume import Volume
 if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import HistoryValue
 
-__all__ = ["MetadataEdit", "edit_metadata", "plan_edit"]
-
 
 class _Size(NamedTuple):
     lengths: tuple[float, ...]

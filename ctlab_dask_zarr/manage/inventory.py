@@ -21,8 +21,6 @@ from ctlab_dask_zarr.read.receipts import array_receipts, seal_of
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names
 
-__all__ = ["Inventory", "take_inventory"]
-
 
 @dataclass(frozen=True)
 class Inventory:

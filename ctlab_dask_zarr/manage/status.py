@@ -13,8 +13,6 @@ from ctlab_dask_zarr.write.staging.remaining import part_of
 from ctlab_dask_zarr.write.staging.stage import open_staged
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-__all__ = ["PartStatus", "WriteStatus", "write_status"]
-
 
 @dataclass(frozen=True)
 class PartStatus:

@@ -34,8 +34,6 @@ from ctlab_dask_zarr.store.occupied import refuse_long_name, refuse_missing_fold
 from ctlab_dask_zarr.store.staging_plan import STAGED_PLAN, is_object_of
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["CopyResult", "copy_dataset"]
-
 #: How much is read and written at once.
 _BLOCK_NBYTES = 8 << 20
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from ctlab_dask_zarr.volume import Source
 
-__all__ = ["lazy_array", "split_index"]
-
 
 def lazy_array(source: Source, kind: str, chunks: Any, options: dict[str, Any]) -> da.Array:
     """Return a source as a dask array; nothing is read.

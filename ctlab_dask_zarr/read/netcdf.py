@@ -42,8 +42,6 @@ from ctlab_dask_zarr.store.paths import local_path
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["DESCRIPTION", "NAME", "can_open", "is_ours", "looks_like", "open_volume"]
-
 NAME = "NetCDF"
 DESCRIPTION = "mango netCDF"
 

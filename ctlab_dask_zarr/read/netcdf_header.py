@@ -28,8 +28,6 @@ from ctlab_dask_zarr.read.netcdf_storage import (
     open_hdf5,
 )
 
-__all__ = ["HDF5_MAGIC", "NETCDF3_MAGIC", "DamagedFileError", "open_block"]
-
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 _CDF5_MAGIC = b"CDF\x05"

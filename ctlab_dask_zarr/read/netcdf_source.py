@@ -18,8 +18,6 @@ from ctlab_dask_zarr.read.lazy import split_index
 from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock, check_file, read_block
 from ctlab_dask_zarr.volume import SourceChecks
 
-__all__ = ["NetCDFSource"]
-
 
 @dataclass(frozen=True, repr=False)
 class NetCDFSource:

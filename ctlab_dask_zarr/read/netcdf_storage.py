@@ -31,14 +31,10 @@ except ImportError:
     DeflateError = zlib.error  # type: ignore[misc,assignment]
 
     def zlib_decompress(data: Buffer, originalsize: int) -> bytearray:
+        """Inflate as deflate does."""
         # Stops one byte after the wanted size, however large the stream would become.
         return bytearray(zlib.decompressobj().decompress(data, originalsize + 1))
 
-
-__all__ = [
-    *("MAX_LISTED_CHUNKS", "ByHDF5", "Chunked", "Contiguous", "Storage", "StoredBlock"),
-    *("check_file", "list_chunks", "open_hdf5", "read_block"),
-]
 
 #: A block of more chunks keeps no list of them, so that a volume stays small in every task. A
 #: process that reads such a block lists its chunks once.

@@ -24,17 +24,6 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray, key_in
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, read_json_object
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = [
-    "Expected",
-    "Seal",
-    "array_receipts",
-    "expected_objects",
-    "object_change",
-    "object_problems",
-    "refuse_damaged",
-    "seal_of",
-]
-
 #: Checksums that our commit keeps of an array: of its receipts, and of its document.
 Seal = tuple[int, int | None]
 

@@ -18,8 +18,6 @@ from ctlab_dask_zarr.read import netcdf, zarr
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["KINDS", "SourceKind", "is_ours", "kind_of", "open_volume"]
-
 
 class SourceKind(Protocol):
     """What a module offers that opens one kind of source. Paths are as `storage_path` gives them.

@@ -49,20 +49,6 @@ from ctlab_dask_zarr.store.store import Store, files_to_read, storage_options_in
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.volume import Volume
 
-__all__ = [
-    "DESCRIPTION",
-    "NAME",
-    "StoreMetadata",
-    "ZarrSource",
-    "can_open",
-    "is_ours",
-    "looks_like",
-    "open_volume",
-    "read_store_metadata",
-    "source_of",
-    "volume_of",
-]
-
 NAME = "zarr"
 DESCRIPTION = "a Zarr store"
 #: A store of version 2 is refused when it is opened, with what to do.

@@ -36,8 +36,6 @@ from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.volume import SourceChecks
 
-__all__ = ["Version", "ZarrSource", "read_version"]
-
 #: Size and time of modification of a file.
 Version = tuple[int, float]
 

@@ -22,11 +22,6 @@ from urllib.parse import urlsplit
 from ctlab_dask_zarr.errors import InvalidArgumentError, MissingExtraError, StorageError
 from ctlab_dask_zarr.text import shown
 
-__all__ = [
-    *("NO_CREDENTIALS", "RETRY_TIMEOUT", "Options", "configured_options", "connect"),
-    *("endpoint_in_force", "first_line", "options_of_call", "this_process", "validated_options"),
-]
-
 #: Options of a store by obstore's names, as they are compared and sent to workers.
 Options = tuple[tuple[str, str], ...]
 

@@ -45,8 +45,6 @@ from ctlab_dask_zarr.store.staging_plan import (
 )
 from ctlab_dask_zarr.store.store import Store, files_at
 
-__all__ = ["Destination"]
-
 
 @dataclass(frozen=True)
 class Destination:

@@ -37,11 +37,6 @@ from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store, is_temporary
 from ctlab_dask_zarr.text import shown
 
-__all__ = [
-    *("CONSOLIDATED", "change_document", "discard_announced", "drop_consolidated"),
-    *("swap_document", "until_done"),
-]
-
 _DOCUMENT = "zarr.json"
 #: Where zarr keeps copies of the documents below a group, which readers believe.
 CONSOLIDATED = "consolidated_metadata"

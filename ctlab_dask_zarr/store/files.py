@@ -18,11 +18,6 @@ from typing import Any, Literal, Protocol
 
 from ctlab_dask_zarr.errors import UnsupportedFormatError
 
-__all__ = [
-    *("DOCUMENT_NBYTES", "LOCAL_FILES", "Files", "Kind", "LocalFiles", "is_left_by_system"),
-    *("devices_without_sync", "keep_permissions", "refuse_larger", "remove_tree", "walk"),
-]
-
 Kind = Literal["file", "folder", "link", "other"]
 #: More than any document about a dataset has: one that is larger is damaged, or hostile.
 DOCUMENT_NBYTES = 64 << 20

@@ -15,11 +15,6 @@ from ctlab_dask_zarr.store.files import Files
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store, is_temporary
 
-__all__ = [
-    *("ROOT_DOCUMENT", "contents_of", "dataset_paths", "label_names", "listed_arrays", "ome_of"),
-    *("read_attributes", "read_json_object", "read_ome"),
-]
-
 #: The document that makes a folder a store, a group or an array.
 ROOT_DOCUMENT = "zarr.json"
 

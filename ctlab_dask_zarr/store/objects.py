@@ -26,8 +26,6 @@ from ctlab_dask_zarr.store.connection import (
 )
 from ctlab_dask_zarr.store.files import DOCUMENT_NBYTES, Kind, refuse_larger
 
-__all__ = ["EndedUploads", "ObjectFiles"]
-
 #: Parts of an upload, and how many are under way at once: what a shard holds in memory.
 _PART_NBYTES = 8 << 20
 _N_PARTS_AT_ONCE = 2

@@ -19,11 +19,6 @@ from ctlab_dask_zarr.store.hierarchy import (
     read_ome,
 )
 
-__all__ = [
-    *("identity_of_occupant", "occupied_problem", "refuse_long_name", "refuse_missing_folder"),
-    *("refuse_place", "store_around"),
-]
-
 #: The most bytes that file systems take for the name of a file or a folder.
 _MAX_NAME_NBYTES = 255
 #: Attributes of volumes, and of groups of many images.

@@ -9,8 +9,6 @@ from urllib.parse import unquote
 from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
 from ctlab_dask_zarr.text import shown
 
-__all__ = ["OBJECT_SCHEMES", "is_url", "local_path", "storage_path"]
-
 OBJECT_SCHEMES = ("s3", "gs", "az", "http", "https", "memory")
 #: A scheme (RFC 3986), chained ones as fsspec writes them, and one slash or more: a `Path` made of
 #: a URL has lost the second.

@@ -12,8 +12,6 @@ from typing import Any
 
 from ctlab_dask_zarr.errors import ClusterError
 
-__all__ = ["SharedFolder", "check_shared_folder"]
-
 #: Seconds between two looks for new workers.
 _INTERVAL_S = 2.0
 #: Seconds for a look under way to end.

@@ -16,11 +16,6 @@ from ctlab_dask_zarr.store.files import Files, walk
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.store import is_temporary
 
-__all__ = [
-    *("N_DIGITS", "N_DIGITS_BESIDE", "STAGED", "STAGED_PLAN", "foreign_in", "is_object_of"),
-    "plan_problem",
-]
-
 #: In the staging folder: whose write it is, and of what.
 STAGED_PLAN = "plan.json"
 #: Digits of the ids of staging folders, and of those that are being made or removed.

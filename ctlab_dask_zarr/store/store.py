@@ -33,10 +33,6 @@ from ctlab_dask_zarr.store.files import (
 from ctlab_dask_zarr.store.objects import ObjectFiles
 from ctlab_dask_zarr.store.paths import is_url
 
-__all__ = [
-    *("Store", "Writer", "files_at", "files_to_read", "is_temporary", "storage_options_in_force"),
-]
-
 #: The name of a file that is being written: that of the object, and an id of this attempt.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.partial", re.DOTALL)
 

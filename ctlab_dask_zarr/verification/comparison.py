@@ -18,12 +18,11 @@ from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number, object_key
 from ctlab_dask_zarr.formats.units import are_same_positions, are_same_sizes
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
-from ctlab_dask_zarr.read.zarr import StoreMetadata, ZarrSource
+from ctlab_dask_zarr.read.zarr import StoreMetadata
+from ctlab_dask_zarr.read.zarr_source import ZarrSource
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.verification.contents import document_key
 from ctlab_dask_zarr.volume import VOXEL_DERIVED_FIELDS, Source, Volume
-
-__all__ = ["block_problems", "metadata_differences", "native", "of_source", "refuse_itself"]
 
 
 def metadata_differences(found: Volume, source: Volume) -> Iterator[Problem]:

@@ -29,11 +29,6 @@ from ctlab_dask_zarr.store.files import walk
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, contents_of, ome_of
 from ctlab_dask_zarr.store.store import Store, is_temporary
 
-__all__ = [
-    *("Contents", "Image", "document_key", "in_memory"),
-    *("read_contents", "read_images", "stored_objects"),
-]
-
 
 @dataclass(frozen=True)
 class Contents:

@@ -20,8 +20,6 @@ from ctlab_dask_zarr.store.documents import CONSOLIDATED
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, ome_of
 from ctlab_dask_zarr.verification.contents import Contents, Image, document_key, in_memory
 
-__all__ = ["LABELS_LISTING", "consolidated_problems", "document_problems", "has_unchecked_listing"]
-
 #: The document that lists the names of labels.
 LABELS_LISTING = f"labels/{ROOT_DOCUMENT}"
 

@@ -16,8 +16,6 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.receipts import Expected, object_change, object_problems
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["whole_object_problems"]
-
 
 def whole_object_problems(
     store: Store, path: str, document: str, expected: Sequence[Expected], read: bool

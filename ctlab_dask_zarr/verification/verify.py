@@ -58,8 +58,6 @@ from ctlab_dask_zarr.verification.documents import (
 from ctlab_dask_zarr.verification.objects import whole_object_problems
 from ctlab_dask_zarr.volume import Source, Volume
 
-__all__ = ["Verification", "prepare_source_check", "prepare_verification"]
-
 #: More than any file system holds; a document that claims so is damaged or hostile.
 _MAX_OBJECTS = 100_000_000
 #: At most this many missing objects are named. One more problem says how many others there are, so

@@ -13,12 +13,10 @@ from typing import Any
 from PIL import Image
 
 from ctlab_dask_zarr.codec.values import contrast_of, valid_voxels
-from ctlab_dask_zarr.read.zarr import ZarrSource
+from ctlab_dask_zarr.read.zarr_source import ZarrSource
 from ctlab_dask_zarr.text import nbytes_text, shown, table
 from ctlab_dask_zarr.views.slices import array_of, extents_of, grey_levels, levels_of, read_slice
 from ctlab_dask_zarr.volume import Volume
-
-__all__ = ["dataset_card"]
 
 #: A picture is made only if no more bytes of voxels than this have to be decoded for it: those of
 #: the inner chunks that the middle slice of the coarsest level goes through.

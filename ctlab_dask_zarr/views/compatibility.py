@@ -17,8 +17,6 @@ from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
 from ctlab_dask_zarr.store.hierarchy import label_names
 from ctlab_dask_zarr.views.neuroglancer import LABEL_DTYPES, SHOWN_DTYPES
 
-__all__ = ["ReaderReport", "check_readers"]
-
 #: A larger level is no longer looked at as a whole: 512**3 voxels.
 _LARGE = 512**3
 _WEBKNOSSOS_DTYPES = SHOWN_DTYPES | {"int64"}

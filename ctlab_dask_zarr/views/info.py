@@ -17,8 +17,6 @@ from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.views.labels import read_label_images
 from ctlab_dask_zarr.views.slices import extents_of
 
-__all__ = ["DatasetInfo", "info"]
-
 #: What a source tells of its layout, and others do not have.
 _LAYOUT = {"shards", "chunks", "codecs"}
 

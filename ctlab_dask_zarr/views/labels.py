@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import MetadataError
-from ctlab_dask_zarr.read.zarr import ZarrSource, read_store_metadata, volume_of
+from ctlab_dask_zarr.read.zarr import read_store_metadata, volume_of
+from ctlab_dask_zarr.read.zarr_source import ZarrSource
 from ctlab_dask_zarr.store.hierarchy import label_names
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.volume import Volume
-
-__all__ = ["LabelImage", "label_colors", "read_label_images"]
 
 RGB = tuple[int, int, int]
 

@@ -20,14 +20,12 @@ from ctlab_dask_zarr.codec.values import contrast_of
 from ctlab_dask_zarr.errors import MissingExtraError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.source import open_volume
-from ctlab_dask_zarr.read.zarr import ZarrSource
+from ctlab_dask_zarr.read.zarr_source import ZarrSource
 from ctlab_dask_zarr.store.paths import local_path
 from ctlab_dask_zarr.views.labels import LabelImage, read_label_images
 from ctlab_dask_zarr.views.server import FolderServer
 from ctlab_dask_zarr.views.slices import extents_of, read_mid_slices
 from ctlab_dask_zarr.volume import Volume
-
-__all__ = ["LABEL_DTYPES", "SHOWN_DTYPES", "serve_store"]
 
 #: The data types of WebGL textures (datasource/zarr of Neuroglancer).
 SHOWN_DTYPES = frozenset(

@@ -19,8 +19,6 @@ from ctlab_dask_zarr.views.labels import LabelImage, label_colors, read_label_im
 from ctlab_dask_zarr.views.slices import Slice, extents_of, grey_levels, read_mid_slices
 from ctlab_dask_zarr.volume import Volume
 
-__all__ = ["preview", "scale_bar"]
-
 _GAP_PIXELS = 8
 _BAR_PIXELS = 5
 _FONT_PIXELS = 13

@@ -18,8 +18,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
-__all__ = ["FolderServer", "parse_range"]
-
 _CONTENT_TYPES = {
     ".css": "text/css",
     ".html": "text/html; charset=utf-8",

@@ -12,13 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.formats.level import Level
-from ctlab_dask_zarr.read.zarr import ZarrSource, read_store_metadata, source_of
+from ctlab_dask_zarr.read.zarr import read_store_metadata, source_of
+from ctlab_dask_zarr.read.zarr_source import ZarrSource
 from ctlab_dask_zarr.volume import Volume
-
-__all__ = [
-    *("Slice", "array_of", "coarsest_sufficient", "extents_of", "grey_levels", "levels_of"),
-    *("read_mid_slices", "read_slice"),
-]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,6 @@ from ctlab_dask_zarr.write.shards.next_level import downsampled_blocks
 from ctlab_dask_zarr.write.shards.shard import write_shards
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-__all__ = ["write_coarser"]
-
 
 def write_coarser(write: StagedWrite, task: ShardTask) -> list[ShardReceipt]:
     """Write a shard of a level from what the next finer one has left for it."""

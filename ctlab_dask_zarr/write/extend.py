@@ -44,14 +44,6 @@ from ctlab_dask_zarr.write.staging.request import StageRequest
 if TYPE_CHECKING:
     from ctlab_dask_zarr.volume import Volume
 
-__all__ = [
-    "halved_levels",
-    "images_to_extend",
-    "level_request",
-    "plan_labels",
-    "refuse_unfit_labels",
-]
-
 
 def images_to_extend(
     metadata: StoreMetadata, levels: LevelSpec

@@ -52,8 +52,6 @@ from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import stage
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-__all__ = ["build_graph"]
-
 Key = Any
 Group = Sequence[Shape]
 #: The most cuts that the task of a shard gathers.

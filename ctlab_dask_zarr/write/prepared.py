@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from ctlab_dask_zarr.execution.graphs import SourceGraph
 
-__all__ = ["PreparedWrite", "prepare", "prepare_commit", "prepare_levels"]
-
 
 @dataclass(frozen=True)
 class PreparedWrite:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
     from distributed import Client
 
-__all__ = ["run"]
-
 
 def run(
     prepared: PreparedWrite,

@@ -40,8 +40,6 @@ from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import is_committed
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-__all__ = ["add_sample"]
-
 #: The most regions that are compared; fewer where these would be more than this part of what is
 #: stored, and more than this size.
 _MAX_REGIONS = 4

@@ -14,8 +14,6 @@ from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import DownsampleMethod
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["LazyBlock", "NextLevel", "ShardTask", "StagedArray", "piece_array"]
-
 
 @dataclass(frozen=True, order=True)
 class ShardTask:

@@ -23,8 +23,6 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number, ShardReceipt
 from ctlab_dask_zarr.write.shards.array import StagedArray
 
-__all__ = ["merge_pieces", "piece_trailer"]
-
 #: Read at once: as much as stays in a processor's cache on the way from file to file.
 _BLOCK_NBYTES = 2**20
 

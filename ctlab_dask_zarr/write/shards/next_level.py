@@ -29,8 +29,6 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
 
-__all__ = ["AddSlab", "LevelDownsampler", "downsampled_blocks", "voxel_piece"]
-
 #: Takes the slab that begins at a place in the next level.
 AddSlab = Callable[[Shape, npt.NDArray[Any]], None]
 

@@ -27,8 +27,6 @@ from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
 from ctlab_dask_zarr.write.shards.merge import piece_trailer
 from ctlab_dask_zarr.write.shards.next_level import LevelDownsampler, voxel_piece
 
-__all__ = ["receipt_of_stored", "write_shards"]
-
 #: Where voxels begin, and the voxels.
 Placed = tuple[Shape, npt.NDArray[Any]]
 

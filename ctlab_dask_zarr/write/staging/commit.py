@@ -46,8 +46,6 @@ from ctlab_dask_zarr.write.staging.remaining import part_of
 from ctlab_dask_zarr.write.staging.stage import destination_problem
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-__all__ = ["CommitResult", "commit", "committed_result", "refuse_missing"]
-
 _SAME_MOMENT = "another write was committed to {} at the same moment"
 
 

@@ -24,8 +24,6 @@ from ctlab_dask_zarr.store.hierarchy import (
 )
 from ctlab_dask_zarr.store.store import Store
 
-__all__ = ["image_identity", "image_problem", "register_labels"]
-
 _GEOMETRY = ("axes", "datasets", "coordinateTransformations")
 
 

@@ -19,8 +19,6 @@ from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import destination_problem, is_committed, staging_problem
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-__all__ = ["Remaining", "all_tasks", "find_remaining", "part_of", "resolve_request"]
-
 
 @dataclass(frozen=True)
 class Remaining:

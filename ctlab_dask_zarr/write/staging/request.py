@@ -18,8 +18,6 @@ from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.plan import Document, PlannedLevel, WriteContent, WritePlan
 from ctlab_dask_zarr.store.destination import Destination
 
-__all__ = ["StageRequest"]
-
 #: What one run asks, and the next one may ask otherwise.
 _NOT_KEPT = {"destination", "resume", "restart", "resumes"}
 

@@ -37,8 +37,6 @@ from ctlab_dask_zarr.write.staging.labels import image_problem
 from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.staged import StagedWrite, taken_over
 
-__all__ = ["destination_problem", "is_committed", "open_staged", "stage", "staging_problem"]
-
 #: More than writers that begin at the same moment ever need.
 _N_TRIES = 100
 

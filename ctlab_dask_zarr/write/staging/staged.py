@@ -21,8 +21,6 @@ from ctlab_dask_zarr.write.shards.array import LazyBlock, NextLevel, StagedArray
 from ctlab_dask_zarr.write.shards.shard import receipt_of_stored, write_shards
 from ctlab_dask_zarr.write.staging.request import StageRequest
 
-__all__ = ["StagedWrite", "taken_over"]
-
 
 @dataclass(frozen=True)
 class StagedWrite:
