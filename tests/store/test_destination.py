@@ -126,7 +126,7 @@ def test_a_destination_that_came_to_be_meanwhile_is_not_lost(
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "thesis.txt").write_text("three years of work")
     before = snapshot(tmp_path / "a.zarr")
-    with pytest.raises(DestinationExistsError, match="while the write was under way"):
+    with pytest.raises(DestinationExistsError, match="changed during the write"):
         commit(staged)
     assert snapshot(tmp_path / "a.zarr") == before
 
