@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import History, HistoryValue
     from ctlab_dask_zarr.formats.problems import Problem
 
-#: Fields of the mango block that other voxels would make untrue.
+#: Fields of the mango block that are wrong for other voxels.
 VOXEL_DERIVED_FIELDS = frozenset({"data_min_max"})
 
 
@@ -130,9 +130,9 @@ class Volume:
         except ValueError as error:
             raise InvalidArgumentError(str(error)) from error
         if not isinstance(dataset_id, str | None):
-            raise InvalidArgumentError(f"dataset_id={dataset_id!r} is no text")
+            raise InvalidArgumentError(f"dataset_id={dataset_id!r} is not text")
         if identity is not None and not (isinstance(identity, str) and identity):
-            raise InvalidArgumentError(f"identity={identity!r} is no text")
+            raise InvalidArgumentError(f"identity={identity!r} is not text")
         if not isinstance(is_discrete, bool | None):
             raise InvalidArgumentError(f"is_discrete={is_discrete!r} is neither True nor False")
         if is_discrete is None:
@@ -143,7 +143,7 @@ class Volume:
         self._history: History = copied_mapping("history", history)
         self._extra_attrs = copied_mapping("extra_attrs", extra_attrs)
         self._source, self._identity = source, identity
-        # dask's assignment in place, as data[0] = 0, gives the array another name.
+        # Assignment in place, such as data[0] = 0, gives a dask array another name.
         self._opened_as = getattr(data, "name", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -177,19 +177,19 @@ class Volume:
         source
             Gives everything that is not given here.
         data
-            Other voxels. Those of another shape are a part of which nobody knows where it begins:
-            their origin is zero where `origin` is not given.
+            Other voxels. If their shape is another one, nothing tells where they begin: the origin
+            is zero unless it is given.
         voxel_size, voxel_unit
-            The numbers of the voxel size, and their unit: one of them alone leaves the other as it
-            is. The origin stays at the same number of voxels from zero.
+            The numbers of the voxel size, and their unit; either of them alone leaves the other as
+            it is. The origin stays at the same number of voxels from zero.
         datatype
-            Another one decides `is_discrete` too, where that is not given.
+            Another data type also decides `is_discrete`, unless that is given.
         history_entry, history_key
             An entry to add, and its key (``YYYYMMDD_HHMMSS_modification`` by default).
         dataset_id_suffix
             Makes the identifier ``<id>_<suffix>``; ignored where the source has none.
         identity
-            Of the voxels, as of `Dataset`; by default that of `source`, where they are the same.
+            As of `Dataset`; by default that of `source`, if the voxels are the same.
         extra_attrs
             Fields to add to the mango block.
         """
@@ -252,12 +252,12 @@ class Volume:
 
     @property
     def source(self) -> Source | None:
-        """What `data` was opened from; None for an array from memory, or changed in place."""
+        """What `data` was opened from; None for an array in memory or one changed in place."""
         return self._source if self._is_as_opened else None
 
     @property
     def identity(self) -> str | None:
-        """The text that was given for the voxels; None where none was, or they were changed."""
+        """The text that was given for the voxels; None without one, or if they were changed."""
         return self._identity if self._is_as_opened else None
 
     @property
@@ -301,7 +301,7 @@ class Volume:
         Raises
         ------
         ValueError
-            One of the two units is `VoxelUnit.VOXEL`, which is no length.
+            One of the two units is `VoxelUnit.VOXEL`, which is not a length.
         """
         target = VoxelUnit.from_str(str(unit))
         if target == self.voxel_unit:

@@ -111,7 +111,7 @@ def choose_variable(candidates: Sequence[str], preferred: DataType | None) -> st
         if len(names) == 1:
             return names[0]
     if not candidates:
-        raise MetadataError("holds no three-dimensional variable, so it is no mango volume")
+        raise MetadataError("holds no three-dimensional variable, so it is not a mango volume")
     raise MetadataError(
         f"holds several three-dimensional variables ({', '.join(candidates)}): "
         "say which one with datatype="
@@ -151,7 +151,7 @@ def parse_block_header(
         z_range = (0, int(shape[0]) - 1)
     size = _numbers(attributes, "voxel_size_xyz", 3)
     if size is not None and not all(math.isfinite(length) and length > 0 for length in size):
-        raise MetadataError(f"voxel_size_xyz {list(size)} holds a value that is no length")
+        raise MetadataError(f"voxel_size_xyz {list(size)} holds a value that is not a length")
     try:
         unit_name = attributes.get("voxel_unit")
         unit = VoxelUnit.from_str(unit_name) if unit_name else None

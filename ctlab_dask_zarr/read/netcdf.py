@@ -45,10 +45,10 @@ from ctlab_dask_zarr.volume import Volume
 NAME = "NetCDF"
 DESCRIPTION = "mango netCDF"
 
-#: mango's own blocks are about this size; a larger file that can be read in parts is.
+#: About the size of mango's own blocks; a larger file is read in such parts if possible.
 _BLOCK_NBYTES = 512 * 2**20
 
-#: From here on it is worth a warning that stored pieces are decompressed again for every block.
+#: Warn if `chunks` make every stored chunk be decompressed this many times.
 _MANY_TIMES = 4
 
 _NETCDF_MAGIC = (HDF5_MAGIC, *NETCDF3_MAGIC)
@@ -129,11 +129,11 @@ def open_volume(
     DatasetNotFoundError
         There is nothing at the path.
     UnsupportedFormatError
-        What is there is no netCDF, or a folder without blocks.
+        It is not netCDF, or a folder without blocks.
     IncompleteSourceError
         Blocks are missing, truncated, or belong to another volume; all of them are named.
     MetadataError
-        The file is no mango volume or contradicts itself.
+        The file is not a mango volume, or contradicts itself.
     InvalidArgumentError
         `datatype` cannot be that of the file.
     """
@@ -195,7 +195,9 @@ def _open_files(local: str, wanted: DataType | None) -> list[tuple[BlockHeader, 
             failed[name] = ("unreadable", str(error))
     problems = validate_blocks([header for header, _ in opened], failed)
     if problems:
-        raise IncompleteSourceError(f"{local} is no whole volume:\n{describe_problems(problems)}")
+        raise IncompleteSourceError(
+            f"{local} is not a whole volume:\n{describe_problems(problems)}"
+        )
     return sorted(opened, key=lambda pair: pair[0].z_start)
 
 

@@ -65,7 +65,7 @@ def open_block(path: str, preferred: DataType | None) -> tuple[BlockHeader, Stor
 
     `preferred` is the data type to look for where the file holds several variables. Raises
     `DamagedFileError`, `MetadataError` where the file holds no volume or contradicts itself, and
-    `UnsupportedFormatError` where it is no netCDF file, or one of 64-bit data (CDF-5).
+    `UnsupportedFormatError` where it is not a netCDF file, or one of 64-bit data (CDF-5).
     """
     status = os.stat(path)
     with open(path, "rb") as file:
@@ -82,7 +82,7 @@ def open_block(path: str, preferred: DataType | None) -> tuple[BlockHeader, Stor
     elif len(magic) < 8:
         raise DamagedFileError(f"holds {len(magic)} bytes")
     else:
-        raise UnsupportedFormatError("is no netCDF file: it begins with other bytes")
+        raise UnsupportedFormatError("is not a netCDF file: it begins with other bytes")
     header = parse_block_header(
         os.path.basename(path),
         variable=found.variable,

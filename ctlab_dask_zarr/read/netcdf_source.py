@@ -21,7 +21,7 @@ from ctlab_dask_zarr.volume import SourceChecks
 
 @dataclass(frozen=True, repr=False)
 class NetCDFSource:
-    """A mango netCDF file or folder, as `volume.Source` says.
+    """A `volume.Source` of a mango netCDF file or folder.
 
     It holds no open file and no lock, so many threads and processes can use it at once. Pickled it
     takes tens of bytes a block. `dtype` is the true one of the voxels, in native byte order; the

@@ -104,7 +104,7 @@ def looks_like(path: str) -> bool:
 
 
 def is_ours(path: str) -> bool:
-    """Whether this package or mango wrote a store; of a URL nobody asks the network."""
+    """Whether this package or mango wrote a store; the network is not asked about URLs."""
     if is_url(path):
         return False
     metadata = read_store_metadata(path)
@@ -113,7 +113,7 @@ def is_ours(path: str) -> bool:
     mango = metadata.attributes.get("mango")
     if not isinstance(mango, dict) or "basename" not in mango:
         return False
-    # The attribute may be somebody else's: it counts where all of the store can be understood.
+    # Another program may use this attribute: it counts only if all of the store is understood.
     volume_of(metadata)
     return True
 

@@ -42,7 +42,7 @@ Version = tuple[int, float]
 
 @dataclass(frozen=True)
 class ZarrSource:
-    """One array of a Zarr store, as `volume.Source` says."""
+    """A `volume.Source` of one array of a Zarr store."""
 
     store: Store
     #: '' where the root is the array.
@@ -106,10 +106,10 @@ class ZarrSource:
         try:
             block = read_region(self.store, self.array_path, stored, region, strict=self.strict)
         except Exception:
-            # If there is another store now, or none, its failure is not damage of this one.
+            # If the store was replaced or removed, say that, and not that it is damaged.
             self.check_unchanged()
             raise
-        # After the read, so that a store that takes this one's place meanwhile is seen.
+        # After the read, to see a store that replaced this one meanwhile.
         self.check_unchanged()
         selected: npt.NDArray[Any] = block.reshape(shape)[rest]
         return selected

@@ -156,8 +156,8 @@ def test_colour_volumes_may_count_their_grid_in_voxels() -> None:
         ("zdim_range", "", "no zdim_range"),
         ("zdim_total", "many", "not 1 number"),
         ("total_grid_size_xyz", [1, 2], "not 3 numbers"),
-        ("voxel_size_xyz", [0.0, 1.0, 1.0], "no length"),
-        ("voxel_size_xyz", [float("nan"), 1.0, 1.0], "no length"),
+        ("voxel_size_xyz", [0.0, 1.0, 1.0], "not a length"),
+        ("voxel_size_xyz", [float("nan"), 1.0, 1.0], "not a length"),
         ("voxel_unit", "furlong", "is not a voxel unit"),
     ],
 )

@@ -404,7 +404,7 @@ def test_a_file_with_a_user_block_is_left_to_h5py(tmp_path: Path, voxels: Voxels
         file.attrs.update({"voxel_size_xyz": [1.0, 1.0, 1.0], "voxel_unit": "mm"})
         file.create_dataset("tomo", data=voxels)
     # Its signature is not at the beginning, where netCDF has it.
-    with pytest.raises(UnsupportedFormatError, match="no netCDF file"):
+    with pytest.raises(UnsupportedFormatError, match="not a netCDF file"):
         open_volume(path)
 
 
@@ -807,7 +807,7 @@ def test_what_is_not_there_or_not_netcdf(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedFormatError, match="holds no mango netCDF blocks"):
         open_volume(tmp_path)
     (tmp_path / "tomo.nc").write_text("not netCDF at all")
-    with pytest.raises(UnsupportedFormatError, match=r"tomo\.nc is no netCDF file"):
+    with pytest.raises(UnsupportedFormatError, match=r"tomo\.nc is not a netCDF file"):
         open_volume(tmp_path / "tomo.nc")
     with h5py.File(tmp_path / "image.nc", "w") as file:
         file["image"] = np.zeros((4, 4))
