@@ -126,20 +126,21 @@ def view_command(path: str, port: int, no_browser: bool, neuroglancer: str | Non
             neuroglancer=neuroglancer,
             on_left_out=lambda text: say(text, err=True),
         )
-    with server:
-        say(server.url)
-        say(
-            "Whoever has this address can read the store. From another machine, first:\n"
-            f"  ssh -N -L {server.port}:127.0.0.1:{server.port} {socket.gethostname()}\n"
-            "Ctrl-C ends it.",
-            err=True,
-        )
-        if not no_browser:
-            _open_browser(server.url)
-        try:
+    # The address comes last: who waits for it may press Ctrl-C as soon as it is there.
+    try:
+        with server:
+            say(
+                "Whoever has this address can read the store. From another machine, first:\n"
+                f"  ssh -N -L {server.port}:127.0.0.1:{server.port} {socket.gethostname()}\n"
+                "Ctrl-C ends it.",
+                err=True,
+            )
+            say(server.url)
+            if not no_browser:
+                _open_browser(server.url)
             threading.Event().wait()
-        except KeyboardInterrupt:
-            say("ended", err=True)
+    except KeyboardInterrupt:
+        say("ended", err=True)
 
 
 def _open_browser(url: str) -> None:
