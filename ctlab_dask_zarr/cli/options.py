@@ -207,8 +207,9 @@ def workers_of(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError(f"--cluster says what its workers are: leave {others[0]} out")
     if taken["cluster"] is None and taken["jobs"] is not None:
         raise click.UsageError("--jobs are those of a --cluster: say which")
+    file = taken["scheduler_file"] and os.path.abspath(taken["scheduler_file"])
     return {
-        "config": taken["cluster"] or taken["scheduler"] or taken["scheduler_file"],
+        "config": taken["cluster"] or taken["scheduler"] or file,
         "jobs": taken["jobs"] or taken["workers"],
         "threads": taken["threads"],
         "memory_limit": taken["memory_limit"],

@@ -178,8 +178,7 @@ def _workers_for(
             yield MPIWorkers()
         elif kind == "running":
             address = dask.config.get("scheduler-address") if config_file else name
-            is_file = address.endswith(".json")
-            yield RunningWorkers(*((None, address) if is_file else (address, None)))
+            yield RunningWorkers(*((address, None) if _is_address(address) else (None, address)))
         else:
             configured = dask.config.get("distributed.scheduler.no-workers-timeout")
             timeout_s = float(parse_timedelta(worker_timeout or configured or _WORKER_TIMEOUT))
@@ -190,12 +189,12 @@ def _workers_for(
 def _read(name: str) -> tuple[str, dict[str, Any], str | None]:
     """Return the kind of a cluster, its settings, and the path of its file if it is one."""
     kind, settings, config_file = name, {}, None
-    is_address = "://" in name or re.fullmatch(r"[\w.-]+:\d+", name)
-    if is_address or name.endswith(".json"):
-        kind = "running"
-    elif name.endswith((".yaml", ".yml")):
+    if name.endswith((".yaml", ".yml")):
         settings = read_configuration(name)
         kind, config_file = configured_kind(settings, name), os.path.abspath(name)
+    elif _is_address(name) or name.endswith(".json") or os.path.isabs(name):
+        # A scheduler file may have any name, and may not be there yet.
+        kind = "running"
     elif name not in _KINDS:
         near = get_close_matches(name, _KINDS, 1)
         raise InvalidArgumentError(
@@ -206,6 +205,10 @@ def _read(name: str) -> tuple[str, dict[str, Any], str | None]:
         # Its defaults are settings, too.
         import_jobqueue()
     return kind, settings, config_file
+
+
+def _is_address(name: str) -> bool:
+    return "://" in name or re.fullmatch(r"[\w.-]+:\d+", name) is not None
 
 
 def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -198,8 +198,10 @@ def test_a_running_scheduler_by_address_file_and_configuration(
     # Not by Client.write_scheduler_file: it fails once a worker has told its fine metrics, whose
     # keys are tuples that JSON cannot hold. A scheduler writes this key among others.
     file.write_text(json.dumps({"address": address}))
+    of_any_name = tmp_path / "scheduler-of-tonight"
+    of_any_name.write_text(file.read_text())
     config = written(tmp_path, yaml.safe_dump({"scheduler-address": address}))
-    for name in (address, file, config):
+    for name in (address, file, of_any_name, config):
         with cluster_from_config(name) as found, Client(found, set_as_default=False) as client:
             assert client.submit(sum, [1, 2]).result() == 3
     with pytest.raises(InvalidArgumentError, match="leave jobs out"):
