@@ -144,7 +144,7 @@ def refuse_unknown(
             elsewhere = "" if owner is None else f"it is {owner}, and "
             advice = f"{elsewhere}there are {', '.join(known)}"
         called = called or function.__name__
-        raise InvalidArgumentError(f"{name}= is no parameter of {called}: {advice}")
+        raise InvalidArgumentError(f"{name}= is not a parameter of {called}: {advice}")
 
 
 def refuse_other_meanings(extra_attrs: Iterable[str], known: Collection[str]) -> None:
@@ -162,7 +162,7 @@ def refuse_other_meanings(extra_attrs: Iterable[str], known: Collection[str]) ->
         if advice is not None:
             end = "" if advice.endswith("?") else "."
             raise InvalidArgumentError(
-                f"{name}= is no parameter here, and would become a field of the mango block: "
+                f"{name}= is not a parameter here, and would become a field of the mango block: "
                 f"{advice}{end} A field of that name is written by Dataset.from_modified(dataset, "
                 f"extra_attrs={{{name!r}: ...}})"
             )

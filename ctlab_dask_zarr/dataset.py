@@ -244,7 +244,7 @@ class Dataset(Volume):
         Raises
         ------
         InvalidArgumentError
-            Other axes, coordinates that are not regular, units that are no lengths or not the same,
+            Other axes, coordinates that are not regular, units that are not lengths or differ,
             or attributes that cannot be read.
         """
         from ctlab_dask_zarr.interop.xarray import volume_from_xarray
@@ -311,7 +311,7 @@ def dataset_from_zarr(
     DatasetNotFoundError
         There is nothing at the path.
     UnsupportedFormatError
-        It is no Zarr v3 store, its version of OME-Zarr or of mango's metadata is not known, or it
+        It is not a Zarr v3 store, its version of OME-Zarr or of mango's metadata is unknown, or it
         is an image without two or three axes of space, or with several channels or times.
     IncompleteDatasetError
         An array that the metadata lists is missing.

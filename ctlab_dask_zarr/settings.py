@@ -109,9 +109,9 @@ def wrong_keys(
             continue
         near = get_close_matches(canonical_name(key), spelled, 1)
         if near:
-            yield f"{name} is no setting; is {parent}{spelled[near[0]]} meant?"
+            yield f"{name} is not a setting; is {parent}{spelled[near[0]]} meant?"
         elif parent:
-            yield f"{name} is no setting; there are {', '.join(map(str, known))}"
+            yield f"{name} is not a setting; there are {', '.join(map(str, known))}"
 
 
 def canonical_name(key: object) -> str:

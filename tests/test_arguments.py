@@ -91,7 +91,7 @@ def test_a_keyword_that_means_something_elsewhere_is_no_metadata(tmp_path: Path)
     dataset = make_dataset(VOXELS)
     for name in sorted({*meant_elsewhere()} - KNOWN):
         for function in (dataset_to_zarr, plan):
-            with pytest.raises(InvalidArgumentError, match=f"^{name}= is no parameter"):
+            with pytest.raises(InvalidArgumentError, match=f"^{name}= is not a parameter"):
                 function(dataset, tmp_path / "a.zarr", **{name: 1})
     assert list(tmp_path.iterdir()) == []
 
@@ -231,7 +231,7 @@ def test_neighbours_say_what_was_meant(tmp_path: Path) -> None:
         (Dataset.from_path, (image,), "dtype", "there are path, level"),
     ]
     for function, arguments, name, advice in wrong:
-        with pytest.raises(InvalidArgumentError, match=f"^{name}= is no parameter") as raised:
+        with pytest.raises(InvalidArgumentError, match=f"^{name}= is not a parameter") as raised:
             function(*arguments, **{name: 1})
         assert advice in str(raised.value)
     assert dataset_from_zarr(image, chunks=2, inline_array=True).data.numblocks == (2, 3, 3)

@@ -38,7 +38,7 @@ def _shape(value: str) -> Any:
     try:
         sizes = tuple(int(part) for part in value.split(","))
     except ValueError:
-        _wrong(value, "is no shape: write 512,512,512, a number of elements or auto")
+        _wrong(value, "is not a shape: write 512,512,512, a number of elements or auto")
     return sizes if len(sizes) > 1 else sizes[0]
 
 
@@ -52,21 +52,21 @@ def _color(value: str) -> tuple[int, tuple[int, ...]]:
     try:
         return int(label), tuple(bytes.fromhex(digits.removeprefix("#")))
     except ValueError:
-        _wrong(value, "is no colour: write 1=ff8000 for orange")
+        _wrong(value, "is not a colour: write 1=ff8000 for orange")
 
 
 def _levels(value: str) -> int | str:
     if value.lower() == "auto":
         return "auto"
     if not value.isdecimal() or int(value) < 1:
-        _wrong(value, "is no number of levels: write 5, or auto")
+        _wrong(value, "is not a number of levels: write 5, or auto")
     return int(value)
 
 
 def _part(value: str) -> tuple[int, int]:
     number, _, n_parts = value.partition("/")
     if not (number.isdecimal() and n_parts.isdecimal()):
-        _wrong(value, "is no part: write 3/8 for the third of eight")
+        _wrong(value, "is not a part: write 3/8 for the third of eight")
     if not 1 <= int(number) <= int(n_parts):
         _wrong(value, f"parts are counted from 1, as --array=1-{n_parts} does")
     return int(number), int(n_parts)
@@ -84,9 +84,9 @@ def _voxel_size(value: str) -> tuple[tuple[float, ...], str | None]:
     try:
         sizes = tuple(float(part) for part in number.split(","))
     except ValueError:
-        _wrong(value, "is no voxel size: write 2.5um, or z,y,x as in 3,2.5,2.5um")
+        _wrong(value, "is not a voxel size: write 2.5um, or z,y,x as in 3,2.5,2.5um")
     if not all(math.isfinite(size) and size > 0 for size in sizes):
-        _wrong(value, "holds a value that is no length")
+        _wrong(value, "holds a value that is not a length")
     return sizes, _voxel_unit(unit) if unit else None
 
 
@@ -97,7 +97,7 @@ def _voxel_unit(value: str) -> str:
         return str(VoxelUnit.from_str(value))
     except ValueError:
         names = ", ".join(map(str, VoxelUnit))
-        _wrong(value, f"is no unit of length: write one of {names}")
+        _wrong(value, f"is not a unit of length: write one of {names}")
 
 
 def _nbytes(value: str) -> int:
@@ -106,7 +106,7 @@ def _nbytes(value: str) -> int:
     try:
         nbytes = int(parse_bytes(value))
     except ValueError:
-        _wrong(value, "is no amount of memory: write 4GiB or 500MB")
+        _wrong(value, "is not an amount of memory: write 4GiB or 500MB")
     if nbytes < _LEAST_WORKER_NBYTES:
         _wrong(value, f"is {nbytes} bytes, too little for a worker: write 4GiB or 500MB")
     return nbytes
@@ -118,7 +118,7 @@ def _codec(value: str) -> dict[str, Any]:
     try:
         return array_kwargs(value.lower())
     except ValueError:
-        _wrong(value, "is no codec: write zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none")
+        _wrong(value, "is not a codec: write zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none")
 
 
 CODEC = _Type("codec", _codec)

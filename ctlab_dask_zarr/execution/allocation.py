@@ -78,7 +78,7 @@ def parse_duration(text: str) -> float:
     seconds = clock_seconds(text.strip())
     if seconds is None:
         raise InvalidArgumentError(
-            f"{text!r} is no duration: write it as 1h50m, 90m, 3600s or 1:50:00"
+            f"{text!r} is not a duration: write it as 1h50m, 90m, 3600s or 1:50:00"
         )
     return seconds
 
@@ -110,7 +110,7 @@ def seconds_left(environment: Mapping[str, str] | None = None, run: Run | None =
     Raises
     ------
     InvalidArgumentError
-        This is no job of SLURM or PBS, or neither variable nor command tells the end.
+        This is not a job of SLURM or PBS, or neither variable nor command tells the end.
     """
     variables = os.environ if environment is None else environment
 
@@ -145,7 +145,7 @@ def seconds_left(environment: Mapping[str, str] | None = None, run: Run | None =
             return walltime_s - _parse_answer(used, "qstat")
         return walltime_s - (time.time() - time.mktime(started))
     raise InvalidArgumentError(
-        "this is no job of SLURM or PBS, whose end could be found out: give a time, as 1h50m"
+        "this is not a job of SLURM or PBS, whose end could be found out: give a time, as 1h50m"
     )
 
 

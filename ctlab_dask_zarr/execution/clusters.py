@@ -220,7 +220,7 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise InvalidArgumentError(f"cluster configuration {name}: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise InvalidArgumentError(f"cluster configuration {name} is no YAML: {error}") from error
+        raise InvalidArgumentError(f"cluster configuration {name} is not YAML: {error}") from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -276,7 +276,7 @@ def _misplaced_keys(given: Mapping[str, Any]) -> Iterator[str]:
         places = [f"jobqueue.{near[0]}"] if near else []
         places += [f"jobqueue.{system}.{name}" for system in sections if name in sections[system]]
         if places:
-            yield f"{names[name]} is no setting of its own; is {' or '.join(places)} meant?"
+            yield f"{names[name]} is not a setting of its own; is {' or '.join(places)} meant?"
 
 
 def configured_kind(settings: Mapping[str, Any], name: str) -> str:

@@ -50,8 +50,8 @@ class Stop:
     Raises
     ------
     InvalidArgumentError
-        The text is no duration, or one that leaves no time for any work; nobody tells how much is
-        left of the job.
+        The text is not a duration, or leaves no time for any work; or nobody tells how much of the
+        job is left.
 
     Examples
     --------

@@ -90,7 +90,7 @@ def array_kwargs(codec: str) -> dict[str, Any]:
             with suppress(ValueError):
                 configuration = known.configuration(*typed)
                 return {"compressors": [{"name": name, "configuration": configuration}]}
-    raise ValueError(f"{codec!r} is no codec, or has an option that it does not take")
+    raise ValueError(f"{codec!r} is not a codec, or has an option that it does not take")
 
 
 def crc32c(data: Buffer) -> bytes:

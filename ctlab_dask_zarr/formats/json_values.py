@@ -23,9 +23,9 @@ def parse_json_object(text: str | bytes, where: str, advice: str = "") -> dict[s
     try:
         document = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise MetadataError(f"{where} is no JSON: {error}{advice}") from error
+        raise MetadataError(f"{where} is not JSON: {error}{advice}") from error
     if not isinstance(document, dict):
-        raise MetadataError(f"{where} is no JSON object{advice}")
+        raise MetadataError(f"{where} is not a JSON object{advice}")
     return document
 
 

@@ -144,7 +144,7 @@ def parse_block_header(
     n_files = _integers(attributes, "number_of_files", 1)
     total = _integers(attributes, "zdim_total", 1)
     if n_files is not None and not 0 < n_files[0] <= _MAX_BLOCKS:
-        raise MetadataError(f"number_of_files {n_files[0]} is no possible number of blocks")
+        raise MetadataError(f"number_of_files {n_files[0]} is not a possible number of blocks")
     if z_range is None:
         if (n_files or (1,))[0] > 1 or block_number(name):
             raise MetadataError("has no zdim_range, so its place in the volume is not known")

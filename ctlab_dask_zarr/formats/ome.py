@@ -194,7 +194,7 @@ def parse_ome_attributes(ome: Any, given: Given = NOTHING_GIVEN) -> OMEImage:
 
     The transformations of a level and of the multiscales entry are combined. The first of several
     multiscales is read. Axes of different units get one unit. What is `given` from elsewhere may be
-    wrong here: a scale that is no length is 1 then, and lengths are taken as they are.
+    wrong here: a scale that is not a length is 1 then, and lengths are taken as they are.
 
     Raises
     ------
@@ -210,8 +210,8 @@ def parse_ome_attributes(ome: Any, given: Given = NOTHING_GIVEN) -> OMEImage:
         raise UnsupportedFormatError(f"OME-Zarr version {version!r} is not read here, only '0.5'")
     if "multiscales" not in ome:
         raise UnsupportedFormatError(
-            f"this OME-Zarr group is no image (it holds {', '.join(sorted(ome))}): give the path "
-            "of an image inside it"
+            f"this OME-Zarr group is not an image (it holds {', '.join(sorted(ome))}): give the "
+            "path of an image inside it"
         )
     try:
         return _parse_multiscale(ome["multiscales"][0], given)
@@ -241,7 +241,7 @@ def _parse_multiscale(multiscale: Mapping[str, Any], given: Given) -> OMEImage:
         if given.size:
             scale = [size if size > 0 else 1.0 for size in scale]
         if min(scale) <= 0:
-            raise MetadataError(f"the scale {scale} holds a value that is no length")
+            raise MetadataError(f"the scale {scale} holds a value that is not a length")
         return scale, [every_shift[n] for n in space]
 
     outer_scale, outer_shift = parsed(multiscale.get("coordinateTransformations") or [])
@@ -290,7 +290,7 @@ def _parse_transforms(
             raise UnsupportedFormatError(f"the transformation {dict(transform)} is not read here")
         # OME-Zarr 0.5: "exactly one scale", then optionally one translation.
         if kind in found or (kind == "scale" and found):
-            raise MetadataError(f"the transformations {transforms} are no scale and translation")
+            raise MetadataError(f"the transformations {transforms} are not scale and translation")
         values = transform[kind]
         if not are_numbers(values, ndim):
             raise MetadataError(f"the {kind} {values} does not fit {ndim} axes")

@@ -99,7 +99,7 @@ class VoxelUnit(StrEnum):
         Raises
         ------
         ValueError
-            One of the two is `VOXEL`, which is no length.
+            One of the two is `VOXEL`, which is not a length.
 
         Examples
         --------
@@ -108,7 +108,7 @@ class VoxelUnit(StrEnum):
         """
         if VoxelUnit.VOXEL in (self, to):
             raise ValueError(
-                f"cannot convert from {self} to {to}: a voxel is no length; give the dataset a "
+                f"cannot convert from {self} to {to}: a voxel is not a length; give the dataset a "
                 "voxel size in a length unit first"
             )
         return float(_METRES[self.to_full_name()] / _METRES[to.to_full_name()])
@@ -128,7 +128,7 @@ class CommonUnit(NamedTuple):
     """One unit for several axes: `VoxelUnit.VOXEL` unless every axis has a length.
 
     `factors` convert lengths along each axis to it; `unknown` are the names, as messages show
-    them, that are no unit of length.
+    them, that are not a unit of length.
     """
 
     unit: VoxelUnit
@@ -151,7 +151,7 @@ def common_unit(names: Sequence[Any]) -> CommonUnit:
     """
     for name in names:
         if not isinstance(name, str | None):
-            raise TypeError(f"{name!r} is no name of a unit")
+            raise TypeError(f"{name!r} is not a name of a unit")
     full_names = [_full_name(name) for name in names]
     lengths = [_METRES[name] for name in full_names if name in _METRES]
     if len(lengths) < len(names):
@@ -229,7 +229,7 @@ def validated_axes(
     if len(size) != ndim:
         raise InvalidArgumentError(f"voxel_size {size} has {len(size)} values for {ndim} axes")
     if not all(math.isfinite(v) and v > 0 for v in size):
-        raise InvalidArgumentError(f"voxel_size {size} holds a value that is no length")
+        raise InvalidArgumentError(f"voxel_size {size} holds a value that is not a length")
     return names, size
 
 

@@ -228,7 +228,7 @@ def _lengths(name: str, values: Any, minimum: int) -> Shape:
     lengths = tuple(values)
     for n in lengths:
         if isinstance(n, bool) or not isinstance(n, int) or not minimum <= n <= _MAX_AXIS_LENGTH:
-            raise MetadataError(f"{name} {lengths} holds {n!r}, which is no possible length")
+            raise MetadataError(f"{name} {lengths} holds {n!r}, which is not a possible length")
     return lengths
 
 
@@ -265,7 +265,7 @@ def _parse_dtype(name: Any, fill_value: Any) -> tuple[np.dtype[Any] | None, byte
     special = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
     value = special[fill_value] if isinstance(fill_value, str) else fill_value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise MetadataError(f"fill value {fill_value!r} is no number")
+        raise MetadataError(f"fill value {fill_value!r} is not a number")
     if dtype.kind in "iu":
         # NumPy would let a value that does not fit wrap around.
         limits = np.iinfo(dtype)

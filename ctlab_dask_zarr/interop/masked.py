@@ -176,7 +176,7 @@ def _smoothing_weights(
 ) -> npt.NDArray[Any]:
     """Return, for every voxel, the share of the filter's weight that lies on valid voxels.
 
-    Raises `InvalidArgumentError` if it is no share, because the filter does not smooth.
+    Raises `InvalidArgumentError` if it is not a share, because the filter does not smooth.
     """
     weights = _checked(func(valid.astype(work), **kwargs), valid.shape)
     whole = weights

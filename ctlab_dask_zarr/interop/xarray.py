@@ -99,7 +99,7 @@ def volume_from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> V
 
     if not isinstance(array, xr.DataArray):
         raise InvalidArgumentError(
-            f"a {type(array).__name__} is no DataArray: of a Dataset, choose a variable, as "
+            f"a {type(array).__name__} is not a DataArray: of a Dataset, choose a variable, as "
             "ds['tomo']"
         )
     names = tuple(map(str, array.dims))
@@ -241,7 +241,7 @@ def _one_length(coordinate: xr.DataArray, name: str) -> float:
         length = math.nan
     if not 0 < length < math.inf:
         raise InvalidArgumentError(
-            f"{attribute} is {value!r}, which is no length: set it to the edge of a voxel"
+            f"{attribute} is {value!r}, which is not a length: set it to the edge of a voxel"
         )
     return length
 
@@ -255,7 +255,7 @@ def _unit(coordinate: xr.DataArray, name: str) -> VoxelUnit:
     try:
         return VoxelUnit.from_str(str(text))
     except ValueError as error:
-        raise InvalidArgumentError(f"the units {text!r} along {name!r} are no lengths") from error
+        raise InvalidArgumentError(f"the units {text!r} along {name!r} are not lengths") from error
 
 
 @xr.register_dataarray_accessor("ctlab")  # type: ignore[no-untyped-call]

@@ -246,7 +246,7 @@ def _planned(path: str | os.PathLike[str], now: datetime, wanted: _Wanted) -> Me
     _refuse_wrong_entries(entries, volume)
     new_id = wanted.dataset_id
     if new_id is not None and not (isinstance(new_id, str) and new_id.strip()):
-        raise InvalidArgumentError(f"dataset_id={new_id!r} is no text")
+        raise InvalidArgumentError(f"dataset_id={new_id!r} is not text")
     changes = [f"history: {key!r} is added" for key in entries]
     before = _Size(volume.voxel_size, volume.voxel_unit)
     size = before if wanted.labels_follow else _wanted_size(volume, wanted)
@@ -307,7 +307,7 @@ def _refuse_unfinished(metadata: StoreMetadata) -> None:
 def _refuse_wrong_entries(entries: Mapping[str, Any], volume: Volume) -> None:
     for key in entries:
         if not isinstance(key, str) or not key.strip():
-            raise InvalidArgumentError(f"{key!r} is no name for an entry of the history")
+            raise InvalidArgumentError(f"{key!r} is not a name for an entry of the history")
         if key in volume.history:
             raise InvalidArgumentError(
                 f"the history has an entry {key!r} already, and nothing in a history is rewritten: "
@@ -322,7 +322,7 @@ def _wanted_size(volume: Volume, wanted: _Wanted) -> _Size | None:
     lengths = None if size is None else lengths_along(len(volume.shape), size)
     changed = Volume.from_modified(volume, voxel_size=lengths, voxel_unit=wanted.voxel_unit)
     if changed.voxel_unit is VoxelUnit.VOXEL:
-        raise InvalidArgumentError("a voxel is no length: give the size a unit, as um")
+        raise InvalidArgumentError("a voxel is not a length: give the size a unit, as um")
     return _Size(changed.voxel_size, changed.voxel_unit)
 
 

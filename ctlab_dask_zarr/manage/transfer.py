@@ -83,7 +83,7 @@ def copy_dataset(
     foreign = min(there.keys() - objects.keys() - {ROOT_DOCUMENT}, default=None)
     if foreign is not None:
         raise DestinationExistsError(
-            f"{incoming.root} holds {foreign!r}, which is no part of {source}: remove what is "
+            f"{incoming.root} holds {foreign!r}, which is not part of {source}: remove what is "
             "there, or choose another name"
         )
     claim.stake(inventory)

@@ -93,7 +93,7 @@ class WriteOptions:
             )
         if isinstance(threshold, bool) or not isinstance(threshold, int | None):
             raise InvalidArgumentError(
-                f"dimension_separator_threshold={threshold!r} is no number of objects"
+                f"dimension_separator_threshold={threshold!r} is not a number of objects"
             )
         if self.scale_placement not in ("dataset", "multiscales", None):
             raise InvalidArgumentError(
@@ -290,7 +290,7 @@ def resolve_destination(path: str | os.PathLike[str]) -> Destination:
     if found.startswith("http"):
         raise InvalidArgumentError(f"{found}: plain HTTP is read, not written")
     if os.path.basename(found) in ("", ".zarr"):
-        raise InvalidArgumentError(f"{os.fspath(path)!r} is no name for a store")
+        raise InvalidArgumentError(f"{os.fspath(path)!r} is not a name for a store")
     if not found.endswith(".zarr"):
         found += ".zarr"
     if not is_url(found):

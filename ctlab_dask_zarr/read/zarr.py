@@ -230,7 +230,7 @@ def read_store_metadata(
     document = parse_json_object(text, os.path.join(root, ROOT_DOCUMENT))
     attributes = document.get("attributes") or {}
     if not isinstance(attributes, dict):
-        raise MetadataError(f"the attributes of {root} are no object")
+        raise MetadataError(f"the attributes of {root} are not an object")
     if document.get("zarr_format") != 3:
         raise UnsupportedFormatError(
             f"{root} is of Zarr format {document.get('zarr_format')!r}; only 3 is read here"
@@ -288,7 +288,7 @@ def _no_store(root: str, files: Files, error: OSError) -> Exception:
     is_staged = files.kind(destination.staging) == "folder"
     if files.kind(root) == "folder" and not (is_url(root) and is_staged):
         return IncompleteDatasetError(
-            f"{root} has no {ROOT_DOCUMENT}: it is no Zarr store, or one whose writing was not "
+            f"{root} has no {ROOT_DOCUMENT}: it is not a Zarr store, or one whose writing was not "
             "finished"
         )
     aside = list(destination.all_replaced().values())

@@ -150,14 +150,14 @@ class Destination:
         problem = plan_problem(plan) if plan else None
         if self.can_rename:
             if self.files.kind(self.staging) not in ("folder", None):
-                problem = "it is no folder"
+                problem = "it is not a folder"
             foreign = foreign_in(self.files, self.staging)
             if foreign is not None:
                 problem = f"it holds {foreign!r}"
         if problem is not None:
             raise MetadataError(
-                f"{self.staging} is no staging folder as this package makes it: {problem}. Nothing "
-                "in it is believed, or removed: look what it is, and move it elsewhere"
+                f"{self.staging} is not a staging folder as this package makes it: {problem}. "
+                "Nothing in it is used or removed: look what it is, and move it elsewhere"
             )
         return plan
 

@@ -262,7 +262,7 @@ def _open_file(path: str) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnsupportedFormatError(f"{path} is no ordinary file")
+            raise UnsupportedFormatError(f"{path} is not an ordinary file")
     except BaseException:
         os.close(descriptor)
         raise

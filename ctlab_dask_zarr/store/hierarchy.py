@@ -106,7 +106,7 @@ def contents_of(
     walked: Iterable[tuple[str, list[str], list[str]]],
     arrays: Mapping[str, StoredArray | None],
 ) -> Iterator[tuple[str, str | None, tuple[int, ...] | None]]:
-    """Yield the chunks of a store, and what is no part of a dataset: key, array, coordinates.
+    """Yield the chunks of a store, and what is not part of a dataset: key, array, coordinates.
 
     What is foreign has no coordinates. Parts of a dataset are the documents on the way to its
     arrays, and below an array its receipts and whatever has the exact name of a chunk. What killed

@@ -111,8 +111,8 @@ def _problem_of_objects(destination: Destination, *, overwrite: bool) -> str | N
         return f"{path} exists: {advice}"
     if not destination.staged_plan():
         return (
-            f"{path} holds objects that are no dataset, nor the shards of a write that can be gone "
-            "on with: remove them, or choose another name"
+            f"{path} holds objects that are not a dataset, nor the shards of a write that can be "
+            "resumed: remove them, or choose another name"
         )
     return None
 
@@ -123,10 +123,10 @@ def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
     if kind == "link":
         return "it is a symbolic link, give the path that it points to"
     if kind != "folder":
-        return "it is no Zarr store but a file"
+        return "it is not a Zarr store but a file"
     attributes = read_attributes(files, path)
     if not _MARKS & attributes.keys():
-        return "it is no OME-Zarr or mango store of Zarr v3"
+        return "it is not an OME-Zarr or mango store of Zarr v3"
     of_many = _MARKS_OF_MANY & {*attributes, *read_ome(files, path)}
     if of_many:
         return f"it is a collection of images ({min(of_many)}), and not one: move it elsewhere"
@@ -135,7 +135,7 @@ def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
     contents = contents_of(path, walk(files, path), listed_arrays(files, path))
     foreign = next((key for key, _, coords in contents if coords is None), None)
     if foreign is not None:
-        return f"it holds {foreign!r}, which is no part of the dataset: move it elsewhere"
+        return f"it holds {foreign!r}, which is not part of the dataset: move it elsewhere"
     return None
 
 

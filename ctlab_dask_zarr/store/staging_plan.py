@@ -25,7 +25,7 @@ STAGED = re.compile(rf"(?:store|receipts|pieces)-[0-9a-f]{{{N_DIGITS}}}")
 
 
 def foreign_in(files: Files, staging: str) -> str | None:
-    """Return what lies in a staging folder, or the rest of one, and is no part of it."""
+    """Return what lies in a staging folder, or the rest of one, and is not part of it."""
     _, folders, names = next(walk(files, staging), ("", [], []))
     foreign = [name for name in folders if not STAGED.fullmatch(name)]
     foreign += [n for n in names if n != STAGED_PLAN and not is_temporary(n, STAGED_PLAN)]

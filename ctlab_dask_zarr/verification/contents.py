@@ -44,7 +44,7 @@ class Contents:
         What is wrong with the other documents, by key.
     problems
         What else is wrong, as it is found: what dead processes left, labels that are not listed,
-        what is no part of the dataset.
+        what is not part of the dataset.
     """
 
     store: Store
@@ -245,7 +245,7 @@ def _read_levels(
 def stored_objects(contents: Contents, images: Sequence[Image]) -> dict[str, set[Shape]]:
     """Return the coordinates of the objects of each array, by its path in the store.
 
-    Whatever is no part of an array is a problem, except what lies below a broken document: it may
+    Whatever is not part of an array is a problem, except what lies below a broken document: it may
     be a part of that array.
     """
     of_levels = {f"{i.prefix}{p.location}" for i in images for p in i.problems if p.kind != "ome"}
@@ -266,6 +266,6 @@ def stored_objects(contents: Contents, images: Sequence[Image]) -> dict[str, set
         elif contents.store.files.kind(contents.store.path(key)) == "link":
             message = f"{key} is a link, which is not followed: put what it leads to there"
         else:
-            message = f"{key} is no part of the dataset: move it elsewhere"
+            message = f"{key} is not part of the dataset: move it elsewhere"
         contents.problems.append(Problem(key, "stray", message))
     return found

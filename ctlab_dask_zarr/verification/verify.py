@@ -77,7 +77,7 @@ class Verification:
     scope
         What was verified if there is no problem.
     notes
-        What a user should know about the source, though it is no problem of the dataset.
+        What a user should know about the source, though it is not a problem of the dataset.
     """
 
     def __init__(self) -> None:

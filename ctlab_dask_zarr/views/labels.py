@@ -32,7 +32,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 class LabelImage:
     """A label image of a store, and the colours that its metadata gives to labels.
 
-    0 is background, and the mask value of the volume, where it has one, is no label.
+    0 is background, and the mask value of the volume, where it has one, is not a label.
     """
 
     name: str
@@ -72,7 +72,7 @@ def _color(entry: Mapping[str, Any]) -> tuple[int, RGB]:
     """Return a label and its colour; some programs leave the opacity out."""
     red, green, blue = map(operator.index, entry["rgba"][:3])
     if not all(0 <= part <= 255 for part in (red, green, blue)):
-        raise ValueError(f"{entry['rgba']!r} is no colour")
+        raise ValueError(f"{entry['rgba']!r} is not a colour")
     return operator.index(entry["label-value"]), (red, green, blue)
 
 

@@ -76,12 +76,12 @@ def serve_store(
     MissingExtraError
         The package ``neuroglancer`` is not installed, and no other Neuroglancer is given.
     UnsupportedFormatError
-        It is no Zarr store, or Neuroglancer does not show its data type.
+        It is not a Zarr store, or Neuroglancer does not show its data type.
     """
     volume = open_volume(path)
     if not isinstance(volume.source, ZarrSource):
         raise UnsupportedFormatError(
-            f"{os.fspath(path)} is no Zarr store: `ctlab-zarr convert` makes one of it, and "
+            f"{os.fspath(path)} is not a Zarr store: `ctlab-zarr convert` makes one of it, and "
             "`ctlab-zarr preview` draws it as it is"
         )
     root = local_path(volume.source.location)

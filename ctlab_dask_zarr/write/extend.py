@@ -155,7 +155,7 @@ def refuse_unfit_labels(labels: Volume, image: Volume, path: str) -> None:
             "the same"
         )
     units = (labels.voxel_unit, image.voxel_unit)
-    # A voxel is no length, and can only be compared with itself.
+    # A voxel is not a length, and can only be compared with itself.
     is_comparable = units[0] == units[1] or VoxelUnit.VOXEL not in units
     if not is_comparable or not are_same_sizes(
         labels.voxel_size_with_unit(image.voxel_unit), image.voxel_size
@@ -192,7 +192,7 @@ def plan_labels(
     # A folder with the name of the document would hide it, and with it all labels.
     is_taken = name.lower() == ROOT_DOCUMENT
     if is_taken or not name or name.startswith(".") or any(c in name for c in "/\\\0"):
-        raise InvalidArgumentError(f"{name!r} is no name for labels: use a name like 'phases'")
+        raise InvalidArgumentError(f"{name!r} is not a name for labels: use a name like 'phases'")
     *documents, root = plan.documents
     content = json.loads(root.text)
     label = build_image_label(colors, plan.levels[0].array.dtype)

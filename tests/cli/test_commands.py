@@ -54,7 +54,7 @@ def test_convert_writes_what_it_read_and_prints_only_the_result(
     assert result["destination"] == str(tmp_path / "out.zarr")
     assert result["shape"] == list(SHAPE)
     assert "shards" in done.stderr
-    assert "\r" not in done.stderr, "a log is no terminal"
+    assert "\r" not in done.stderr, "a log is not a terminal"
     written = Dataset.from_path(tmp_path / "out.zarr")
     np.testing.assert_array_equal(written.data.compute(), voxels)
     assert written.voxel_size == pytest.approx((3.0, 2.0, 1.5))

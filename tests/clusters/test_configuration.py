@@ -63,13 +63,13 @@ def test_the_settings_for_mpi_are_dask_s_own() -> None:
         ("distributed: {worker: {zzz: 1}}", "distributed.worker.zzz .* there are .*memory"),
         ("jobqueue: {slurm: {cores: 1}, pbs: {cores: 1}}", "slurm, pbs: it has to have one"),
         ("jobqueue: {lsf: {cores: 1}}", "slurm or pbs"),
-        ("slurm: {cores: 1, memory: 1GiB}", r"slurm is no setting .* is jobqueue\.slurm meant"),
+        ("slurm: {cores: 1, memory: 1GiB}", r"slurm is not a setting .* is jobqueue\.slurm meant"),
         ("slrum: {cores: 1, memory: 1GiB}", r"is jobqueue\.slurm meant"),
         ("cores: 1", r"is jobqueue\.slurm\.cores or jobqueue\.pbs\.cores meant"),
         ("job_extra_directives: []", r"is jobqueue\.slurm\.job-extra-directives or "),
         ("jobqueue: {slurm: {cores: 1}}", "does not say the memory of a job"),
         ("[1, 2]", "holds list"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not YAML"),
     ],
 )
 def test_a_wrong_file_is_told_what_is_wrong_with_it(

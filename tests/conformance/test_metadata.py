@@ -151,7 +151,7 @@ def test_the_documents_are_strict_json(
     layout: OMEZarrVersion | None, tmp_path: Path, make_dataset: Callable[..., Dataset]
 ) -> None:
     def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     dataset_to_zarr(make_dataset("tomo_float"), tmp_path / "scan.zarr", ome_zarr_version=layout)
     documents = list((tmp_path / "scan.zarr").rglob("zarr.json"))

@@ -81,7 +81,7 @@ def _transforms(document: dict[str, Any]) -> Any:
 #: Name -> what to do to the root document; each breaks a MUST of OME-Zarr 0.5.
 BREAKAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a scale that lacks an axis": lambda d: _transforms(d)[0]["scale"].pop(),
-    "a scale that is no list": lambda d: _transforms(d)[0].update(scale="big"),
+    "a scale that is not a list": lambda d: _transforms(d)[0].update(scale="big"),
     "a scale of words": lambda d: _transforms(d)[0].update(scale=["a", "b", "c"]),
     "two scales": lambda d: _transforms(d).append({"type": "scale", "scale": [1.0, 2.0, 3.0]}),
     "no transformation": lambda d: _multiscale(d)["datasets"][0].pop("coordinateTransformations"),

@@ -17,7 +17,7 @@ from tests.documentation.blocks import (
     with_commands,
 )
 
-#: What is no code: pictures of the site's own structure.
+#: What is not code: pictures of the site's own structure.
 _DIRECTIVES = {"{toctree}", "{eval-rst}"}
 _KNOWN_NEEDS = {None, "slurm", "s3", "mpi"}
 

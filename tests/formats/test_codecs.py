@@ -39,7 +39,7 @@ def test_a_codec_is_known_by_its_short_name(
     ],
 )
 def test_what_is_no_codec_or_no_option_of_it_is_refused(typed: str) -> None:
-    with pytest.raises(ValueError, match="is no codec"):
+    with pytest.raises(ValueError, match="is not a codec"):
         array_kwargs(typed)
 
 

@@ -78,7 +78,7 @@ def test_conversion_there_and_back_is_one(one: VoxelUnit, other: VoxelUnit) -> N
 
 def test_voxels_are_no_length() -> None:
     for pair in ((VoxelUnit.VOXEL, VoxelUnit.MM), (VoxelUnit.MM, VoxelUnit.VOXEL)):
-        with pytest.raises(ValueError, match="a voxel is no length"):
+        with pytest.raises(ValueError, match="a voxel is not a length"):
             pair[0].conversion_factor(pair[1])
 
 

@@ -277,7 +277,7 @@ def test_the_accessor_writes(dataset: Dataset, tmp_path: Path) -> None:
         (lambda a: drifting(a, 0.2), "not regular: one is 0.05 voxels"),
         (lambda a: turned(a, "u2"), "do not increase"),
         (lambda a: a.sel(z=slice(0.1, 0.2)), "nothing along 'z'"),
-        (lambda a: with_spacing(a, "wide"), "'wide', which is no length"),
+        (lambda a: with_spacing(a, "wide"), "'wide', which is not a length"),
         (lambda a: with_spacing(a, [1, 2]), "no length"),
         (lambda a: with_spacing(a, -1), "no length"),
         (lambda a: a.isel(z=0).expand_dims(c=2), r"'c' is none of space: .* array\.isel\(c=0\)"),

@@ -251,7 +251,7 @@ def test_every_kind_of_store_can_be_changed(tmp_path: Path, layout: str) -> None
         ({"voxel_size": (1, 2)}, "2 values for 3 axes"),
         ({"voxel_size": -1.0}, "no length"),
         ({"voxel_unit": "parsec"}, "not a voxel unit"),
-        ({"voxel_unit": "voxel"}, "a voxel is no length"),
+        ({"voxel_unit": "voxel"}, "a voxel is not a length"),
         ({"dataset_id": " "}, "no text"),
         ({"history": {"": "x"}}, "no name"),
     ],

@@ -144,7 +144,7 @@ class TestAnIdentityThatIsGiven:
 
     @pytest.mark.parametrize("identity", ["", 7])
     def test_is_a_text(self, identity: Any) -> None:
-        with pytest.raises(InvalidArgumentError, match="is no text"):
+        with pytest.raises(InvalidArgumentError, match="is not text"):
             make_dataset(VOXELS, identity=identity)
 
 

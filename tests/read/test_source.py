@@ -155,7 +155,9 @@ def test_an_option_of_another_kind_is_refused_with_whose_it_is(raw: Path, tmp_pa
     dataset_to_zarr(Dataset.from_path(raw), tmp_path / "a.zarr", **SMALL)
     with pytest.raises(InvalidArgumentError, match="is a Zarr store: gain= is for a NumPy file"):
         Dataset.from_path(tmp_path / "a.zarr", gain=2)
-    with pytest.raises(InvalidArgumentError, match=r"gains= is no parameter of Dataset\.from_path"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"gains= is not a parameter of Dataset\.from_path"
+    ):
         Dataset.from_path(raw, gains=2)
 
 

@@ -49,7 +49,7 @@ pytestmark = [
 GIVEN = os.environ.get("CTLAB_ZARR_EXAMPLES")
 N_EXAMPLES = int(GIVEN or 150)
 
-#: Data types by the dtype that they have, with their mask values; None is no data type.
+#: Data types by the dtype that they have, with their mask values; None is not a data type.
 DATATYPES: dict[str, dict[str | None, Any]] = {
     "u1": {None: None, "segmented": 255},
     "i1": {None: None},

@@ -74,7 +74,7 @@ def test_what_somebody_has_put_into_a_store_bars_replacing_it_and_is_named(
 ) -> None:
     make(store / "filtered")
     before = snapshot(store.parent)
-    with pytest.raises(DestinationExistsError, match=r"holds 'filtered', which is no part"):
+    with pytest.raises(DestinationExistsError, match=r"holds 'filtered', which is not part"):
         dataset_to_zarr(make_dataset(VOXELS + 1), store, overwrite=True, **LAYOUT)
     assert snapshot(store.parent) == before
     assert [(p.location, p.kind) for p in verify(store)] == [("filtered", "stray")]

@@ -199,7 +199,9 @@ def test_a_plan_that_leads_elsewhere_is_refused_whatever_is_asked_for(
             lambda: add_levels(scan, 2, resume=True),
             lambda: add_levels(scan, 2, restart=True),
         ):
-            with pytest.raises(MetadataError, match="is no staging folder as this package makes"):
+            with pytest.raises(
+                MetadataError, match="is not a staging folder as this package makes"
+            ):
                 act()
         assert snapshot(tmp_path) == before
 
@@ -216,7 +218,7 @@ def test_a_plan_that_makes_no_sense_is_a_clear_error(
     place.write_text(json.dumps(json.loads(place.read_text()) | change))
     before, scan = snapshot(tmp_path), tmp_path / "scan.zarr"
     for act in (lambda: commit(scan), lambda: add_levels(scan, 2, resume=True)):
-        with pytest.raises(MetadataError, match="is no staging folder as this package makes"):
+        with pytest.raises(MetadataError, match="is not a staging folder as this package makes"):
             act()
     assert snapshot(tmp_path) == before
 

@@ -165,7 +165,7 @@ def google(
     file = tmp_path_factory.mktemp("account") / "account.json"
     file.write_text(json.dumps(account))
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(file))
-    # Of which alone it is known that it is no https.
+    # Of which alone it is known that it is not https.
     monkeypatch.setenv("GOOGLE_BASE_URL", google.endpoint)
     _open.cache_clear()
     with dask.config.set(scheduler="threads"):

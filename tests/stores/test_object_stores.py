@@ -336,7 +336,7 @@ def test_a_dataset_is_not_replaced_and_objects_of_others_are_left_alone(
         dataset_to_zarr(dataset, url, overwrite=True, **LAYOUT)
     assert s3.keys(bucket) == before
     s3.client().put_object(Bucket=bucket, Key="other.zarr/thesis.tex", Body=b"...")
-    with pytest.raises(DestinationExistsError, match="objects that are no dataset"):
+    with pytest.raises(DestinationExistsError, match="objects that are not a dataset"):
         dataset_to_zarr(dataset, f"s3://{bucket}/other.zarr", **LAYOUT)
 
 

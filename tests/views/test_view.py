@@ -160,7 +160,7 @@ def test_a_segmentation_is_whole_in_its_panel_and_its_mask_has_no_colour(
 def test_the_mask_of_labels_is_not_seen_over_the_volume(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "scan.zarr"
     write_ball(path, "zstd")
-    # The mask is no label, even where it is given a colour.
+    # The mask is not a label, even where it is given a colour.
     colors = {1: (255, 0, 0), 2: (0, 0, 255), 255: (0, 255, 0)}
     labels_to_zarr(ball_phases(), path, "phases", colors=colors)
     with serve_store(path) as server:

@@ -61,7 +61,7 @@ def image_problem(destination: Destination, wanted: ImageIdentity | None) -> str
     # The end of a path with a slash follows a link.
     kinds = [destination.files.kind(place) for place in (folder, os.path.join(folder, ""))]
     if destination.can_rename and kinds[0] is not None and kinds[1] != "folder":
-        return f"{folder} is no folder, and labels would be in it: move it elsewhere"
+        return f"{folder} is not a folder, and labels would be in it: move it elsewhere"
     listing = os.path.join(folder, ROOT_DOCUMENT)
     problem = _list_problem(read_json_object(destination.files, listing))
     if problem is not None:

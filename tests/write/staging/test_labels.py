@@ -301,6 +301,6 @@ def test_a_place_for_labels_that_is_no_folder_is_told_before_they_are_made(
         labels_to_zarr(LABELS, path, "phases", **LAYOUT)
         assert sorted(os.listdir(tmp_path / "elsewhere")) == ["phases", "zarr.json"]
         return
-    with pytest.raises(DestinationExistsError, match="labels is no folder"):
+    with pytest.raises(DestinationExistsError, match="labels is not a folder"):
         labels_to_zarr(LABELS, path, "phases", **LAYOUT)
     assert os.listdir(tmp_path) == ["scan.zarr"]
