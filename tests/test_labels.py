@@ -98,8 +98,8 @@ def test_labels_are_valid_for_other_validators(image: Path) -> None:
     [
         (np.zeros(SHAPE, "float32"), {}, "integers"),
         (np.zeros((70, 65, 96), "uint8"), {}, "x: 96"),
-        (np.zeros(SHAPE, "uint8"), {"name": "../up"}, "no name"),
-        (np.zeros(SHAPE, "uint8"), {"name": ""}, "no name"),
+        (np.zeros(SHAPE, "uint8"), {"name": "../up"}, "not a name"),
+        (np.zeros(SHAPE, "uint8"), {"name": ""}, "not a name"),
         (np.zeros(SHAPE, "uint8"), {"colors": {1: (300, 0, 0)}}, "0 to 255"),
         (np.zeros(SHAPE, "uint8"), {"colors": {256: (1, 0, 0)}}, "256"),
         (np.zeros(SHAPE, "uint8"), {"downsample": "mean"}, "classes"),

@@ -70,7 +70,7 @@ def test_what_is_left_of_a_job(
 @pytest.mark.parametrize(
     ("environment", "answer", "message"),
     [
-        ({}, "", "no job of SLURM or PBS"),
+        ({}, "", "not a job of SLURM or PBS"),
         (SLURM, "slurm_load_jobs error: Invalid job id\n", "squeue does not tell"),
         (SLURM, "", "squeue does not tell"),
         (PBS, "    Resource_List.walltime = soon\n", "qstat does not tell"),

@@ -249,11 +249,11 @@ def test_every_kind_of_store_can_be_changed(tmp_path: Path, layout: str) -> None
     ("wanted", "message"),
     [
         ({"voxel_size": (1, 2)}, "2 values for 3 axes"),
-        ({"voxel_size": -1.0}, "no length"),
+        ({"voxel_size": -1.0}, "not a length"),
         ({"voxel_unit": "parsec"}, "not a voxel unit"),
         ({"voxel_unit": "voxel"}, "a voxel is not a length"),
-        ({"dataset_id": " "}, "no text"),
-        ({"history": {"": "x"}}, "no name"),
+        ({"dataset_id": " "}, "not text"),
+        ({"history": {"": "x"}}, "not a name"),
     ],
 )
 def test_a_wrong_wish_touches_nothing(

@@ -123,7 +123,7 @@ def test_what_the_user_says_of_units_is_not_converted(tmp_path: Path) -> None:
 
 def test_a_voxel_size_that_is_none_is_refused_unless_the_user_says_it(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.zarr", ["pixel"] * 3, scale=(0, 2, 1.5))
-    with pytest.raises(MetadataError, match="no length"):
+    with pytest.raises(MetadataError, match="not a length"):
         dataset_from_zarr(path)
     dataset = dataset_from_zarr(path, voxel_size=(3, 2, 1), voxel_unit="um")
     assert (dataset.voxel_size, dataset.voxel_unit) == ((3, 2, 1), "um")

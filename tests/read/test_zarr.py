@@ -349,7 +349,7 @@ class TestRefused:
             document["shape"] = [2**62, 2**62, 2**62]
 
         edit(plain / "zarr.json", change)
-        refuse(plain, MetadataError, "no possible length")
+        refuse(plain, MetadataError, "not a possible length")
 
 
 #: Values that stand where others belong, in documents that somebody edited.

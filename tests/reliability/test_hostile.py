@@ -140,7 +140,7 @@ def test_verify_never_waits_for_what_is_no_file_and_names_it(
         path.mkdir()
     with dask.config.set(scheduler="sync"):
         problems = verify(labelled)
-    assert any(p.location == what and "no ordinary file" in str(p) for p in problems)
+    assert any(p.location == what and "not an ordinary file" in str(p) for p in problems)
 
 
 def test_the_store_itself_may_be_a_link(store: Path, tmp_path: Path) -> None:

@@ -157,9 +157,9 @@ def test_a_link_in_place_of_a_staging_folder_is_not_followed(tmp_path: Path, sna
     (tmp_path / ".scan.zarr.staging").symlink_to(theirs)
     before = snapshot(theirs)
     for options in ({"resume": True}, {"restart": True}):
-        with pytest.raises(MetadataError, match="no folder"):
+        with pytest.raises(MetadataError, match="not a folder"):
             dataset_to_zarr(make_dataset(VOXELS), tmp_path / "scan", **LAYOUT, **options)
-    with pytest.raises(MetadataError, match="no folder"):
+    with pytest.raises(MetadataError, match="not a folder"):
         abort_write(Destination(str(tmp_path / "scan.zarr")))
     assert snapshot(theirs) == before
 

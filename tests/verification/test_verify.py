@@ -222,7 +222,7 @@ DOCUMENTS = [
         lambda document: json.dumps(document).encode("utf-16"),
     ],
     ids=[
-        "no JSON",
+        "not JSON",
         "no object",
         "too deep",
         "another version",

@@ -242,7 +242,7 @@ def test_labels_do_not_take_the_place_of_the_document_that_lists_them(
     path = tmp_path / "scan.zarr"
     write_image(path)
     labels_to_zarr(LABELS, path, "phases", **LAYOUT)
-    with pytest.raises(InvalidArgumentError, match="no name for labels"):
+    with pytest.raises(InvalidArgumentError, match="not a name for labels"):
         labels_to_zarr(LABELS, path, name, **LAYOUT)
     assert verify(path) == []
 
