@@ -278,7 +278,7 @@ def push(
     ... )
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     dataset_to_zarr(ds, folder + "/scan.zarr")
-    ...     push(folder + "/scan.zarr", "memory://pushed/scan.zarr").n_skipped
+    ...     push(folder + "/scan.zarr", folder + "/copy.zarr").n_skipped
     0
     """
     with storage_options_in_force(storage_options):
