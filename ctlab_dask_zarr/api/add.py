@@ -1,7 +1,4 @@
-"""Add to an image that is there: further levels, and labels.
-
-Each is a write like that of `api`, planned for what the image has.
-"""
+"""Add levels and labels to an existing image: writes that are planned for what the image has."""
 
 from __future__ import annotations
 

@@ -189,11 +189,9 @@ def refuse_taken(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise DestinationExistsError(problem)
 
 
-def refuse_too_little_memory(plan: WritePlan, client: Client | Resources | None) -> None:
-    """Raise before the first byte where workers would be killed after hours."""
-    with in_force(client) as resources:
-        memory = resources.thread_nbytes
-    needed = plan.rechunk.peak_nbytes
+def refuse_too_little_memory(plan: WritePlan) -> None:
+    """Raise before the first byte if the workers it was planned for would be killed after hours."""
+    needed, memory = plan.rechunk.peak_nbytes, plan.resources.thread_nbytes
     if memory is not None and needed > memory:
         raise InvalidArgumentError(
             f"a worker thread needs {nbytes_text(needed)} and has {nbytes_text(memory)}: use fewer "

@@ -283,7 +283,7 @@ def plan(given: Mapping[str, Any]) -> WritePlan:
         place = Destination.at(planned.destination)
         problem = occupied_problem(place, overwrite=options.overwrite)
     notes = planned.notes if problem is None else (*planned.notes, problem)
-    return replace(planned, notes=notes, resources=resources, destination_problem=problem)
+    return replace(planned, notes=notes, destination_problem=problem)
 
 
 def _bind(given: Mapping[str, Any], stacklevel: int) -> WriteOptions:
@@ -312,7 +312,7 @@ def _write(given: Mapping[str, Any], options: WriteOptions) -> WriteResult:
     planned, remaining = prepared.plan, prepared.remaining
     assert planned is not None
     if given["client"] is not None:
-        refuse_too_little_memory(planned, client)
+        refuse_too_little_memory(planned)
     committed = run_reported(prepared, client, given["progress"], given["stop"])
     return WriteResult(
         destination=planned.destination,

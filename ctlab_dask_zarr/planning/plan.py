@@ -130,12 +130,12 @@ class WritePlan(WriteContent):
         How blocks become shards, and the memory that it takes.
     notes
         What a user should know before starting.
+    resources
+        What the workers have for which it was planned.
     labels_of
         The image to which labels belong.
     random_name
         dask's name of a source that no other process can recognise; None where one can.
-    resources
-        What the workers have for which it was planned; None where nobody asked.
     destination_problem
         Why nothing could be committed to the destination, or None.
     """
@@ -144,9 +144,9 @@ class WritePlan(WriteContent):
     rechunk: Rechunk
     dataset_id: str | None
     notes: tuple[str, ...]
+    resources: Resources
     labels_of: str | None = None
     random_name: str | None = None
-    resources: Resources | None = None
     destination_problem: str | None = None
 
     @property
@@ -177,7 +177,6 @@ class WritePlan(WriteContent):
     def to_dict(self) -> dict[str, Any]:
         """Return the plan's figures as plain JSON."""
         layout = self.levels[0].layout
-        resources = self.resources
         return {
             "destination": self.destination,
             "destination_problem": self.destination_problem,
@@ -196,7 +195,7 @@ class WritePlan(WriteContent):
             "fingerprint": self.fingerprint,
             "rechunk": asdict(self.rechunk),
             "notes": list(self.notes),
-            "n_worker_threads": None if resources is None else resources.n_threads,
+            "n_worker_threads": self.resources.n_threads,
             "n_worker_threads_that_fit": self._n_threads_that_fit(),
         }
 
@@ -242,8 +241,6 @@ class WritePlan(WriteContent):
         ]
 
     def _worker_rows(self) -> list[tuple[str, str]]:
-        if self.resources is None:
-            return []
         n_threads, memory = self.resources.n_threads, self.resources.thread_nbytes
         if memory is None:
             return [("workers", f"{n_threads} threads, their memory is not known")]
@@ -254,7 +251,7 @@ class WritePlan(WriteContent):
 
     def _n_threads_that_fit(self) -> int | None:
         """Return how many threads the memory of all workers is enough for."""
-        if self.resources is None or self.resources.thread_nbytes is None:
+        if self.resources.thread_nbytes is None:
             return None
         nbytes = self.resources.thread_nbytes * self.resources.n_threads
         return nbytes // max(self.rechunk.peak_nbytes, 1)

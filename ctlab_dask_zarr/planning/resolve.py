@@ -147,6 +147,7 @@ def plan_write(
         requested=requested,
         notes=(*_notes(planned), *source.notes),
         random_name=source.random_name,
+        resources=resources,
         downsample=downsample,
         is_discrete=volume.is_discrete,
     )  # fmt: skip
