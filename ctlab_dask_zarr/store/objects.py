@@ -71,13 +71,6 @@ class ObjectFiles:
         except (FileNotFoundError, BaseError) as error:
             raise _as_os_error(error, path) from None
 
-    def zarr_location(self, path: str) -> tuple[Any, str]:
-        """Return the store of a URL for zarr, read-only, and the path in it."""
-        from zarr.storage import ObjectStore
-
-        store, key = self._connect(path)
-        return ObjectStore(store, read_only=True), key
-
     def kind(self, path: str) -> Kind | None:
         """Return what is at a URL; None for nothing."""
         with self._at(path) as (store, key):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from ctlab_dask_zarr.codec.values import ValueRange
 from ctlab_dask_zarr.errors import IncompleteDatasetError
-from ctlab_dask_zarr.execution.progress import Reporter, topic_of
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.levels import child_coords, parent_coords
@@ -84,7 +83,7 @@ def _merge(
             write.pieces.remove(pieces.key(parent))
         return found
     staged = write.array(task.level)
-    reporter = Reporter(topic_of(write.request.run_id[:8]))
+    reporter = write.reporter()
 
     def make(parent: Shape) -> None:
         write_shards(pieces, [parent], downsampled_blocks(finer, parent, finer, values))

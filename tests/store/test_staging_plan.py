@@ -295,6 +295,20 @@ class TestWhatCameMeanwhile:
         data = da.from_array(VOXELS, chunks=8).map_blocks(block, dtype="u2", meta=VOXELS[:0])
         dataset_to_zarr(make_dataset(data), path, overwrite=True, **LAYOUT, **options)
 
+    def die_between_the_renames(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Replace the dataset in a process that dies when the old one is aside."""
+        rename = os.rename
+
+        def die(source: str, target: str) -> None:
+            if target == str(path):
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", die)
+            with pytest.raises(KeyboardInterrupt):
+                self.replace(path, lambda: None)
+
     def test_another_dataset_is_not_replaced(self, path: Path, snapshot: Any) -> None:
         others = make_dataset(VOXELS + 5)
         dataset_to_zarr(others, path.parent / "other.zarr", **LAYOUT)
@@ -330,18 +344,8 @@ class TestWhatCameMeanwhile:
     def test_the_old_dataset_stays_aside_until_the_new_one_is_in_its_place(
         self, what: str, path: Path, snapshot: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        rename = os.rename
-
-        def die(source: str, target: str) -> None:
-            if target == str(path):
-                raise KeyboardInterrupt
-            rename(source, target)
-
         old = snapshot(path)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "rename", die)
-            with pytest.raises(KeyboardInterrupt):
-                self.replace(path, lambda: None)
+        self.die_between_the_renames(path, monkeypatch)
         (aside,) = path.parent.glob(".scan.zarr.replaced.*")
         if what == "an empty folder":
             path.mkdir()
@@ -368,18 +372,8 @@ class TestWhatCameMeanwhile:
     def test_giving_up_between_the_renames_puts_the_old_dataset_back(
         self, path: Path, snapshot: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        rename = os.rename
-
-        def die(source: str, target: str) -> None:
-            if target == str(path):
-                raise KeyboardInterrupt
-            rename(source, target)
-
         old = snapshot(path)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "rename", die)
-            with pytest.raises(KeyboardInterrupt):
-                self.replace(path, lambda: None)
+        self.die_between_the_renames(path, monkeypatch)
         assert abort_write(Destination(str(path))).was_staged
         assert snapshot(path) == old
         assert os.listdir(path.parent) == ["scan.zarr"]

@@ -126,10 +126,14 @@ class StagedWrite:
             else:
                 receipts += found
         if missing:
-            reporter = Reporter(topic_of(self.request.run_id[:8]))
+            reporter = self.reporter()
             receipts += write_shards(staged, missing, blocks, reporter.add, reporter.finish)
             reporter.finish()
         return receipts
+
+    def reporter(self) -> Reporter:
+        """Return what tells this run of the bytes of a task."""
+        return Reporter(topic_of(self.request.run_id[:8]))
 
     def find(self, level: int, coords: Shape) -> list[ShardReceipt] | None:
         """Return receipts for the objects of a task, read back, if all are there whole.
