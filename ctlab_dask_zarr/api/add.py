@@ -14,7 +14,7 @@ from ctlab_dask_zarr.api.preparing import (
     Executor,
     ProgressSink,
     analysed_source,
-    bound_options,
+    bound,
     in_force,
     plan_dataset,
     run_reported,
@@ -186,7 +186,7 @@ def labels_to_zarr(
     [(40, 65, 97), (20, 33, 49)]
     >>> folder.cleanup()
     """
-    options = bound_options(locals())
+    options = bound(WriteOptions, locals())
     running = started(client)
     with storage_options_in_force(storage_options), in_force(running) as resources:
         prepared = prepare_labels(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from dask.base import is_dask_collection
 
+from ctlab_dask_zarr.arguments import parameters_of
 from ctlab_dask_zarr.errors import DestinationExistsError, InvalidArgumentError
 from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
 from ctlab_dask_zarr.execution.progress import ProgressBar, WriteProgress
@@ -40,16 +41,29 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.execution.stopping import Stop
     from ctlab_dask_zarr.volume import Volume
 
+T = TypeVar("T")
 #: A client; a function that returns one, called when it is needed; for plans the size of workers.
 Executor: TypeAlias = "Client | Callable[[], Client] | Resources | None"
 #: Whether a bar is shown; or a function that is told.
 ProgressSink: TypeAlias = bool | Callable[[WriteProgress], None]
 
 
-def bound_options(given: Mapping[str, Any]) -> WriteOptions:
-    """Return those arguments of a public function that shape what is written."""
-    names = [field.name for field in fields(WriteOptions)]
-    return WriteOptions(**{name: given[name] for name in names if name in given})
+@dataclass(frozen=True)
+class RunOptions:
+    """The arguments of `dataset_to_zarr` that say how a write is run."""
+
+    resume: bool
+    restart: bool
+    part: tuple[int, int] | None
+    storage_options: Mapping[str, Any] | None
+    client: Executor
+    progress: ProgressSink
+    stop: Stop | None
+
+
+def bound(record: Callable[..., T], given: Mapping[str, Any]) -> T:
+    """Make a record of those arguments of a public function that the record has."""
+    return record(**{name: given[name] for name in parameters_of(record) if name in given})
 
 
 def plan_dataset(

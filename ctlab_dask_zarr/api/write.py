@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from ctlab_dask_zarr.api.preparing import (
     Executor,
     ProgressSink,
-    bound_options,
+    RunOptions,
+    bound,
     in_force,
     plan_dataset,
     prepare_write,
@@ -30,11 +31,8 @@ from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.planning.plan import WritePlan
-from ctlab_dask_zarr.planning.resolve import (
-    WriteOptions,
-    existing_write,
-    refuse_contradictions,
-)
+from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.planning.resolve import WriteOptions, existing_write, refuse_contradictions
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.occupied import occupied_problem
 from ctlab_dask_zarr.store.store import storage_options_in_force
@@ -43,6 +41,7 @@ from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
+    from distributed import Client
 
     from ctlab_dask_zarr.formats.history import History
     from ctlab_dask_zarr.volume import Volume
@@ -207,41 +206,43 @@ def dataset_to_zarr(
     <Dataset tomo (z: 40, y: 65, x: 97) uint16, voxel 2.5 um>
     >>> folder.cleanup()
     """
-    given = locals()
-    options = _bind(given, stacklevel=3)
+    options, how = _bound(locals())
     if compute:
-        _write(given, options)
+        _write(dataset, path, options, how)
         return None
-    graph: Delayed = _prepare(given, options, started(client)).graph
+    graph: Delayed = _prepare(dataset, path, options, how, started(client)).graph
     return graph
 
 
-def _with_arguments_of(
+def _takes_arguments_of(
     model: Callable[P, Any], without: str = ""
-) -> Callable[[Callable[[Mapping[str, Any]], R]], Callable[P, R]]:
-    """Give a function the signature of another; it gets every argument by its name."""
+) -> Callable[[Callable[[Volume, str, WriteOptions, RunOptions], R]], Callable[P, R]]:
+    """Give a function of a dataset, a path and options the signature of `dataset_to_zarr`."""
     signature = inspect.signature(model)
     parameters = [p for p in signature.parameters.values() if p.name != without]
 
-    def decorate(function: Callable[[Mapping[str, Any]], R]) -> Callable[P, R]:
+    def decorate(function: Callable[[Volume, str, WriteOptions, RunOptions], R]) -> Callable[P, R]:
         returned = inspect.signature(function).return_annotation
         own = signature.replace(parameters=parameters, return_annotation=returned)
 
-        def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
             given = own.bind(*args, **kwargs)
             given.apply_defaults()
-            return function(given.arguments)
+            dataset, path = given.arguments["dataset"], given.arguments["path"]
+            return function(dataset, path, *_bound(given.arguments))
 
         names = ("__module__", "__name__", "__qualname__", "__doc__")
-        update_wrapper(bound, function, assigned=names)
-        bound.__signature__ = own  # type: ignore[attr-defined]
-        return bound
+        update_wrapper(called, function, assigned=names)
+        called.__signature__ = own  # type: ignore[attr-defined]
+        return called
 
     return decorate
 
 
-@_with_arguments_of(dataset_to_zarr, without="compute")
-def write_dataset(given: Mapping[str, Any]) -> WriteResult:
+@_takes_arguments_of(dataset_to_zarr, without="compute")
+def write_dataset(
+    dataset: Volume, path: str | os.PathLike[str], options: WriteOptions, how: RunOptions
+) -> WriteResult:
     """Write a dataset as `dataset_to_zarr` does, with the same arguments; return what was done.
 
     Examples
@@ -257,11 +258,13 @@ def write_dataset(given: Mapping[str, Any]) -> WriteResult:
     >>> result.n_levels, result.n_shards, result.nbytes
     (2, 2, 569080)
     """
-    return _write(given, _bind(given, stacklevel=4))
+    return _write(dataset, path, options, how)
 
 
-@_with_arguments_of(dataset_to_zarr)
-def plan(given: Mapping[str, Any]) -> WritePlan:
+@_takes_arguments_of(dataset_to_zarr)
+def plan(
+    dataset: Volume, path: str | os.PathLike[str], options: WriteOptions, how: RunOptions
+) -> WritePlan:
     """Return what `dataset_to_zarr` would do with the same arguments; nothing is done.
 
     Examples
@@ -275,52 +278,51 @@ def plan(given: Mapping[str, Any]) -> WritePlan:
     >>> plan(ds, "scan.zarr").n_shards
     512
     """
-    options = _bind(given, stacklevel=4)
-    refuse_contradictions(given["resume"], given["restart"], given["part"])
-    client = started(given["client"])
-    with storage_options_in_force(given["storage_options"]), in_force(client) as resources:
-        planned = plan_dataset(given["dataset"], given["path"], options, resources=resources)
+    refuse_contradictions(how.resume, how.restart, how.part)
+    client = started(how.client)
+    with storage_options_in_force(how.storage_options), in_force(client) as resources:
+        planned = plan_dataset(dataset, path, options, resources=resources)
         place = Destination.at(planned.destination)
         problem = occupied_problem(place, overwrite=options.overwrite)
     notes = planned.notes if problem is None else (*planned.notes, problem)
     return replace(planned, notes=notes, destination_problem=problem)
 
 
-def _bind(given: Mapping[str, Any], stacklevel: int) -> WriteOptions:
-    """Return those of the arguments of `dataset_to_zarr` that shape what is written."""
+def _bound(given: Mapping[str, Any]) -> tuple[WriteOptions, RunOptions]:
+    """Return the arguments of `dataset_to_zarr`: what is written, and how."""
     ignored = [name for name in ("chunk_size_mb", "max_shard_size_mb") if given[name] is not None]
     if ignored:
         warnings.warn(
             f"{', '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} ignored when writing "
             "Zarr. Use chunks/shards or 'auto' instead.",
             UserWarning,
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
-    known = given.keys() - {"dataset", "path", "extra_attrs"}
-    refuse_other_meanings(given["extra_attrs"], known)
-    return bound_options(given)
+    refuse_other_meanings(given["extra_attrs"], given.keys() - {"dataset", "path", "extra_attrs"})
+    return bound(WriteOptions, given), bound(RunOptions, given)
 
 
-def _write(given: Mapping[str, Any], options: WriteOptions) -> WriteResult:
-    """Prepare a write and run it; `given` are all arguments of `dataset_to_zarr`."""
+def _write(
+    dataset: Volume, path: str | os.PathLike[str], options: WriteOptions, how: RunOptions
+) -> WriteResult:
     start_s = time.monotonic()
-    if callable(given["client"]) and not given["resume"]:
-        with storage_options_in_force(given["storage_options"]):
-            refuse_taken(given["path"], overwrite=options.overwrite)
-    client = started(given["client"])
-    prepared = _prepare(given, options, client)
+    if callable(how.client) and not how.resume:
+        with storage_options_in_force(how.storage_options):
+            refuse_taken(path, overwrite=options.overwrite)
+    client = started(how.client)
+    prepared = _prepare(dataset, path, options, how, client)
     planned, remaining = prepared.plan, prepared.remaining
     assert planned is not None
-    if given["client"] is not None:
+    if client is not None:
         refuse_too_little_memory(planned)
-    committed = run_reported(prepared, client, given["progress"], given["stop"])
+    committed = run_reported(prepared, client, how.progress, how.stop)
     return WriteResult(
         destination=planned.destination,
         n_shards=len(remaining.tasks) + remaining.n_done,
         n_resumed=remaining.n_done,
         n_half_made=remaining.n_half_made,
         n_objects=committed.n_objects,
-        stored_nbytes=None if given["part"] else committed.nbytes,
+        stored_nbytes=None if how.part else committed.nbytes,
         nbytes=planned.nbytes,
         shape=planned.shape,
         n_levels=len(planned.levels),
@@ -328,10 +330,23 @@ def _write(given: Mapping[str, Any], options: WriteOptions) -> WriteResult:
     )
 
 
-def _prepare(given: Mapping[str, Any], options: WriteOptions, client: Any) -> PreparedWrite:
-    how = {name: given[name] for name in ("resume", "restart", "part")}
-    with storage_options_in_force(given["storage_options"]), in_force(client) as resources:
-        return prepare_write(given["dataset"], given["path"], options, resources=resources, **how)
+def _prepare(
+    dataset: Volume,
+    path: str | os.PathLike[str],
+    options: WriteOptions,
+    how: RunOptions,
+    client: Client | Resources | None,
+) -> PreparedWrite:
+    with storage_options_in_force(how.storage_options), in_force(client) as resources:
+        return prepare_write(
+            dataset,
+            path,
+            options,
+            resume=how.resume,
+            restart=how.restart,
+            part=how.part,
+            resources=resources,
+        )
 
 
 def commit(
