@@ -194,18 +194,7 @@ def write_mango_netcdf(
         os.makedirs(root, exist_ok=True)
         step = slices_per_block or max(_VOXELS_PER_BLOCK // max(n_y * n_x, 1), 1)
     starts = range(0, n_z, step)
-    common = {
-        "data_description": f"Synthetic volume <{kind.dtype.name}>",
-        "voxel_size_xyz": np.array(voxel_size[::-1], np.float32),
-        "voxel_unit": str(VoxelUnit.from_str(str(voxel_unit))),
-        "coord_transform": "\n",
-        "intensity_f2i_offset_scale": np.array([0, 1], np.float32),
-        "offset_to_coordinate_origin_xyz": np.zeros(3, np.float32),
-        "total_grid_size_xyz": np.array([n_x, n_y, n_z], np.int32),
-        "coordinate_origin_xyz": np.zeros(3, np.int32),
-        "zdim_total": np.array([n_z], np.int32),
-        "number_of_files": np.array([len(starts)], np.int32),
-    }
+    common = _common_attributes(kind, volume.shape, voxel_size, str(voxel_unit), len(starts))
     of_first = {"dataset_id": dataset_id}
     for key, (parameters, output) in (history or {}).items():
         of_first |= {f"history_{key}": parameters, f"history_{key}_output": output}
@@ -230,6 +219,28 @@ def write_mango_netcdf(
             if on_block is not None:
                 on_block(n_done, len(starts))
     return root
+
+
+def _common_attributes(
+    kind: DataType,
+    shape: Sequence[int],
+    voxel_size: Sequence[float],
+    voxel_unit: str,
+    n_files: int,
+) -> dict[str, Any]:
+    """Return the attributes that all files of a volume have."""
+    return {
+        "data_description": f"Synthetic volume <{kind.dtype.name}>",
+        "voxel_size_xyz": np.array(voxel_size[::-1], np.float32),
+        "voxel_unit": str(VoxelUnit.from_str(voxel_unit)),
+        "coord_transform": "\n",
+        "intensity_f2i_offset_scale": np.array([0, 1], np.float32),
+        "offset_to_coordinate_origin_xyz": np.zeros(3, np.float32),
+        "total_grid_size_xyz": np.array(shape[::-1], np.int32),
+        "coordinate_origin_xyz": np.zeros(3, np.int32),
+        "zdim_total": np.array(shape[:1], np.int32),
+        "number_of_files": np.array([n_files], np.int32),
+    }
 
 
 def _write_file(

@@ -1,4 +1,4 @@
-"""House rules: pure rooms stay pure, links lead somewhere, no file names one machine's paths."""
+"""House rules: pure rooms stay pure, functions are short, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -48,6 +48,39 @@ def test_a_pure_room_touches_nothing(path: Path) -> None:
     called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert "open" not in {call.id for call in called if isinstance(call, ast.Name)}
     assert {call.attr for call in called if isinstance(call, ast.Attribute)} & IMPURE_CALLS == set()
+
+
+def n_lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function without its docstring."""
+    assert function.end_lineno is not None
+    n_lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function) is not None:
+        assert first.end_lineno is not None
+        n_lines -= first.end_lineno - first.lineno + 1
+    return n_lines
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_files_and_functions_are_short_or_say_why_not(path: Path) -> None:
+    """A comment right above a function of more than 60 lines gives the reason."""
+    lines = path.read_text().splitlines()
+    functions = [
+        node
+        for node in ast.walk(ast.parse("\n".join(lines)))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    long = [function for function in functions if n_lines_of_code(function) > 60]
+    starts = [min([f.lineno, *(d.lineno for d in f.decorator_list)]) for f in long]
+    without_reason = [
+        function.name
+        for function, start in zip(long, starts, strict=True)
+        if not lines[start - 2].lstrip().startswith("#")
+    ]
+    assert without_reason == []
+    assert len(lines) <= 400
 
 
 @pytest.mark.parametrize(
