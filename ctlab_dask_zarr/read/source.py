@@ -14,7 +14,7 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.units import VoxelUnit
-from ctlab_dask_zarr.read import netcdf, zarr
+from ctlab_dask_zarr.read import netcdf, tiff, zarr
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.volume import Volume
 
@@ -77,7 +77,7 @@ class SourceKind(Protocol):
 
 
 #: The kinds in the order in which they are asked.
-KINDS: tuple[SourceKind, ...] = (zarr, netcdf)
+KINDS: tuple[SourceKind, ...] = (zarr, netcdf, tiff)
 
 
 def kind_of(path: str | os.PathLike[str]) -> SourceKind:
@@ -99,8 +99,8 @@ def kind_of(path: str | os.PathLike[str]) -> SourceKind:
             return kind
     if not os.path.lexists(root):
         raise DatasetNotFoundError(f"{root} does not exist")
-    known = " nor ".join(kind.DESCRIPTION for kind in KINDS)
-    raise UnsupportedFormatError(f"{root} is neither {known}")
+    known = "; ".join(kind.DESCRIPTION for kind in KINDS)
+    raise UnsupportedFormatError(f"{root} is nothing that is read here: {known}")
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:

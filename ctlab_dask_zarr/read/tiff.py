@@ -1,0 +1,320 @@
+"""The kind of source that is TIFF: a folder of slices, or one file of many pages."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ctlab_dask_zarr.errors import (
+    DatasetNotFoundError,
+    IncompleteSourceError,
+    MetadataError,
+    UnsupportedFormatError,
+)
+from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.level import Shape
+from ctlab_dask_zarr.formats.numbered import missing_numbers, numbered, parse_slices
+from ctlab_dask_zarr.formats.tiff_metadata import VoxelSize
+from ctlab_dask_zarr.formats.units import VoxelUnit, lengths_along
+from ctlab_dask_zarr.read.files import FilesSource, Run, RunsSource, SourceFile, slab_blocks
+from ctlab_dask_zarr.read.lazy import lazy_array
+from ctlab_dask_zarr.read.tiff_pages import Pages, described
+from ctlab_dask_zarr.read.tiff_source import PagesSource, open_tiff
+from ctlab_dask_zarr.store.paths import local_path
+from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.volume import Volume
+
+NAME = "TIFF"
+DESCRIPTION = "TIFF (a file, or a folder of slices)"
+
+#: Little- and big-endian, TIFF and BigTIFF.
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ENDINGS = (".tif", ".tiff")
+#: Headers are read together: a parallel file system answers each in milliseconds.
+_N_THREADS = 16
+#: So many names are listed in a message.
+_MAX_LISTED = 5
+
+
+def can_open(path: str) -> bool:
+    """Whether a path is a TIFF file, or a folder with one, by the first bytes."""
+    if os.path.isdir(path):
+        names = _names(path, None)
+        return bool(names) and _is_tiff(os.path.join(path, names[0]))
+    return _is_tiff(path)
+
+
+def looks_like(path: str) -> bool:
+    """Whether a path has the name of a TIFF file, or is a folder of such names."""
+    if os.path.isdir(path):
+        return bool(_names(path, None))
+    return path.lower().endswith(_ENDINGS)
+
+
+def is_ours(path: str) -> bool:
+    """Return False: the CTLab's programs write no TIFF."""
+    return False
+
+
+def _is_tiff(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) in _MAGIC
+    except OSError:
+        return False
+
+
+def _names(folder: str, pattern: str | None) -> list[str]:
+    """Return the names of TIFF files in a folder; of those that match, if there is a pattern."""
+    return sorted(
+        name
+        for name in os.listdir(folder)
+        if name.lower().endswith(_ENDINGS)
+        and not name.startswith(".")
+        and (pattern is None or fnmatch.fnmatchcase(name, pattern))
+    )
+
+
+def open_volume(
+    path: str | os.PathLike[str],
+    *,
+    datatype: DataType | str | None = None,
+    parse_history: bool = True,
+    chunks: Any = None,
+    voxel_size: Sequence[float] | float | None = None,
+    voxel_unit: VoxelUnit | str | None = None,
+    slices: slice | str | None = None,
+    pattern: str | None = None,
+    **kwargs: Any,
+) -> Volume:
+    """Open a TIFF file, or a folder of slices, lazily; only headers are read.
+
+    The slices of a folder are in the order of the numbers in their names. All are looked at first,
+    so that a missing, truncated or different one is known before anything is done.
+
+    Parameters
+    ----------
+    path
+        A file of one or many pages (also BigTIFF, an ImageJ stack, or OME-TIFF of one channel), or
+        a folder with one file for each slice.
+    datatype
+        The mango data type, if the voxels are one.
+    chunks
+        Blocks of the dask array; by default slabs of about 128 MiB.
+    voxel_size, voxel_unit
+        Instead of what ImageJ or OME says; needed where neither says all lengths.
+    slices
+        A run of slices, as in ``slice(100, 900)`` or ``"100:900"``: by the numbers in the names of
+        a folder's files; by the number of the page, from 0, in a file.
+    pattern
+        Names of the slices, as in ``"slice_*.tif"``, where a folder holds other files too.
+    **kwargs
+        For `dask.array.from_array`.
+
+    Raises
+    ------
+    DatasetNotFoundError
+        There is nothing at the path, or no TIFF file in the folder.
+    UnsupportedFormatError
+        Colours, several channels or times, or pixels that are not whole bytes.
+    IncompleteSourceError
+        Slices are missing, truncated, or of another size or type; they are named.
+    MetadataError
+        The voxel size is not known: give it with `voxel_size` and `voxel_unit`.
+    """
+    local = local_path(path)
+    run = parse_slices(slices)
+    is_folder = os.path.isdir(local)
+    files = _open_folder(local, run, pattern) if is_folder else [_open_file(local, run)]
+    first = files[0]
+    _refuse_others(local, files)
+    shape = (sum(f.shape[0] for f in files), *first.shape[1:])
+    if not is_folder and shape[0] == 1:
+        shape = shape[1:]
+    size, unit = _voxel_size(local, len(shape), first.voxel_size, voxel_size, voxel_unit)
+    source = _source(local, files, shape)
+    blocks = slab_blocks(shape, source.dtype.itemsize) if chunks is None else chunks
+    return Volume(
+        lazy_array(source, "tiff", blocks, kwargs),
+        dimension_names=("z", "y", "x")[-len(shape) :],
+        voxel_unit=unit,
+        voxel_size=size,
+        datatype=datatype,
+        source=source,
+    )
+
+
+def _source(local: str, files: list[Pages], shape: Shape) -> FilesSource:
+    """Return what reads the voxels: plain reads, or a decoder where one page needs it."""
+    folder = local if os.path.isdir(local) else os.path.dirname(local)
+    common = "TIFF", folder, tuple(f.file for f in files), shape, files[0].dtype
+    runs = [
+        run._replace(file=number)
+        for number, file in enumerate(files)
+        for run in file.runs or [Run(0, 0, 0)]
+    ]
+    swapped = {file.byteorder != np.dtype("=u2").newbyteorder("=").str[0] for file in files}
+    if all(run.n_lines for run in runs) and len(swapped) == 1:
+        is_swapped = swapped.pop() and files[0].dtype.itemsize > 1
+        return RunsSource(*common, runs=tuple(runs), is_swapped=is_swapped)
+    pages = [
+        page._replace(file=number, decoder=(number, page.decoder[1]))
+        for number, file in enumerate(files)
+        for page in file.pages
+    ]
+    return PagesSource(*common, pages=tuple(pages))
+
+
+def _open_folder(folder: str, run: slice, pattern: str | None) -> list[Pages]:
+    """Return the slices of a folder in the order of their numbers."""
+    names = _names(folder, pattern)
+    if not names:
+        what = "TIFF files" if pattern is None else f"TIFF files named {pattern}"
+        raise DatasetNotFoundError(f"{folder} has no {what}")
+    found = numbered(names, folder)
+    found = [
+        (number, name)
+        for number, name in found
+        if (run.start or 0) <= number and (run.stop is None or number < run.stop)
+    ]
+    if not found:
+        raise DatasetNotFoundError(f"{folder} has no slice of those asked for ({names[0]}, ...)")
+    missing = missing_numbers(found, run)
+    if missing:
+        listed = ", ".join(map(str, missing[:_MAX_LISTED]))
+        more = f" and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
+        raise IncompleteSourceError(
+            f"{folder} is not a whole volume: slices {listed}{more} are missing between "
+            f"{found[0][1]} and {found[-1][1]}. Put them back, or take a run of slices that is "
+            "whole, as in slices='100:900'"
+        )
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        return list(pool.map(lambda name: _open_slice(folder, name), [name for _, name in found]))
+
+
+def _open_slice(folder: str, name: str) -> Pages:
+    """Return the one page of a file of a folder."""
+    path = os.path.join(folder, name)
+    file = SourceFile.at(folder, name)
+    with open_tiff(path) as tiff:
+        if len(tiff.pages) != 1:
+            raise UnsupportedFormatError(
+                f"{path} has {len(tiff.pages)} pages, where a folder has one slice a file: open "
+                "the file alone, or leave it out with pattern="
+            )
+        return described(file, path, [tiff.pages[0]], tiff, None)
+
+
+def _open_file(path: str, run: slice) -> Pages:
+    """Return the pages of a file that make a volume."""
+    file = SourceFile.at(os.path.dirname(path), os.path.basename(path))
+    with open_tiff(path) as tiff:
+        series = tiff.series[0]
+        _refuse_series(path, series)
+        for other in tiff.series[1:]:
+            page = other.pages[0].aspage()
+            if not page.is_reduced:
+                raise IncompleteSourceError(
+                    f"page {page.index} of {path} is {_by(other.shape)} {other.dtype}, and the "
+                    f"first ones are {_by(series.shape[-2:])} {series.dtype}: it is not one "
+                    "volume. Save the slices of one volume to a file of their own"
+                )
+        offset = series.dataoffset
+        pages = [page for page in series.pages if page is not None]
+        if any(page.parent.filehandle.path != tiff.filehandle.path for page in pages):
+            raise UnsupportedFormatError(
+                f"{path} is one of several files of an OME-TIFF: open their folder"
+            )
+        n_pages = int(np.prod(series.shape, dtype=int)) // (
+            pages[0].imagelength * pages[0].imagewidth
+        )
+        if n_pages != len(pages) and offset is None:
+            raise IncompleteSourceError(
+                f"{path} has {len(pages)} of the {n_pages} pages that its metadata names: copy it "
+                "again from where it was made"
+            )
+        start, stop, _ = run.indices(n_pages)
+        if start >= stop or (run.stop or 0) > n_pages:
+            raise DatasetNotFoundError(
+                f"{path} has {n_pages} pages, numbered from 0: there is no run "
+                f"{run.start or 0}:{stop if run.stop is None else run.stop}"
+            )
+        if len(pages) < n_pages:
+            # ImageJ writes one page alone for a stack above 4 GiB; the others follow it as bytes.
+            return described(file, path, pages[:1], tiff, (offset, start, stop))
+        return described(file, path, pages[start:stop], tiff, None)
+
+
+def _refuse_series(path: str, series: Any) -> None:
+    """Raise `UnsupportedFormatError` for colours, channels and times."""
+    names = {"S": "samples a pixel (colours)", "C": "channels", "T": "times"}
+    long = {axis: n for axis, n in zip(series.axes, series.shape, strict=True) if n > 1}
+    other = [axis for axis in long if axis in names]
+    if len(long) <= 3 and other and "S" not in long:
+        # Programs that do not ask what a third axis is write it so.
+        text = f"{path}: its {long[other[0]]} {names[other[0]]} are taken for slices"
+        warnings.warn(shown(text), stacklevel=2)
+    elif other:
+        raise UnsupportedFormatError(
+            f"{path} has {long[other[-1]]} {names[other[-1]]}, where one volume of grey values is "
+            "read: save one of them to a file of its own"
+        )
+    elif sum(n > 1 for n in series.shape[:-2]) > 1:
+        raise UnsupportedFormatError(
+            f"{path} has the axes {series.axes} of lengths {series.shape}, where slices, rows and "
+            "columns are read"
+        )
+
+
+def _refuse_others(folder: str, files: list[Pages]) -> None:
+    """Raise `IncompleteSourceError` for slices of another size or type than the first."""
+    first = files[0]
+    others = [f for f in files if (f.shape[1:], f.dtype) != (first.shape[1:], first.dtype)]
+    if others:
+        listed = ", ".join(
+            f"{f.file.name} ({_by(f.shape[1:])} {f.dtype})" for f in others[:_MAX_LISTED]
+        )
+        more = f" and {len(others) - _MAX_LISTED} more" if len(others) > _MAX_LISTED else ""
+        raise IncompleteSourceError(
+            f"{folder} is not one volume: {listed}{more} differ from {first.file.name} "
+            f"({_by(first.shape[1:])} {first.dtype}). Take them away, or take a run of "
+            "slices without them, as in slices='100:900'"
+        )
+
+
+def _voxel_size(
+    local: str,
+    ndim: int,
+    stored: VoxelSize | None,
+    voxel_size: Sequence[float] | float | None,
+    voxel_unit: VoxelUnit | str | None,
+) -> tuple[Sequence[float], VoxelUnit | str]:
+    """Return size and unit: the caller's, or else what the file says of all axes."""
+    size: Sequence[float] | None = None
+    if voxel_size is not None:
+        size = lengths_along(ndim, voxel_size)
+    elif stored is not None and all(stored.lengths[-ndim:]):
+        size = [length for length in stored.lengths[-ndim:] if length]
+    unit = voxel_unit if voxel_unit is not None else stored and stored.unit
+    if size is None:
+        said = "" if stored is None else " for every axis"
+        raise MetadataError(
+            f"{local} does not say its voxel size{said}: give it with voxel_size=(z, y, x) and "
+            "voxel_unit= (--voxel-size 2.5um)"
+        )
+    if unit is None:
+        raise MetadataError(
+            f"{local} does not say the unit of its voxel size: give it with voxel_unit= "
+            "(--voxel-size 2.5um)"
+        )
+    return size, unit
+
+
+def _by(shape: Shape) -> str:
+    return " x ".join(map(str, shape))
