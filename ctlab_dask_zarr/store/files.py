@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ctlab_dask_zarr.errors import UnsupportedFormatError
+from ctlab_dask_zarr.store.folders import FOLDER_FLAGS, Folder
 
 Kind = Literal["file", "folder", "link", "other"]
 #: More than any document about a dataset has: one that is larger is damaged, or hostile.
@@ -72,8 +73,13 @@ class Files(Protocol):
     def set_permissions(self, path: str, permissions: int) -> None:
         """Set the permission bits of a file or a folder, where its file system has them."""
 
-    def open_new(self, path: str, permissions: int | None = None) -> _NewFile:
-        """Make a file that is not there yet; without `permissions` as the process makes files."""
+    def open_new(
+        self, path: str, permissions: int | None = None, folder: Folder | None = None
+    ) -> _NewFile:
+        """Make a file that is not there yet; without `permissions` as the process makes files.
+
+        `folder` is the one that it is in, if that is open already.
+        """
 
     def rename(self, source: str, target: str) -> None:
         """Rename a file, replacing another, or a folder, replacing an empty one."""
@@ -155,9 +161,13 @@ class LocalFiles:
         with suppress(OSError):
             os.chmod(path, os.lstat(path).st_mode & 0o7000 | permissions)
 
-    def open_new(self, path: str, permissions: int | None = None) -> _NewFile:
+    def open_new(
+        self, path: str, permissions: int | None = None, folder: Folder | None = None
+    ) -> _NewFile:
         """Make a file that is not there yet; without `permissions` as the process makes files."""
-        return _LocalFile(path, permissions)
+        if folder is None:
+            folder = Folder(os.open(os.path.dirname(path), FOLDER_FLAGS))
+        return _LocalFile(path, permissions, folder)
 
     def rename(self, source: str, target: str) -> None:
         """Rename a file, replacing another, or a folder, replacing an empty one."""
@@ -185,54 +195,64 @@ LOCAL_FILES: Files = LocalFiles()
 
 
 class _LocalFile:
-    """A new file that keeps its folder open, so that it is found after the folder was moved."""
+    """A new file that keeps its folder open, so that it is found after the folder was moved.
 
-    def __init__(self, path: str, permissions: int | None) -> None:
-        self._path = path
-        folder, self._name = os.path.split(path)
-        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    Python's own files ask for the size and the place of a file before they write to it.
+    """
+
+    def __init__(self, path: str, permissions: int | None, folder: Folder) -> None:
+        self._path, self._name = path, os.path.basename(path)
+        self._folder = folder
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         mode = 0o666 if permissions is None else 0o600
         try:
-            descriptor = os.open(self._name, flags, mode, dir_fd=self._folder)
-        except BaseException:
-            os.close(self._folder)
-            raise
+            self._descriptor = os.open(self._name, flags, mode, dir_fd=folder.descriptor)
+        except OSError as error:
+            raise _with_path(error, path) from error
         if permissions is not None:
             # A file system without permissions leaves the file to its owner alone.
             with suppress(OSError):
-                os.fchmod(descriptor, permissions)
-        self._file = open(descriptor, "wb", buffering=_BUFFER_NBYTES)  # noqa: SIM115
+                os.fchmod(self._descriptor, permissions)
+        self._buffer = memoryview(bytearray(_BUFFER_NBYTES))
+        self._n_buffered = 0
 
     def write(self, data: Any) -> None:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise _with_path(error, self._path) from error
+        part = memoryview(data)
+        if not part.nbytes:
+            return
+        part = part.cast("B")
+        if self._n_buffered + part.nbytes > _BUFFER_NBYTES:
+            self.flush()
+        if part.nbytes > _BUFFER_NBYTES:
+            self._write_out(part)
+            return
+        self._buffer[self._n_buffered : self._n_buffered + part.nbytes] = part
+        self._n_buffered += part.nbytes
 
     def flush(self) -> None:
+        self._write_out(self._buffer[: self._n_buffered])
+        self._n_buffered = 0
+
+    def _write_out(self, part: memoryview) -> None:
         try:
-            self._file.flush()
+            # A file system may take less than it is given.
+            while part:
+                part = part[os.write(self._descriptor, part) :]
         except OSError as error:
             raise _with_path(error, self._path) from error
 
     def sync(self) -> None:
         self.flush()
-        _sync(self._file.fileno(), self._path)
+        _sync(self._descriptor, self._path)
 
     def close(self) -> None:
-        try:
-            self._file.close()
-        finally:
-            os.close(self._folder)
+        os.close(self._descriptor)
 
     def discard(self) -> None:
-        # Closing writes what is left, which may fail again: the first error is the one to tell.
         with suppress(OSError):
-            self._file.close()
+            os.close(self._descriptor)
         with suppress(OSError):
-            os.unlink(self._name, dir_fd=self._folder)
-        os.close(self._folder)
+            os.unlink(self._name, dir_fd=self._folder.descriptor)
 
 
 def _with_path(error: OSError, path: str) -> OSError:

@@ -223,7 +223,7 @@ class ObjectFiles:
     def set_permissions(self, path: str, permissions: int) -> None:
         """Do nothing."""
 
-    def open_new(self, path: str, permissions: int | None = None) -> Any:
+    def open_new(self, path: str, permissions: int | None = None, folder: Any = None) -> Any:
         """Refuse: objects are made by `upload`."""
         raise NotImplementedError
 

@@ -30,6 +30,7 @@ from ctlab_dask_zarr.store.files import (
     is_left_by_system,
     walk,
 )
+from ctlab_dask_zarr.store.folders import kept_folder
 from ctlab_dask_zarr.store.objects import ObjectFiles
 from ctlab_dask_zarr.store.paths import is_url
 
@@ -62,11 +63,13 @@ class Store:
         return os.path.join(self.root, *key.split("/"))
 
     @contextmanager
-    def create(self, key: str, *, durable: bool = True) -> Iterator[Writer]:
+    def create(
+        self, key: str, *, durable: bool = True, permissions: int | None = None
+    ) -> Iterator[Writer]:
         """Write one object piece by piece; it appears at a clean exit, whole and durable.
 
-        What can be made again need not be `durable`. Whoever may read the object that is replaced
-        may read the new one, and nobody else.
+        What can be made again need not be `durable`. Without `permissions` it has those with which
+        the process makes files.
         """
         path = self.path(key)
         if isinstance(self.files, ObjectFiles):
@@ -74,14 +77,12 @@ class Store:
                 yield upload
             return
         folder, name = os.path.split(path)
-        self._refuse_outside(folder)
         temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.partial")
-        permissions = self.files.permissions(path)
         try:
-            file = self.files.open_new(temporary, permissions)
+            file = self._open_new(temporary, folder, permissions)
         except FileNotFoundError:
             self._make_folders(folder)
-            file = self.files.open_new(temporary, permissions)
+            file = self._open_new(temporary, folder, permissions)
         try:
             yield file
             if durable:
@@ -94,9 +95,21 @@ class Store:
             raise
         file.close()
 
+    def _open_new(self, path: str, folder: str, permissions: int | None) -> Any:
+        kept = None
+        if isinstance(self.files, LocalFiles) and not self.files.follows_links:
+            kept = kept_folder(self.root, folder)
+        if kept is None:
+            self._refuse_outside(folder)
+        return self.files.open_new(path, permissions, kept)
+
     def put(self, key: str, data: Any) -> None:
-        """Write one object; it appears whole and durable, or not at all."""
-        with self.create(key) as writer:
+        """Write one object; it appears whole and durable, or not at all.
+
+        Whoever may read the object that is replaced may read the new one, and nobody else.
+        """
+        permissions = self.files.permissions(self.path(key))
+        with self.create(key, permissions=permissions) as writer:
             writer.write(data)
 
     def get(self, key: str, limit: int = DOCUMENT_NBYTES) -> bytes:
@@ -113,6 +126,10 @@ class Store:
     def nbytes(self, key: str) -> int:
         """Return the size of an object, or raise FileNotFoundError."""
         return self.files.stat(self._path_inside(key))[0]
+
+    def may_have(self, key: str) -> bool:
+        """Return False where a look at the path, links not followed, finds nothing."""
+        return isinstance(self.files, ObjectFiles) or self.files.kind(self.path(key)) is not None
 
     def remove(self, key: str) -> None:
         """Remove an object, if it is there and can be removed."""
@@ -163,16 +180,20 @@ class Store:
             )
 
     def _make_folders(self, folder: str) -> None:
-        """Make `folder`, but never the root."""
-        if self.files.kind(self.root) != "folder":
-            raise FileNotFoundError(
-                errno.ENOENT, "the staging folder is gone (committed, or removed)", self.root
-            )
-        path = self.root
-        for part in filter(None, folder[len(self.root) :].split(os.sep)):
-            path = os.path.join(path, part)
-            with suppress(FileExistsError):
-                self.files.make_folder(path)
+        """Make `folder` and those above it, but never the root."""
+        try:
+            if folder != self.root:
+                self.files.make_folder(folder)
+                return
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            self._make_folders(os.path.dirname(folder))
+            self._make_folders(folder)
+            return
+        raise FileNotFoundError(
+            errno.ENOENT, "the staging folder is gone (committed, or removed)", self.root
+        )
 
 
 def files_at(path: str) -> Files:

@@ -147,7 +147,7 @@ class FakeFiles:
     def set_permissions(self, path: str, permissions: int) -> None:
         pass
 
-    def open_new(self, path: str, permissions: int | None = None) -> FakeFile:
+    def open_new(self, path: str, permissions: int | None = None, folder: Any = None) -> FakeFile:
         self._effect()
         folder, name = self._split(path)
         if name in folder.names:

@@ -146,6 +146,8 @@ class StagedWrite:
         staged = self.array(level)
         receipts = []
         for object_coords in staged.layout.object_coords(coords):
+            if not staged.store.may_have(staged.key(object_coords)):
+                return None
             receipt = receipt_of_stored(staged, object_coords)
             if receipt is None:
                 return None
