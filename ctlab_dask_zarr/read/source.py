@@ -14,7 +14,7 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.units import VoxelUnit
-from ctlab_dask_zarr.read import netcdf, tiff, zarr
+from ctlab_dask_zarr.read import netcdf, raw, tiff, zarr
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.volume import Volume
 
@@ -77,7 +77,7 @@ class SourceKind(Protocol):
 
 
 #: The kinds in the order in which they are asked.
-KINDS: tuple[SourceKind, ...] = (zarr, netcdf, tiff)
+KINDS: tuple[SourceKind, ...] = (zarr, netcdf, tiff, raw)
 
 
 def kind_of(path: str | os.PathLike[str]) -> SourceKind:
