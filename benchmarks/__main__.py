@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: run the comparison and print it as Markdown.
+"""``python -m benchmarks [ROWS...]``: run the comparison and print it as Markdown.
 
 Ends with 1 where a writer of ours took more memory than it may, which small volumes do not tell.
 """
@@ -11,13 +11,13 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
-from collections.abc import Callable
+import time
 from importlib.metadata import version
 
-from benchmarks import graphs, report, shard, start, writes
-from benchmarks.measure import Row
-from benchmarks.peers import LEVEL_WRITERS
+from benchmarks import calls, compared, graphs, reads, report, shard, sleep, start, writes
+from benchmarks.measure import HEADER, Job, Row, Setting
 
 PACKAGES = (
     "dask",
@@ -34,24 +34,54 @@ PACKAGES = (
     "bioio-ome-zarr",
     "icechunk",
 )
+JOBS: dict[str, Job] = {}
+for module in (shard, sleep, graphs, reads, writes, compared, calls, start):
+    JOBS |= module.JOBS
 
-#: What `--quick` runs: one row of each kind of work.
-_QUICK = (
-    "shard", "build", "schedule", "read", "aligned-threads", "netcdf-cluster",
-    "levels-aligned-cluster", "verify", "peers-uint16-blosc", "start",
-)  # fmt: skip
+#: Names that stand for several rows.
+GROUPS = {
+    # What says whether all cores are used, whatever the shape, and whether reading waits.
+    "goals": (
+        "sleep-slabs", "sleep-shard", "before-netcdf-cluster", "before-aligned-cluster",
+        "before-aligned-threads", "memory", "read-shard", "read-http", "read-s3", "read-many",
+        "round-trip", "shard", "peers-float32-zstd", "peers-uint8-zstd", "aligned-threads",
+        "verify", "verify-source", "calls", "convert-tiny", "first-levels",
+    ),
+    # What may not have become slower than an older checkout.
+    "before": tuple(name for name in JOBS if name.startswith("before-")),
+    # One of each kind of work.
+    "quick": (
+        "shard", "sleep-shard", "build", "schedule", "read", "read-http", "read-many",
+        "aligned-threads", "netcdf-cluster", "levels-aligned-cluster", "verify",
+        "peers-uint16-blosc", "round-trip", "calls", "start", "first-levels",
+    ),
+}  # fmt: skip
 #: Edge in voxels below which what a worker holds anyway counts for most of its memory.
 _LEAST_FOR_MEMORY = 512
 #: What is run only where it is named: nothing is asked of it, and it is long.
 _BY_NAME = ("slabs-threads", "peers-slabs-threads")
 
 
-def main() -> None:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "rows", nargs="*",
+        help=f"nearly all by default; or {', '.join(GROUPS)}; or of {', '.join(JOBS)}",
+    )  # fmt: skip
     parser.add_argument("--folder", default=None, help="where to write; a RAM disk by default")
     parser.add_argument("--size", type=int, default=512, help="edge of the volume, in voxels")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved rounds")
-    parser.add_argument("--rows", default=None, help="comma-separated; nearly all by default")
+    parser.add_argument(
+        "--before", default=None, help="an older checkout of this package, to compare with"
+    )
+    parser.add_argument(
+        "--s3", default=None,
+        help="an s3://bucket/prefix that may be written; AWS_ENDPOINT_URL and credentials are "
+        "those of the environment. moto is started without it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="rows that are not begun by then are left out"
+    )
     parser.add_argument(
         "--quick", action="store_true",
         help="one round of some rows, small, in 3 minutes: whether it works, and no figures",
@@ -59,80 +89,82 @@ def main() -> None:
     parser.add_argument("--json", default=None, help="write every measured value to this file")
     parser.add_argument("--report", default=None, help="write report.md and plots to this folder")
     options = parser.parse_args()
-    size, pairs = (256, 1) if options.quick else (options.size, options.pairs)
-    parent = options.folder or ("/dev/shm" if os.path.isdir("/dev/shm") else None)
+    names = options.rows or (["quick"] if options.quick else [n for n in JOBS if n not in _BY_NAME])
+    chosen = [row for name in names for row in GROUPS.get(name, (name,))]
+    unknown = [name for name in chosen if name not in JOBS]
+    if unknown:
+        parser.error(f"no such rows: {', '.join(unknown)}; there are {', '.join(JOBS)}")
+    # What most is asked of comes first, in case that the time does not suffice for all.
+    options.rows = sorted(dict.fromkeys(chosen), key=lambda name: name not in GROUPS["goals"])
+    return options
+
+
+def main() -> None:
+    options = _options()
+    parent = options.folder or ("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
     folder = tempfile.mkdtemp(prefix="ctlab-zarr-bench-", dir=parent)
-    jobs: dict[str, Callable[[], list[Row]]] = {
-        "shard": lambda: shard.shard_rows(folder, size, pairs),
-        "build": lambda: graphs.build_rows(pairs, quick=options.quick),
-        "schedule": lambda: graphs.schedule_rows(folder, pairs, quick=options.quick),
-        "memory": lambda: graphs.memory_rows(folder, pairs),
-        "read": lambda: writes.read_rows(folder, size, pairs),
-        "scaling": lambda: writes.scaling_rows(folder, size, pairs),
-    }
-    for work, scheduler in writes.ASKED:
-        if work != "read":
-            jobs[f"{work}-{scheduler}"] = lambda w=work, s=scheduler: writes.write_rows(  # type: ignore[misc]
-                folder, size, pairs, w, s
-            )
-    for work, scheduler in (("aligned", "threads"), ("aligned", "cluster"), ("slabs", "cluster"),
-                            ("netcdf", "cluster")):  # fmt: skip
-        jobs[f"levels-{work}-{scheduler}"] = lambda w=work, s=scheduler: writes.level_rows(  # type: ignore[misc]
-            folder, size, pairs, w, s
-        )
-    jobs["levels-labels-cluster"] = lambda: writes.level_rows(
-        folder, size, pairs, "aligned", "cluster", dtype="uint8"
+    setting = Setting(
+        folder=folder,
+        size=256 if options.quick else options.size,
+        n_pairs=1 if options.quick else options.pairs,
+        quick=options.quick,
+        before=options.before,
+        s3=options.s3,
     )
-    jobs["verify"] = lambda: writes.verify_rows(folder, size, pairs)
-    for work, scheduler in (("aligned", "threads"), ("aligned", "cluster"), ("slabs", "threads")):
-        jobs[f"peers-{work}-{scheduler}"] = lambda w=work, s=scheduler: writes.peer_rows(  # type: ignore[misc]
-            folder, size, pairs, w, s
-        )
-    for dtype, codec in (("uint16", "blosc"), ("uint16", "none"), ("float32", "zstd"),
-                         ("uint8", "zstd")):  # fmt: skip
-        jobs[f"peers-{dtype}-{codec}"] = lambda d=dtype, c=codec: writes.peer_rows(  # type: ignore[misc]
-            folder, size, pairs, "aligned", "threads", dtype=d, codec=c,
-            names=["dask.array.to_zarr", "xarray to_zarr", "tensorstore"],
-        )  # fmt: skip
-    jobs["peers-levels"] = lambda: writes.peer_rows(
-        folder, size, pairs, "aligned", "threads", levels=3, names=LEVEL_WRITERS
-    )
-    jobs["limits"] = lambda: writes.limit_rows(folder, size, pairs)
-    jobs["read-parts"] = lambda: writes.read_part_rows(folder, size, pairs)
-    jobs["wide"] = lambda: graphs.wide_rows(folder, pairs, quick=options.quick)
-    jobs["start"] = lambda: start.start_rows(folder, pairs)
-    chosen = list(_QUICK) if options.quick else [name for name in jobs if name not in _BY_NAME]
-    if options.rows:
-        chosen = options.rows.split(",")
-        unknown = [name for name in chosen if name not in jobs]
-        if unknown:
-            parser.error(f"no such rows: {', '.join(unknown)}; there are {', '.join(jobs)}")
     title = (
         f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, Python "
         f"{platform.python_version()}, {', '.join(map(_version, PACKAGES))}; "
-        f"{size}^3 voxels, {pairs} interleaved rounds, on {parent}"
+        f"{setting.size}^3 voxels, {setting.n_pairs} interleaved rounds, on {parent}"
     )
-    print(f"{title}\n")
-    print("| work | asked | median | range | |\n| --- | --- | --- | --- | --- |", flush=True)
-    rows = []
+    print(f"{title}\n\n{HEADER}", flush=True)
+    begun_s = time.monotonic()
+    rows: list[Row] = []
     try:
-        for name in chosen:
-            for row in jobs[name]():
+        for name in options.rows:
+            if time.monotonic() - begun_s > 60 * options.minutes:
+                note = f"the {options.minutes:g} minutes were over"
+                found = [Row(name, [], note=note)]
+            else:
+                found = _run(name, setting)
+            for row in found:
                 print(row.text(), flush=True)
-                rows.append(row)
+            rows += found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if options.report:
-        print(f"\n{report.write_report(options.report, title, rows)}")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(
-                [{"name": r.name, "asked": r.asked, "values": r.values, "unit": r.unit,
-                  "median": statistics.median(r.values), **r.extra} for r in rows], file
-            )  # fmt: skip
+        if options.report and rows:
+            print(f"\n{report.write_report(options.report, title, rows)}")
+        if options.json:
+            _write_json(options.json, rows)
+    print(f"\n{(time.monotonic() - begun_s) / 60:.0f} minutes", flush=True)
     over = [row.name for row in rows if row.is_over()]
-    if over and size >= _LEAST_FOR_MEMORY:
+    if over and setting.size >= _LEAST_FOR_MEMORY:
         raise SystemExit(f"more memory than may be: {', '.join(over)}")
+
+
+def _run(name: str, setting: Setting) -> list[Row]:
+    """Run a job; where it fails in a long run, the others are measured all the same."""
+    begun_s = time.monotonic()
+    try:
+        return JOBS[name](setting)
+    except Exception as error:
+        if setting.quick:
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        return [
+            Row(name, [], note=f"failed: {type(error).__name__}: {lines[-1][:300]}", fails=True)
+        ]
+    finally:
+        print(f"{name}: {time.monotonic() - begun_s:.0f} s", file=sys.stderr, flush=True)
+
+
+def _write_json(path: str, rows: list[Row]) -> None:
+    with open(path, "w") as file:
+        json.dump(
+            [{"name": r.name, "against": r.against, "goal": r.goal, "values": r.values,
+              "unit": r.unit, "median": statistics.median(r.values) if r.values else None,
+              "met": r.is_met() if r.values else None, "note": r.note, **r.extra}
+             for r in rows], file
+        )  # fmt: skip
 
 
 def _version(package: str) -> str:

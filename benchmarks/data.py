@@ -11,7 +11,7 @@ import numpy as np
 #: Slices made at a time.
 _SLAB = 64
 #: Standard deviation of the noise in grey levels: about 11 bits that no codec can compress.
-_NOISE = 500.0
+NOISE = 500.0
 MASK = 65535
 
 
@@ -25,7 +25,7 @@ def make_raw(folder: str, size: int) -> str:
     outside = np.hypot(y - size / 2, x - size / 2) > 0.49 * size
     with open(path, "wb") as file:
         for z in range(0, size, _SLAB):
-            slab = rng.normal(20000 + 40 * (z // _SLAB), _NOISE, (_SLAB, size, size)).astype("u2")
+            slab = rng.normal(20000 + 40 * (z // _SLAB), NOISE, (_SLAB, size, size)).astype("u2")
             slab[:, outside] = MASK
             slab.tofile(file)
     return path
@@ -54,6 +54,17 @@ def raw_array(path: str, size: int, blocks: tuple[int, int, int], repeat: int = 
 
 #: mango's data type of the dtypes that are measured.
 DATATYPES = {"uint16": "tomo", "float32": "tomo_float", "uint8": "segmented"}
+
+
+def codec_kwargs(codec: str) -> dict[str, Any]:
+    """Return what zarr, and whoever takes its options, is given for a codec."""
+    from zarr.codecs import BloscCodec, ZstdCodec
+
+    return {
+        "zstd": {"compressors": [ZstdCodec(level=0)]},
+        "blosc": {"compressors": [BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle")]},
+        "none": {"compressors": None},
+    }[codec]
 
 
 #: Edge of the grains of a segmented volume, in voxels; divides every edge of a block.

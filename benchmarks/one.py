@@ -1,15 +1,10 @@
-"""One measured run, in a process of its own: ``python -m benchmarks.one JSON``.
-
-Prints one line of JSON: seconds, and the peak memory in MiB of each process that worked, above
-its start.
-"""
+"""One measured run, in a process of its own (`measure.run_one`)."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import os
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -58,7 +53,6 @@ def write_peer(task: dict[str, Any], out: str) -> Callable[[], Any]:
 
 def write_ours(task: dict[str, Any], out: str) -> Callable[[], Any]:
     from ctlab_dask_zarr import Dataset, dataset_to_zarr
-    from ctlab_dask_zarr.formats.codecs import array_kwargs
 
     array = source(task)
     edge = task.get("edge", task["size"] // 2)
@@ -73,7 +67,7 @@ def write_ours(task: dict[str, Any], out: str) -> Callable[[], Any]:
         levels = task.get("levels", 1)
         dataset_to_zarr(
             dataset, out, chunks=(32,) * 3, shards=(edge,) * 3, levels=levels,
-            create_array_kwargs=array_kwargs(task.get("codec", "zstd")),
+            create_array_kwargs=data.codec_kwargs(task.get("codec", "zstd")),
         )  # fmt: skip
         return f"{out}/0"
 
@@ -100,13 +94,19 @@ def _compress(number: int) -> None:
 
 def warm_up(dtype: str) -> None:
     """Load what writes and what makes levels of a dtype: a process spends that once."""
-    importlib.import_module("ctlab_dask_zarr.write.graph")
-    from ctlab_dask_zarr import DataType
-    from ctlab_dask_zarr.codec.downsample import halve
+    import dask
+    import dask.array as da
 
-    kind = DataType(data.DATATYPES[dtype])
-    method = "mode" if kind.is_discrete else "mean"
-    halve(np.zeros((2, 2, 2), dtype), (2, 2, 2), method, kind.mask_value)
+    from ctlab_dask_zarr import Dataset, dataset_to_zarr
+
+    tiny = da.zeros((64,) * 3, chunks=32, dtype=dtype)
+    dataset = Dataset(
+        tiny, dimension_names=("z", "y", "x"), datatype=data.DATATYPES[dtype], **VOXEL
+    )
+    options = {"chunks": (16,) * 3, "shards": (32,) * 3, "overwrite": True}
+    with tempfile.TemporaryDirectory() as folder, dask.config.set(scheduler="synchronous"):
+        for levels in (1, 2):
+            dataset_to_zarr(dataset, f"{folder}/o.zarr", levels=levels, **options)
 
 
 def write_reference(task: dict[str, Any], out: str) -> Callable[[], Any]:
@@ -139,14 +139,32 @@ def read_ours(store: str) -> Callable[[], Any]:
     return lambda: _touch(dataset_from_zarr(store).data)
 
 
-def verify_ours(store: str) -> Callable[[], Any]:
+def verify_ours(store: str, source: str | None) -> Callable[[], Any]:
     from ctlab_dask_zarr import verify
 
-    def run() -> None:
-        problems = verify(store)
+    def work() -> None:
+        problems = verify(store, source)
         assert problems == [], problems
 
-    return run
+    return work
+
+
+def decode_only(store: str) -> Callable[[], Any]:
+    """Return what has tensorstore decode shard after shard, on all cores, and keep nothing."""
+    import tensorstore as ts
+
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{store}/0"}}
+    array = ts.open(spec, read=True).result()
+    shard = array.chunk_layout.write_chunk.shape
+
+    def work() -> None:
+        grid = [-(-n // s) for n, s in zip(array.shape, shard, strict=True)]
+        for coords in np.ndindex(*grid):
+            where = tuple(slice(c * s, min((c + 1) * s, n))
+                          for c, s, n in zip(coords, shard, array.shape, strict=True))  # fmt: skip
+            array[where].read().result()
+
+    return work
 
 
 def read_reference(store: str) -> Callable[[], Any]:
@@ -201,44 +219,13 @@ def _half_of_limit(task: dict[str, Any], half: int) -> float:
     return seconds
 
 
-#: Small reads, and how many of them are timed in one process.
-READ_PARTS = {"slice": 5, "sub-volume": 5, "open": 5}
-
-
-def read_part(task: dict[str, Any]) -> float:
-    """Return the seconds of one small read, the median of several at different places."""
-    from benchmarks.readers import READERS
-
-    size, path = task["size"], task["store"]
-    opened = READERS[task["who"]]
-    seconds = []
-    rng = np.random.default_rng(0)
-    for _ in range(READ_PARTS[task["work"]]):
-        # Whole chunks are not kept between reads, but modules and the file system's cache are.
-        start = time.perf_counter()
-        read = opened(path)
-        if task["work"] != "open":
-            start = time.perf_counter()
-            if task["work"] == "slice":
-                z = int(rng.integers(size))
-                region = (slice(z, z + 1), slice(0, size), slice(0, size))
-            else:
-                edge = size // 5
-                corner = rng.integers(0, size - edge, 3)
-                region = tuple(slice(int(c), int(c) + edge) for c in corner)
-            read(region)
-        seconds.append(time.perf_counter() - start)
-    # The first one also loads modules.
-    return float(np.median(seconds[1:]))
-
-
 def _touch(array: Any) -> None:
     """Have every block computed, and keep next to nothing."""
     array.map_blocks(lambda b: b[:1, :1, :1].copy(), dtype=array.dtype).compute()
 
 
-def main() -> None:
-    task = json.loads(sys.argv[1])
+def run(task: dict[str, Any]) -> dict[str, Any]:
+    """Return seconds, and the peak memory in MiB of each process that worked, above its start."""
     pipeline = ZARRS if task["who"] == "zarrs" else None
     if pipeline:
         os.environ["ZARR_CODEC_PIPELINE__PATH"] = pipeline
@@ -249,21 +236,19 @@ def main() -> None:
         importlib.import_module(module)
     out = os.path.join(task["folder"], "out.zarr")
     if task["work"] == "read":
-        run = (read_ours if task["who"] == "ours" else read_reference)(task["store"])
+        readers = {"ours": read_ours, "tensorstore": decode_only}
+        work = readers.get(task["who"], read_reference)(task["store"])
     elif task["work"] == "verify":
-        run = verify_ours(task["store"])
+        netcdf = data.make_netcdf(task["folder"], task["size"]) if task.get("source") else None
+        work = verify_ours(task["store"], netcdf)
     elif task["who"] == "limit":
-        print(json.dumps({"seconds": netcdf_limit(task), "mib": [0]}))
-        return
-    elif task["work"] in READ_PARTS:
-        print(json.dumps({"seconds": read_part(task), "mib": [0]}))
-        return
+        return {"seconds": netcdf_limit(task), "mib": [0]}
     elif task["work"] == "compress":
-        run = compress_only
+        work = compress_only
     elif task["who"] not in ("ours", "default", "zarrs"):
-        run = write_peer(task, out)
+        work = write_peer(task, out)
     else:
-        run = (write_ours if task["who"] == "ours" else write_reference)(task, out)
+        work = (write_ours if task["who"] == "ours" else write_reference)(task, out)
     with ExitStack() as stack:
         client = None
         if task["scheduler"] == "cluster":
@@ -285,12 +270,12 @@ def main() -> None:
             client.run(warm_up, dtype) if client else warm_up(dtype)
         starts = client.run(reset_peak) if client else {"here": reset_peak()}
         start = time.perf_counter()
-        place = run()
+        place = work()
         seconds = time.perf_counter() - start
         peaks = client.run(peak_mib) if client else {"here": peak_mib()}
-    print(json.dumps({"seconds": seconds, "mib": [peaks[w] - starts[w] for w in starts],
-                      "place": place if isinstance(place, str) else None,
-                      "n_objects": sum(len(names) for _, _, names in os.walk(out))}))  # fmt: skip
+    return {"seconds": seconds, "mib": [peaks[w] - starts[w] for w in starts],
+            "place": place if isinstance(place, str) else None,
+            "n_objects": sum(len(names) for _, _, names in os.walk(out))}  # fmt: skip
 
 
 def _use_pipeline(pipeline: str) -> None:
@@ -298,7 +283,3 @@ def _use_pipeline(pipeline: str) -> None:
     import zarrs  # noqa: F401
 
     zarr.config.set({"codec_pipeline.path": pipeline})
-
-
-if __name__ == "__main__":
-    main()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from benchmarks.data import codec_kwargs
 
 Writer = Callable[..., str]
 
@@ -21,9 +23,7 @@ _UNITS = {"z": "micrometer", "y": "micrometer", "x": "micrometer"}
 
 
 def _layout(edge: int, codec: str) -> dict[str, Any]:
-    from ctlab_dask_zarr.formats.codecs import array_kwargs
-
-    return {"chunks": (32,) * 3, "shards": (edge,) * 3, **array_kwargs(codec)}
+    return {"chunks": (32,) * 3, "shards": (edge,) * 3, **codec_kwargs(codec)}
 
 
 def dask_to_zarr(array: Any, out: str, edge: int, codec: str) -> str:
@@ -69,8 +69,15 @@ def ngff_zarr_zarrista(array: Any, out: str, edge: int, codec: str, *, levels: i
     return ngff_zarr(array, out, edge, codec, levels=levels, by_zarrista=True)
 
 
-def tensorstore(array: Any, out: str, edge: int, codec: str) -> str:
-    import dask
+def create_tensorstore(
+    out: str,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    edge: int,
+    codec: str,
+    chunk: int = 32,
+    **options: Any,
+) -> Any:
     import tensorstore as ts
 
     little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -79,21 +86,27 @@ def tensorstore(array: Any, out: str, edge: int, codec: str) -> str:
         "zstd": [{"name": "zstd", "configuration": {"level": 0}}],
         "blosc": [{"name": "blosc", "configuration": {
             "cname": "zstd", "clevel": 5, "shuffle": "bitshuffle",
-            "typesize": array.dtype.itemsize, "blocksize": 0}}],
+            "typesize": dtype.itemsize, "blocksize": 0}}],
     }[codec]  # fmt: skip
-    sharding = {"chunk_shape": [32] * 3, "codecs": [little, *compress],
+    sharding = {"chunk_shape": [chunk] * 3, "codecs": [little, *compress],
                 "index_codecs": [little, {"name": "crc32c"}]}  # fmt: skip
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{out}/0"},
         "metadata": {
-            "shape": list(array.shape),
-            "data_type": str(array.dtype),
+            "shape": list(shape),
+            "data_type": str(dtype),
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [edge] * 3}},
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         },
     }
-    store = ts.open(spec, create=True).result()
+    return ts.open(spec, create=True, **options).result()
+
+
+def tensorstore(array: Any, out: str, edge: int, codec: str) -> str:
+    import dask
+
+    store = create_tensorstore(out, array.shape, array.dtype, edge, codec)
 
     def write(block: np.ndarray, start: tuple[int, ...]) -> None:
         where = tuple(slice(s, s + n) for s, n in zip(start, block.shape, strict=True))

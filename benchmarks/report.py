@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from html import escape
 
-from benchmarks.measure import Row
+from benchmarks.measure import HEADER, Row
 
 _HEIGHT, _LEFT, _WIDTH = 22, 520, 420
 
@@ -15,7 +15,7 @@ _HEIGHT, _LEFT, _WIDTH = 22, 520, 420
 def write_report(folder: str, title: str, rows: Sequence[Row]) -> str:
     """Write ``report.md`` and ``ratios.svg`` into a folder; return the path of the first."""
     os.makedirs(folder, exist_ok=True)
-    ratios = [row for row in rows if row.unit == "x"]
+    ratios = [row for row in rows if row.unit == "x" and row.values]
     with open(os.path.join(folder, "ratios.svg"), "w") as file:
         file.write(plot(ratios))
     lines = [
@@ -23,7 +23,7 @@ def write_report(folder: str, title: str, rows: Sequence[Row]) -> str:
         "Each ratio is taken round by round; the mark is the median, the bar goes from the lowest "
         "to the highest.\n",
         "![Every ratio](ratios.svg)\n",
-        "| work | asked | median | range | |\n| --- | --- | --- | --- | --- |",
+        HEADER,
         *(row.text() for row in rows),
     ]
     path = os.path.join(folder, "report.md")
@@ -49,9 +49,10 @@ def plot(rows: Sequence[Row]) -> str:
     ]
     for number, row in enumerate(rows):
         y = _HEIGHT * (number + 1)
+        name = f"{row.name}, against {row.against}" if row.against else row.name
         low, middle, high = min(row.values), statistics.median(row.values), max(row.values)
         parts.append(
-            f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{escape(row.name)}</text>'
+            f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text>'
             f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="#7aa6d8" '
             'stroke-width="7"/>'
             f'<circle cx="{x(middle):.1f}" cy="{y}" r="4" fill="#1b4f8a"/>'

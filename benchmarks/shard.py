@@ -1,112 +1,141 @@
-"""One shard against its limit: the same chunks, in order already, compressed and written."""
+"""One shard by one thread, the whole call: against tensorstore, and against its limit.
+
+The limit is the same chunks, in order already, compressed, written and synced.
+"""
 
 from __future__ import annotations
 
 import os
-import threading
+import shutil
 import time
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from zarr.codecs import BloscCodec
 
 from benchmarks import data
-from benchmarks.measure import Row
-from ctlab_dask_zarr.codec.chunk import chunk_codec
-from ctlab_dask_zarr.codec.shard import is_fill
-from ctlab_dask_zarr.formats.zarr_array import parse_array_document
-from ctlab_dask_zarr.planning.layout import resolve_layout
-from ctlab_dask_zarr.planning.plan import array_document
-from ctlab_dask_zarr.store.store import Store
-from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
-from ctlab_dask_zarr.write.shards.shard import write_shards
+from benchmarks.measure import Job, Row, Setting, in_turn, quotients, run_apart
 
-CODECS: dict[str, dict[str, Any]] = {
-    "zstd": {},
-    "blosc (zstd, bitshuffle)": {
-        "compressors": [BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle")]
-    },
-    "none": {"compressors": None},
-}
+_CHUNK = 32
+#: Of each codec: what is asked of the speed against tensorstore, and of the time against the limit.
+_ASKED = {"zstd": (1.4, 1.15), "blosc": (1.2, 1.1), "none": (1.2, 1.5)}
 
 
-def shard_rows(folder: str, size: int, n_pairs: int) -> list[Row]:
-    edge = size // 2
-    raw = np.memmap(data.make_raw(folder, size), "u2", "r", shape=(size,) * 3)
-    block = np.array(raw[:edge, :edge, :edge])
+def shard_rows(setting: Setting) -> list[Row]:
     rows = []
-    for name, kwargs in CODECS.items():
-        layout, document = _described(block, kwargs)
-        for n_threads in (1, 2):
-            values = []
-            for number in range(n_pairs + 1):
-                ours = _in_threads(n_threads, partial(_ours, folder, layout, document, block))
-                limit = _in_threads(n_threads, partial(_limit, folder, document, block))
-                if number:  # the first round warms up
-                    values.append(ours / limit)
-            rows.append(Row(f"one {edge}^3 shard, {name}, {n_threads} thread(s): compress and "
-                            "write only", "at most 1.15 x", values))  # fmt: skip
+    for codec, (faster, longer) in _ASKED.items():
+        seconds = run_apart("benchmarks.shard:timed", folder=setting.folder, edge=setting.size,
+                            codec=codec, n_rounds=setting.n_pairs)  # fmt: skip
+        name = f"one shard of {setting.size}^3, {codec}, one thread, whole call"
+        note = ", ".join(f"{who} {np.median(times):.2f} s" for who, times in seconds.items())
+        rows += [
+            Row(name, quotients(seconds["tensorstore"], seconds["ours"]), against="tensorstore",
+                at_least=faster, note=note),
+            Row(name, quotients(seconds["ours"], seconds["limit"]),
+                against="compress and write alone", at_most=longer, note=note),
+        ]  # fmt: skip
     return rows
 
 
-def written_limit(folder: str, block: np.ndarray, n: int) -> Any:
-    """Return what compresses a shard, whose chunks lie in order already, by zstd and writes it."""
-    _, document = _described(block, {})
-    return _limit(folder, document, block, n)
-
-
-def _described(block: np.ndarray, kwargs: dict[str, Any]) -> tuple[Any, str]:
-    """Return layout and document of an array that is one shard."""
-    layout = resolve_layout(block.shape, (32,) * 3, block.shape)
-    document = array_document(
-        layout, block.dtype, fill_value=data.MASK, dimension_names=("z", "y", "x"),
-        attributes={}, separator_threshold=64, create_array_kwargs=kwargs,
-    )  # fmt: skip
-    return layout, document
-
-
-def _in_threads(n_threads: int, work: Any) -> float:
-    """Return the seconds that the timed part of `work` took, the slowest thread's."""
-    seconds = [0.0] * n_threads
-    barrier = threading.Barrier(n_threads)
-
-    def run(n: int) -> None:
-        timed = work(n)
-        barrier.wait()
-        start = time.perf_counter()
-        timed()
-        seconds[n] = time.perf_counter() - start
-
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(n_threads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return max(seconds)
-
-
-def _ours(folder: str, layout: Any, document: str, block: np.ndarray, n: int) -> Any:
-    root = os.path.join(folder, f"shard-{n}")
-    os.makedirs(root, exist_ok=True)
-    staged = StagedArray(Store(root), "", parse_array_document(document))
-    whole = LazyBlock((0, 0, 0), block.shape, lambda: block)
-    return lambda: write_shards(staged, [(0, 0, 0)], [whole])
-
-
-def _limit(folder: str, document: str, block: np.ndarray, n: int) -> Any:
-    array = parse_array_document(document)
-    n_rows = block.shape[0] // 32
+def timed(folder: str, edge: int, codec: str, n_rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each, round by round; in a first round modules are loaded."""
+    shape = (edge,) * 3
+    # Without a rim, so that nobody leaves chunks out.
+    block = np.random.default_rng(0).normal(20000, data.NOISE, shape).astype("u2")
+    n = edge // _CHUNK
     ordered = np.ascontiguousarray(
-        block.reshape(n_rows, 32, n_rows, 32, n_rows, 32).transpose(0, 2, 4, 1, 3, 5)
-    ).reshape(-1, 32**3)
-    absent = is_fill(ordered, array)
+        block.reshape(n, _CHUNK, n, _CHUNK, n, _CHUNK).transpose(0, 2, 4, 1, 3, 5)
+    ).reshape(-1, _CHUNK**3)
+    works = {"ours": _ours(block, codec), "tensorstore": _tensorstore(block, codec),
+             "limit": _limit(ordered, codec)}  # fmt: skip
+    seconds: dict[str, list[float]] = {who: [] for who in works}
+    out = os.path.join(folder, "out.zarr")
+    for number in range(n_rounds + 1):
+        for who in in_turn(works, number):
+            path = f"{out}.limit" if who == "limit" else out
+            shutil.rmtree(out, ignore_errors=True)
+            start = time.perf_counter()
+            works[who](path)
+            if number:
+                seconds[who].append(time.perf_counter() - start)
+            elif who != "limit":
+                _check(out, block)
+    shutil.rmtree(out, ignore_errors=True)
+    os.unlink(f"{out}.limit")
+    return seconds
 
-    def run() -> None:
-        codec = chunk_codec(array.codecs)
-        with open(os.path.join(folder, f"limit-{n}"), "wb") as file:
-            for chunk, is_absent in zip(ordered.view(np.uint8), absent, strict=True):
-                if not is_absent:
-                    file.write(codec.encode(chunk))
 
-    return run
+def written_limit(folder: str, block: np.ndarray, n: int) -> Callable[[], None]:
+    """Return what compresses a shard, as if its chunks lay in order, by zstd and writes it."""
+    write = _limit(block.reshape(-1, _CHUNK**3), "zstd")
+    return lambda: write(os.path.join(folder, f"limit-{n}"))
+
+
+def _ours(block: np.ndarray, codec: str) -> Callable[[str], Any]:
+    import dask
+    import dask.array as da
+
+    from benchmarks.one import VOXEL
+    from ctlab_dask_zarr import Dataset, dataset_to_zarr
+
+    options: dict[str, Any] = {"chunks": (_CHUNK,) * 3, "shards": block.shape}
+    options["create_array_kwargs"] = data.codec_kwargs(codec)
+    array = da.from_array(block, chunks=block.shape, name="block")
+    dataset = Dataset(array, dimension_names=("z", "y", "x"), datatype="tomo", **VOXEL)
+
+    def write(out: str) -> None:
+        with dask.config.set(scheduler="threads", num_workers=1):
+            dataset_to_zarr(dataset, out, **options)
+
+    return write
+
+
+def _tensorstore(block: np.ndarray, codec: str) -> Callable[[str], Any]:
+    import tensorstore as ts
+
+    from benchmarks.peers import create_tensorstore
+
+    one = {"limit": 1}
+    context = ts.Context({"data_copy_concurrency": one, "file_io_concurrency": one})
+
+    def write(out: str) -> None:
+        made = create_tensorstore(out, block.shape, block.dtype, block.shape[0], codec,
+                                  context=context)  # fmt: skip
+        made.write(block).result()
+
+    return write
+
+
+def _limit(ordered: np.ndarray, codec: str) -> Callable[[str], Any]:
+    encode = _encoder(codec, ordered.dtype.itemsize)
+
+    def write(path: str) -> None:
+        with open(path, "wb") as file:
+            for chunk in ordered:
+                file.write(encode(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+
+    return write
+
+
+def _encoder(codec: str, itemsize: int) -> Callable[[np.ndarray], Any]:
+    if codec == "none":
+        return lambda chunk: chunk
+    if codec == "zstd":
+        from zstandard import ZstdCompressor
+
+        return ZstdCompressor().compress
+    from numcodecs import blosc
+
+    blosc.use_threads = False
+    return lambda chunk: blosc.compress(chunk, b"zstd", 5, blosc.BITSHUFFLE, 0, itemsize)
+
+
+def _check(out: str, block: np.ndarray) -> None:
+    from benchmarks.peers import read_back
+
+    np.testing.assert_array_equal(read_back(f"{out}/0", out)[:], block)
+
+
+JOBS: dict[str, Job] = {"shard": shard_rows}
