@@ -74,11 +74,13 @@ def plan_dataset(
     *,
     levels: Sequence[Level] | None = None,
     resources: Resources | None = None,
+    n_jobs: int = 1,
 ) -> WritePlan:
     """Plan a write; nothing is touched.
 
     `source` is the dataset's where it is known already, `levels` are given where `options` do
-    not say them, `resources` are by default those of the scheduler in force.
+    not say them, `resources` are by default those of the scheduler in force, which each of `n_jobs`
+    has that share the write.
     """
     source = analysed_source(dataset) if source is None else source
     return plan_write(
@@ -90,6 +92,7 @@ def plan_dataset(
         resources=scheduler_resources() if resources is None else resources,
         now=datetime.now(),
         levels=levels,
+        n_jobs=n_jobs,
     )
 
 
@@ -106,7 +109,8 @@ def prepare_write(
     """Plan a write and prepare it; nothing is touched."""
     refuse_contradictions(resume, restart, part)
     source = analysed_source(dataset)
-    write_plan = plan_dataset(dataset, path, options, source, resources=resources)
+    n_jobs = part[1] if part else 1
+    write_plan = plan_dataset(dataset, path, options, source, resources=resources, n_jobs=n_jobs)
     return prepare(write_plan, source, resume=resume, restart=restart, part=part)
 
 

@@ -280,8 +280,9 @@ def plan(
     """
     refuse_contradictions(how.resume, how.restart, how.part)
     client = started(how.client)
+    n_jobs = how.part[1] if how.part else 1
     with storage_options_in_force(how.storage_options), in_force(client) as resources:
-        planned = plan_dataset(dataset, path, options, resources=resources)
+        planned = plan_dataset(dataset, path, options, resources=resources, n_jobs=n_jobs)
         place = Destination.at(planned.destination)
         problem = occupied_problem(place, overwrite=options.overwrite)
     notes = planned.notes if problem is None else (*planned.notes, problem)

@@ -82,8 +82,12 @@ class Layout:
 
     def object_coords(self, coords: Shape) -> Iterator[Shape]:
         """Yield the grid coordinates of the stored objects of the task at `coords`."""
+        yield from self.cells(coords, self.object_shape)
+
+    def cells(self, coords: Shape, cell: Shape) -> Iterator[Shape]:
+        """Yield the grid coordinates of the cells, which divide it, of the task at `coords`."""
         ranges = []
-        for c, t, o, n in zip(coords, self.task_shape, self.object_shape, self.shape, strict=True):
+        for c, t, o, n in zip(coords, self.task_shape, cell, self.shape, strict=True):
             ranges.append(range(c * (t // o), ceil(min((c + 1) * t, n) / o)))
         yield from product(*ranges)
 

@@ -111,6 +111,7 @@ def plan_write(
     resources: Resources,
     now: datetime,
     levels: Sequence[Level] | None = None,
+    n_jobs: int = 1,
 ) -> WritePlan:
     """Lay the whole write out, or raise `InvalidArgumentError` or `MetadataError`.
 
@@ -118,6 +119,7 @@ def plan_write(
     source's blocks along each axis, in voxels; `independent` says whether each block can be made
     from its own part of the source's graph. `now` is the local time, for a new dataset id.
     `levels` are those of the image to which labels belong; by default `options` says which.
+    `n_jobs` share the write, each with these `resources`.
     """
     destination = resolve_destination(path)
     refuse_place(destination, getattr(dataset, "source", None))
@@ -138,7 +140,8 @@ def plan_write(
         documents=documents,
         rechunk=choose_rechunk(
             planned[0].layout, block_lengths, dtype.itemsize, row_axis_of(planned[0].array),
-            independent=independent, resources=resources,
+            independent=independent, resources=resources, can_merge=planned[0].array.is_direct,
+            n_jobs=n_jobs,
         ),
         datatype=volume.datatype,
         dataset_id=dataset_id,

@@ -29,7 +29,8 @@ def write_coarser(write: StagedWrite, task: ShardTask) -> list[ShardReceipt]:
     if write.is_committed:
         return []
     request = write.request
-    finer, level = write.array(task.level - 1), request.levels[task.level]
+    finer, level = write.written(task.level - 1), request.levels[task.level]
+    source = write.array(task.level - 1)
     assert finer.next_level is not None
     layouts = finer.layout, level.layout, level.factors
     parents = list(parent_coords(*layouts, task.coords))
@@ -45,13 +46,13 @@ def write_coarser(write: StagedWrite, task: ShardTask) -> list[ShardReceipt]:
                 write.pieces.remove(pieces.key(parent))
     try:
         if pieces is not None:
-            receipts = _merge(write, task, parents, finer, pieces, values)
+            receipts = _merge(write, task, parents, (finer, source), pieces, values)
         else:
             region = level.layout.region(task.coords)
             blocks = [
                 block
                 for parent in parents
-                for block in downsampled_blocks(finer, parent, finer, values)
+                for block in downsampled_blocks(finer, parent, source, values)
                 if _is_inside(block, region)
             ]
             receipts = write.write(task.level, [task.coords], blocks)
@@ -71,11 +72,14 @@ def _merge(
     write: StagedWrite,
     task: ShardTask,
     parents: Sequence[Shape],
-    finer: StagedArray,
+    finer: tuple[StagedArray, StagedArray],
     pieces: StagedArray,
     values: ValueRange | None,
 ) -> list[ShardReceipt]:
-    """Put a shard together from encoded pieces, and encode its own piece of the next level."""
+    """Put a shard together from encoded pieces, and encode its own piece of the next level.
+
+    `finer` is the finer level as its tasks wrote it, and as it is stored.
+    """
     write.refuse_taken_over()
     found = write.find(task.level, task.coords)
     if found is not None:
@@ -86,7 +90,8 @@ def _merge(
     reporter = write.reporter()
 
     def make(parent: Shape) -> None:
-        write_shards(pieces, [parent], downsampled_blocks(finer, parent, finer, values))
+        written, source = finer
+        write_shards(pieces, [parent], downsampled_blocks(written, parent, source, values))
 
     receipt = merge_pieces(staged, task.coords, pieces, parents, make)
     if staged.next_level is not None and staged.next_level.pieces is not None:

@@ -14,7 +14,7 @@ put whole under its final key, and staging and committing know their own run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, product
 from operator import getitem
@@ -26,6 +26,7 @@ from dask._task_spec import DataNode, GraphNode, List, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
+from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.execution.graphs import (
     FAN_IN,
     Accept,
@@ -42,7 +43,15 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import parent_coords
-from ctlab_dask_zarr.planning.rechunk import Method, block_ranges, group_axis_of, group_rows
+from ctlab_dask_zarr.planning.rechunk import (
+    Method,
+    are_wide,
+    band_layout,
+    block_ranges,
+    group_axis_of,
+    group_rows,
+)
+from ctlab_dask_zarr.write.bands import merge_bands, write_bands
 from ctlab_dask_zarr.write.coarser import write_coarser
 from ctlab_dask_zarr.write.sample import add_sample
 from ctlab_dask_zarr.write.shards.array import LazyBlock, ShardTask
@@ -54,6 +63,8 @@ from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 Key = Any
 Group = Sequence[Shape]
+#: Writes the shards, or bands, at the coordinates of a group.
+Write = Callable[[StagedWrite, Group, Iterable[LazyBlock]], list[ShardReceipt] | None]
 #: The most cuts that the task of a shard gathers.
 _MAX_FAN_IN = 256
 
@@ -68,8 +79,9 @@ def build_graph(
 ) -> Delayed:
     """Return a Delayed that stages, writes the remaining shards and commits: a `CommitResult`.
 
-    `source` has the blocks of level 0, which become shards by `method`; None where only coarser
-    levels are written. `staged` is the write where it is staged already. A part is not committed.
+    `source` has the blocks of level 0, which become shards, or bands where the request has them,
+    by `method`; None where only coarser levels are written. `staged` is the write where it is
+    staged already. A part is not committed.
     """
     graph = _WriteGraph(request, remaining)
     if staged is None:
@@ -110,19 +122,39 @@ class _WriteGraph:
 
     def add_finest(self, source: SourceGraph, method: Method) -> dict[Shape, Key]:
         """Add the tasks that write the shards of level 0; return their keys by coordinates."""
-        layout, coords = self._request.levels[0].layout, self._remaining.of_level(0)
-        groups: list[Group] = [[c] for c in coords]
-        if method == "stream":
-            groups = list(group_rows(layout, coords))
+        level, shards = self._request.levels[0], self._remaining.of_level(0)
+        if self._request.band is None:
+            return self._add_tasks("write-shard", source, method, level.layout, shards)
+        layout = band_layout(level.layout, row_axis_of(level.array), self._request.band)
+        made_of = {c: [*level.layout.cells(c, layout.task_shape)] for c in shards}
+        bands = [band for shard in shards for band in made_of[shard]]
+        writers = self._add_tasks("write-band", source, method, layout, bands)
+        merging = {}
+        for coords in shards:
+            awaited = _refs([*dict.fromkeys(writers[band] for band in made_of[coords])])
+            key = (f"write-shard-{self.token}", *coords)
+            merging[coords] = self.add(key, _merge_bands, self.staged, coords, awaited)
+        return merging
+
+    def _add_tasks(
+        self, name: str, source: SourceGraph, method: Method, layout: Layout, coords: Group
+    ) -> dict[Shape, Key]:
+        """Add the tasks that write the cells of `layout`, shards or bands; return their keys."""
+        is_band = name == "write-band"
+        in_rows = method == "stream" or (
+            method == "tasks" and is_band and are_wide(layout, source.chunks)
+        )
+        groups = list(group_rows(layout, coords)) if in_rows else [[c] for c in coords]
         makes_inside = source.is_independent and method in ("none", "stream")
         add = self._add_making if makes_inside else self._add_gathering
-        keys = add(source, layout, groups)
+        keys = add(name, source, layout, groups)
         return {c: key for key, group in zip(keys, groups, strict=True) for c in group}
 
     def _add_making(
-        self, source: SourceGraph, layout: Layout, groups: Sequence[Group]
+        self, name: str, source: SourceGraph, layout: Layout, groups: Sequence[Group]
     ) -> list[Key]:
-        """Add a task for each group of shards that makes its blocks inside itself."""
+        """Add a task for each group of cells that makes its blocks inside itself."""
+        write = _FUNCTIONS[name]
         used: set[Key] = set()
         keys = []
         for group, blocks in zip(groups, _overlapping(source, layout, groups), strict=True):
@@ -133,11 +165,11 @@ class _WriteGraph:
                 recipes.append(recipe)
                 inputs |= dict.fromkeys(needed)
             used.update(inputs)
-            key = (f"write-shard-{self.token}", *group[0])
+            key = (f"{name}-{self.token}", *group[0])
             # Not a producer, a few of these tasks all go to the worker that staged the write.
             keys.append(
                 self.add(
-                    key, _write_making, self.staged, tuple(group), tuple(recipes),
+                    key, _write_making, write, self.staged, tuple(group), tuple(recipes),
                     results_of(inputs), producer=True,
                 )
             )  # fmt: skip
@@ -145,15 +177,21 @@ class _WriteGraph:
         return keys
 
     def _add_gathering(
-        self, source: SourceGraph, layout: Layout, groups: Sequence[Group]
+        self, name: str, source: SourceGraph, layout: Layout, groups: Sequence[Group]
     ) -> list[Key]:
-        """Add a task for each shard that gathers cuts of blocks, which are tasks of their own."""
+        """Add a task for each group that gathers cuts of blocks, which are tasks of their own."""
+        write = _FUNCTIONS[name]
         dtype, mask_value = self._request.levels[0].array.dtype, self._request.mask_value
         accept = partial(accepted_block, dtype=dtype, mask_value=mask_value)
         used: dict[Key, Place] = {}
         keys = []
-        for (coords,), blocks in zip(groups, _overlapping(source, layout, groups), strict=True):
-            region = layout.region(coords)
+        for group, blocks in zip(groups, _overlapping(source, layout, groups), strict=True):
+            coords = group[0]
+            spans = [layout.region(c) for c in group]
+            region = tuple(
+                slice(min(s.start for s in axis), max(s.stop for s in axis))
+                for axis in zip(*spans, strict=True)
+            )
             cuts: list[tuple[Place, Key]] = []
             for index, start, shape in blocks:
                 key: Key = (source.name, *index)
@@ -170,9 +208,11 @@ class _WriteGraph:
                 cuts.append(((first, lengths), key))
             cuts = self._add_joining(cuts, group_axis_of(layout), coords, accept)
             places, gathered = zip(*cuts, strict=True)
-            key = (f"write-shard-{self.token}", *coords)
+            key = (f"{name}-{self.token}", *coords)
             keys.append(
-                self.add(key, _write_gathering, self.staged, (coords,), places, _refs(gathered))
+                self.add(
+                    key, _write_gathering, write, self.staged, tuple(group), places, _refs(gathered)
+                )
             )
         add_blocks(self.tasks, source, used, accept)
         return keys
@@ -266,14 +306,25 @@ def _stage(request: StageRequest, sample: Sequence[None]) -> StagedWrite:
     return stage(request)
 
 
+def _write_shards(
+    staged: StagedWrite, group: Group, blocks: Iterable[LazyBlock]
+) -> list[ShardReceipt]:
+    return staged.write(0, group, blocks)
+
+
+#: What writes a group, by the name of the tasks.
+_FUNCTIONS: dict[str, Write] = {"write-shard": _write_shards, "write-band": write_bands}
+
+
 def _write_making(
+    write: Write,
     staged: StagedWrite,
     group: Group,
     recipes: Sequence[BlockRecipe],
     shared: Mapping[Key, Any],
-) -> list[ShardReceipt]:
+) -> list[ShardReceipt] | None:
     blocks = [LazyBlock(r.start, r.shape, partial(r.make, shared)) for r in recipes]
-    return staged.write(0, group, blocks)
+    return write(staged, group, blocks)
 
 
 def _cut(accept: Accept, place: Place, cut: tuple[slice, ...], block: Any) -> npt.NDArray[Any]:
@@ -289,10 +340,19 @@ def _join(
 
 
 def _write_gathering(
-    staged: StagedWrite, group: Group, places: Sequence[Place], gathered: Sequence[Any]
-) -> list[ShardReceipt]:
+    write: Write,
+    staged: StagedWrite,
+    group: Group,
+    places: Sequence[Place],
+    gathered: Sequence[Any],
+) -> list[ShardReceipt] | None:
     blocks = [LazyBlock(*place, partial(getitem, gathered, n)) for n, place in enumerate(places)]
-    return staged.write(0, group, blocks)
+    return write(staged, group, blocks)
+
+
+def _merge_bands(staged: StagedWrite, coords: Shape, bands: Any) -> list[ShardReceipt]:
+    """Put a shard together after its bands are there."""
+    return merge_bands(staged, coords)
 
 
 def _write_coarser(staged: StagedWrite, task: ShardTask, parents: Any) -> list[ShardReceipt]:

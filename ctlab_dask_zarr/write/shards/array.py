@@ -46,7 +46,10 @@ class NextLevel:
 
 @dataclass(frozen=True)
 class StagedArray:
-    """One array of a write under way, or the encoded pieces that its shards are made of."""
+    """One array of a write under way, or the encoded pieces that its shards are made of.
+
+    The objects of the latter are pieces, and so are the cells of its grid.
+    """
 
     store: Store
     path: str
@@ -69,9 +72,9 @@ class StagedArray:
 
     def voxel_piece_key(self, coords: Shape) -> str:
         """Return the key under which the task at `coords` leaves voxels of the next level."""
-        # A piece is named by the task that leaves it, one of the level before.
-        level = self.level - self.is_piece
-        return f"{level}/{'.'.join(map(str, coords))}.of-level-{self.level + 1}"
+        # Pieces, beside which it lies, are named by the task that leaves them.
+        folder = self.path if self.is_piece else str(self.level)
+        return f"{folder}/{'.'.join(map(str, coords))}.of-level-{self.level + 1}"
 
 
 def piece_array(array: StoredArray, layout: Layout) -> StoredArray:

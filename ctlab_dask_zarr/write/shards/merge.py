@@ -64,15 +64,17 @@ def merge_pieces(
     coords: Shape,
     pieces: StagedArray,
     piece_coords: Sequence[Shape],
-    make: Callable[[Shape], None],
+    make: Callable[[Shape], None] | None = None,
 ) -> ShardReceipt:
     """Write the shard at `coords` from its pieces, those at `piece_coords` of `pieces`.
 
-    Each piece is removed as soon as its bytes are in the shard. The shard then grows into the
-    memory, or the disk, that its pieces leave: twice as fast where fresh memory is dear, as in
-    virtual machines. If the shard does not come to its end, they are made again.
+    `make` makes a piece that is missing or damaged. Each piece is then removed as soon as its bytes
+    are in the shard. The shard grows into the memory, or the disk, that its pieces leave: twice as
+    fast where fresh memory is dear, as in virtual machines. If the shard does not come to its end,
+    they are made again.
 
-    `make` makes a piece that is missing or damaged.
+    Without `make` the pieces stay, and `IncompleteDatasetError` is raised for one that is missing
+    or damaged; a damaged one is removed.
     """
     array, key = staged.array, staged.key(coords)
     per_shard, per_piece = array.chunks_per_object, pieces.array.chunks_per_object
@@ -83,12 +85,11 @@ def merge_pieces(
         with staged.store.create(key) as writer:
             for at in piece_coords:
                 piece = _found(pieces, at)
-                if piece is None:
+                if piece is None and make is not None:
                     make(at)
                     piece = _found(pieces, at)
                 if piece is None:
-                    path = pieces.store.path(pieces.key(at))
-                    raise IncompleteDatasetError(f"{path} cannot be read back")
+                    raise _lost_piece(pieces, at)
                 entries = piece.entries.copy()
                 entries[..., 0] += np.uint64(nbytes) * (entries[..., 0] != ABSENT)
                 places = zip(at, per_piece, coords, per_shard, strict=True)
@@ -99,14 +100,31 @@ def merge_pieces(
                     checksum = google_crc32c.extend(checksum, block)
                 nbytes += piece.nbytes
                 values += piece.range
-                pieces.store.remove(pieces.key(at))
+                if make is not None:
+                    pieces.store.remove(pieces.key(at))
             tail = index_bytes(index, array)
             writer.write(tail)
     except _DamagedPieceError as damage:
         pieces.store.remove(pieces.key(damage.args[0]))
+        if make is None:
+            raise _lost_piece(pieces, damage.args[0]) from None
         return merge_pieces(staged, coords, pieces, piece_coords, make)
     low, high = min(values, default=None), max(values, default=None)
     return ShardReceipt(key, nbytes + len(tail), google_crc32c.extend(checksum, tail), low, high)
+
+
+def is_whole(pieces: StagedArray, coords: Shape) -> bool:
+    """Whether a piece is there, as it was written; all of it is read."""
+    piece = _found(pieces, coords)
+    try:
+        return piece is not None and all(True for _ in _blocks(pieces, coords, piece))
+    except _DamagedPieceError:
+        return False
+
+
+def _lost_piece(pieces: StagedArray, coords: Shape) -> IncompleteDatasetError:
+    path = pieces.store.path(pieces.key(coords))
+    return IncompleteDatasetError(f"{path} cannot be read back")
 
 
 def _found(pieces: StagedArray, coords: Shape) -> _FoundPiece | None:

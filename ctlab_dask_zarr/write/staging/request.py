@@ -33,6 +33,9 @@ class StageRequest(WriteContent):
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     #: Number of jobs that share the write; None for a write by one.
     n_parts: int | None = None
+    #: Thickness of the bands of which shards of level 0 are put together; None where tasks write
+    #: whole shards. What is left of bands of another thickness is not used.
+    band: int | None = None
     #: Id of the staging folder whose shards are not written again.
     resumes: str | None = None
     #: Hash of the root document of the store that gets further levels; None for a new store.
@@ -65,7 +68,12 @@ class StageRequest(WriteContent):
         content = {part.name: getattr(plan, part.name) for part in fields(WriteContent)}
         destination = Destination.at(plan.destination, plan.labels_of)
         return cls(
-            destination=destination, resume=resume, restart=restart, n_parts=n_parts, **content
+            destination=destination,
+            resume=resume,
+            restart=restart,
+            n_parts=n_parts,
+            band=plan.rechunk.band,
+            **content,
         )
 
     def to_json(self, staging_id: str) -> str:

@@ -10,11 +10,14 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.errors import StagingExistsError
 from ctlab_dask_zarr.execution.progress import Reporter, topic_of
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
+from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.planning.levels import piece_layouts
+from ctlab_dask_zarr.planning.rechunk import band_layout
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.shards.array import LazyBlock, NextLevel, StagedArray, piece_array
@@ -59,6 +62,32 @@ class StagedWrite:
             next_level=self._next_level(level, self._encoded_pieces(level + 1)),
         )
 
+    @property
+    def bands(self) -> StagedArray | None:
+        """Level 0 as it is cut into bands, which are pieces of its shards; None without bands."""
+        level, band = self.request.levels[0], self.request.band
+        if band is None:
+            return None
+        return StagedArray(
+            store=self.pieces,
+            path=f"bands-{band}",
+            array=piece_array(level.array, self._task_layout(0)),
+            mask_value=self.request.mask_value,
+            next_level=self._next_level(0, self._encoded_pieces(1)),
+            is_piece=True,
+        )
+
+    def written(self, level: int) -> StagedArray:
+        """Return a level as it is cut into what single tasks write: bands, or shards."""
+        return (self.bands if level == 0 else None) or self.array(level)
+
+    def _task_layout(self, level: int) -> Layout:
+        """Return how a level is cut into what single tasks write."""
+        chosen, band = self.request.levels[level], self.request.band
+        if level or band is None:
+            return chosen.layout
+        return band_layout(chosen.layout, row_axis_of(chosen.array), band)
+
     def _is_moved(self, level: int) -> bool:
         """Whether a commit has moved a level into the store that gets it."""
         destination = self.request.destination
@@ -78,15 +107,16 @@ class StagedWrite:
 
     def _encoded_pieces(self, level: int) -> StagedArray | None:
         """Return a level as it is cut into the encoded pieces that tasks of the finer one leave."""
-        levels = self.request.levels
+        request, levels = self.request, self.request.levels
         if level == len(levels) or not all(level.array.is_direct for level in levels):
             return None
-        layouts = piece_layouts([a.layout for a in levels], [a.factors for a in levels])
+        written = [self._task_layout(number) for number in range(len(levels))]
+        layouts = piece_layouts(written, [a.factors for a in levels])
         if layouts is None:
             return None
         return StagedArray(
             store=self.pieces,
-            path=f"{level - 1}",
+            path=f"{level - 1}" if level > 1 or not request.band else f"0-bands-{request.band}",
             array=piece_array(levels[level].array, layouts[level - 1]),
             mask_value=self.request.mask_value,
             level=level,
