@@ -27,13 +27,13 @@ _OF_CLUSTERS = (
     "jobs scheduler scheduler_file"
 )
 _OF_DATASETS = "data dimension_names identity is_discrete origin voxel_size voxel_unit"
-_COMPRESSORS = "pass create_array_kwargs={'compressors': ...}"
+_CODEC = "pass codec='blosc:zstd:3:shuffle' or another"
 _FIELDS_ONE_BY_ONE = "pass each field as a keyword of its own"
 _WHOLE = "a write covers a whole dataset and does not change one that is there"
 #: What to do in place of a keyword of a write. `X=` outside of a call is a keyword of the write.
 INSTEAD: dict[str, str] = {
     **dict.fromkeys(_OF_CLUSTERS.split(), _WORKERS),
-    **dict.fromkeys(("codec", "codecs", "compressor", "compression"), _COMPRESSORS),
+    **dict.fromkeys(("codecs", "compressor", "compression"), _CODEC),
     **{
         name: f"pass Dataset.from_modified(dataset, {name}=...) in place of the dataset"
         for name in _OF_DATASETS.split()
@@ -45,7 +45,7 @@ INSTEAD: dict[str, str] = {
     "dimension_separator": "pass dimension_separator_threshold=0 for '/' in every key",
     "dry_run": "call plan() with the same arguments, which shows what would be done",
     "dtype": "pass Dataset.from_modified(dataset, data=dataset.data.astype(...)) in place of it",
-    "encoding": "pass chunks=, shards= and create_array_kwargs={'compressors': ...}",
+    "encoding": "pass chunks=, shards= and codec=",
     "input_aligned_chunks": "pass shards= and chunks= that fit the blocks, as plan() shows",
     "layout": "pass ome_zarr_version=None for a plain array",
     "level": "levels= says how many to write; dataset_from_zarr(path, level=1) opens one of them",
@@ -63,8 +63,8 @@ ELSEWHERE: dict[str, frozenset[str]] = {
     owner: frozenset(names.split())
     for owner, names in {
         "a parameter of dataset_to_zarr": (
-            "chunks shards part client progress stop levels downsample overwrite compute resume "
-            "restart storage_options create_array_kwargs"
+            "chunks shards codec part client progress stop levels downsample overwrite compute "
+            "resume restart storage_options create_array_kwargs"
         ),
         "a parameter of dataset_from_zarr": "level strict voxel_size voxel_unit follow_links",
         "a parameter of labels_to_zarr": "labels image_path name colors",
@@ -82,7 +82,7 @@ ELSEWHERE: dict[str, frozenset[str]] = {
         "a parameter of Dataset.from_modified": "history_entry history_key dataset_id_suffix",
         "a parameter of Dataset.map_masked": "func method depth",
         "an option of the command line, see `ctlab-zarr --help`": (
-            "add added anisotropic as_json check_source cluster codec color deadline example "
+            "add added anisotropic as_json check_source cluster color deadline example "
             "help json layout memory_limit mkdir neuroglancer no_browser no_labels output "
             "port quick quiet report scheduler scheduler_file size storage_option threads "
             "verify_after workers yes"
@@ -95,7 +95,7 @@ ELSEWHERE: dict[str, frozenset[str]] = {
     }.items()
 }
 #: Arguments of zarr.create_array that users have passed directly.
-_ARRAY_PARAMETERS = ("compressors", "compressor", "codecs", "filters", "fill_value")
+_ARRAY_PARAMETERS = ("compressors", "filters", "fill_value")
 #: Fields that scanners and laboratories write, though they look like a misspelt parameter.
 _FIELDS = frozenset({*CARRIED_DEFAULTS, "filter", "computer"})
 #: Parameters that do nothing any more, and those that stand in for them.
@@ -176,8 +176,7 @@ def _near_miss(name: str, known: Collection[str]) -> str | None:
         return None
     meant = _DEPRECATED.get(near[0], near[0])
     if meant in arrays:
-        key = meant if meant in ("filters", "fill_value") else "compressors"
-        meant = f"create_array_kwargs={{{key!r}: ...}}"
+        meant = f"create_array_kwargs={{{meant!r}: ...}}"
     return f"did you mean {meant}?"
 
 

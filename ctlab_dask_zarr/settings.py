@@ -17,7 +17,7 @@ import dask
 from dask.utils import parse_bytes, parse_timedelta
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.formats.codecs import array_kwargs
+from ctlab_dask_zarr.formats.codecs import array_kwargs, codec_syntax
 
 _SECTION = "ctlab-zarr"
 #: Mappings whose keys users choose themselves.
@@ -193,7 +193,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "codec": (
         lambda value: _parsed(array_kwargs, value) is not None,
-        "a codec: zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none",
+        f"a codec: {codec_syntax()}",
     ),
     "levels": (lambda value: value == "auto" or _is_count(value), "a number from 1 on, or auto"),
     "scale-placement": (

@@ -74,7 +74,7 @@ def test_a_write_takes_what_was_left_open_from_the_settings(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("codec", "zlob", "codec is 'zlob': set it to a codec: zstd:3"),
+        ("codec", "zlob", "codec is 'zlob': set it to a codec: zstd"),
         ("levls", 3, "is ctlab-zarr.levels meant"),
         ("levels", "many", "levels is 'many': set it to a number"),
         ("levels", 0, "levels is 0"),

@@ -135,6 +135,7 @@ def labels_to_zarr(
     chunks: ChunkSpec = "auto",
     shards: ShardSpec = "auto",
     create_array_kwargs: Mapping[str, Any] | None = None,
+    codec: str | None = None,
     overwrite: bool = False,
     compute: bool = True,
     resume: bool = False,
@@ -160,7 +161,7 @@ def labels_to_zarr(
         By label, red, green, blue and optionally opacity, 0 to 255 each.
     downsample
         ``'mode'`` (the default) or ``'nearest'``.
-    chunks, shards, create_array_kwargs, overwrite, compute, resume, restart
+    chunks, shards, create_array_kwargs, codec, overwrite, compute, resume, restart
         As of `dataset_to_zarr`.
     storage_options, part, client, progress, stop
         As of `dataset_to_zarr`; ``commit("scan.zarr/labels/phases")`` ends labels made in parts.

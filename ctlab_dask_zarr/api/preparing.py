@@ -17,7 +17,6 @@ from ctlab_dask_zarr.errors import DestinationExistsError, InvalidArgumentError
 from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
 from ctlab_dask_zarr.execution.progress import ProgressBar, WriteProgress
 from ctlab_dask_zarr.execution.scheduler import scheduler_resources
-from ctlab_dask_zarr.formats.codecs import array_kwargs
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.planning.rechunk import Resources
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.volume import Volume
 
 T = TypeVar("T")
+#: Arguments of zarr.create_array that say what the codecs are.
+_OF_CODECS = {"compressors", "filters", "serializer"}
 #: A client; a function that returns one, called when it is needed; for plans the size of workers.
 Executor: TypeAlias = "Client | Callable[[], Client] | Resources | None"
 #: Whether a bar is shown; or a function that is told.
@@ -123,8 +124,8 @@ def _with_settings(options: WriteOptions) -> WriteOptions:
             found[name] = tuple(value) if isinstance(value, list) else value
     if found.get("shards") == "none":
         found["shards"] = None
-    if options.create_array_kwargs is None:
-        found["create_array_kwargs"] = array_kwargs(str(setting("codec")))
+    if options.codec is None and not _OF_CODECS.intersection(options.create_array_kwargs or ()):
+        found["codec"] = str(setting("codec"))
     if options.levels is None:
         found["levels"] = setting("levels")
     if options.scale_placement is None:

@@ -98,6 +98,7 @@ def dataset_to_zarr(
     create_array_kwargs: Mapping[str, Any] | None = None,
     dimension_separator_threshold: int | None = 64,
     *,
+    codec: str | None = None,
     compute: bool = True,
     overwrite: bool = False,
     scale_placement: ScalePlacement | None = None,
@@ -145,6 +146,9 @@ def dataset_to_zarr(
     dimension_separator_threshold
         Chunk keys are separated by ``/`` where there are more stored objects than this, by ``.``
         otherwise; None leaves it to zarr.
+    codec
+        How inner chunks are compressed: ``'zstd:3'``, ``'blosc:zstd:3:shuffle'``, ``'gzip:6'``,
+        ``'lz4'`` or ``'none'``; by default what dask's configuration says, else ``'zstd'``.
     compute
         False returns a `dask.delayed.Delayed` whose computing stages, writes and commits.
     overwrite

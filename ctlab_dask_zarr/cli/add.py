@@ -69,7 +69,7 @@ def pyramid_command(
     "How a level becomes the next one.  [default: mode]",
     type=click.Choice(["mode", "nearest"]),
 )
-@with_options(WRITE["chunks"], WRITE["shards"], WRITE["create_array_kwargs"])
+@with_options(WRITE["chunks"], WRITE["shards"], WRITE["codec"])
 @option("--overwrite", "Replace labels of that name.", is_flag=True)
 @with_options(*RESUME.values(), DEADLINE_OPTION, *CLUSTER, QUIET)
 def add_labels_command(

@@ -64,8 +64,8 @@ WRITE: Options = {
         "--shards", "Shard: 512,512,512, a number of elements, auto (512^3; 8192^2 in 2-D), or "
         "none for no sharding. 0 spans an axis.  [default: auto]", type=SHAPE_OR_NONE,
     ),
-    "create_array_kwargs": option(
-        "--codec create_array_kwargs", "zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none.  "
+    "codec": option(
+        "--codec", "zstd[:LEVEL], blosc[:CNAME:CLEVEL:SHUFFLE], gzip[:LEVEL], lz4 or none.  "
         "[default: zstd]", type=CODEC,
     ),
     **SOURCE,

@@ -112,13 +112,11 @@ def _nbytes(value: str) -> int:
     return nbytes
 
 
-def _codec(value: str) -> dict[str, Any]:
+def _codec(value: str) -> str:
     from ctlab_dask_zarr import array_kwargs
 
-    try:
-        return array_kwargs(value.lower())
-    except ValueError:
-        _wrong(value, "is not a codec: write zstd:3, blosc:zstd:5:bitshuffle, gzip:6, lz4 or none")
+    array_kwargs(value.lower())
+    return value.lower()
 
 
 CODEC = _Type("codec", _codec)

@@ -1,8 +1,9 @@
-"""The codecs that are applied here, without zarr. A codec is added in this file alone: in `CODECS`.
+"""The codecs that are applied here, without zarr, and how users write them: ``zstd:3``.
 
-Chunks are then encoded and decoded with it one by one, `--codec` and `codec` in the settings take
-its short name, and chunks that it cannot take are refused in time. Arrays with other codecs are
-left to zarr, which is slower and holds whole shards (`codec.zarr_fallback`).
+A codec that zarr knows is added in this file alone: in `CODECS` (CONTRIBUTING.md says how). Chunks
+are then encoded and decoded with it one by one, ``codec=``, `--codec` and the settings take its
+short name, help and messages list it, and chunks that it cannot take are refused in time. Arrays
+with other codecs are left to zarr, which is slower and holds whole shards (`codec.zarr_fallback`).
 
 Libraries are loaded when a codec is used first: settings need the names alone.
 """
@@ -11,8 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Container, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,8 @@ class Codec:
     short_name
         What users type; '' where they cannot.
     options
-        What they may type after it, in this order: the default, and the values that there are.
+        What they may type after it, in this order: the default, and the values that there are. The
+        names are those of the configuration, which zarr has to accept as it is.
     fixed
         The rest of the configuration.
     most_nbytes
@@ -50,30 +51,45 @@ class Codec:
 
     make: Callable[[dict[str, Any]], tuple[Encode, Decode]]
     short_name: str = ""
-    options: Mapping[str, tuple[Any, Container[Any]]] = field(default_factory=dict)
+    options: Mapping[str, tuple[Any, Collection[Any]]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     most_nbytes: int | None = None
 
     def configuration(self, *typed: str) -> dict[str, Any]:
         """Return the configuration for options that were typed, defaults for the others.
 
-        Raises `ValueError` where one is wrong, or where there are too many.
+        Raises `ValueError`, which says what there is, where one is wrong or there are too many.
         """
         found = {name: default for name, (default, _) in self.options.items()}
-        for name, text in zip(list(found)[: len(typed)], typed, strict=True):
-            found[name] = type(found[name])(text)
-            if found[name] not in self.options[name][1]:
-                raise ValueError(text)
+        if len(typed) > len(found):
+            raise ValueError(f"it has more options than {self.syntax}")
+        for name, text in zip(found, typed, strict=False):
+            default, known = self.options[name]
+            try:
+                found[name] = type(default)(text)
+            except ValueError:
+                found[name] = None
+            if found[name] not in known:
+                values = f"one of {', '.join(map(str, known))}"
+                if isinstance(known, range):
+                    values = f"a number from {known[0]} to {known[-1]}"
+                raise ValueError(f"its {name} is {values}, and not {text!r}")
         return found | dict(self.fixed)
+
+    @property
+    def syntax(self) -> str:
+        """What users may type: ``gzip[:LEVEL]``."""
+        options = "".join(f":{name.upper()}" for name in self.options)
+        return f"{self.short_name}[{options}]" if options else self.short_name
 
 
 def array_kwargs(codec: str) -> dict[str, Any]:
-    """Return the arguments of `zarr.create_array` for a codec by its short name.
+    """Return the arguments of `zarr.create_array` for a codec as users write it.
 
     Raises
     ------
     ValueError
-        No codec has this name, or it does not take these options.
+        No codec has this name, or it does not take these options; the message says what there is.
 
     Examples
     --------
@@ -87,10 +103,45 @@ def array_kwargs(codec: str) -> dict[str, Any]:
     short_name, *typed = codec.split(":")
     for name, known in CODECS.items():
         if known.short_name == short_name != "":
-            with suppress(ValueError):
+            try:
                 configuration = known.configuration(*typed)
-                return {"compressors": [{"name": name, "configuration": configuration}]}
-    raise ValueError(f"{codec!r} is not a codec, or has an option that it does not take")
+            except ValueError as error:
+                raise ValueError(f"{codec!r} is not a codec: {error}") from None
+            return {"compressors": [{"name": name, "configuration": configuration}]}
+    raise ValueError(f"{codec!r} is not a codec: write {codec_syntax()}")
+
+
+def codec_syntax() -> str:
+    """Return what users may write for a codec, as a list for messages."""
+    known = [codec.syntax for codec in CODECS.values() if codec.short_name]
+    return f"{', '.join(known)} or none"
+
+
+def codec_text(chain: Iterable[tuple[str, Mapping[str, Any]]]) -> str | None:
+    """Return what a user would write for a chain of codecs; None where it cannot be written.
+
+    The chain is of names and configurations, as in a ``zarr.json`` after ``bytes``.
+
+    Examples
+    --------
+    >>> codec_text([("gzip", {"level": 6})])
+    'gzip:6'
+    >>> codec_text([])
+    'none'
+    """
+    links = list(chain)
+    if not links:
+        return "none"
+    (name, configuration), *more = links
+    known = CODECS.get(name)
+    if more or known is None or not known.short_name or known.options.keys() - configuration.keys():
+        return None
+    if any(configuration.get(field) != value for field, value in known.fixed.items()):
+        return None
+    values = [configuration[option] for option in known.options]
+    if len(values) == 1 and values[0] == known.options[next(iter(known.options))][0]:
+        values = []
+    return ":".join([known.short_name, *map(str, values)])
 
 
 def crc32c(data: Buffer) -> bytes:
@@ -180,8 +231,8 @@ def _crc32c(_: dict[str, Any]) -> tuple[Encode, Decode]:
     return encode, decode
 
 
-#: By their names in a ``zarr.json``. Sizes are Blosc's BLOSC_MAX_BUFFERSIZE and LZ4's
-#: LZ4_MAX_INPUT_SIZE.
+#: By their names in a ``zarr.json``, for which zarr has to have a codec too: it makes the document.
+#: Sizes are Blosc's BLOSC_MAX_BUFFERSIZE and LZ4's LZ4_MAX_INPUT_SIZE.
 CODECS = {
     "zstd": Codec(_zstd, "zstd", {"level": (0, range(-131072, 23))}, {"checksum": False}),
     "blosc": Codec(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.formats.codecs import CODECS
+from ctlab_dask_zarr.formats.codecs import CODECS, codec_text
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Level, Shape
 from ctlab_dask_zarr.formats.receipts import Number
@@ -38,6 +38,8 @@ OWN_ARRAY_ARGUMENTS = {"store", "name", "path", "shape", "dtype", "data", "chunk
     *("overwrite", "order", "zarr_format", "attributes"),
     *("dimension_names", "storage_options", "write_data"),
 }
+#: What people call compressors, of which zarr.create_array knows nothing.
+_OTHER_WORDS = {"codec", "codecs", "compression", "compressor"}
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,14 @@ class WritePlan(WriteContent):
         return self.levels[0].array.dtype
 
     @property
+    def codec(self) -> str | None:
+        """The codec as users write it; None where they cannot."""
+        array = self.levels[0].array
+        if not array.is_direct:
+            return None
+        return codec_text((spec.name, spec.options) for spec in array.codecs)
+
+    @property
     def n_objects(self) -> int:
         """Number of stored objects besides metadata, over all levels."""
         return sum(level.layout.n_objects for level in self.levels)
@@ -186,6 +196,7 @@ class WritePlan(WriteContent):
             "dataset_id": self.dataset_id,
             "shards": None if layout.shard_shape is None else list(layout.shard_shape),
             "chunks": list(layout.inner_chunk_shape),
+            "codec": self.codec,
             "codecs": [spec.name for spec in self.levels[0].array.codecs],
             "n_shards": self.n_shards,
             "n_objects": self.n_objects + len(self.documents),
@@ -220,7 +231,7 @@ class WritePlan(WriteContent):
     def _rows(self) -> list[tuple[str, str]]:
         layout, array = self.levels[0].layout, self.levels[0].array
         shard = layout.shard_shape
-        codecs = " + ".join(spec.name for spec in array.codecs) or "none"
+        codecs = self.codec or " + ".join(spec.name for spec in array.codecs)
         n_coarser = self.n_shards - layout.n_tasks
         finest, *coarser = self.levels
         shapes = ", ".join(_by(level.shape) for level in coarser)
@@ -276,17 +287,18 @@ def array_document(
     import zarr
     from zarr.storage import MemoryStore
 
-    if not isinstance(create_array_kwargs, Mapping):
-        raise InvalidArgumentError(
-            f"create_array_kwargs={create_array_kwargs!r} is not a mapping of arguments by their "
-            "name"
-        )
     kwargs = dict(create_array_kwargs)
     own = sorted(OWN_ARRAY_ARGUMENTS.intersection(kwargs))
     if own:
         raise InvalidArgumentError(
             f"create_array_kwargs holds {own[0]!r}, which follows from the dataset and the other "
             "arguments: use those instead"
+        )
+    other = sorted(_OTHER_WORDS.intersection(kwargs))
+    if other:
+        raise InvalidArgumentError(
+            f"create_array_kwargs holds {other[0]!r}, which zarr.create_array does not take: pass "
+            "codec='blosc:zstd:3:shuffle', or create_array_kwargs={'compressors': ...}"
         )
     kwargs.setdefault("fill_value", fill_value)
     if "chunk_key_encoding" not in kwargs and separator_threshold is not None:
@@ -309,9 +321,10 @@ def array_document(
                 **kwargs,
             )
     except (TypeError, ValueError, KeyError, OverflowError) as error:
+        reason = f"it does not know {error}" if isinstance(error, KeyError) else error
         raise InvalidArgumentError(
             f"zarr does not accept create_array_kwargs={create_array_kwargs!r} for this array: "
-            f"{error}"
+            f"{reason}"
         ) from error
     text = str(objects["zarr.json"].to_bytes().decode())
     _refuse_large_chunks(text)

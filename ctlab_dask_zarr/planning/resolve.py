@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.formats.codecs import CODECS
+from ctlab_dask_zarr.formats.codecs import codec_syntax
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.mango import build_mango_block, new_dataset_id
@@ -27,6 +28,7 @@ from ctlab_dask_zarr.formats.ome import (
 )
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE, stored_facts
 from ctlab_dask_zarr.formats.zarr_array import key_in
+from ctlab_dask_zarr.planning.codec import document_with_codec, refuse_wrong_codec
 from ctlab_dask_zarr.planning.identity import plan_identity, source_identity
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec, resolve_layout
 from ctlab_dask_zarr.planning.levels import (
@@ -78,6 +80,7 @@ class WriteOptions:
     chunks: ChunkSpec = "auto"
     shards: ShardSpec = "auto"
     create_array_kwargs: Mapping[str, Any] | None = None
+    codec: str | None = None
     dimension_separator_threshold: int | None = 64
     overwrite: bool = False
     scale_placement: ScalePlacement | None = None
@@ -99,6 +102,12 @@ class WriteOptions:
             raise InvalidArgumentError(
                 f"scale_placement={self.scale_placement!r} is neither 'dataset' nor 'multiscales'"
             )
+        if not isinstance(self.create_array_kwargs, Mapping | None):
+            raise InvalidArgumentError(
+                f"create_array_kwargs={self.create_array_kwargs!r} is not a mapping of arguments "
+                "by their name"
+            )
+        refuse_wrong_codec(self.codec)
 
 
 def plan_write(
@@ -228,15 +237,16 @@ def _levels_to_write(
     layout = resolve_layout(volume.shape, options.chunks, options.shards)
     is_group = options.ome_zarr_version is not None
     path = "0" if is_group else ""
-    document = array_document(
+    make_document = partial(
+        array_document,
         layout,
         dtype,
         fill_value=dtype.type(0) if volume.mask_value is None else volume.mask_value,
         dimension_names=volume.dimension_names,
         attributes={} if is_group else attributes,
         separator_threshold=options.dimension_separator_threshold,
-        create_array_kwargs=options.create_array_kwargs or {},
     )
+    document = document_with_codec(make_document, options.create_array_kwargs or {}, options.codec)
     if levels is None:
         ones = (1,) * len(layout.shape)
         finest = Level(path, layout.shape, ones, volume.voxel_size, volume.origin)
@@ -371,8 +381,7 @@ def _notes(levels: Sequence[PlannedLevel]) -> Iterator[str]:
     if levels[0].layout.shard_shape is None:
         yield f"without sharding every chunk is an object of its own, {n_objects:,} of them"
     if not levels[0].array.is_direct:
-        known = ", ".join(codec.short_name or name for name, codec in CODECS.items())
         yield (
-            f"the codecs are not among {known} and none: shards are encoded by zarr, in memory and "
-            "more slowly"
+            f"the codecs are not {codec_syntax()}: shards are encoded by zarr, in memory and more "
+            "slowly"
         )

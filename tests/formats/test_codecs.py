@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import zarr
 
-from ctlab_dask_zarr import dataset_from_zarr, dataset_to_zarr
-from ctlab_dask_zarr.formats.codecs import CODECS, Codec, array_kwargs
+from ctlab_dask_zarr import InvalidArgumentError, dataset_from_zarr, dataset_to_zarr
+from ctlab_dask_zarr.formats.codecs import CODECS, Codec, array_kwargs, codec_syntax, codec_text
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
-from tests.builders import make_dataset
+from ctlab_dask_zarr.planning.resolve import WriteOptions
+from tests.builders import make_dataset, run_here
 
 
 @pytest.mark.parametrize(
@@ -32,15 +33,51 @@ def test_a_codec_is_known_by_its_short_name(
 
 
 @pytest.mark.parametrize(
-    "typed",
+    ("typed", "there_is"),
     [
-        *("", "crc32c", "lzma", "none:1", "lz4:1", "zstd:", "zstd:best", "zstd:23", "zstd:3:1"),
-        *("gzip:10", "blosc:zip", "blosc:zstd:10", "blosc:zstd:5:shuffled"),
+        *((name, "write zstd.*blosc.*gzip.*lz4 or none") for name in ("", "crc32c", "lzma")),
+        *((f"zstd:{level}", "level is a number from -131072 to 22") for level in (23, "best", "")),
+        ("gzip:10", "level is a number from 0 to 9, and not '10'"),
+        ("blosc:zip", "cname is one of blosclz, lz4, lz4hc, snappy, zlib, zstd, and not 'zip'"),
+        ("blosc:zstd:10", "clevel is a number from 0 to 9"),
+        ("blosc:zstd:5:shuffled", "shuffle is one of noshuffle, shuffle, bitshuffle"),
+        ("zstd:3:1", r"more options than zstd\[:LEVEL\]"),
+        ("lz4:1", "more options than lz4$"),
+        ("none:1", "or none$"),
     ],
 )
-def test_what_is_no_codec_or_no_option_of_it_is_refused(typed: str) -> None:
-    with pytest.raises(ValueError, match="is not a codec"):
+def test_what_is_no_codec_is_refused_with_what_there_is(typed: str, there_is: str) -> None:
+    with pytest.raises(ValueError, match=f"^'{typed}' is not a codec: .*{there_is}"):
         array_kwargs(typed)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["none", "zstd", "zstd:3", "blosc:zstd:3:shuffle", "blosc:lz4:0:noshuffle", "gzip:6", "lz4"],
+)
+def test_a_codec_is_told_as_it_is_typed(typed: str) -> None:
+    compressors = array_kwargs(typed)["compressors"] or ()
+    assert codec_text((c["name"], c["configuration"]) for c in compressors) == typed
+
+
+def test_what_cannot_be_typed_has_no_text() -> None:
+    zstd = ("zstd", {"level": 3, "checksum": False})
+    assert codec_text([zstd, ("crc32c", {})]) is None
+    assert codec_text([("zstd", {"level": 3, "checksum": True})]) is None
+    assert codec_text([("bz2", {"level": 3})]) is None
+
+
+def test_the_help_of_the_command_line_lists_every_codec() -> None:
+    # It has a text of its own, because help loads nothing.
+    text = " ".join(run_here("convert", "--help").stdout.split())
+    assert codec_syntax() in text
+
+
+def test_what_lists_codecs_lists_one_that_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CODECS, "numcodecs.zlib", Codec(_zlib, "zlib", {"level": (1, range(10))}))
+    assert "zlib[:LEVEL]" in codec_syntax()
+    with pytest.raises(InvalidArgumentError, match=r"zlib\[:LEVEL\]"):
+        WriteOptions(codec="zlob")
 
 
 def _zlib(options: dict[str, Any]) -> Any:
@@ -59,7 +96,7 @@ def test_a_codec_that_is_added_to_the_table_is_applied_without_zarr(
     voxels = np.random.default_rng(0).integers(0, 50, (20, 20, 20), dtype="uint16")
     dataset_to_zarr(
         make_dataset(voxels, voxel_size=(1, 1, 1)), tmp_path / "a", levels=2,
-        chunks=(4, 4, 4), shards=(8, 8, 8), create_array_kwargs=array_kwargs("zlib:3"),
+        chunks=(4, 4, 4), shards=(8, 8, 8), codec="zlib:3",
     )  # fmt: skip
     parse_array_document.cache_clear()
     document = (tmp_path / "a.zarr" / "0" / "zarr.json").read_text()
