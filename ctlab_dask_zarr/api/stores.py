@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ctlab_dask_zarr.api.preparing import Executor, ProgressSink, reported, started
+from ctlab_dask_zarr.api.preparing import Executor, ProgressSink, in_force, reported, started
 from ctlab_dask_zarr.execution.progress import WriteProgress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import Stop, compute_until
@@ -113,11 +113,19 @@ def verify(
         volume = open_volume(source) if isinstance(source, str | os.PathLike) else source
         if is_delayed(volume) or not (volume is None or hasattr(volume, "dimension_names")):
             raise no_dataset(volume, "source")
-        checks = prepare_verification(path, volume, checksums=checksums)
+        running = None
+
+        def n_threads() -> int:
+            nonlocal running
+            running = started(client)
+            with in_force(running) as resources:
+                return resources.n_threads
+
+        checks = prepare_verification(path, volume, checksums=checksums, n_threads=n_threads)
     for note in checks.notes:
         warnings.warn(shown(note), stacklevel=3)
     reading = f"{os.fspath(path)} was not verified to the end"
-    return _problems(checks, started(client), progress, stop, reading)
+    return _problems(checks, running, progress, stop, reading)
 
 
 def check_source(

@@ -28,7 +28,9 @@ from ctlab_dask_zarr.store.store import Store
 Seal = tuple[int, int | None]
 
 #: Objects that one task looks at, where they are small: chunks of an array without sharding.
-_TASK_NBYTES = 256 << 20
+TASK_NBYTES = 256 << 20
+#: What is said of an object whose checksum is another one.
+CHECKSUM_TEXT = "is not the bytes that were committed: its CRC-32C differs"
 
 
 class Expected(NamedTuple):
@@ -82,11 +84,14 @@ def array_receipts(
 
 
 def expected_objects(
-    array: StoredArray, objects: Iterable[tuple[int, ...]], table: ReceiptTable | None
+    array: StoredArray,
+    objects: Iterable[tuple[int, ...]],
+    table: ReceiptTable | None,
+    task_nbytes: int = TASK_NBYTES,
 ) -> Iterator[tuple[Expected, ...]]:
-    """Yield the objects that one task looks at: one shard, or as many chunks as make one."""
+    """Yield the objects that one task looks at: one, or as many as have `task_nbytes` bytes."""
     object_nbytes = prod(array.object_shape) * array.dtype.itemsize
-    n_objects = max(1, _TASK_NBYTES // max(object_nbytes, 1))
+    n_objects = max(1, task_nbytes // max(object_nbytes, 1))
     group: list[Expected] = []
     for coords in objects:
         if table is None:
@@ -110,7 +115,7 @@ def object_change(
     if expected.nbytes is not None and nbytes != expected.nbytes:
         yield "size", f"has {nbytes} bytes, {expected.nbytes} were committed"
     elif read and expected.crc32c not in (None, object_crc32c(store, key, nbytes)):
-        yield "checksum", "is not the bytes that were committed: its CRC-32C differs"
+        yield "checksum", CHECKSUM_TEXT
 
 
 def object_problems(

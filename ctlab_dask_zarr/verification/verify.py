@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import islice, product
 from math import prod
@@ -30,7 +30,12 @@ from ctlab_dask_zarr.execution.progress import Reporter, topic_of
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number
-from ctlab_dask_zarr.read.receipts import array_receipts, expected_objects, seal_of
+from ctlab_dask_zarr.read.receipts import (
+    TASK_NBYTES,
+    array_receipts,
+    expected_objects,
+    seal_of,
+)
 from ctlab_dask_zarr.read.zarr import read_store_metadata, volume_of
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import storage_path
@@ -55,7 +60,13 @@ from ctlab_dask_zarr.verification.documents import (
     document_problems,
     has_unchecked_listing,
 )
-from ctlab_dask_zarr.verification.objects import whole_object_problems
+from ctlab_dask_zarr.verification.objects import (
+    Finding,
+    joined_findings,
+    shard_problems,
+    whole_object_problems,
+)
+from ctlab_dask_zarr.verification.scan import all_rows
 from ctlab_dask_zarr.volume import Source, Volume
 
 #: More than any file system holds; a document that claims so is damaged or hostile.
@@ -63,6 +74,9 @@ _MAX_OBJECTS = 100_000_000
 #: At most this many missing objects are named. One more problem says how many others there are, so
 #: that a claim of millions does not fill the memory.
 _MAX_MISSING = 1000
+#: So many tasks for each thread, so that the last ones do not wait long for one another; but none
+#: has less to look at than this.
+_TASKS_PER_THREAD, _LEAST_NBYTES = 4, 4 << 20
 
 
 class Verification:
@@ -89,7 +103,7 @@ class Verification:
         self.nbytes = 0
         self.scope = ""
 
-    def add(self, name: str, check: Callable[..., list[Problem]], *arguments: Any) -> None:
+    def add(self, name: str, check: Callable[..., Sequence[Finding]], *arguments: Any) -> None:
         """Add a check."""
         key = (f"{name}-{self.token}", len(self.keys))
         self.tasks[key] = Task(key, check, *arguments)
@@ -100,18 +114,24 @@ class Verification:
         """All checks; the result is a list of the problems that they find."""
         root = add_tree(self.tasks, self.keys, _joined, f"join-problems-{self.token}")
         end = f"verify-{self.token}"
-        self.tasks[end] = Task(end, list, TaskRef(root))
+        self.tasks[end] = Task(end, joined_findings, TaskRef(root))
         return Delayed(end, HighLevelGraph({end: MaterializedLayer(self.tasks)}, {end: set()}))
 
 
-def _joined(parts: Sequence[Sequence[Problem]]) -> list[Problem]:
-    return [problem for part in parts for problem in part]
+def _joined(parts: Sequence[Sequence[Finding]]) -> list[Finding]:
+    return [finding for part in parts for finding in part]
 
 
 def prepare_verification(
-    path: str | os.PathLike[str], source: Volume | None, *, checksums: bool
+    path: str | os.PathLike[str],
+    source: Volume | None,
+    *,
+    checksums: bool,
+    n_threads: Callable[[], int],
 ) -> Verification:
     """Look at everything that is small, and prepare tasks for the rest.
+
+    `n_threads` returns how many run them; it may start them, and is called once all can be opened.
 
     Raises
     ------
@@ -135,6 +155,7 @@ def prepare_verification(
     checks.problems += [*contents.broken.values(), *contents.problems]
     checks.problems += consolidated_problems(contents)
     n_objects = n_unchecked = 0
+    threads = n_threads()
     for image in images:
         found = list(document_problems(contents, image))
         for path_below, array in image.arrays:
@@ -145,7 +166,9 @@ def prepare_verification(
                 found.append(Problem(key, "shape", text))
                 continue
             there = objects[f"{image.prefix}{path_below}"]
-            is_checked, more = _add_objects(checks, store, image, path_below, there, checksums)
+            is_checked, more = _add_objects(
+                checks, store, image, path_below, there, read=checksums, n_threads=threads
+            )
             found += more
             n_objects += n
             n_unchecked += 0 if is_checked else n
@@ -169,7 +192,14 @@ def prepare_verification(
 
 
 def _add_objects(
-    checks: Verification, store: Store, image: Image, path: str, there: set[Shape], read: bool
+    checks: Verification,
+    store: Store,
+    image: Image,
+    path: str,
+    there: set[Shape],
+    *,
+    read: bool,
+    n_threads: int,
 ) -> tuple[bool, list[Problem]]:
     """Add checks of the objects of an array; return whether it has checksums, and problems."""
     array = dict(image.arrays)[path]
@@ -183,13 +213,29 @@ def _add_objects(
         text = f"{place}: and {n_missing - _MAX_MISSING:,} more objects are missing"
         problems.append(Problem(place, "missing", text))
     itemsize, topic = array.dtype.itemsize, topic_of(checks.token)
-    for group in expected_objects(array, sorted([*there, *named]), table):
-        nbytes = len(group) * prod(array.object_shape) * itemsize
-        place = f"{image.prefix}{path}"
-        arguments = store, place, array.document, group, read
-        checks.add("verify-shard", _reporting, topic, nbytes, whole_object_problems, *arguments)
+    object_nbytes = prod(array.object_shape) * itemsize
+    n_tasks = _TASKS_PER_THREAD * n_threads
+    task_nbytes = max(_LEAST_NBYTES, prod(array.shape) * itemsize // n_tasks)
+    is_scanned = read and array.is_direct and array.is_sharded
+    n_bands = min(object_nbytes // task_nbytes, len(all_rows(array))) if is_scanned else 1
+    objects = sorted([*there, *named])
+    for group in expected_objects(array, objects, table, min(task_nbytes, TASK_NBYTES)):
+        nbytes = len(group) * object_nbytes
+        arguments = store, f"{image.prefix}{path}", array.document, group
+        for rows in _cut(all_rows(array), n_bands):
+            report = "verify-shard", _reporting, topic, nbytes * len(rows) // len(all_rows(array))
+            if is_scanned:
+                checks.add(*report, shard_problems, *arguments, rows)
+            else:
+                checks.add(*report, whole_object_problems, *arguments, read)
     checks.nbytes += prod(array.shape) * itemsize
     return table is not None, problems
+
+
+def _cut(rows: range, n_parts: int) -> Iterator[range]:
+    n_parts = max(1, n_parts)
+    for n in range(n_parts):
+        yield rows[n * len(rows) // n_parts : (n + 1) * len(rows) // n_parts]
 
 
 def _compare(checks: Verification, image: Image, source: Volume) -> None:
@@ -233,20 +279,20 @@ def _check_block(
     start: Shape,
     shape: Shape,
     block: Any,
-) -> list[Problem]:
+) -> list[Finding]:
     nbytes = prod(shape) * stored.dtype.itemsize
     return _reporting(topic, nbytes, block_problems, stored, mask_value, start, shape, block)
 
 
 def _reporting(
-    topic: str, nbytes: int, check: Callable[..., list[Problem]], *arguments: Any
-) -> list[Problem]:
+    topic: str, nbytes: int, check: Callable[..., Sequence[Finding]], *arguments: Any
+) -> list[Finding]:
     """Run a check, then tell that it has looked at so many bytes of voxels."""
     reporter = Reporter(topic)
-    problems = check(*arguments)
+    found = [*check(*arguments)]
     reporter.add(nbytes)
     reporter.finish()
-    return problems
+    return found
 
 
 def prepare_source_check(source: Volume) -> Verification:
