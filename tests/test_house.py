@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shutil
 import subprocess
@@ -48,6 +49,77 @@ def test_a_pure_room_touches_nothing(path: Path) -> None:
     called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert "open" not in {call.id for call in called if isinstance(call, ast.Name)}
     assert {call.attr for call in called if isinstance(call, ast.Attribute)} & IMPURE_CALLS == set()
+
+
+#: Folders of tests that run a room on real servers.
+ROOMS = {"stores": "store", "clusters": "execution"}
+#: What tests of any room may put something else in the place of.
+SEAMS = {
+    "ctlab_dask_zarr.store.files.LocalFiles": (
+        "every effect on a file system is one of its methods: tests make one fail, wait or count"
+    ),
+    "ctlab_dask_zarr.cluster_from_config": "a public name",
+    "ctlab_dask_zarr._HOMES": "the list of public names, which a test compares with the package",
+}
+
+
+def names_in(tree: ast.AST) -> dict[str, str]:
+    """What the imported names of a module stand for."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module
+            found |= {a.asname or a.name: f"{module}.{a.name}" for a in node.names}
+    return found
+
+
+def dotted(node: ast.expr, names: dict[str, str]) -> str:
+    """The whole name of an expression; empty where it has none."""
+    if isinstance(node, ast.Attribute):
+        owner = dotted(node.value, names)
+        return owner and f"{owner}.{node.attr}"
+    if isinstance(node, ast.Name):
+        return names.get(node.id, "")
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name
+)
+def test_no_test_patches_what_is_private_to_another_room(path: Path) -> None:
+    """What a room keeps to itself may change, and only its own tests with it."""
+    tree = ast.parse(path.read_text())
+    names = names_in(tree)
+    folder = path.relative_to(ROOT / "tests").parts[0]
+    own = f"ctlab_dask_zarr.{ROOMS.get(folder, folder.removesuffix('.py'))}."
+    # As `setattr(owner, "name", ...)`, and as functions of tests that pass both on to it.
+    pairs = [
+        (dotted(owner, names), name.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for owner, name in itertools.pairwise(node.args)
+        if isinstance(name, ast.Constant) and not isinstance(owner, ast.Constant)
+    ]
+    # An error and its message are no such pair.
+    patched = {f"{owner}.{name}" for owner, name in pairs if not owner.endswith("Error")}
+    texts = {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    patched |= {text for text in texts if re.fullmatch(r"ctlab_dask_zarr(\.\w+){2,}", text)}
+    private = {
+        dotted(node, names)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr)
+    }
+    private |= {name for name in names.values() if re.search(r"\._[^_.]+$", name)}
+    others = {
+        name
+        for name in patched | private
+        if name.startswith("ctlab_dask_zarr")
+        and not name.startswith(own)
+        and not any(name.startswith(seam) for seam in SEAMS)
+    }
+    assert others == set()
 
 
 def n_lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -34,10 +35,10 @@ from ctlab_dask_zarr.api.add import prepare_pyramid
 from ctlab_dask_zarr.api.preparing import prepare_write
 from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.files import LocalFiles
 from ctlab_dask_zarr.write.run import run
-from ctlab_dask_zarr.write.staging.staged import StagedWrite
 from tests.builders import make_dataset
+from tests.reliability.faults import dying_at_rename
 
 LAYOUT: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32)}
 SHAPE = (70, 65, 97)
@@ -411,7 +412,11 @@ def test_a_store_of_another_writer_gets_levels_and_keeps_the_rest(tmp_path: Path
     assert (Dataset.from_path(tmp_path / "other.zarr").data[:16, :16, :16] == 0).all().compute()
 
 
-@pytest.mark.parametrize(("options", "n_kept"), [({}, 0), (LAYOUT, 2)])
+#: So many that the receipts of a level are not kept all at once.
+SMALL_SHARDS = {"chunks": (8, 8, 8), "shards": (16, 16, 16)}
+
+
+@pytest.mark.parametrize(("options", "n_kept"), [({}, 0), (SMALL_SHARDS, 1)])
 def test_the_contrast_of_another_writers_store_has_the_true_range(
     tmp_path: Path, options: dict[str, Any], n_kept: int
 ) -> None:
@@ -422,23 +427,14 @@ def test_the_contrast_of_another_writers_store_has_the_true_range(
     voxels = masked_voxels().clip(100, 40_000)
     voxels[3, 5, 7], voxels[-1, -1, -1] = 7, 65_001
     other_store(tmp_path / "other.zarr", voxels, **options)
-    record = StagedWrite.record
-    kept: list[Any] = []
+    n_renamed = itertools.count()
 
-    def stopping(self: StagedWrite, receipts: Any) -> int:
-        if len(kept) == n_kept:
-            raise _Stop
-        kept.extend(receipts)
-        return record(self, receipts)
+    def is_next(_: str, target: str) -> bool:
+        return f"{os.sep}receipts-" in target and next(n_renamed) == n_kept
 
-    with dask.config.set(scheduler="sync"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ctlab_dask_zarr.write.graph.FAN_IN", 2)
-        patch.setattr(StagedWrite, "record", stopping)
-        (completion,) = prepare_pyramid(
-            tmp_path / "other.zarr", 3, None, resume=False, restart=False
-        )
-        with pytest.raises(CTLabError):
-            run(completion)
+    with dask.config.set(scheduler="sync"), dying_at_rename(is_next):
+        add_levels(tmp_path / "other.zarr", 3)
+    kept = list(tmp_path.glob(".other.zarr.staging/receipts-*/*.json"))
     assert len(kept) == n_kept
     add_levels(tmp_path / "other.zarr", 3, resume=True)
     (channel,) = attributes(tmp_path / "other.zarr")["ome"]["omero"]["channels"]
@@ -466,8 +462,6 @@ def test_a_commit_of_levels_that_dies_is_finished_by_the_next_call(
     tmp_path: Path, n_renames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image reads whole, old or new, at every moment."""
-    from ctlab_dask_zarr.store.files import LocalFiles
-
     dataset = make_dataset(masked_voxels(), 32, **ISOTROPIC)
     dataset_to_zarr(dataset, tmp_path / "a", **LAYOUT)
     path = tmp_path / "a.zarr"
@@ -522,8 +516,6 @@ def test_an_image_that_is_replaced_meanwhile_does_not_get_the_levels_of_the_old(
 
 def test_level_0_is_not_read_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a level is made of is in memory while the finer one is written."""
-    from ctlab_dask_zarr.store.files import LocalFiles
-
     read: list[str] = []
     read_range, whole = LocalFiles.read_range, LocalFiles.read
 
@@ -558,13 +550,11 @@ def test_going_on_with_levels_that_are_complete_is_no_error(
         add_levels(tmp_path / "a.zarr", 2, resume=True)
 
 
-def test_what_a_commit_has_left_that_died_at_its_end_is_in_nobodys_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_commit_has_left_that_died_at_its_end_is_in_nobodys_way(tmp_path: Path) -> None:
     """The levels are there; only the staging folder was not removed any more."""
     dataset_to_zarr(make_dataset(masked_voxels(), 32, **ISOTROPIC), tmp_path / "a", **LAYOUT)
-    with monkeypatch.context() as patch:
-        patch.setattr(Destination, "discard_committed_staging", lambda self: None)
+    staging = str(tmp_path / ".a.zarr.staging")
+    with dask.config.set(scheduler="sync"), dying_at_rename(lambda source, _: source == staging):
         add_levels(tmp_path / "a.zarr", 2)
     assert sorted(os.listdir(tmp_path)) == [".a.zarr.staging", "a.zarr"]
     edit_metadata(tmp_path / "a.zarr", voxel_size=5.0, voxel_unit="um")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     plan,
 )
-from ctlab_dask_zarr.store import connection
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((40, 65, 97))
@@ -83,27 +81,6 @@ def test_zarr_is_appended_where_it_is_missing(name: str, tmp_path: Path) -> None
     dataset_to_zarr(make_dataset(VOXELS), tmp_path / name)
     path = tmp_path / (name if name.endswith(".zarr") else f"{name}.zarr")
     assert (path / "zarr.json").exists()
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["s3://bucket/a.zarr", "ftp://host/a.zarr", "simplecache::s3://a/b", "https:/host/a.zarr"],
-)
-def test_a_url_is_never_made_a_local_folder(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    # Nobody answers there.
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setattr(connection, "RETRY_TIMEOUT", timedelta(0))
-    with pytest.raises(CTLabError, match="://"):
-        dataset_to_zarr(make_dataset(VOXELS), url)
-    if not url.startswith("https"):
-        with pytest.raises(CTLabError, match="://"):
-            dataset_from_zarr(url)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_url_is_a_local_path(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,8 +23,7 @@ from distributed import LocalCluster
 
 from ctlab_dask_zarr import Dataset, verify
 from ctlab_dask_zarr.demo import write_mango_netcdf
-from ctlab_dask_zarr.read.netcdf_source import NetCDFSource
-from ctlab_dask_zarr.write.staging.staged import StagedWrite
+from ctlab_dask_zarr.store.files import LocalFiles
 from tests.builders import run_here
 from tests.reliability.faults import TIMEOUT_S
 
@@ -92,11 +93,18 @@ def finish(scheduler: str) -> Callable[..., str]:
 class Slow:
     """Makes a function take its time, unless that is cut short, and tells when it is called.
 
-    As many calls as `n_quick` come first, and are as quick as ever.
+    Only calls for which `when` is true count; as many of them as `n_quick` come first, and are as
+    quick as ever.
     """
 
     def __init__(
-        self, patch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float, n_quick: int = 0
+        self,
+        patch: pytest.MonkeyPatch,
+        owner: Any,
+        name: str,
+        seconds: float,
+        when: Callable[..., bool],
+        n_quick: int = 0,
     ) -> None:
         self.called = threading.Event()
         self.cut_short = threading.Event()
@@ -106,12 +114,33 @@ class Slow:
         # By the name of the method it is found again where a bound one is unpickled.
         @wraps(function)
         def slow(*arguments: Any, **options: Any) -> Any:
-            if next(numbers) >= n_quick:
+            if when(*arguments, **options) and next(numbers) >= n_quick:
                 self.called.set()
                 self.cut_short.wait(seconds)
             return function(*arguments, **options)
 
         patch.setattr(owner, name, slow)
+
+
+def slow_shards(
+    patch: pytest.MonkeyPatch, seconds: float, n_quick: int = 0, inside: str = ""
+) -> Slow:
+    """Make it slow to begin a shard, of the folder `inside`."""
+
+    def is_shard(files: LocalFiles, path: str, *_: Any) -> bool:
+        return inside in path and re.search(r"/store-\w+/\d/.*\.c[./]\d|/c/\d", path) is not None
+
+    return Slow(patch, LocalFiles, "open_new", seconds, is_shard, n_quick)
+
+
+def slow_check(patch: pytest.MonkeyPatch) -> Slow:
+    """Make the check of a block of the source slow, which takes the MD5 of its voxels."""
+    block_nbytes = VOXELS[:4].nbytes
+
+    def is_block(data: Any = b"", **_: Any) -> bool:
+        return len(data) == block_nbytes
+
+    return Slow(patch, hashlib, "md5", LONG_S, is_block)
 
 
 def stop(process: Process, slow: Slow, number: signal.Signals = signal.SIGTERM) -> tuple[str, str]:
@@ -144,7 +173,7 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 def test_a_source_check_is_stopped_before_anything_is_begun(
     number: signal.Signals, start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = Slow(monkeypatch, NetCDFSource, "verify_md5", LONG_S)
+    slow = slow_check(monkeypatch)
     process = start("convert", source, out / "a", *LAYOUT, "--check-source")
     _, errors = stop(process, slow, number)
     assert f"stopped ({number.name}): the source was being checked, and nothing is begun" in errors
@@ -162,7 +191,7 @@ def test_a_verification_is_stopped_and_changes_nothing(
 ) -> None:
     store = out / "a.zarr"
     finish("convert", source, store, *LAYOUT)
-    slow = Slow(monkeypatch, NetCDFSource, "verify_md5", LONG_S)
+    slow = slow_check(monkeypatch)
     _, errors = stop(start("verify", store, "--source", source), slow, number)
     assert f"stopped ({number.name}): {store} was not verified to the end" in errors
 
@@ -172,7 +201,7 @@ def test_a_stopped_verification_after_a_conversion_says_that_the_dataset_is_ther
 ) -> None:
     store = out / "a.zarr"
     with monkeypatch.context() as patch:
-        slow = Slow(patch, NetCDFSource, "verify_md5", LONG_S)
+        slow = slow_check(patch)
         arguments = ("convert", source, store, *LAYOUT, "--voxel-size", "5um", "--verify")
         _, errors = stop(start(*arguments), slow)
     assert f"{store} is complete and in its place, but not verified to the end" in errors
@@ -194,7 +223,7 @@ def test_a_stopped_conversion_tells_how_far_it_is_and_that_the_old_dataset_stand
     finish("convert", source, store)
     before = snapshot(store)
     with monkeypatch.context() as patch:
-        slow = Slow(patch, StagedWrite, "write", 0.5)
+        slow = slow_shards(patch, 0.5)
         process = start("convert", source, store, *LAYOUT, "--overwrite")
         _, errors = stop(process, slow)
     assert "of 36 shards are written, and the destination is as it was" in errors
@@ -209,14 +238,14 @@ def test_a_commit_that_makes_levels_is_stopped_and_gone_on_with(
     for part in ("1/2", "2/2"):
         finish("convert", source, store, *LAYOUT, "--levels", "2", "--part", part)
     with monkeypatch.context() as patch:
-        slow = Slow(patch, StagedWrite, "find", 0.5)
+        slow = slow_shards(patch, 0.5)
         _, errors = stop(start("commit", store), slow)
     assert "stopped (SIGTERM): about" in errors
     assert "the destination is as it was; the same command goes on" in errors
     assert os.listdir(out) == [".a.zarr.staging"]
     # And by its deadline, of which ten seconds are for its end.
     with monkeypatch.context() as patch:
-        slow = Slow(patch, StagedWrite, "find", LONG_S, n_quick=1)
+        slow = slow_shards(patch, LONG_S, n_quick=1)
         process = start("commit", store, "--deadline", deadline)
         _, errors = process.communicate(timeout=TIMEOUT_S)
         slow.cut_short.set()
@@ -254,7 +283,7 @@ def test_a_shard_that_takes_longer_than_there_is_time_ends_a_part_for_good(
     convert = ("convert", source, out / "a", *LAYOUT, "--part")
     finish(*convert, "1/2")
     with monkeypatch.context() as patch:
-        slow = Slow(patch, StagedWrite, "write", LONG_S)
+        slow = slow_shards(patch, LONG_S)
         errors = fail(start(*convert, "2/2", "--deadline", deadline))
         assert slow.called.is_set()
         slow.cut_short.set()
@@ -267,7 +296,7 @@ def test_a_shard_that_takes_longer_than_there_is_time_ends_a_part_for_good(
 def test_the_warning_of_a_batch_system_before_the_first_shard_is_not_repeated_for_ever(
     start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = Slow(monkeypatch, StagedWrite, "write", LONG_S)
+    slow = slow_shards(monkeypatch, LONG_S)
     process = start("convert", source, out / "a", "--deadline", "1h")
     assert slow.called.wait(TIMEOUT_S)
     process.send_signal(signal.SIGUSR1)
@@ -293,26 +322,18 @@ def test_levels_of_labels_that_are_done_are_progress_of_their_image(
     store = out / "a.zarr"
     finish("convert", source, store, *LAYOUT)
     finish("add-labels", store, source, "--name", "one", *LAYOUT)
-    find = StagedWrite.find
-    cut_short = threading.Event()
-
-    def slow_for_the_image(staged: StagedWrite, *task: Any) -> Any:
-        if staged.request.destination.labels_of is None:
-            cut_short.wait(LONG_S)
-        return find(staged, *task)
-
-    monkeypatch.setattr(StagedWrite, "find", slow_for_the_image)
+    slow = slow_shards(monkeypatch, LONG_S, inside=f"{os.sep}.a.zarr.staging{os.sep}")
     process = start("pyramid", store, "--levels", "2", "--deadline", deadline)
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 75, errors
-    cut_short.set()
+    slow.cut_short.set()
     finish("pyramid", store, "--levels", "2", "--resume")
 
 
 def test_a_verification_that_takes_longer_than_there_is_time_is_not_tried_for_ever(
     start: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, deadline: str
 ) -> None:
-    slow = Slow(monkeypatch, NetCDFSource, "verify_md5", LONG_S)
+    slow = slow_check(monkeypatch)
     convert = ("convert", source, out / "a", "--verify", "--resume", "--deadline", deadline)
     process = start(*convert)
     _, errors = process.communicate(timeout=TIMEOUT_S)
@@ -320,7 +341,7 @@ def test_a_verification_that_takes_longer_than_there_is_time_is_not_tried_for_ev
     assert slow.called.is_set()
     slow.cut_short.set()
     monkeypatch.undo()
-    slow = Slow(monkeypatch, NetCDFSource, "verify_md5", LONG_S)
+    slow = slow_check(monkeypatch)
     errors = fail(start(*convert))
     slow.cut_short.set()
     assert "is complete and in its place, but not verified to the end" in errors
@@ -332,5 +353,5 @@ def test_json_of_a_stopped_verification_is_no_result(
 ) -> None:
     store = out / "a.zarr"
     assert json.loads(finish("convert", source, store, "--json"))["n_shards"] == 1
-    slow = Slow(monkeypatch, NetCDFSource, "verify_md5", LONG_S)
+    slow = slow_check(monkeypatch)
     stop(start("verify", store, "--source", source, "--json"), slow)

@@ -31,6 +31,7 @@ from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.manage.edit import plan_edit
 from ctlab_dask_zarr.store.files import LocalFiles
 from tests.builders import make_dataset, random_voxels
+from tests.reliability.faults import dying_at_rename
 
 SHAPE = (40, 65, 97)
 NOW = datetime(2026, 1, 31, 15, 45)
@@ -495,44 +496,22 @@ def test_a_level_is_not_changed_apart_from_its_image(
     assert dataset_from_zarr(path / "raw.zarr").voxel_size == (5, 5, 5)
 
 
-def test_a_store_whose_levels_are_being_made_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_whose_levels_are_being_made_is_left_alone(tmp_path: Path) -> None:
     path = make_store(tmp_path, levels=1)
-    rename = LocalFiles.rename
-
-    def dying(self: LocalFiles, source: str, target: str) -> None:
-        if target == str(path / "1"):
-            raise KeyboardInterrupt
-        rename(self, source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalFiles, "rename", dying)
-        with pytest.raises(KeyboardInterrupt):
-            add_levels(path, levels=2)
+    with dying_at_rename(lambda _, target: target == str(path / "1")):
+        add_levels(path, levels=2)
     with pytest.raises(InvalidArgumentError, match="being given further levels"):
         edit_metadata(path, voxel_size=5)
 
 
 @pytest.mark.parametrize("name", ["phases", "a.staging"])
-def test_an_image_whose_labels_are_being_written_is_left_alone(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_whose_labels_are_being_written_is_left_alone(tmp_path: Path, name: str) -> None:
     path = make_store(tmp_path)
     # Of an image whose name this one's begins with.
     (tmp_path / ".scan.phases.labels-staging").mkdir()
     edit_metadata(path, voxel_size=5)
-    rename = LocalFiles.rename
-
-    def dying(self: LocalFiles, source: str, target: str) -> None:
-        if target == str(path / "labels" / name):
-            raise KeyboardInterrupt
-        rename(self, source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalFiles, "rename", dying)
-        with pytest.raises(KeyboardInterrupt):
-            labels_to_zarr(np.ones(SHAPE, "uint8"), path, name)
+    with dying_at_rename(lambda _, target: target == str(path / "labels" / name)):
+        labels_to_zarr(np.ones(SHAPE, "uint8"), path, name)
     with pytest.raises(InvalidArgumentError, match=rf"labels/{name} is being written"):
         edit_metadata(path, voxel_size=6)
     labels_to_zarr(np.ones(SHAPE, "uint8"), path, name, resume=True)

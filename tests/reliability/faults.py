@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from ctlab_dask_zarr import Dataset, dataset_from_zarr
+from ctlab_dask_zarr.store.files import LocalFiles
 from tests.builders import make_dataset, random_voxels
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +99,25 @@ def kill_group(process: Any) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.join(240)
+
+
+@contextmanager
+def dying_at_rename(when: Callable[[str, str], bool]) -> Iterator[None]:
+    """Die, as a process that is killed, before the rename for which `when(source, target)` is true.
+
+    Whoever reads meanwhile, or writes later, sees what is on the disk.
+    """
+    rename = LocalFiles.rename
+
+    def dying(files: LocalFiles, source: str, target: str) -> None:
+        if when(source, target):
+            raise KeyboardInterrupt
+        rename(files, source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalFiles, "rename", dying)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def everything(folder: Path) -> dict[str, tuple[str, int, bytes | str]]:

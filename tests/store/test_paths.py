@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from ctlab_dask_zarr import InvalidArgumentError
+from ctlab_dask_zarr import (
+    CTLabError,
+    InvalidArgumentError,
+    dataset_from_zarr,
+    dataset_to_zarr,
+)
+from ctlab_dask_zarr.store import connection
 from ctlab_dask_zarr.store.paths import storage_path
+from tests.builders import make_dataset, random_voxels
 
 
 @pytest.mark.parametrize(
@@ -56,3 +64,24 @@ def test_keys_that_look_like_it_are_kept() -> None:
 def test_a_name_that_no_file_system_has_is_refused(path: str) -> None:
     with pytest.raises(InvalidArgumentError, match="has a NUL in it"):
         storage_path(path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://bucket/a.zarr", "ftp://host/a.zarr", "simplecache::s3://a/b", "https:/host/a.zarr"],
+)
+def test_a_url_is_never_made_a_local_folder(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Nobody answers there.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setattr(connection, "RETRY_TIMEOUT", timedelta(0))
+    with pytest.raises(CTLabError, match="://"):
+        dataset_to_zarr(make_dataset(random_voxels((4, 4, 4))), url)
+    if not url.startswith("https"):
+        with pytest.raises(CTLabError, match="://"):
+            dataset_from_zarr(url)
+    assert list(tmp_path.iterdir()) == []

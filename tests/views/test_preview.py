@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from ctlab_dask_zarr import Dataset, VoxelUnit, dataset_from_zarr, dataset_to_zarr
 from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
-from ctlab_dask_zarr.store.store import Store
+from ctlab_dask_zarr.store.files import LocalFiles
 from ctlab_dask_zarr.views.labels import label_colors, read_label_images
 from ctlab_dask_zarr.views.preview import preview, scale_bar
 from ctlab_dask_zarr.views.slices import coarsest_sufficient, levels_of
@@ -379,21 +379,21 @@ def test_a_colour_of_three_numbers_is_one_without_opacity(tmp_path: Path) -> Non
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Every key that is read from any store, and how many bytes of it."""
+    """The path of everything that is read, and how many bytes of it."""
     found: list[tuple[str, int]] = []
-    get, get_range = Store.get, Store.get_range
+    read, read_range = LocalFiles.read, LocalFiles.read_range
 
-    def spy_get(store: Store, key: str, *limits: Any) -> bytes:
-        data = get(store, key, *limits)
-        found.append((key, len(data)))
+    def spy(files: LocalFiles, path: str, *limits: Any) -> bytes:
+        data = read(files, path, *limits)
+        found.append((path, len(data)))
         return data
 
-    def spy_range(store: Store, key: str, start: int, nbytes: int) -> bytes:
-        found.append((key, nbytes))
-        return get_range(store, key, start, nbytes)
+    def spy_range(files: LocalFiles, path: str, start: int, nbytes: int) -> bytes:
+        found.append((path, nbytes))
+        return read_range(files, path, start, nbytes)
 
-    monkeypatch.setattr(Store, "get", spy_get)
-    monkeypatch.setattr(Store, "get_range", spy_range)
+    monkeypatch.setattr(LocalFiles, "read", spy)
+    monkeypatch.setattr(LocalFiles, "read_range", spy_range)
     return found
 
 
@@ -408,8 +408,8 @@ def test_the_coarsest_level_is_read_that_is_as_fine_as_the_picture(
         volumes.append(halved(volumes[-1]))
     store = write_store(tmp_path / "scan.zarr", volumes)
     preview(store, size=size)
-    chunks = {key for key, _ in reads if "/c/" in key}
-    assert {key.split("/")[0] for key in chunks} == {level}
+    chunks = {Path(path).relative_to(store) for path, _ in reads if "/c/" in path}
+    assert {chunk.parts[0] for chunk in chunks} == {level}
 
 
 def test_an_axis_of_long_voxels_does_not_hold_back_the_others(tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ def test_only_what_the_slices_cross_is_read(tmp_path: Path, reads: list[tuple[st
     )
     reads.clear()
     preview(store)
-    n_read = sum(nbytes for key, nbytes in reads if "/c/" in key)
+    n_read = sum(nbytes for path, nbytes in reads if "/c/" in path)
     # Of each slice one layer of inner chunks of 8, and shard indices; gaps between the chunks of
     # a row are read over, where they are smaller than the chunks.
     assert n_read < 0.6 * volume.nbytes

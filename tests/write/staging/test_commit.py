@@ -23,13 +23,13 @@ from ctlab_dask_zarr import (
 )
 from ctlab_dask_zarr.api.preparing import prepare_write
 from ctlab_dask_zarr.planning.resolve import WriteOptions
-from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.write.shards.array import LazyBlock
 from ctlab_dask_zarr.write.staging.commit import commit
 from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import stage
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 from tests.builders import make_dataset, random_voxels
+from tests.reliability.faults import dying_at_rename
 
 VOXELS = random_voxels((32, 32, 32))
 LAYOUT = {"chunks": (8, 8, 8), "shards": (16, 16, 16)}
@@ -249,13 +249,13 @@ def test_of_two_writers_one_wins_whole_and_the_other_fails_clearly(tmp_path: Pat
 
 
 def test_what_is_left_of_a_committed_write_that_another_run_had_gone_on_with_is_in_nobodys_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     staged = stage(request_for(tmp_path / "a.zarr"))
     write_all(staged)
     stage(request_for(tmp_path / "a.zarr", "b" * 32, resume=True))
-    with monkeypatch.context() as patch:
-        patch.setattr(Destination, "discard_staging", lambda self: None)
+    staging = str(tmp_path / ".a.zarr.staging")
+    with dying_at_rename(lambda source, _: source == staging):
         commit(staged)
     assert (tmp_path / ".a.zarr.staging").exists()
     dataset_to_zarr(make_dataset(VOXELS + 1, 16), tmp_path / "a", overwrite=True, **LAYOUT)
@@ -286,25 +286,17 @@ class TestReplacing:
 
     @pytest.mark.parametrize("new_is_there", [False, True])
     def test_death_between_the_two_renames_is_repaired(
-        self, store: Path, new_is_there: bool, monkeypatch: pytest.MonkeyPatch
+        self, store: Path, new_is_there: bool
     ) -> None:
         staged = stage(request_for(store, overwrite=True))
         write_all(staged)
         next_writer = replace(request_for(store, "b" * 32, overwrite=True), overwrite=False)
-        rename = os.rename
 
-        def die(source: str, target: str) -> None:
-            if target == str(store):
-                raise KeyboardInterrupt
-            rename(source, target)
+        def is_next(source: str, target: str) -> bool:
+            return ".a.zarr.replaced." in source if new_is_there else target == str(store)
 
-        if new_is_there:
-            monkeypatch.setattr(Destination, "finish_interrupted_replacement", _die)
-        else:
-            monkeypatch.setattr(os, "rename", die)
-        with pytest.raises(KeyboardInterrupt):
+        with dying_at_rename(is_next):
             commit(staged)
-        monkeypatch.undo()
         assert list(store.parent.glob(".a.zarr.replaced.*"))
         # Whoever writes there next repairs it, and is then refused or not by what is there.
         with pytest.raises(DestinationExistsError):
