@@ -189,7 +189,7 @@ class Volume:
         dataset_id_suffix
             Makes the identifier ``<id>_<suffix>``; ignored where the source has none.
         identity
-            As of `Dataset`; by default that of `source`, if the voxels are the same.
+            As in `Dataset`; by default that of `source`, if the voxels are the same.
         extra_attrs
             Fields to add to the mango block.
         """

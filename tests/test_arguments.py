@@ -228,7 +228,7 @@ def test_neighbours_say_what_was_meant(tmp_path: Path) -> None:
         (verify, (image,), "dataset", "there are path, source"),
         (dataset_from_zarr, (image,), "levels", "did you mean level?"),
         (dataset_from_zarr, (image,), "inline_arrays", "did you mean inline_array?"),
-        (Dataset.from_path, (image,), "dtype", "there are path, level"),
+        (Dataset.from_path, (image,), "engine", "there are path, level"),
     ]
     for function, arguments, name, advice in wrong:
         with pytest.raises(InvalidArgumentError, match=f"^{name}= is not a parameter") as raised:

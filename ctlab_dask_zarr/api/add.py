@@ -1,4 +1,4 @@
-"""Add levels and labels to an existing image: writes that are planned for what the image has."""
+"""Public functions that add levels or labels to an existing image."""
 
 from __future__ import annotations
 
@@ -62,16 +62,17 @@ def add_levels(
     stop: Stop | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> CommitResult:
-    """Give an OME-Zarr image that has one level its further ones, and its labels too.
+    """Add levels to an OME-Zarr image that has one level, and to its labels.
 
-    The image stays readable; the new levels appear all at once, when they are complete.
+    The image stays readable; the new levels appear together, when all are complete.
 
     Parameters
     ----------
     path
-        An OME-Zarr 0.5 image, whoever wrote it.
+        An OME-Zarr 0.5 image, written by any program.
     levels, downsample, resume, restart, client, progress, stop, storage_options
-        As of `dataset_to_zarr`; labels get the mode, or where that is asked for the nearest.
+        As in `dataset_to_zarr`; labels are made by ``'mode'``, or
+        by ``'nearest'`` if that is asked for.
 
     Raises
     ------
@@ -83,7 +84,7 @@ def add_levels(
         destination = Destination.at(storage_path(path))
     running = started(client) if writes else None
     results = [run_reported(prepared, running, progress, stop) for prepared in writes]
-    # A commit that died at its very end has left its staging folder.
+    # A commit that was killed at its very end has left its staging folder.
     destination.discard_committed_staging()
     return results[-1] if results else committed_result(destination)
 
@@ -98,9 +99,9 @@ def prepare_pyramid(
 ) -> list[PreparedWrite]:
     """Prepare the further levels of labels and of their image, in this order.
 
-    Nothing is touched but copies of the labels' documents that the image keeps: levels of labels
-    make them untrue, and to drop them then would change the image under its plan. None where all
-    have them and `resume` says that this may be.
+    Only the copies of the labels' documents in the image are dropped: they would be wrong once
+    labels have levels, and to drop them later would change the image after it was planned. Returns
+    an empty list if all have their levels and `resume` allows that.
     """
     refuse_contradictions(resume, restart)
     image = read_store_metadata(path)
@@ -146,25 +147,26 @@ def labels_to_zarr(
     progress: ProgressSink = False,
     stop: Stop | None = None,
 ) -> Delayed | None:
-    """Write labels of an OME-Zarr image: below its ``labels``, with the levels that it has.
+    """Write labels of an OME-Zarr image, in its folder ``labels``, with as many levels as it has.
 
     Parameters
     ----------
     labels
-        Integers, of the image's shape: a `Dataset`, whose voxel size has to be the image's, or an
-        array of dask or NumPy.
+        Integers with the image's shape: a `Dataset` with the image's voxel size, or an array of
+        dask or NumPy.
     image_path
         The OME-Zarr 0.5 image.
     name
-        Of the labels, a new one: ``'phases'``.
+        A new name for the labels, as ``'phases'``.
     colors
-        By label, red, green, blue and optionally opacity, 0 to 255 each.
+        For a label its red, green, blue and optionally opacity, 0 to 255 each.
     downsample
         ``'mode'`` (the default) or ``'nearest'``.
     chunks, shards, create_array_kwargs, codec, overwrite, compute, resume, restart
-        As of `dataset_to_zarr`.
+        As in `dataset_to_zarr`.
     storage_options, part, client, progress, stop
-        As of `dataset_to_zarr`; ``commit("scan.zarr/labels/phases")`` ends labels made in parts.
+        As in `dataset_to_zarr`; ``commit("scan.zarr/labels/phases")`` publishes labels that
+        were written in parts.
 
     Raises
     ------
@@ -223,7 +225,7 @@ def prepare_labels(
     """Plan the labels of an image and prepare their write; nothing is touched."""
     refuse_contradictions(resume, restart, part)
     path = storage_path(image_path)
-    # First, so that an image which takes the place of this one meanwhile is seen.
+    # First, so that an image which replaces this one meanwhile is noticed.
     identity = image_identity(files_at(path), path)
     image = open_volume(path)
     if not image.levels[0].path:
@@ -232,8 +234,8 @@ def prepare_labels(
         )
     if not isinstance(image.source, ZarrSource) or image.source.space is not None:
         raise UnsupportedFormatError(
-            f"{path} has axes of channels or times; labels are written for images with axes of "
-            "space alone: convert it first"
+            f"{path} has axes of channels or times; labels are written only for images whose "
+            "axes are all spatial: convert it first"
         )
     dataset = _labels_dataset(labels, image)
     refuse_unfit_labels(dataset, image, path)
@@ -252,7 +254,7 @@ def prepare_labels(
 
 
 def _labels_dataset(labels: Any, image: Volume) -> Any:
-    """Return labels as a dataset in the unit of their image, whose voxels an array has."""
+    """Return labels as a dataset in the image's unit; an array gets the image's voxels."""
     if isinstance(labels, Volume):
         units = (labels.voxel_unit, image.voxel_unit)
         if VoxelUnit.VOXEL in units:

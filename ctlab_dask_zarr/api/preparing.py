@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from dask.base import is_dask_collection
 
-from ctlab_dask_zarr.arguments import parameters_of
+from ctlab_dask_zarr.arguments import parameters_of, refuse_other_meanings
 from ctlab_dask_zarr.errors import DestinationExistsError, InvalidArgumentError
 from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
 from ctlab_dask_zarr.execution.progress import ProgressBar, WriteProgress
@@ -40,12 +43,13 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.execution.stopping import Stop
     from ctlab_dask_zarr.volume import Volume
 
+P = ParamSpec("P")
 T = TypeVar("T")
 #: Arguments of zarr.create_array that say what the codecs are.
 _OF_CODECS = {"compressors", "filters", "serializer"}
-#: A client; a function that returns one, called when it is needed; for plans the size of workers.
+#: A client, a function that returns one when it is needed, or for plans the size of workers.
 Executor: TypeAlias = "Client | Callable[[], Client] | Resources | None"
-#: Whether a bar is shown; or a function that is told.
+#: True shows a bar; a function is called with the progress.
 ProgressSink: TypeAlias = bool | Callable[[WriteProgress], None]
 
 
@@ -67,6 +71,45 @@ def bound(record: Callable[..., T], given: Mapping[str, Any]) -> T:
     return record(**{name: given[name] for name in parameters_of(record) if name in given})
 
 
+def bound_write(given: Mapping[str, Any]) -> tuple[WriteOptions, RunOptions]:
+    """Return the arguments of `dataset_to_zarr`: what is written, and how."""
+    ignored = [name for name in ("chunk_size_mb", "max_shard_size_mb") if given[name] is not None]
+    if ignored:
+        warnings.warn(
+            f"{', '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} ignored when writing "
+            "Zarr. Use chunks/shards or 'auto' instead.",
+            UserWarning,
+            stacklevel=3,
+        )
+    refuse_other_meanings(given["extra_attrs"], given.keys() - {"dataset", "path", "extra_attrs"})
+    return bound(WriteOptions, given), bound(RunOptions, given)
+
+
+def takes_arguments_of(
+    model: Callable[P, Any], without: str = ""
+) -> Callable[[Callable[[Volume, str, WriteOptions, RunOptions], T]], Callable[P, T]]:
+    """Give a function of a dataset, a path and options the signature of `dataset_to_zarr`."""
+    signature = inspect.signature(model)
+    parameters = [p for p in signature.parameters.values() if p.name != without]
+
+    def decorate(function: Callable[[Volume, str, WriteOptions, RunOptions], T]) -> Callable[P, T]:
+        returned = inspect.signature(function).return_annotation
+        own = signature.replace(parameters=parameters, return_annotation=returned)
+
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            given = own.bind(*args, **kwargs)
+            given.apply_defaults()
+            dataset, path = given.arguments["dataset"], given.arguments["path"]
+            return function(dataset, path, *bound_write(given.arguments))
+
+        names = ("__module__", "__name__", "__qualname__", "__doc__")
+        update_wrapper(called, function, assigned=names)
+        called.__signature__ = own  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
 def plan_dataset(
     dataset: Volume,
     path: str | os.PathLike[str],
@@ -79,9 +122,9 @@ def plan_dataset(
 ) -> WritePlan:
     """Plan a write; nothing is touched.
 
-    `source` is the dataset's where it is known already, `levels` are given where `options` do
-    not say them, `resources` are by default those of the scheduler in force, which each of `n_jobs`
-    has that share the write.
+    Pass `source` if the graph of the dataset is known already, and `levels` where `options` do not
+    say them. `resources` are by default those of the scheduler in force, for each of the `n_jobs`
+    that share the write.
     """
     source = analysed_source(dataset) if source is None else source
     return plan_write(
@@ -116,7 +159,7 @@ def prepare_write(
 
 
 def _with_settings(options: WriteOptions) -> WriteOptions:
-    """Return the options with what dask's configuration says in place of what was left open."""
+    """Return the options; dask's configuration fills in what was left open."""
     found: dict[str, Any] = {}
     for name in ("chunks", "shards"):
         if getattr(options, name) == "auto":
@@ -134,7 +177,7 @@ def _with_settings(options: WriteOptions) -> WriteOptions:
 
 
 def analysed_source(dataset: Volume) -> SourceGraph:
-    """Return the graph of a dataset's voxels, or say why none can be written from it."""
+    """Return the graph of a dataset's voxels, or raise if it cannot be written."""
     is_array = hasattr(dataset, "dtype") and not hasattr(dataset, "dimension_names")
     if is_delayed(dataset) or is_array or not hasattr(dataset, "data"):
         raise no_dataset(dataset, "dataset")
@@ -178,7 +221,7 @@ def run_reported(
 ) -> CommitResult:
     """Run a prepared write on a client, or on the scheduler in force, and show its progress."""
     if isinstance(client, Resources):
-        raise InvalidArgumentError(f"client={client}: a size of workers does for plans only")
+        raise InvalidArgumentError(f"client={client}: a size of workers is enough for plans only")
     with reported(progress, client) as tell:
         return run(prepared, client=client, progress=tell, stop=stop)
 
@@ -187,7 +230,7 @@ def run_reported(
 def reported(
     progress: ProgressSink, client: Client | None = None, noun: str = "shards"
 ) -> Iterator[Callable[[WriteProgress], None] | None]:
-    """Yield the function to tell how far something is; None if nobody wants to know."""
+    """Yield the function that is told of progress; None if nobody asked for it."""
     if not isinstance(progress, bool):
         yield progress
         return

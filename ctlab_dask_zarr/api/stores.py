@@ -1,4 +1,4 @@
-"""What is done with stores that are there: verify, copy, look how far a write is, give it up."""
+"""Public functions for existing stores: verify, copy, ask how far a write is, abort it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
 
 
 class Problems(list[Problem]):
-    """Everything that is wrong, as a list of `Problem`; an empty list where all is well.
+    """A list of everything that is wrong (`Problem`); it is empty if nothing is.
 
     Attributes
     ----------
     scope
         What was verified, as text: ``'every byte verified'``.
     count_text
-        How many there are, as text: ``'1 problem'``.
+        The number of problems, as text: ``'1 problem'``.
     """
 
     def __init__(self, problems: Iterable[Problem] = (), scope: str = "") -> None:
@@ -44,7 +44,7 @@ class Problems(list[Problem]):
 
     @property
     def count_text(self) -> str:
-        """How many there are, as text."""
+        """The number of problems, as text."""
         return "1 problem" if len(self) == 1 else f"{len(self)} problems"
 
 
@@ -58,36 +58,36 @@ def verify(
     stop: Stop | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Problems:
-    """Return everything that is wrong with a dataset; an empty list where all is well.
+    """Return everything that is wrong with a dataset; an empty list if nothing is.
 
-    Its metadata is held against the rules of OME-Zarr 0.5 and mango, every shard has to be there
-    and nothing else, and every inner chunk has to decode. What this package wrote is compared
-    with the checksums of its commit, which cover every byte.
+    The metadata must follow the rules of OME-Zarr 0.5 and mango, every shard must be there and
+    nothing else, and every inner chunk must decode. What this package wrote is also compared with
+    the checksums of its commit, which cover every byte.
 
     Parameters
     ----------
     path
         The store.
     source
-        What it was made from: every voxel has to be equal, and the metadata to have carried over.
-        It is compared with its own checksums too: MD5 of mango netCDF, receipts of a Zarr store.
+        What it was made from, to compare every voxel and the metadata with. The source itself is
+        compared with its own checksums: MD5 of mango netCDF, receipts of a Zarr store.
     checksums
-        False looks only at documents, sizes and the index of each shard, without reading all.
+        False checks only documents, sizes and the index of each shard, and reads no voxels.
     client, progress, stop, storage_options
-        As of `dataset_to_zarr`.
+        As in `dataset_to_zarr`.
 
     Raises
     ------
     DatasetNotFoundError
         There is nothing at `path`, or at `source`.
     UnsupportedFormatError, MetadataError, IncompleteSourceError, IncompleteDatasetError
-        `source` cannot be opened; where `path` cannot, that is a problem that is returned.
+        `source` cannot be opened. If `path` cannot, that is returned as a problem.
     InvalidArgumentError
         `source` is the dataset itself; or `storage_options`, or a URL, holds a credential.
     StorageError
         An object store does not answer, or refuses access.
     WriteStoppedError, ClusterError
-        `stop` ended it; a `ClusterError` if it would not get to its end in as much time.
+        `stop` ended it; a `ClusterError` if the same time would not be enough another time either.
 
     Warns
     -----
@@ -135,17 +135,17 @@ def check_source(
     progress: ProgressSink = False,
     stop: Stop | None = None,
 ) -> Problems:
-    """Compare what a dataset was opened from with the checksums that are kept of it.
+    """Compare the files that a dataset was opened from with the checksums stored with them.
 
-    MD5 of mango netCDF, receipts of a Zarr store of this package; other sources keep none, which
-    is a warning.
+    These are the MD5 of mango netCDF, and the receipts of a Zarr store of this package. Other
+    sources have none, and a warning says so.
 
     Parameters
     ----------
     source
         The dataset that would be written, or its path.
     client, progress, stop
-        As of `dataset_to_zarr`.
+        As in `dataset_to_zarr`.
 
     Examples
     --------
@@ -189,14 +189,14 @@ def status(
 ) -> WriteStatus:
     """Return how far the write of a dataset is, read from its staging folder; nothing is changed.
 
-    Any machine that sees the folder can ask; those that write are not asked.
+    This works on any machine that sees the folder; the writing processes are not asked.
 
     Parameters
     ----------
     path
         The destination of the write; ``scan.zarr/labels/phases`` for labels.
     storage_options
-        As of `dataset_to_zarr`.
+        As in `dataset_to_zarr`.
 
     Raises
     ------
@@ -224,17 +224,17 @@ def status(
 def abort(
     path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None
 ) -> AbortResult:
-    """Remove what an interrupted write, or copy, to `path` has left; a committed dataset stays.
+    """Remove what an interrupted write or copy to `path` has left; a committed dataset stays.
 
-    Be sure that none is under way. Uploads to S3 that were cut off, which cost as much as objects
-    and are not listed, are ended too, if botocore is installed.
+    Make sure that no write or copy to `path` is running. Uploads to S3 that were cut off cost as
+    much as objects and are not listed; they are ended too, if botocore is installed.
 
     Parameters
     ----------
     path
         The destination of the write; ``scan.zarr/labels/phases`` for labels.
     storage_options
-        As of `dataset_to_zarr`.
+        As in `dataset_to_zarr`.
 
     Examples
     --------
@@ -256,18 +256,18 @@ def push(
 ) -> CopyResult:
     """Copy a committed store to an object store, or to another folder.
 
-    Every object is compared with the checksums of the commit and with what was received. Nothing
-    is readable as a dataset at the destination before the end. Called again after an interruption,
-    it goes on.
+    Every object is compared with the checksums of the commit and with what was received. The
+    destination is not readable as a dataset before the copy is complete. After an interruption,
+    the same call continues it.
 
     Parameters
     ----------
     source
         The store, local or not.
     url
-        Where to; nothing may be there but what an interrupted copy of the same store has left.
+        The destination. Only what an interrupted copy of the same store has left may be there.
     progress, storage_options
-        As of `dataset_to_zarr`.
+        As in `dataset_to_zarr`.
 
     Raises
     ------
@@ -312,6 +312,6 @@ def pull(
 ) -> CopyResult:
     """Copy a committed store from a URL to a folder: `push` in the other direction.
 
-    An https:// URL lists nothing; there the store's own documents tell what objects it has.
+    An https:// URL cannot be listed; there the store's own documents say which objects it has.
     """
     return push(url, path, progress=progress, storage_options=storage_options)

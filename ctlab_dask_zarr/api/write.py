@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ctlab_dask_zarr.api.preparing import (
     Executor,
     ProgressSink,
     RunOptions,
-    bound,
+    bound_write,
     in_force,
     plan_dataset,
     prepare_write,
@@ -23,8 +20,8 @@ from ctlab_dask_zarr.api.preparing import (
     refuse_too_little_memory,
     run_reported,
     started,
+    takes_arguments_of,
 )
-from ctlab_dask_zarr.arguments import refuse_other_meanings
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
@@ -46,9 +43,6 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import History
     from ctlab_dask_zarr.volume import Volume
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 
 @dataclass(frozen=True)
 class WriteResult:
@@ -61,9 +55,10 @@ class WriteResult:
     n_shards
         Shards of all levels; for a part, those of the part.
     n_resumed, n_half_made
-        Shards that an interrupted write had left complete, or incomplete and made again.
+        Shards that an interrupted write had left complete, and those that it had left incomplete
+        and that were made again.
     n_objects, stored_nbytes
-        Stored objects besides metadata, and their size in bytes; the size is None for a part.
+        Number of stored objects without metadata, and their size in bytes (None for a part).
     nbytes
         Size of the voxels of all levels before compression, in bytes.
     shape, n_levels
@@ -115,8 +110,8 @@ def dataset_to_zarr(
 ) -> Delayed | None:
     """Write a dataset as a sharded, committed OME-Zarr.
 
-    Nothing is visible at the destination before every shard is written; a failed or killed write
-    leaves a staging folder beside it, and the destination as it was.
+    Nothing is visible at the destination before every shard is written. A failed or killed write
+    leaves a staging folder beside the destination, and the destination itself as it was.
 
     Parameters
     ----------
@@ -127,14 +122,15 @@ def dataset_to_zarr(
     datatype
         The mango data type; by default the dataset's own.
     dataset_id
-        By default the dataset's own, else one made from the local time and the data type.
+        The identifier. By default the dataset's own, or if it has none, one made from the local
+        time and the data type.
     ome_zarr_version
         `OMEZarrVersion.v05` for an OME-Zarr 0.5 group with the array at ``0``, or None for a plain
         Zarr v3 array with mango metadata.
     max_shard_size_mb, chunk_size_mb
         Deprecated and ignored.
     history
-        Entries to add to the dataset's own; one that has the key of another replaces it.
+        Entries to add to those of the dataset; an entry replaces one with the same key.
     chunks
         Inner chunk: a shape in elements (0 spans the shard, or without sharding the array), a
         target number of elements, or ``'auto'``: 32**3, for two-dimensional data 256**2.
@@ -150,38 +146,40 @@ def dataset_to_zarr(
         How inner chunks are compressed: ``'zstd:3'``, ``'blosc:zstd:3:shuffle'``, ``'gzip:6'``,
         ``'lz4'`` or ``'none'``; by default what dask's configuration says, else ``'zstd'``.
     compute
-        False returns a `dask.delayed.Delayed` whose computing stages, writes and commits.
+        False returns a `dask.delayed.Delayed`; computing it stages, writes and commits.
     overwrite
-        Whether to replace a Zarr store at the destination, at the moment of the commit.
+        Replace a Zarr store at the destination, at the moment of the commit.
     scale_placement
-        Where the physical voxel size stands: on each ``'dataset'`` (what most readers look at) or
-        on the ``'multiscales'`` entry (as mango's own files have it).
+        Where the OME metadata has the voxel size: on each ``'dataset'`` (which most readers read)
+        or on the ``'multiscales'`` entry (as in mango's own files).
     levels
-        How many levels of detail, the data itself counted, by default 1; each has half the voxels
-        of the one before along the axes that are halved (docs/pyramids.md says which). ``'auto'``:
-        until the longest axis has 256 voxels or fewer, which viewers show at once.
+        Number of levels of detail including the data itself, by default 1. Each has half as many
+        voxels as the one before along the axes that are halved (see docs/pyramids.md). ``'auto'``
+        adds levels until the longest axis has 256 voxels or fewer, which viewers show at once.
     downsample
-        ``'mean'``, ``'mode'``, ``'nearest'`` or ``'max'`` of the voxels that are not masked; by
-        default the mode for classes (segmented, labels) and the mean for everything else.
+        How a level becomes the next: ``'mean'``, ``'mode'``, ``'nearest'`` or ``'max'`` of the
+        voxels that are not masked. By default the mode for classes (segmented, labels) and the
+        mean for everything else.
     resume
-        Go on from the staging folder of an interrupted write of the same dataset and settings.
+        Continue an interrupted write of the same dataset with the same settings, from its staging
+        folder.
     restart
-        Remove the staging folder of an interrupted write first.
+        First remove the staging folder of an interrupted write.
     storage_options
         For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names; never
         credentials, which come from the environment (docs/object-stores.md).
     part
-        ``(3, 8)`` writes the third of eight parts, so that eight jobs share a write; `commit` ends
-        it when all parts are there.
+        ``(3, 8)`` writes the third of eight parts, so that eight jobs can share a write. When all
+        parts are written, `commit` publishes the dataset.
     client
-        The `distributed.Client` to run on, or a function that returns one and is called when
-        nothing stands in the way of the write; by default dask's scheduler in force. For `plan`
-        and for ``compute=False`` the `Resources` of the workers do too.
+        The `distributed.Client` to run on, or a function that returns one; it is called once
+        nothing stands in the way of the write. By default dask's scheduler in force. For `plan`
+        and with ``compute=False`` the `Resources` of the workers are enough.
     progress
-        True shows the progress on standard error; a function is called with a `WriteProgress` as
+        True shows a progress bar on standard error. A function is called with a `WriteProgress` as
         shards are written.
     stop
-        A `Stop`, which ends the write before its deadline, on a signal or when it is asked to.
+        A `Stop`, which ends the write before a deadline, on a signal or on request.
     **extra_attrs
         Further fields of the mango block. Names that are parameters elsewhere are refused.
 
@@ -191,7 +189,7 @@ def dataset_to_zarr(
         Something is wrong with the arguments or the metadata, or the memory of a worker is too
         small; nothing was touched.
     DestinationExistsError, StagingExistsError
-        Something is in the way; it was not touched.
+        Something is at the destination or its staging folder; it was not touched.
     WriteFailedError, WriteStoppedError
         A task failed, or `stop` ended the write; the destination is as it was, and the staging
         folder stays for ``resume=True``.
@@ -210,7 +208,7 @@ def dataset_to_zarr(
     <Dataset tomo (z: 40, y: 65, x: 97) uint16, voxel 2.5 um>
     >>> folder.cleanup()
     """
-    options, how = _bound(locals())
+    options, how = bound_write(locals())
     if compute:
         _write(dataset, path, options, how)
         return None
@@ -218,32 +216,7 @@ def dataset_to_zarr(
     return graph
 
 
-def _takes_arguments_of(
-    model: Callable[P, Any], without: str = ""
-) -> Callable[[Callable[[Volume, str, WriteOptions, RunOptions], R]], Callable[P, R]]:
-    """Give a function of a dataset, a path and options the signature of `dataset_to_zarr`."""
-    signature = inspect.signature(model)
-    parameters = [p for p in signature.parameters.values() if p.name != without]
-
-    def decorate(function: Callable[[Volume, str, WriteOptions, RunOptions], R]) -> Callable[P, R]:
-        returned = inspect.signature(function).return_annotation
-        own = signature.replace(parameters=parameters, return_annotation=returned)
-
-        def called(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = own.bind(*args, **kwargs)
-            given.apply_defaults()
-            dataset, path = given.arguments["dataset"], given.arguments["path"]
-            return function(dataset, path, *_bound(given.arguments))
-
-        names = ("__module__", "__name__", "__qualname__", "__doc__")
-        update_wrapper(called, function, assigned=names)
-        called.__signature__ = own  # type: ignore[attr-defined]
-        return called
-
-    return decorate
-
-
-@_takes_arguments_of(dataset_to_zarr, without="compute")
+@takes_arguments_of(dataset_to_zarr, without="compute")
 def write_dataset(
     dataset: Volume, path: str | os.PathLike[str], options: WriteOptions, how: RunOptions
 ) -> WriteResult:
@@ -265,7 +238,7 @@ def write_dataset(
     return _write(dataset, path, options, how)
 
 
-@_takes_arguments_of(dataset_to_zarr)
+@takes_arguments_of(dataset_to_zarr)
 def plan(
     dataset: Volume, path: str | os.PathLike[str], options: WriteOptions, how: RunOptions
 ) -> WritePlan:
@@ -291,20 +264,6 @@ def plan(
         problem = occupied_problem(place, overwrite=options.overwrite)
     notes = planned.notes if problem is None else (*planned.notes, problem)
     return replace(planned, notes=notes, destination_problem=problem)
-
-
-def _bound(given: Mapping[str, Any]) -> tuple[WriteOptions, RunOptions]:
-    """Return the arguments of `dataset_to_zarr`: what is written, and how."""
-    ignored = [name for name in ("chunk_size_mb", "max_shard_size_mb") if given[name] is not None]
-    if ignored:
-        warnings.warn(
-            f"{', '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} ignored when writing "
-            "Zarr. Use chunks/shards or 'auto' instead.",
-            UserWarning,
-            stacklevel=3,
-        )
-    refuse_other_meanings(given["extra_attrs"], given.keys() - {"dataset", "path", "extra_attrs"})
-    return bound(WriteOptions, given), bound(RunOptions, given)
 
 
 def _write(
@@ -366,21 +325,21 @@ def commit(
     """Publish a dataset whose parts were written by several jobs.
 
     The levels after level 0 are made now, from what the parts have left for them. A commit that
-    died between its two renames is repaired.
+    was killed between its two renames is repaired.
 
     Parameters
     ----------
     path
-        The destination that was given to each part.
+        The destination that each part was given.
     overwrite
         Whether to replace a Zarr store at the destination.
     client, progress, stop, storage_options
-        As of `dataset_to_zarr`, for the levels after level 0.
+        As in `dataset_to_zarr`, for the levels after level 0.
 
     Raises
     ------
     IncompleteDatasetError
-        A part is missing or not complete, or nothing is staged; nothing was committed.
+        A part is missing or incomplete, or nothing is staged; nothing was committed.
     DestinationExistsError
         There is something at the destination.
     """

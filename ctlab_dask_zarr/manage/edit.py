@@ -132,7 +132,7 @@ def edit_metadata(
     history
         Entries to add, by their keys; existing entries are never rewritten.
     storage_options
-        As of `dataset_to_zarr`.
+        As in `dataset_to_zarr`.
 
     Returns
     -------
@@ -198,14 +198,14 @@ def plan_edit(
     Parameters
     ----------
     path, voxel_size, voxel_unit, dataset_id, history, storage_options
-        As of `edit_metadata`.
+        As in `edit_metadata`.
     now
         Local time of the change, for the key of its entry in the history; by default the present.
 
     Raises
     ------
     InvalidArgumentError
-        As of `edit_metadata`.
+        As in `edit_metadata`.
 
     Examples
     --------

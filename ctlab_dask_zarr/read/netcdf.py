@@ -122,7 +122,7 @@ def open_volume(
         By default one block for each file, and several for a file above 512 MiB where its storage
         allows that.
     parse_history, voxel_size, voxel_unit, **kwargs
-        As of `source.SourceKind.open_volume`.
+        As in `source.SourceKind.open_volume`.
 
     Raises
     ------

@@ -77,12 +77,12 @@ def info(
     path
         A Zarr store, a mango netCDF file or a folder of its blocks.
     storage_options
-        As of `dataset_to_zarr`.
+        As in `dataset_to_zarr`.
 
     Raises
     ------
     DatasetNotFoundError, UnsupportedFormatError, IncompleteSourceError, MetadataError
-        As of `Dataset.from_path`.
+        As in `Dataset.from_path`.
 
     Warns
     -----
