@@ -85,9 +85,7 @@ def dotted(node: ast.expr, names: dict[str, str]) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
 def test_no_test_patches_what_is_private_to_another_room(path: Path) -> None:
     """What a room keeps to itself may change, and only its own tests with it."""
     tree = ast.parse(path.read_text())
