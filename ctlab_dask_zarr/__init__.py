@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.errors import StorageError as StorageError
     from ctlab_dask_zarr.errors import UnsupportedFormatError as UnsupportedFormatError
     from ctlab_dask_zarr.errors import VerificationError as VerificationError
+    from ctlab_dask_zarr.errors import VoxelSizeError as VoxelSizeError
     from ctlab_dask_zarr.errors import WriteFailedError as WriteFailedError
     from ctlab_dask_zarr.errors import WriteStoppedError as WriteStoppedError
     from ctlab_dask_zarr.execution.clusters import cluster_from_config as cluster_from_config
@@ -83,7 +84,8 @@ _HOMES = {
         "BlockError CTLabError ClusterError DatasetNotFoundError DestinationExistsError "
         "IncompleteDatasetError IncompleteSourceError InvalidArgumentError MetadataError "
         "MissingExtraError ShardDecodeError StagingExistsError StorageError "
-        "UnsupportedFormatError VerificationError WriteFailedError WriteStoppedError"
+        "UnsupportedFormatError VerificationError VoxelSizeError WriteFailedError "
+        "WriteStoppedError"
     ),
     "execution.clusters": "cluster_from_config cluster_resources",
     "execution.progress": "WriteProgress",

@@ -39,6 +39,10 @@ class MetadataError(CTLabError, ValueError):
     """Metadata of a file or a store says something that cannot be true or cannot be kept."""
 
 
+class VoxelSizeError(MetadataError):
+    """A source does not say its voxel size, or the unit of it, and neither did the caller."""
+
+
 class MissingExtraError(CTLabError, ImportError):
     """An optional package is needed that is not installed."""
 

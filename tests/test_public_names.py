@@ -12,7 +12,7 @@ import pytest
 
 import ctlab_dask_zarr
 from ctlab_dask_zarr import errors
-from ctlab_dask_zarr.cli.options import RESUME, WRITE
+from ctlab_dask_zarr.cli.options import RESUME, SOURCE, WRITE
 from ctlab_dask_zarr.planning.resolve import WriteOptions
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +87,7 @@ def test_options_have_one_table() -> None:
             assert parameters[name].default == write[name].default
             assert parameters[name].annotation == write[name].annotation
     options = {**WRITE, **RESUME}
-    own_words = {"voxel_size", "voxel_unit", "layout"}
+    own_words = {*SOURCE, "layout"}
     assert options.keys() - own_words <= write.keys()
     unasked = {"ome_zarr_version", "history", "dimension_separator_threshold", "extra_attrs"}
     assert {field.name for field in fields(WriteOptions)} - options.keys() == unasked

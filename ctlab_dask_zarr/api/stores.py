@@ -16,7 +16,7 @@ from ctlab_dask_zarr.manage.discard import AbortResult, abort_write
 from ctlab_dask_zarr.manage.status import WriteStatus, write_status
 from ctlab_dask_zarr.manage.transfer import CopyResult, copy_dataset
 from ctlab_dask_zarr.planning.resolve import existing_write, resolve_destination
-from ctlab_dask_zarr.read.source import open_volume
+from ctlab_dask_zarr.read.source import open_to_compare
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.verification.verify import (
@@ -110,7 +110,7 @@ def verify(
     >>> folder.cleanup()
     """
     with storage_options_in_force(storage_options):
-        volume = open_volume(source) if isinstance(source, str | os.PathLike) else source
+        volume = open_to_compare(source) if isinstance(source, str | os.PathLike) else source
         if is_delayed(volume) or not (volume is None or hasattr(volume, "dimension_names")):
             raise no_dataset(volume, "source")
         running = None
@@ -160,7 +160,7 @@ def check_source(
     ...     check_source(folder + "/scan.zarr")
     []
     """
-    volume = open_volume(source) if isinstance(source, str | os.PathLike) else source
+    volume = open_to_compare(source) if isinstance(source, str | os.PathLike) else source
     checks = prepare_source_check(volume)
     for note in checks.notes:
         warnings.warn(shown(note), stacklevel=3)

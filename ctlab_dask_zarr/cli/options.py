@@ -54,6 +54,19 @@ SOURCE: Options = {
     "voxel_unit": option(
         "--voxel-unit", "Instead of the source's: mm, um, nm, ...", type=VOXEL_UNIT
     ),
+    "slices": option(
+        "--slices", "A run of slices of TIFF: 100:900, by the numbers in the files' names."
+    ),
+    "pattern": option("--pattern", "Names of the slices in a folder of TIFF: 'slice_*.tif'."),
+    "shape": option("--shape", "Of raw voxels without a header: z,y,x.", type=SHAPE),
+    "dtype": option("--dtype", "Of raw voxels without a header: uint16, float32, ..."),
+    "byte_order": option(
+        "--byte-order", "Of raw voxels without a header.  [default: little]",
+        type=click.Choice(["little", "big"]),
+    ),
+    "offset": option(
+        "--offset", "Where raw voxels without a header begin, in bytes.", type=click.IntRange(0)
+    ),
 }  # fmt: skip
 WRITE: Options = {
     "chunks": option(
@@ -260,6 +273,10 @@ def make_folder_of(destination: str) -> None:
         os.makedirs(os.path.dirname(os.path.abspath(destination)), exist_ok=True)
 
 
+#: What describes raw voxels without a header.
+_RAW = ("shape", "dtype", "byte_order", "offset")
+
+
 def given_source_options(options: dict[str, Any]) -> list[str]:
     """Return those options of the command line that correct what a source says, as given."""
     return [f"--{name.replace('_', '-')}" for name in SOURCE if options[name] is not None]
@@ -272,5 +289,12 @@ def open_source(source: str, options: dict[str, Any]) -> Dataset:
     size, unit = options.pop("voxel_size") or (None, None)
     unit = options.pop("voxel_unit") or unit
     datatype, dataset_id = options.pop("datatype"), options.pop("dataset_id")
-    dataset = Dataset.from_path(source, datatype=datatype, voxel_size=size, voxel_unit=unit)
+    own = {name: options.pop(name) for name in ("slices", "pattern", *_RAW)}
+    given = {name: value for name, value in own.items() if value is not None}
+    if given.keys() & set(_RAW):
+        # A file without a header can have any name.
+        given["filetype"] = "raw"
+    dataset = Dataset.from_path(
+        source, datatype=datatype, voxel_size=size, voxel_unit=unit, **given
+    )
     return Dataset.from_modified(dataset, datatype=datatype, dataset_id=dataset_id)

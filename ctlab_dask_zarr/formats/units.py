@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.errors import InvalidArgumentError, VoxelSizeError
 
 _PREFIXES = {
     **{"yocto": -24, "zepto": -21, "atto": -18, "femto": -15, "pico": -12, "nano": -9},
@@ -204,6 +204,28 @@ def lengths_along(ndim: int, voxel_size: Sequence[float] | float) -> tuple[float
     """Return one length for each axis, of one for all of them or one each."""
     lengths = (voxel_size,) if isinstance(voxel_size, int | float) else tuple(voxel_size)
     return lengths * ndim if len(lengths) == 1 else lengths
+
+
+def chosen_voxel_size(
+    where: str,
+    ndim: int,
+    stored: tuple[Sequence[float] | None, VoxelUnit | None],
+    voxel_size: Sequence[float] | float | None,
+    voxel_unit: VoxelUnit | str | None,
+) -> tuple[Sequence[float], VoxelUnit | str]:
+    """Return the caller's voxel size and unit, or those that a source has `stored`.
+
+    Raises `VoxelSizeError` for one that neither says; `where` names the source.
+    """
+    size = stored[0] if voxel_size is None else lengths_along(ndim, voxel_size)
+    unit = stored[1] if voxel_unit is None else voxel_unit
+    if size is None or unit is None:
+        missing = "voxel size" if size is None else f"unit of its voxel size {tuple(size)}"
+        keywords = f"voxel_size=({', '.join('zyx'[-ndim:])})" if size is None else "voxel_unit="
+        raise VoxelSizeError(
+            f"{where} does not say the {missing}: give it with {keywords} (--voxel-size 2.5um)"
+        )
+    return size, unit
 
 
 def validated_axes(

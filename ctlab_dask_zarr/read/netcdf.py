@@ -28,7 +28,7 @@ from ctlab_dask_zarr.formats.netcdf import (
 )
 from ctlab_dask_zarr.formats.netcdf_blocks import validate_blocks
 from ctlab_dask_zarr.formats.problems import describe_problems
-from ctlab_dask_zarr.formats.units import VoxelUnit, lengths_along
+from ctlab_dask_zarr.formats.units import VoxelUnit, chosen_voxel_size
 from ctlab_dask_zarr.read.lazy import lazy_array
 from ctlab_dask_zarr.read.netcdf_header import (
     HDF5_MAGIC,
@@ -145,13 +145,8 @@ def open_volume(
     opened = _open_files(local, wanted)
     first, last = opened[0][0], opened[-1][0]
     size: Sequence[float] | None = first.voxel_size_xyz and first.voxel_size_xyz[::-1]
-    if voxel_size is not None:
-        size = lengths_along(3, voxel_size)
-    unit = first.voxel_unit if voxel_unit is None else voxel_unit
-    if size is None:
-        raise MetadataError(f"{local} has no voxel_size_xyz: give it with voxel_size=(z, y, x)")
-    if unit is None:
-        raise MetadataError(f"{local} has no voxel_unit: give it with voxel_unit=")
+    stored = size, first.voxel_unit
+    size, unit = chosen_voxel_size(local, 3, stored, voxel_size, voxel_unit)
     kind = _resolve_datatype(local, first, wanted)
     source = NetCDFSource(
         folder=local if os.path.isdir(local) else os.path.dirname(local),

@@ -134,7 +134,7 @@ def _read_hdf5(path: str, preferred: DataType | None) -> _Found:
                 for key, value in file.attrs.items()
             }
             checksum = None if md5 is None else md5[...].tobytes()
-            storage = _hdf5_storage(file, dataset)
+            storage = hdf5_storage(file, dataset)
             return _Found(variable, dataset.dtype, dataset.shape, attributes, checksum, storage)
         except (OSError, RuntimeError, KeyError) as error:
             raise DamagedFileError(f"has a damaged HDF5 structure ({error})", "damaged") from error
@@ -161,7 +161,8 @@ def _find_variable(file: Any, preferred: DataType | None) -> str:
     return choose_variable(found, preferred)
 
 
-def _hdf5_storage(file: Any, dataset: Any) -> Storage:
+def hdf5_storage(file: Any, dataset: Any) -> Storage:
+    """Return where the voxels of an HDF5 dataset lie; `ByHDF5` where HDF5 has to find them."""
     import h5py
 
     plist = dataset.id.get_create_plist()

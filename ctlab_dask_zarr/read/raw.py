@@ -25,7 +25,7 @@ from ctlab_dask_zarr.formats.raw_headers import (
     parse_metaimage,
     parse_nrrd,
 )
-from ctlab_dask_zarr.formats.units import VoxelUnit, lengths_along
+from ctlab_dask_zarr.formats.units import VoxelUnit, chosen_voxel_size
 from ctlab_dask_zarr.read.deflated import DeflatedSource, inflated_nbytes
 from ctlab_dask_zarr.read.files import FilesSource, Run, RunsSource, SourceFile, slab_blocks
 from ctlab_dask_zarr.read.lazy import lazy_array
@@ -103,7 +103,9 @@ def open_volume(
     IncompleteSourceError
         A file has not the size that its shape and dtype make.
     MetadataError
-        The header contradicts itself, or the voxel size or its unit is not known.
+        The header contradicts itself.
+    VoxelSizeError
+        The voxel size or its unit is not known.
     UnsupportedFormatError
         Text, several numbers a voxel, other encodings than raw and gzip, or axes other than space.
     InvalidArgumentError
@@ -126,14 +128,8 @@ def open_volume(
         header, begins = _read_header(local, form)
     source = _source(local, form or "raw voxels", header, begins)
     ndim = len(header.shape)
-    size = header.lengths if voxel_size is None else lengths_along(ndim, voxel_size)
-    unit = header.unit if voxel_unit is None else voxel_unit
-    if size is None or unit is None:
-        missing = "voxel size" if size is None else f"unit of its voxel size {tuple(size)}"
-        raise MetadataError(
-            f"{local} does not say the {missing}: give voxel_size= and voxel_unit= "
-            "(--voxel-size 2.5um)"
-        )
+    stored = header.lengths, header.unit
+    size, unit = chosen_voxel_size(local, ndim, stored, voxel_size, voxel_unit)
     own_lengths = voxel_size is None and voxel_unit is None
     blocks = slab_blocks(source.shape, source.dtype.itemsize) if chunks is None else chunks
     return Volume(
@@ -158,7 +154,7 @@ def _by_hand(
         )
     if byte_order not in (None, "little", "big"):
         raise InvalidArgumentError(f"byte_order={byte_order!r} is neither 'little' nor 'big'")
-    lengths = tuple(shape)
+    lengths = tuple(shape) if isinstance(shape, list | tuple) else ()
     if len(lengths) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in lengths):
         raise InvalidArgumentError(f"shape={shape!r} is not two or three numbers of voxels")
     try:

@@ -11,10 +11,11 @@ from ctlab_dask_zarr.errors import (
     DatasetNotFoundError,
     InvalidArgumentError,
     UnsupportedFormatError,
+    VoxelSizeError,
 )
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.units import VoxelUnit
-from ctlab_dask_zarr.read import netcdf, raw, tiff, zarr
+from ctlab_dask_zarr.read import hdf5, netcdf, raw, tiff, zarr
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.volume import Volume
 
@@ -77,7 +78,7 @@ class SourceKind(Protocol):
 
 
 #: The kinds in the order in which they are asked.
-KINDS: tuple[SourceKind, ...] = (zarr, netcdf, tiff, raw)
+KINDS: tuple[SourceKind, ...] = (zarr, netcdf, hdf5, tiff, raw)
 
 
 def kind_of(path: str | os.PathLike[str]) -> SourceKind:
@@ -123,6 +124,14 @@ def open_volume(path: str | os.PathLike[str], filetype: str = "auto", **options:
             )
     refuse_unknown(kind.open_volume, options, "Dataset.from_path")
     return kind.open_volume(path, **options)
+
+
+def open_to_compare(path: str | os.PathLike[str]) -> Volume:
+    """Open a source for its voxels: an unknown voxel size is one voxel, and not an error."""
+    try:
+        return open_volume(path)
+    except VoxelSizeError:
+        return open_volume(path, voxel_size=1.0, voxel_unit=VoxelUnit.VOXEL)
 
 
 def _kind_named(filetype: str) -> SourceKind:

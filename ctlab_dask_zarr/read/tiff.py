@@ -14,14 +14,13 @@ import numpy as np
 from ctlab_dask_zarr.errors import (
     DatasetNotFoundError,
     IncompleteSourceError,
-    MetadataError,
     UnsupportedFormatError,
 )
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.numbered import missing_numbers, numbered, parse_slices
 from ctlab_dask_zarr.formats.tiff_metadata import VoxelSize
-from ctlab_dask_zarr.formats.units import VoxelUnit, lengths_along
+from ctlab_dask_zarr.formats.units import VoxelUnit, chosen_voxel_size
 from ctlab_dask_zarr.read.files import FilesSource, Run, RunsSource, SourceFile, slab_blocks
 from ctlab_dask_zarr.read.lazy import lazy_array
 from ctlab_dask_zarr.read.tiff_pages import Pages, described
@@ -125,7 +124,7 @@ def open_volume(
         Colours, several channels or times, or pixels that are not whole bytes.
     IncompleteSourceError
         Slices are missing, truncated, or of another size or type; they are named.
-    MetadataError
+    VoxelSizeError
         The voxel size is not known: give it with `voxel_size` and `voxel_unit`.
     """
     local = local_path(path)
@@ -137,7 +136,8 @@ def open_volume(
     shape = (sum(f.shape[0] for f in files), *first.shape[1:])
     if not is_folder and shape[0] == 1:
         shape = shape[1:]
-    size, unit = _voxel_size(local, len(shape), first.voxel_size, voxel_size, voxel_unit)
+    stored = _stored_size(first.voxel_size, len(shape))
+    size, unit = chosen_voxel_size(local, len(shape), stored, voxel_size, voxel_unit)
     source = _source(local, files, shape)
     blocks = slab_blocks(shape, source.dtype.itemsize) if chunks is None else chunks
     return Volume(
@@ -288,32 +288,14 @@ def _refuse_others(folder: str, files: list[Pages]) -> None:
         )
 
 
-def _voxel_size(
-    local: str,
-    ndim: int,
-    stored: VoxelSize | None,
-    voxel_size: Sequence[float] | float | None,
-    voxel_unit: VoxelUnit | str | None,
-) -> tuple[Sequence[float], VoxelUnit | str]:
-    """Return size and unit: the caller's, or else what the file says of all axes."""
-    size: Sequence[float] | None = None
-    if voxel_size is not None:
-        size = lengths_along(ndim, voxel_size)
-    elif stored is not None and all(stored.lengths[-ndim:]):
-        size = [length for length in stored.lengths[-ndim:] if length]
-    unit = voxel_unit if voxel_unit is not None else stored and stored.unit
-    if size is None:
-        said = "" if stored is None else " for every axis"
-        raise MetadataError(
-            f"{local} does not say its voxel size{said}: give it with voxel_size=(z, y, x) and "
-            "voxel_unit= (--voxel-size 2.5um)"
-        )
-    if unit is None:
-        raise MetadataError(
-            f"{local} does not say the unit of its voxel size: give it with voxel_unit= "
-            "(--voxel-size 2.5um)"
-        )
-    return size, unit
+def _stored_size(
+    found: VoxelSize | None, ndim: int
+) -> tuple[Sequence[float] | None, VoxelUnit | None]:
+    """Return the lengths of the axes, if the file says all of them, and their unit."""
+    if found is None:
+        return None, None
+    lengths = [length for length in found.lengths[-ndim:] if length is not None]
+    return lengths if len(lengths) == ndim else None, found.unit
 
 
 def _by(shape: Shape) -> str:

@@ -16,7 +16,7 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import Number, object_key
-from ctlab_dask_zarr.formats.units import are_same_positions, are_same_sizes
+from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_positions, are_same_sizes
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata
 from ctlab_dask_zarr.read.zarr_source import ZarrSource
@@ -30,11 +30,14 @@ def metadata_differences(found: Volume, source: Volume) -> Iterator[Problem]:
 
     The source may be a dataset of another package, such as anu_ctlab_io, which has less of it.
     """
-    for name in ("shape", "dimension_names", "voxel_unit"):
+    for name in ("shape", "dimension_names"):
         yield from _difference(name, getattr(found, name), getattr(source, name))
+    # A source without a voxel size has this unit; the caller gave its size when it was converted.
+    if source.voxel_unit != VoxelUnit.VOXEL:
+        yield from _difference("voxel_unit", found.voxel_unit, source.voxel_unit)
+        if not are_same_sizes(found.voxel_size, source.voxel_size):
+            yield from _difference("voxel_size", found.voxel_size, source.voxel_size)
     yield from _difference("dtype", native(found.dtype), native(source.dtype))
-    if not are_same_sizes(found.voxel_size, source.voxel_size):
-        yield from _difference("voxel_size", found.voxel_size, source.voxel_size)
     origin = getattr(source, "origin", ())
     if any(origin) and not are_same_positions(found.origin, origin, found.voxel_size):
         yield from _difference("origin", found.origin, origin)

@@ -11,7 +11,7 @@ from typing import Any
 from ctlab_dask_zarr.errors import CTLabError
 from ctlab_dask_zarr.formats.history import History
 from ctlab_dask_zarr.formats.level import Level
-from ctlab_dask_zarr.read.source import open_volume
+from ctlab_dask_zarr.read.source import open_to_compare
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.views.labels import read_label_images
@@ -104,7 +104,7 @@ def info(
     ((32, 32, 32), ('zstd',), (100.0, 162.5, 242.5))
     """
     with storage_options_in_force(storage_options):
-        volume = open_volume(path)
+        volume = open_to_compare(path)
         labels: dict[str, int] | None = None
         try:
             labels = {i.name: len(i.volume.levels) for i in read_label_images(volume)}

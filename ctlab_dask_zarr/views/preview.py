@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ctlab_dask_zarr.codec.values import contrast_of, valid_voxels
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.units import VoxelUnit
-from ctlab_dask_zarr.read.source import open_volume
+from ctlab_dask_zarr.read.source import open_to_compare
 from ctlab_dask_zarr.views.labels import LabelImage, label_colors, read_label_images
 from ctlab_dask_zarr.views.slices import Slice, extents_of, grey_levels, read_mid_slices
 from ctlab_dask_zarr.volume import Volume
@@ -90,7 +90,7 @@ def preview(
         raise InvalidArgumentError(
             f"{os.fspath(path)!r} does not end like a picture: use .png, .jpg or .tif"
         )
-    volume = source if isinstance(source, Volume) else open_volume(source)
+    volume = source if isinstance(source, Volume) else open_to_compare(source)
     if 0 in volume.shape:
         raise InvalidArgumentError(f"{volume!r} has no voxels to draw")
     chosen = _chosen(read_label_images(volume), labels, volume)

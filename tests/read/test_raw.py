@@ -24,7 +24,7 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.read import deflated
-from tests.builders import random_voxels
+from tests.builders import random_voxels, run_here
 
 UM = {"voxel_size": 2.5, "voxel_unit": "um"}
 VOXELS = random_voxels((6, 40, 50))
@@ -201,3 +201,24 @@ def test_written_verified_and_found_changed(tmp_path: Path, name: str) -> None:
     nrrd.write(str(tmp_path / name), VOXELS[:, ::-1], {"encoding": "gzip"}, index_order="C")
     with pytest.raises(IncompleteSourceError, match="changed since"):
         scan.data.compute()
+
+
+def test_the_command_line_takes_a_description(tmp_path: Path) -> None:
+    (tmp_path / "scan.dat").write_bytes(bytes(16) + VOXELS.astype(">u2").tobytes())
+    source = [tmp_path / "scan.dat", "--shape", "6,40,50", "--dtype", "uint16"]
+    source += ["--byte-order", "big", "--offset", "16"]
+    done = run_here("convert", *source[:1], tmp_path / "a.zarr", *source[1:])
+    assert done.returncode == 1
+    assert "does not say the voxel size" in done.stderr
+    assert not (tmp_path / "a.zarr").exists()
+    done = run_here("convert", *source[:1], tmp_path / "a.zarr", *source[1:], "--voxel-size", "2um")
+    assert done.returncode == 0, done.stderr
+    scan = dataset_from_zarr(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(scan.data.compute(), VOXELS)
+    assert (scan.voxel_size, str(scan.voxel_unit)) == ((2.0,) * 3, "um")
+    done = run_here("verify", tmp_path / "a.zarr", "--source", source[0], *source[1:])
+    assert done.returncode == 2 or "--voxel-size" in done.stderr
+    done = run_here(
+        "verify", tmp_path / "a.zarr", "--source", source[0], *source[1:], "--voxel-size", "2um"
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
