@@ -518,6 +518,7 @@ def test_level_0_is_not_read_a_second_time(tmp_path: Path, monkeypatch: pytest.M
     """What a level is made of is in memory while the finer one is written."""
     read: list[str] = []
     read_range, whole = LocalFiles.read_range, LocalFiles.read
+    open_object = LocalFiles.open_object
 
     def seen_range(self: LocalFiles, path: str, start: int, nbytes: int) -> bytes:
         read.append(path)
@@ -527,6 +528,11 @@ def test_level_0_is_not_read_a_second_time(tmp_path: Path, monkeypatch: pytest.M
         read.append(path)
         return whole(self, path, *limit)
 
+    def seen_object(self: LocalFiles, path: str, *arguments: Any) -> Any:
+        read.append(path)
+        return open_object(self, path, *arguments)
+
+    monkeypatch.setattr(LocalFiles, "open_object", seen_object)
     monkeypatch.setattr(LocalFiles, "read_range", seen_range)
     monkeypatch.setattr(LocalFiles, "read", seen)
     dataset = make_dataset(masked_voxels(), 32, **ISOTROPIC)

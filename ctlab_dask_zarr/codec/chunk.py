@@ -47,23 +47,27 @@ class ChunkCodec:
             data = encode(data)
         return data
 
-    def decode_within(self, data: Buffer, nbytes: int) -> Buffer:
-        """Decode to at most `nbytes` bytes, or raise `ShardDecodeError`."""
+    def decode_within(self, data: Buffer, nbytes: int, memory: Buffer | None = None) -> Buffer:
+        """Decode to at most `nbytes` bytes, or raise `ShardDecodeError`.
+
+        `memory`, of `nbytes` bytes, may be used for the result; it is then what is returned.
+        """
         # What a codec makes of a chunk may be a little larger than the chunk.
         n_inside = len(self._decoders)
         try:
             for decode in self._decoders:
                 n_inside -= 1
-                data = decode(data, nbytes + n_inside * (1024 + nbytes // 64))
+                limit = nbytes + n_inside * (1024 + nbytes // 64)
+                data = decode(data, limit, None if n_inside else memory)
         except ShardDecodeError:
             raise
         except Exception as error:  # the codecs' own errors have no common base
             raise ShardDecodeError(f"the codec rejects it: {error}") from error
         return data
 
-    def decode(self, data: Buffer, nbytes: int) -> Buffer:
-        """Decode to exactly `nbytes` bytes, or raise `ShardDecodeError`."""
-        data = self.decode_within(data, nbytes)
+    def decode(self, data: Buffer, nbytes: int, memory: Buffer | None = None) -> Buffer:
+        """Decode to exactly `nbytes` bytes, or raise `ShardDecodeError`; as `decode_within`."""
+        data = self.decode_within(data, nbytes, memory)
         if memoryview(data).nbytes != nbytes:
             raise ShardDecodeError(
                 f"it decodes to {memoryview(data).nbytes} bytes instead of {nbytes}"

@@ -23,8 +23,9 @@ from ctlab_dask_zarr.errors import ShardDecodeError
 
 Buffer = Any  # collections.abc.Buffer exists from Python 3.12
 Encode = Callable[[Buffer], Buffer]
-#: decode(data, limit) returns at most `limit` bytes, even of a damaged or hostile frame.
-Decode = Callable[[Buffer, int], Buffer]
+#: decode(data, limit, memory) returns at most `limit` bytes, even of a damaged or hostile frame.
+#: What has just that many may be put into `memory` and returned there; None for no such memory.
+Decode = Callable[[Buffer, int, Buffer | None], Buffer]
 
 _BLOSC_SHUFFLE = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _GZIP_WBITS = 31
@@ -158,10 +159,15 @@ def _zstd(options: dict[str, Any]) -> tuple[Encode, Decode]:
     )
     decompressor = zstandard.ZstdDecompressor()
 
-    def decode(data: Buffer, limit: int) -> Buffer:
+    def decode(data: Buffer, limit: int, memory: Buffer | None) -> Buffer:
         # A frame states its size, and the library allocates that much: look before.
-        if zstandard.frame_content_size(data) > limit:
+        nbytes = zstandard.frame_content_size(data)
+        if nbytes > limit:
             raise ShardDecodeError(f"its zstd frame claims more than {limit} bytes")
+        if nbytes == limit and memory is not None:
+            if decompressor.stream_reader(data).readinto(memory) != limit:
+                raise ShardDecodeError("its zstd frame is cut off")
+            return memory
         return decompressor.decompress(data, max_output_size=limit)
 
     return compressor.compress, decode
@@ -177,13 +183,13 @@ def _blosc(options: dict[str, Any]) -> tuple[Encode, Decode]:
     def encode(data: Buffer) -> Buffer:
         return blosc.compress(data, cname, clevel, shuffle, blocksize, typesize)
 
-    def decode(data: Buffer, limit: int) -> Buffer:
+    def decode(data: Buffer, limit: int, memory: Buffer | None) -> Buffer:
         if memoryview(data).nbytes < 16:
             raise ShardDecodeError("it is too short to be a blosc frame")
         nbytes, _, compressed_nbytes = struct.unpack_from("<III", data, 4)
         if nbytes > limit or compressed_nbytes != memoryview(data).nbytes:
             raise ShardDecodeError("its blosc header does not fit its size")
-        return blosc.decompress(data)
+        return blosc.decompress(data, memory if nbytes == limit else None)
 
     return encode, decode
 
@@ -194,7 +200,7 @@ def _gzip(options: dict[str, Any]) -> tuple[Encode, Decode]:
     def encode(data: Buffer) -> Buffer:
         return zlib.compress(data, level, _GZIP_WBITS)
 
-    def decode(data: Buffer, limit: int) -> Buffer:
+    def decode(data: Buffer, limit: int, memory: Buffer | None) -> Buffer:
         inflater = zlib.decompressobj(_GZIP_WBITS)
         decoded = inflater.decompress(data, limit + 1)
         if not inflater.eof:
@@ -209,7 +215,7 @@ def _lz4(options: dict[str, Any]) -> tuple[Encode, Decode]:
 
     codec = LZ4(acceleration=options.get("acceleration", 1))
 
-    def decode(data: Buffer, limit: int) -> Buffer:
+    def decode(data: Buffer, limit: int, memory: Buffer | None) -> Buffer:
         # numcodecs' framing: the decoded size, then one LZ4 block.
         if memoryview(data).nbytes < 4 or struct.unpack_from("<I", data)[0] > limit:
             raise ShardDecodeError(f"its LZ4 header claims more than {limit} bytes")
@@ -222,7 +228,7 @@ def _crc32c(_: dict[str, Any]) -> tuple[Encode, Decode]:
     def encode(data: Buffer) -> Buffer:
         return bytes(data) + crc32c(data)
 
-    def decode(data: Buffer, limit: int) -> Buffer:
+    def decode(data: Buffer, limit: int, memory: Buffer | None) -> Buffer:
         content = memoryview(data)[:-4]
         if crc32c(content) != memoryview(data)[-4:]:
             raise ShardDecodeError("its crc32c does not match")

@@ -11,13 +11,14 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ctlab_dask_zarr.errors import UnsupportedFormatError
 from ctlab_dask_zarr.store.folders import FOLDER_FLAGS, Folder
+from ctlab_dask_zarr.store.opened import LocalObject, OpenedObject, refuse_larger
 
 Kind = Literal["file", "folder", "link", "other"]
 #: More than any document about a dataset has: one that is larger is damaged, or hostile.
@@ -60,6 +61,15 @@ class Files(Protocol):
 
     def read_range(self, path: str, start: int, nbytes: int) -> bytes:
         """Return a part of a file."""
+
+    def open_object(
+        self, path: str, root: str, refuse: Callable[[str], None], version: Hashable = None
+    ) -> OpenedObject:
+        """Open an object to read it.
+
+        `refuse` raises where a link leads out of `root`. `version` is that of an object which was
+        read before, for stores that would have to be asked.
+        """
 
     def stat(self, path: str) -> tuple[int, float]:
         """Return the size of a file, and when it was last changed, in seconds since the epoch."""
@@ -138,6 +148,12 @@ class LocalFiles:
             return b"".join(parts)
         finally:
             os.close(descriptor)
+
+    def open_object(
+        self, path: str, root: str, refuse: Callable[[str], None], version: Hashable = None
+    ) -> OpenedObject:
+        """Open a file to read it; without `follows_links` it lies in `root`, wherever links are."""
+        return LocalObject(path, None if self.follows_links else root, refuse)
 
     def stat(self, path: str) -> tuple[int, float]:
         """Return the size of a file, and when it was last changed, in seconds since the epoch."""
@@ -295,15 +311,6 @@ def _entry_kind(entry: os.DirEntry[str]) -> Kind:
     if entry.is_dir(follow_symlinks=False):
         return "folder"
     return "file" if entry.is_file(follow_symlinks=False) else "other"
-
-
-def refuse_larger(path: str, nbytes: int, limit: int) -> None:
-    """Raise `UnsupportedFormatError` for an object of more than `limit` bytes."""
-    if nbytes > limit:
-        raise UnsupportedFormatError(
-            f"{path} has {nbytes:,} bytes, and may have {limit:,}: it is damaged, or made to fill "
-            "the memory, and is not read"
-        )
 
 
 def is_left_by_system(path: str) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,11 +25,14 @@ from ctlab_dask_zarr.store.connection import (
     first_line,
     this_process,
 )
-from ctlab_dask_zarr.store.files import DOCUMENT_NBYTES, Kind, refuse_larger
+from ctlab_dask_zarr.store.files import DOCUMENT_NBYTES, Kind
+from ctlab_dask_zarr.store.opened import Memory, ObjectChangedError, refuse_larger
 
 #: Parts of an upload, and how many are under way at once: what a shard holds in memory.
 _PART_NBYTES = 8 << 20
 _N_PARTS_AT_ONCE = 2
+#: Times of objects are whole seconds.
+_CLOCK_STEP_S = 3
 
 
 class EndedUploads(NamedTuple):
@@ -113,6 +117,27 @@ class ObjectFiles:
         """Return a part of an object."""
         with self._at(path) as (store, key):
             return bytes(store.get_range(key, start=start, length=nbytes)) if nbytes else b""
+
+    def open_object(
+        self, path: str, root: str, refuse: Callable[[str], None], version: Hashable = None
+    ) -> RemoteObject:
+        """Return an object to read; nothing is asked yet."""
+        return RemoteObject(self, path, version)
+
+    def get(self, path: str, extent: Any = None) -> tuple[Any, memoryview]:
+        """Return what a store says of an object, and its bytes: all of it, or of an `extent`.
+
+        An extent is (start, stop), or the number of bytes at the end.
+        """
+        with self._at(path) as (store, key):
+            if isinstance(extent, int):
+                extent = {"suffix": extent}
+                if path.startswith("az:"):
+                    # Azure has no request for the end.
+                    nbytes = store.head(key)["size"]
+                    extent = (max(nbytes - extent["suffix"], 0), nbytes)
+            found = store.get(key, options={} if extent is None else {"range": extent})
+            return found.meta, memoryview(found.bytes())
 
     def stat(self, path: str) -> tuple[int, float]:
         """Return the size of an object, and when it was put, in seconds since the epoch."""
@@ -230,6 +255,40 @@ class ObjectFiles:
     def rename(self, source: str, target: str) -> None:
         """Refuse: object stores cannot."""
         raise NotImplementedError
+
+
+class RemoteObject:
+    """An object of an object store; every answer tells which version it is of."""
+
+    def __init__(self, files: ObjectFiles, path: str, version: Hashable) -> None:
+        self._files = files
+        self._path = path
+        self.version = version
+        self.nbytes: int = version[0] if isinstance(version, tuple) else -1
+        self.is_settled = False
+
+    def read(self, start: int, nbytes: int, memory: Memory) -> memoryview:
+        """Return a part; `memory` is not needed."""
+        return self._get((start, start + nbytes)) if nbytes else memoryview(b"")
+
+    def read_end(self, nbytes: int) -> bytes:
+        """Return the last bytes, or all where it has no more."""
+        return bytes(self._get(nbytes))
+
+    def read_whole(self, limit: int) -> bytes:
+        """Return all of it; more than `limit` bytes are refused."""
+        return self._files.read(self._path, limit)
+
+    def _get(self, extent: Any) -> memoryview:
+        meta, data = self._files.get(self._path, extent)
+        tag, changed = meta.get("e_tag"), meta["last_modified"].timestamp()
+        version = (meta["size"], tag, meta.get("version"), changed)
+        if self.version is None:
+            self.version, self.nbytes = version, meta["size"]
+            self.is_settled = tag is not None or time.time() - changed > _CLOCK_STEP_S
+        elif version != self.version:
+            raise ObjectChangedError("it was written again while it was read")
+        return data
 
 
 def _stat(entry: Any) -> tuple[int, float]:

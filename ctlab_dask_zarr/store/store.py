@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from ctlab_dask_zarr.store.files import (
 )
 from ctlab_dask_zarr.store.folders import kept_folder
 from ctlab_dask_zarr.store.objects import ObjectFiles
+from ctlab_dask_zarr.store.opened import OpenedObject
 from ctlab_dask_zarr.store.paths import is_url
 
 #: The name of a file that is being written: that of the object, and an id of this attempt.
@@ -122,6 +123,13 @@ class Store:
         A link that leads out of the store is refused by `nbytes`, which every reader calls first.
         """
         return self.files.read_range(self.path(key), start, nbytes)
+
+    def open(self, key: str, version: Hashable = None) -> OpenedObject:
+        """Open an object to read it, or raise FileNotFoundError, for remote ones when it is read.
+
+        `version` is that of the object that was read before, None for any.
+        """
+        return self.files.open_object(self.path(key), self.root, self._refuse_outside, version)
 
     def nbytes(self, key: str) -> int:
         """Return the size of an object, or raise FileNotFoundError."""

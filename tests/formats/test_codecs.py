@@ -81,7 +81,7 @@ def test_what_lists_codecs_lists_one_that_is_added(monkeypatch: pytest.MonkeyPat
 
 
 def _zlib(options: dict[str, Any]) -> Any:
-    def decode(data: Any, limit: int) -> bytes:
+    def decode(data: Any, limit: int, memory: Any) -> bytes:
         return zlib.decompressobj().decompress(data, limit)
 
     return lambda data: zlib.compress(data, options["level"]), decode

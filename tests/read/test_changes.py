@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import DatasetNotFoundError, IncompleteSourceError
 from ctlab_dask_zarr.store.files import LocalFiles
+from ctlab_dask_zarr.store.opened import OpenedObject
 from tests.builders import make_dataset
 
 SHAPE = (16, 16, 64)
@@ -104,16 +105,14 @@ def test_new_shards_are_not_read_by_the_old_document(
 
 @dataclass(frozen=True)
 class _SwappingFiles(LocalFiles):
-    """Files of a store that is replaced between two reads of one shard."""
+    """Files of a store that is replaced when a shard is open, and its chunks are not yet read."""
 
-    n_reads: list[int] = field(default_factory=lambda: [0])
     swap: Callable[[], None] = print
 
-    def read_range(self, path: str, start: int, nbytes: int) -> bytes:
-        self.n_reads[0] += 1
-        if self.n_reads[0] == 2:
-            self.swap()
-        return super().read_range(path, start, nbytes)
+    def open_object(self, *arguments: Any) -> OpenedObject:
+        opened = super().open_object(*arguments)
+        self.swap()
+        return opened
 
     def __hash__(self) -> int:
         return id(self)

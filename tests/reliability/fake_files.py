@@ -43,6 +43,26 @@ class Change:
     source_name: str = ""
 
 
+class OneObject:
+    """Implements the protocol `OpenedObject`, of bytes."""
+
+    version = None
+    is_settled = False
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.nbytes = len(data)
+
+    def read(self, start: int, nbytes: int, memory: Any) -> memoryview:
+        return memoryview(self.data)[start : start + nbytes]
+
+    def read_end(self, nbytes: int) -> bytes:
+        return self.data[max(self.nbytes - nbytes, 0) :]
+
+    def read_whole(self, limit: int) -> bytes:
+        return self.data
+
+
 class FakeFiles:
     """Implements the protocol `Files`.
 
@@ -111,6 +131,9 @@ class FakeFiles:
 
     def read_range(self, path: str, start: int, nbytes: int) -> bytes:
         return self._get(path).data[start : start + nbytes]
+
+    def open_object(self, path: str, *_: Any) -> OneObject:
+        return OneObject(self._get(path).data)
 
     def stat(self, path: str) -> tuple[int, float]:
         return len(self._get(path).data), 0.0

@@ -27,6 +27,7 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.planning.layout import resolve_layout
 from ctlab_dask_zarr.planning.plan import array_document
 from ctlab_dask_zarr.store.store import Store
+from tests.reliability.fake_files import OneObject
 
 CODECS: dict[str, Any] = {
     "zstd": {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
@@ -55,6 +56,9 @@ class OneFile:
 
     def read_range(self, path: str, start: int, nbytes: int) -> bytes:
         return self.data[start : start + nbytes]
+
+    def open_object(self, path: str, *_: Any) -> OneObject:
+        return OneObject(self.data)
 
     def stat(self, path: str) -> tuple[int, float]:
         return len(self.data), 0.0
