@@ -77,7 +77,7 @@ def test_a_voxel_size_on_the_command_line_helps_a_source_that_has_none(
     store = tmp_path / "a.zarr"
     done = run("convert", source, store, *LAYOUT)
     assert done.exit_code == 1
-    assert "voxel_size_xyz" in done.stderr
+    assert "does not say the voxel size" in done.stderr
     for size, found in (("2.5um", (2.5, 2.5, 2.5)), ("3,2,1um", (3.0, 2.0, 1.0))):
         done = run("convert", source, store, *LAYOUT, "--voxel-size", size, "--overwrite")
         assert done.exit_code == 0, done.stderr
