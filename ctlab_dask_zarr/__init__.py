@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.api.write import plan as plan
     from ctlab_dask_zarr.api.write import write_dataset as write_dataset
     from ctlab_dask_zarr.dataset import Dataset as Dataset
-    from ctlab_dask_zarr.dataset import dataset_from_zarr as dataset_from_zarr
     from ctlab_dask_zarr.demo import synthetic_volume as synthetic_volume
     from ctlab_dask_zarr.demo import write_mango_netcdf as write_mango_netcdf
     from ctlab_dask_zarr.errors import BlockError as BlockError
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.manage.status import PartStatus as PartStatus
     from ctlab_dask_zarr.manage.status import WriteStatus as WriteStatus
     from ctlab_dask_zarr.manage.transfer import CopyResult as CopyResult
+    from ctlab_dask_zarr.opening import dataset_from_zarr as dataset_from_zarr
     from ctlab_dask_zarr.planning.plan import WritePlan as WritePlan
     from ctlab_dask_zarr.planning.rechunk import Resources as Resources
     from ctlab_dask_zarr.settings import Setting as Setting
@@ -78,7 +78,8 @@ _HOMES = {
     "api.add": "add_levels labels_to_zarr",
     "api.stores": "Problems abort check_source pull push status verify",
     "api.write": "WriteResult commit dataset_to_zarr plan write_dataset",
-    "dataset": "Dataset dataset_from_zarr",
+    "dataset": "Dataset",
+    "opening": "dataset_from_zarr",
     "demo": "synthetic_volume write_mango_netcdf",
     "errors": (
         "BlockError CTLabError ClusterError DatasetNotFoundError DestinationExistsError "

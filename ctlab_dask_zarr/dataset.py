@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from ctlab_dask_zarr.arguments import refuse_unknown
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.mango import new_dataset_id
-from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.volume import Volume
 
 if TYPE_CHECKING:
@@ -216,6 +214,96 @@ class Dataset(Volume):
 
         return type(self)._of(map_masked(self, func, method, depth, datatype, history_key, kwargs))
 
+    def __getitem__(self, index: Any) -> Self:
+        """Return a part of the dataset as a dataset of its own, still lazy.
+
+        Its origin is where its voxels lie, its identifier that of the dataset with ``_crop``, and
+        its history has an entry that says which voxels it has.
+
+        Parameters
+        ----------
+        index
+            Slices of step 1 and whole numbers, in the order of the axes; a whole number leaves its
+            axis out, and two axes have to remain.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Nothing is there, or not all of it.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> ds = Dataset(
+        ...     da.zeros((40, 50, 60), dtype="uint16"), dimension_names=("z", "y", "x"),
+        ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+        ... )
+        >>> part = ds[10:20, :, 30:]
+        >>> part, part.origin
+        (<Dataset tomo (z: 10, y: 50, x: 30) uint16, voxel 2.5 um>, (25.0, 0.0, 75.0))
+        """
+        from ctlab_dask_zarr.interop.crop import cropped
+
+        return type(self)._of(cropped(self, index))
+
+    def crop(self, **ranges: slice | tuple[int, int]) -> Self:
+        """Return a part of the dataset, by ranges of voxels along named axes.
+
+        Parameters
+        ----------
+        **ranges
+            First voxel and the one after the last, as in ``scan.crop(z=(100, 200))``, or a slice;
+            axes that are not named stay whole.
+
+        Raises
+        ------
+        InvalidArgumentError
+            There is no such axis, or a range is not inside it.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> ds = Dataset(
+        ...     da.zeros((40, 50, 60), dtype="uint16"), dimension_names=("z", "y", "x"),
+        ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+        ... )
+        >>> ds.crop(z=(10, 20)).shape
+        (10, 50, 60)
+        """
+        from ctlab_dask_zarr.interop.crop import by_name
+
+        slices = {n: slice(*r) if isinstance(r, tuple | list) else r for n, r in ranges.items()}
+        return self[tuple(by_name(self, slices, "crop"))]
+
+    def sel(self, **positions: slice | float) -> Self:
+        """Return a part of the dataset, by positions along named axes in `voxel_unit`.
+
+        Parameters
+        ----------
+        **positions
+            ``z=slice(0.5, 1.2)`` takes the voxels whose centres lie there, both ends included, as
+            xarray does; ``z=0.5`` takes the nearest plane. Positions begin at `origin`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            There is no such axis, or no voxel there; the message says where the axis begins and
+            ends.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> ds = Dataset(
+        ...     da.zeros((40, 50, 60), dtype="uint16"), dimension_names=("z", "y", "x"),
+        ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
+        ... )
+        >>> ds.sel(z=slice(10, 20), x=slice(None, 50)).shape
+        (5, 50, 21)
+        """
+        from ctlab_dask_zarr.interop.crop import selected
+
+        return type(self)._of(selected(self, positions))
+
     def to_xarray(self) -> xr.DataArray:
         """Return the volume, still lazy, as a `xarray.DataArray`; coordinates begin at `origin`."""
         from ctlab_dask_zarr.interop.xarray import CTLabAccessor, to_xarray
@@ -263,74 +351,3 @@ class Dataset(Volume):
         dataset = cls.__new__(cls)
         dataset.__dict__.update(volume.__dict__)
         return dataset
-
-
-def dataset_from_zarr(
-    path: str | os.PathLike[str],
-    *,
-    level: int = 0,
-    strict: bool | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    voxel_size: Sequence[float] | float | None = None,
-    voxel_unit: VoxelUnit | str | None = None,
-    follow_links: bool | None = None,
-    **kwargs: Any,
-) -> Dataset:
-    """Open a Zarr v3 store lazily, as a `Dataset` whose blocks are shards.
-
-    OME-Zarr 0.5 images and plain arrays are read, with or without mango's metadata; nothing is ever
-    written. The voxel size of an image is that of its OME metadata, the voxel size of a plain array
-    its ``voxel_size_xyz``, in the order x, y, z. Axes of channels and times with one element are
-    left out. If axes have different units, all lengths are converted to one unit. If a unit is not
-    known, such as ``pixel``, lengths are taken for voxels, with a warning.
-
-    Parameters
-    ----------
-    path
-        The store.
-    level
-        Which level of detail, 0 for the finest; `Dataset.levels` lists them.
-    strict
-        Whether a missing shard is an error (True) or fill values (False). By default it is an error
-        if this package wrote the store, because it writes every shard. In other stores missing
-        shards are fill values, as the Zarr specification says.
-    storage_options
-        For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names, never
-        with credentials, which come from the environment.
-    voxel_size, voxel_unit
-        Edge lengths of a voxel (one for all axes, or one each) and their unit, instead of what the
-        store says. The unit alone does not convert the numbers that are stored.
-    follow_links
-        Whether to follow links that lead out of the store, as git-annex makes them. By default the
-        setting ``ctlab-zarr.follow-links`` decides, which refuses them.
-    **kwargs
-        For `dask.array.from_array`, for example ``chunks=(64, 512, 512)``.
-
-    Raises
-    ------
-    DatasetNotFoundError
-        There is nothing at the path.
-    UnsupportedFormatError
-        It is not a Zarr v3 store, its version of OME-Zarr or of mango's metadata is unknown, or it
-        is an image without two or three axes of space, or with several channels or times.
-    IncompleteDatasetError
-        An array that the metadata lists is missing.
-    MetadataError
-        The metadata contradicts itself.
-    InvalidArgumentError
-        There is no such level.
-    """
-    from ctlab_dask_zarr.read.zarr import open_volume
-
-    refuse_unknown(dataset_from_zarr, kwargs)
-    volume = open_volume(
-        path,
-        level=level,
-        strict=strict,
-        storage_options=storage_options,
-        voxel_size=voxel_size,
-        voxel_unit=voxel_unit,
-        follow_links=follow_links,
-        **kwargs,
-    )
-    return Dataset._of(volume)

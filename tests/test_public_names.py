@@ -90,4 +90,5 @@ def test_options_have_one_table() -> None:
     own_words = {*SOURCE, "layout"}
     assert options.keys() - own_words <= write.keys()
     unasked = {"ome_zarr_version", "history", "dimension_separator_threshold", "extra_attrs"}
+    unasked.add("create_array_kwargs")
     assert {field.name for field in fields(WriteOptions)} - options.keys() == unasked

@@ -1,0 +1,82 @@
+"""Functions that open one kind of source as a `Dataset`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ctlab_dask_zarr.arguments import refuse_unknown
+from ctlab_dask_zarr.dataset import Dataset
+from ctlab_dask_zarr.formats.units import VoxelUnit
+
+
+def dataset_from_zarr(
+    path: str | os.PathLike[str],
+    *,
+    level: int = 0,
+    strict: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    voxel_size: Sequence[float] | float | None = None,
+    voxel_unit: VoxelUnit | str | None = None,
+    follow_links: bool | None = None,
+    **kwargs: Any,
+) -> Dataset:
+    """Open a Zarr v3 store lazily, as a `Dataset` whose blocks are shards.
+
+    OME-Zarr 0.5 images and plain arrays are read, with or without mango's metadata; nothing is ever
+    written. The voxel size of an image is that of its OME metadata, the voxel size of a plain array
+    its ``voxel_size_xyz``, in the order x, y, z. Axes of channels and times with one element are
+    left out. If axes have different units, all lengths are converted to one unit. If a unit is not
+    known, such as ``pixel``, lengths are taken for voxels, with a warning.
+
+    Parameters
+    ----------
+    path
+        The store.
+    level
+        Which level of detail, 0 for the finest; `Dataset.levels` lists them.
+    strict
+        Whether a missing shard is an error (True) or fill values (False). By default it is an error
+        if this package wrote the store, because it writes every shard. In other stores missing
+        shards are fill values, as the Zarr specification says.
+    storage_options
+        For a URL of an object store: ``{"endpoint": ..., "region": ...}`` by obstore's names, never
+        with credentials, which come from the environment.
+    voxel_size, voxel_unit
+        Edge lengths of a voxel (one for all axes, or one each) and their unit, instead of what the
+        store says. The unit alone does not convert the numbers that are stored.
+    follow_links
+        Whether to follow links that lead out of the store, as git-annex makes them. By default the
+        setting ``ctlab-zarr.follow-links`` decides, which refuses them.
+    **kwargs
+        For `dask.array.from_array`, for example ``chunks=(64, 512, 512)``.
+
+    Raises
+    ------
+    DatasetNotFoundError
+        There is nothing at the path.
+    UnsupportedFormatError
+        It is not a Zarr v3 store, its version of OME-Zarr or of mango's metadata is unknown, or it
+        is an image without two or three axes of space, or with several channels or times.
+    IncompleteDatasetError
+        An array that the metadata lists is missing.
+    MetadataError
+        The metadata contradicts itself.
+    InvalidArgumentError
+        There is no such level.
+    """
+    from ctlab_dask_zarr.read.zarr import open_volume
+
+    refuse_unknown(dataset_from_zarr, kwargs)
+    volume = open_volume(
+        path,
+        level=level,
+        strict=strict,
+        storage_options=storage_options,
+        voxel_size=voxel_size,
+        voxel_unit=voxel_unit,
+        follow_links=follow_links,
+        **kwargs,
+    )
+    return Dataset._of(volume)
