@@ -41,16 +41,17 @@ class ValueRange:
             mixed |= (lows < -SUMMABLE) | (highs > SUMMABLE)
         if mask is not None:
             mixed |= (lows <= mask) & (mask <= highs)
-        self._extend(lows[~mixed], highs[~mixed])
         flags = np.where(mixed, np.uint8(MIXED), np.uint8(PLAIN))
         flags[lows == highs] = UNIFORM
-        for n in np.flatnonzero(mixed):
-            if flags[n] == UNIFORM and mask is not None and lows[n] == mask:
-                continue
-            if rows.dtype.kind in "iu":
-                self._extend(*_valid_range(rows[n], lows[n], highs[n], mask))
-            else:
-                self._extend(*_finite_range(rows[n], mask))
+        valid = ~mixed
+        if mask is not None:
+            valid |= _step_inside(rows, lows, highs, mask, mixed & (lows != highs))
+        if rows.dtype.kind == "f":
+            for n in np.flatnonzero(~valid):
+                if flags[n] != UNIFORM and (found := _finite_range(rows[n], mask)):
+                    lows[n], highs[n] = found
+                    valid[n] = True
+        self._extend(lows[valid], highs[valid])
         return flags
 
     def _extend(self, lows: npt.NDArray[Any], highs: npt.NDArray[Any]) -> None:
@@ -60,27 +61,48 @@ class ValueRange:
             self.maximum = high if self.maximum is None else max(self.maximum, high)
 
 
-def _valid_range(row: npt.NDArray[Any], low: Any, high: Any, mask: Any) -> tuple[Any, Any]:
-    """Return the range of integers without the mask; `low` and `high` are that with it.
+def _step_inside(
+    rows: npt.NDArray[Any],
+    lows: npt.NDArray[Any],
+    highs: npt.NDArray[Any],
+    mask: Any,
+    mixed: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.bool_]:
+    """Put the nearest valid voxel where an extreme of a `mixed` row is the mask.
 
-    An extreme that is the mask is looked for again. In modular unsigned arithmetic the neighbour of
-    the mask is the argmax: two passes, a fraction of the time that selecting the valid ones takes.
+    Return for which rows the extremes are valid now. In modular unsigned arithmetic the neighbour
+    of the mask is the farthest from it: two passes, a fraction of what selecting valid ones takes.
+    Of floats of one sign, the larger the bits the farther from 0.
     """
-    bits, origin = row.view(f"u{row.itemsize}"), mask.view(f"u{row.itemsize}")
-    if low == mask:
-        low = row[(origin - bits).argmax()]
-    elif high == mask:
-        high = row[(bits - origin).argmax()]
-    return low, high
+    is_float = rows.dtype.kind == "f"
+    bits, origin = rows.view(f"u{rows.itemsize}"), mask.view(f"u{rows.itemsize}")
+    if is_float:
+        mixed = mixed & np.isfinite(lows) & np.isfinite(highs)
+    valid: npt.NDArray[np.bool_] = mixed & (lows != mask) & (highs != mask)
+    for extremes, is_low in ((lows, True), (highs, False)):
+        at = np.flatnonzero(mixed & (extremes == mask))
+        if not at.size or (is_float and (mask == 0 or (mask < 0) != is_low)):
+            continue
+        if is_low and not is_float:
+            nearest = origin - np.array([(origin - bits[n]).max() for n in at])
+        else:
+            nearest = origin + np.array([(bits[n] - origin).max() for n in at])
+        found = nearest.view(rows.dtype)
+        if is_float:
+            # One of the other sign is not the nearest: their order is another one.
+            at, found = at[(found < 0) == is_low], found[(found < 0) == is_low]
+        extremes[at] = found
+        valid[at] = True
+    return valid
 
 
-def _finite_range(row: npt.NDArray[Any], mask: Any) -> tuple[Any, Any]:
-    """Return the range of the finite numbers that are not the mask; empty where there are none."""
+def _finite_range(row: npt.NDArray[Any], mask: Any) -> tuple[Any, Any] | None:
+    """Return the range of the finite numbers that are not the mask; None where there are none."""
     low, high = np.fmin.reduce(row), np.fmax.reduce(row)
     if np.isfinite(low) and np.isfinite(high) and (mask is None or not low <= mask <= high):
         return low, high  # all others are NaN
     values = row[valid_voxels(row, mask)]
-    return values, values
+    return (values.min(), values.max()) if values.size else None
 
 
 def voxel_difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any], start: Shape) -> str | None:

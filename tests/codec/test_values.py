@@ -50,6 +50,22 @@ def test_a_mask_at_the_end_of_a_type_hides_no_extreme(dtype: str) -> None:
         assert (found.minimum, found.maximum) == (min(others), max(others))
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("mask", [-4.0, -0.0, 0.0, 4.0])
+def test_a_float_mask_at_the_end_of_a_chunk_hides_no_extreme(dtype: str, mask: float) -> None:
+    rng = np.random.default_rng(0)
+    side = mask or 4.0
+    for values in ([side / 2, side / 4], [-side / 2, side / 4], [-side, -side / 2], [0.0, -0.0]):
+        for _ in range(50):
+            rows = rng.choice(np.array([mask, *values], dtype), (3, 5))
+            rows[0, 0] = rng.choice(np.array([np.nan, np.inf, -np.inf, mask], dtype))
+            found = ValueRange(mask)
+            found.add(rows)
+            valid = rows[np.isfinite(rows) & (rows != mask)].tolist()
+            expected = (min(valid), max(valid)) if valid else (None, None)
+            assert (found.minimum, found.maximum) == expected
+
+
 def test_a_range_grows_and_keeps_python_numbers() -> None:
     found = ValueRange(255)
     found.add(np.full((2, 4), 255, "u1"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from math import prod
 from typing import Any
 
 import google_crc32c
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.region import object_crc32c, read_region, rows_of
-from ctlab_dask_zarr.codec.shard import ChunkRow, row_axis_of, row_encoder
+from ctlab_dask_zarr.codec.shard import ChunkRow, row_axis_of, row_encoder, strips_of
 from ctlab_dask_zarr.codec.values import MIXED, UNIFORM, ValueRange
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.execution.graphs import accepted_block
@@ -138,23 +137,29 @@ class _ObjectInProgress:
         """Append the row that begins at `row_start`; return its voxels' size in bytes."""
         start = list(self.start)
         start[row_axis_of(self._array)] = row_start
-        # Kept for its memory, which the next one may use again.
-        row = self._row = ChunkRow(self._array, tuple(start))
-        n_elements = sum(row.put(block, block_start) for block_start, block in blocks)
-        if n_elements != prod(b - a for a, b in zip(row.start, row.stop, strict=True)):
-            raise RuntimeError(
-                f"{self._key}: the blocks do not cover the row at {row.start} exactly once"
-            )
-        if row.is_padded and self._padding_counts:
-            self._values.add(row.unpadded().reshape(1, -1))
-            flags, uniform = np.full(len(row.chunks), MIXED, np.uint8), None
-        else:
-            flags = self._values.add(row.chunks)
-            uniform = flags == UNIFORM
-        if self._downsampler is not None:
-            self._downsampler.add(row, flags)
-        self._append(self._encoder.encode_row(row, uniform))
+        n_elements = 0
+        for strip in strips_of(self._array, tuple(start), len(blocks)):
+            # Kept for its memory, which the next one may use again.
+            self._strip = strip
+            if sum(strip.put(block, at) for at, block in blocks) != strip.n_elements:
+                raise RuntimeError(
+                    f"{self._key}: the blocks do not cover the row at {start} exactly once"
+                )
+            n_elements += strip.n_elements
+            self._write_strip(strip)
         return n_elements * self._array.dtype.itemsize
+
+    def _write_strip(self, strip: ChunkRow) -> None:
+        if strip.is_padded and self._padding_counts:
+            flags, uniform = np.full(len(strip.chunks), MIXED, np.uint8), None
+            if strip.n_elements:
+                self._values.add(strip.unpadded().reshape(1, -1))
+        else:
+            flags = self._values.add(strip.chunks)
+            uniform = flags == UNIFORM
+        if self._downsampler is not None and strip.n_elements:
+            self._downsampler.add(strip, flags)
+        self._append(self._encoder.encode_row(strip, uniform))
 
     def finish(self) -> ShardReceipt:
         """Complete the object; from here on it is there whole."""
