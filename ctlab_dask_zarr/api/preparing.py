@@ -47,8 +47,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 #: Arguments of zarr.create_array that say what the codecs are.
 _OF_CODECS = {"compressors", "filters", "serializer"}
-#: A client, a function that returns one when it is needed, or for plans the size of workers.
-Executor: TypeAlias = "Client | Callable[[], Client] | Resources | None"
+#: A client; a function that returns one, or None, when it is needed; for plans the size of workers.
+Executor: TypeAlias = "Client | Callable[[], Client | None] | Resources | None"
 #: True shows a bar; a function is called with the progress.
 ProgressSink: TypeAlias = bool | Callable[[WriteProgress], None]
 

@@ -35,6 +35,8 @@ from ctlab_dask_zarr.store.occupied import occupied_problem
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare_commit
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
+from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.staging.stage import is_committed
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -270,10 +272,14 @@ def _write(
     dataset: Volume, path: str | os.PathLike[str], options: WriteOptions, how: RunOptions
 ) -> WriteResult:
     start_s = time.monotonic()
-    if callable(how.client) and not how.resume:
+    client = how.client
+    if callable(client):
         with storage_options_in_force(how.storage_options):
-            refuse_taken(path, overwrite=options.overwrite)
-    client = started(how.client)
+            if not how.resume:
+                refuse_taken(path, overwrite=options.overwrite)
+            is_done = how.resume and _is_done(dataset, path, options, how)
+        # What is done already is looked at by this process.
+        client = None if is_done else client()
     prepared = _prepare(dataset, path, options, how, client)
     planned, remaining = prepared.plan, prepared.remaining
     assert planned is not None
@@ -292,6 +298,17 @@ def _write(
         n_levels=len(planned.levels),
         seconds=round(time.monotonic() - start_s, 3),
     )
+
+
+def _is_done(
+    dataset: Volume, path: str | os.PathLike[str], options: WriteOptions, how: RunOptions
+) -> bool:
+    """Whether a write that is given again has been committed."""
+    n_parts = None if how.part is None else how.part[1]
+    with warnings.catch_warnings(action="ignore"):
+        # The write itself warns.
+        planned = plan_dataset(dataset, path, options)
+    return is_committed(StageRequest.of(planned, resume=True, n_parts=n_parts))
 
 
 def _prepare(

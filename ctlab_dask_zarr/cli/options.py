@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,8 @@ STORAGE = [
         "them.", is_flag=True, expose_value=False, callback=_follow_links,
     ),
 ]  # fmt: skip
+#: Voxels of about a second of work, in bytes: workers take as long to start.
+_FEW_NBYTES = 256 << 20
 CLUSTER = [
     option(
         "--workers", "Worker processes.  [default: one for each allocated CPU]",
@@ -242,29 +245,70 @@ def running(
 
     workers = workers_of(options)
     stop = stop or Stop()
-    clients: list[Client] = []
     with exit_codes(), stop.on_signals(), ExitStack() as stack:
         if report is not None and find_spec("bokeh") is None:
             raise MissingExtraError("--report needs bokeh: pip install 'ctlab-dask-zarr[report]'")
-
-        def client() -> Client:
-            if clients:
-                return clients[0]
-            from distributed import Client, performance_report
-
-            from ctlab_dask_zarr import cluster_from_config
-
-            cluster = stack.enter_context(
-                cluster_from_config(**workers, stop=stop, on_wait=lambda text: say(text, err=True))
-            )
-            clients.append(stack.enter_context(Client(cluster)))
-            if not quiet and not clients[0].scheduler_info(n_workers=-1)["workers"]:
-                say("the scheduler has no workers yet: waiting for them", err=True)
-            if report is not None:
-                stack.enter_context(performance_report(filename=report))
-            return clients[0]
-
+        client = CommandClient(workers, stop, stack, quiet, report)
         yield {"client": client, "progress": not quiet, "stop": stop}
+
+
+class CommandClient:
+    """What a command computes on: workers that start when they are first asked for, or no others.
+
+    It is called for the client, or for None where this process does the work.
+    """
+
+    def __init__(
+        self, workers: dict[str, Any], stop: Stop, stack: ExitStack, quiet: bool, report: str | None
+    ) -> None:
+        self._workers, self._stop, self._stack = workers, stop, stack
+        self._quiet, self._report = quiet, report
+        self._is_here = False
+        self._client: Client | None = None
+
+    def expect(self, nbytes: int) -> None:
+        """Have this process do the work where that takes less time than workers take to start.
+
+        `nbytes` is the size of its voxels. Whoever says what the workers are gets them.
+        """
+        from ctlab_dask_zarr.settings import setting
+
+        wanted = [*self._workers.values(), self._report]
+        wanted += [setting("cluster"), setting("workers"), setting("memory-limit")]
+        wanted += [setting("threads") != 1]
+        if nbytes > _FEW_NBYTES or self._client is not None or any(wanted):
+            return
+        import dask
+        import dask.threaded
+
+        from ctlab_dask_zarr.execution.allocation import allocated_cpus
+
+        # By its name, dask would import distributed to find it.
+        in_threads = dask.config.set(scheduler=dask.threaded.get, num_workers=allocated_cpus())
+        self._stack.enter_context(in_threads)
+        self._is_here = True
+
+    def __call__(self) -> Client | None:
+        """Return the client, whose workers start at the first call."""
+        if self._client is None and not self._is_here:
+            self._client = self._started()
+        return self._client
+
+    def _started(self) -> Client:
+        from distributed import Client, performance_report
+
+        from ctlab_dask_zarr import cluster_from_config
+
+        enter = self._stack.enter_context
+        told = partial(say, err=True)
+        client: Client = enter(
+            Client(enter(cluster_from_config(**self._workers, stop=self._stop, on_wait=told)))
+        )
+        if not self._quiet and not client.scheduler_info(n_workers=-1)["workers"]:
+            say("the scheduler has no workers yet: waiting for them", err=True)
+        if self._report is not None:
+            enter(performance_report(filename=self._report))
+        return client
 
 
 def make_folder_of(destination: str) -> None:

@@ -50,6 +50,8 @@ def verify_command(
         from ctlab_dask_zarr import verify
 
         dataset = None if source is None else open_source(source, options)
+        if dataset is not None:
+            how["client"].expect(dataset.data.nbytes)
         problems = verify(path, dataset, checksums=not quick, **how)
         if as_json:
             say(json.dumps([asdict(problem) for problem in problems]))

@@ -91,6 +91,7 @@ def convert_command(
         from ctlab_dask_zarr import write_dataset
 
         dataset = open_source(source, options)
+        how["client"].expect(dataset.data.nbytes)
         arguments = api_arguments(options)
         if mkdir:
             make_folder_of(destination)

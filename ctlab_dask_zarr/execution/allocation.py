@@ -37,28 +37,35 @@ class Allocation(NamedTuple):
     local_directory: str | None
 
 
+def allocated_cpus(environment: Mapping[str, str] | None = None) -> int:
+    """Return the CPUs that this job was given on this node, as `allocated_resources` does."""
+    from dask.system import CPU_COUNT
+
+    variables = os.environ if environment is None else environment
+    return min(n for n in (CPU_COUNT, *(_number(variables, name) for name in _CPU_VARIABLES)) if n)
+
+
+def _number(variables: Mapping[str, str], name: str) -> int:
+    text = variables.get(name, "")
+    return int(text) if text.isdecimal() else 0
+
+
 def allocated_resources(environment: Mapping[str, str] | None = None) -> Allocation:
     """Return what this job was given on this node.
 
     The least of what the affinity mask and cgroups say (by dask), and of what SLURM or PBS say in
     `environment`, by default that of the process. `os.cpu_count` counts the whole machine.
     """
-    from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 
     variables = os.environ if environment is None else environment
-
-    def number(name: str) -> int:
-        text = variables.get(name, "")
-        return int(text) if text.isdecimal() else 0
-
-    n_cpus = min(n for n in (CPU_COUNT, *map(number, _CPU_VARIABLES)) if n)
+    n_cpus = allocated_cpus(variables)
     memory = (
         MEMORY_LIMIT,
         # SLURM counts in MiB.
-        number("SLURM_MEM_PER_NODE") * 2**20,
-        number("SLURM_MEM_PER_CPU") * 2**20 * n_cpus,
-        number("PBS_VMEM"),
+        _number(variables, "SLURM_MEM_PER_NODE") * 2**20,
+        _number(variables, "SLURM_MEM_PER_CPU") * 2**20 * n_cpus,
+        _number(variables, "PBS_VMEM"),
     )
     directory = variables.get("PBS_JOBFS") or variables.get("TMPDIR")
     return Allocation(n_cpus, min(n for n in memory if n), directory)
