@@ -1,7 +1,7 @@
 """To xarray and back, and xarray's engine ``ctlab``: stores of this package and mango netCDF.
 
-Importing this gives every `xarray.DataArray` the accessor ``.ctlab``. xarray imports it with its
-first ``open_dataset``, so that it imports nothing heavy.
+Importing this gives every `xarray.DataArray` the accessor ``.ctlab``. xarray imports this module at
+its first ``open_dataset``, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from_xarray = Dataset.from_xarray
 
 
 class CTLabBackendEntrypoint(BackendEntrypoint):
-    """Opens volumes lazily, with ``chunks={}`` in blocks of a shard, with physical coordinates.
+    """Opens volumes lazily with physical coordinates; ``chunks={}`` makes blocks of one shard.
 
     ``xr.open_dataset(path, engine="ctlab", level=1)`` opens one level; ``xr.open_datatree`` all of
     them, as ``/0``, ``/1``, ..., and labels as ``/labels/<name>/0``.
@@ -34,9 +34,9 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
     open_dataset_parameters = ("filename_or_obj", "drop_variables", "level", "storage_options")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return whether it is a mango netCDF, or a store with the CTLab's marks, on this machine.
+        """Return whether it is a local mango netCDF or a local store with the CTLab's metadata.
 
-        Never of a URL: to guess would be to ask the network, for every URL that xarray is given.
+        False for a URL: otherwise xarray would ask the network about every URL it is given.
         """
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
@@ -45,7 +45,7 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
 
             return is_ours(filename_or_obj)
         except Exception:
-            # Whatever it is, it is for others to open, and to complain of.
+            # Another engine may open it, or say what is wrong with it.
             return False
 
     def open_dataset(
@@ -57,12 +57,12 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         storage_options: dict[str, Any] | None = None,
     ) -> xr.Dataset:
         """Open one level."""
-        # Only what is given: sources of other kinds than Zarr have neither.
+        # Only what is given: only Zarr sources have these options.
         given: dict[str, Any] = {"level": level or None, "storage_options": storage_options}
         options = {name: value for name, value in given.items() if value is not None}
         dataset = Dataset.from_path(filename_or_obj, **options)
         array = to_xarray(dataset)
-        # What ``chunks={}`` stands for: the blocks that are read at once, a shard each.
+        # ``chunks={}`` means these: blocks of one shard, which are read at once.
         array.encoding["preferred_chunks"] = {
             name: lengths[0] for name, lengths in zip(array.dims, dataset.data.chunks, strict=True)
         }
@@ -70,7 +70,7 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         return array.to_dataset().drop_vars(list(dropped), errors="ignore")
 
     def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
-        """Open all levels and labels; options are those of `open_groups_as_dict`."""
+        """Open all levels and labels, with the options of `open_groups_as_dict`."""
         return xr.DataTree.from_dict(self.open_groups_as_dict(filename_or_obj, **options))
 
     def open_groups_as_dict(

@@ -1,4 +1,4 @@
-"""The command ``ctlab-zarr``: thin over the Python API.
+"""The command ``ctlab-zarr``, a thin layer over the Python API.
 
 Standard output carries only results; progress and messages go to standard error. Modules of this
 room import nothing heavy when they are loaded, so that ``--help`` answers at once.
@@ -44,7 +44,7 @@ def _print_version(context: click.Context, parameter: click.Parameter, is_asked:
 
 
 @click.group(
-    # By this name `dask ctlab-zarr` finds it.
+    # `dask ctlab-zarr` finds the command by this name.
     name="ctlab-zarr",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""
@@ -62,16 +62,16 @@ def main(debug: bool) -> None:
 
     \b
     ctlab-zarr convert tomoHiRes_nc scan.zarr     convert a scan
-    ctlab-zarr plan tomoHiRes_nc scan.zarr        see first what would be done
+    ctlab-zarr plan tomoHiRes_nc scan.zarr        see what it would do
     ctlab-zarr status scan.zarr                   how far a conversion is
     ctlab-zarr push scan.zarr s3://bucket/scan.zarr
     ctlab-zarr verify scan.zarr --source scan_nc  before the original is deleted
-    ctlab-zarr pyramid scan.zarr                  give it levels of detail
+    ctlab-zarr pyramid scan.zarr                  add levels of detail
     ctlab-zarr add-labels scan.zarr segmented_nc --name phases
     ctlab-zarr info scan.zarr                     what a dataset is
-    ctlab-zarr set-voxel scan.zarr 2.37um         correct what it says
+    ctlab-zarr set-voxel scan.zarr 2.37um         correct the voxel size
     ctlab-zarr preview scan.zarr -o scan.png      a picture of it
-    ctlab-zarr view scan.zarr                     the volume in a browser
+    ctlab-zarr view scan.zarr                     show it in a browser
     ctlab-zarr check scan.zarr                    which programs will show it
     ctlab-zarr config                             which defaults are in force
     ctlab-zarr demo                               try it on a synthetic scan

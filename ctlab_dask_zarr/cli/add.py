@@ -1,4 +1,4 @@
-"""Commands that add to an image that is there: pyramid, add-labels."""
+"""Commands that add to an existing image: pyramid, add-labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.argument("path", type=click.Path())
 @option(
     "--levels",
-    "Levels of detail, the data itself counted; auto: down to a picture.",
+    "Levels of detail including the data itself; auto: down to a picture.",
     type=LEVELS,
     default="auto",
     show_default=True,
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 def pyramid_command(
     path: str, stop: Stop | None, quiet: bool, as_json: bool, **options: Any
 ) -> None:
-    """Give the OME-Zarr image at PATH levels of detail.
+    """Add levels of detail to the OME-Zarr image at PATH.
 
-    The image stays readable; the levels appear all at once, when they are complete. Labels of
-    the image get the same levels.
+    The image stays readable; the levels appear together, when all are complete. Labels of the
+    image get the same levels.
     """
     with running(options, stop, quiet=quiet) as how:
         from ctlab_dask_zarr import add_levels, dataset_from_zarr
@@ -70,7 +70,7 @@ def pyramid_command(
     type=click.Choice(["mode", "nearest"]),
 )
 @with_options(WRITE["chunks"], WRITE["shards"], WRITE["codec"])
-@option("--overwrite", "Replace labels of that name.", is_flag=True)
+@option("--overwrite", "Replace labels that have this name.", is_flag=True)
 @with_options(*RESUME.values(), DEADLINE_OPTION, *CLUSTER, QUIET)
 def add_labels_command(
     image: str,
@@ -83,9 +83,9 @@ def add_labels_command(
 ) -> None:
     """Write SEGMENTATION as labels of the OME-Zarr IMAGE.
 
-    SEGMENTATION is a mango netCDF file or folder, or a Zarr store, of integers, with the shape and
-    the voxel size of the image. The labels get the levels that the image has. Where jobs share
-    the write by --part, `commit IMAGE/labels/NAME` ends it.
+    SEGMENTATION is a mango netCDF file or folder, or a Zarr store, of integers with the shape and
+    the voxel size of the image. The labels get as many levels as the image has. If jobs share the
+    write by --part, `commit IMAGE/labels/NAME` publishes the labels.
     """
     part = options["part"]
     with running(options, stop, quiet=quiet) as how:

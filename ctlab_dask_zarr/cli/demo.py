@@ -37,7 +37,7 @@ def demo_command(directory: str, size: int, quiet: bool) -> None:
         source = _make_scan(directory, size, quiet)
         store = os.path.join(directory, "tomoDemo.zarr")
         dataset = Dataset.from_path(source)
-        # A demonstration may be run again in the same folder.
+        # The demonstration may be run again in the same folder.
         result = write_dataset(
             dataset, store, overwrite=True, shards=(128,) * 3, chunks=(32,) * 3, levels="auto",
             restart=True, **how,

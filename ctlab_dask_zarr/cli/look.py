@@ -22,12 +22,12 @@ from ctlab_dask_zarr.cli.output import exit_codes, say
 @click.argument("path", type=click.Path())
 @with_options(*STORAGE, JSON)
 def info_command(path: str, as_json: bool) -> None:
-    """Show what the dataset at PATH is; voxels are not read."""
+    """Show what the dataset at PATH is; no voxels are read."""
     with exit_codes():
         from ctlab_dask_zarr import info
 
         facts = asdict(info(path))
-    # What the other kind of source has.
+    # Leave out what only another kind of source has.
     left_out = ("blocks",) if facts["blocks"] is None else ("levels", "labels", "shards", "chunks")
     facts = {name: value for name, value in facts.items() if name not in left_out}
     if as_json:
@@ -67,7 +67,7 @@ def _by(numbers: Sequence[float]) -> str:
 @with_options(*STORAGE)
 @option(
     "-o --output",
-    "The picture to write; its ending says the format, for example .png.",
+    "The picture to write; its ending chooses the format, for example .png.",
     required=True,
     type=click.Path(dir_okay=False),
 )
@@ -91,8 +91,8 @@ def preview_command(
     """Draw three orthogonal slices through the middle of the dataset at PATH.
 
     PATH is a Zarr store, a mango netCDF file or a folder of its blocks. The picture has a scale
-    bar; the mask does not count for the contrast; labels are drawn in colours. Only what the
-    slices cross is read, at the coarsest level that is fine enough.
+    bar, the contrast ignores masked voxels, and labels are drawn in colours. Only what the slices
+    cross is read, at the coarsest level that is fine enough.
     """
     if labels and no_labels:
         raise click.UsageError("--labels and --no-labels exclude one another")
@@ -109,13 +109,17 @@ def preview_command(
     "--port", "Port on 127.0.0.1.  [default: a free one]", type=click.IntRange(0, 65535), default=0
 )
 @option("--no-browser", "Only print the address.", is_flag=True)
-@option("--neuroglancer", "Another Neuroglancer than the one of the extra 'view'.", metavar="URL")
+@option(
+    "--neuroglancer",
+    "Address of a Neuroglancer to use instead of the installed one.",
+    metavar="URL",
+)
 def view_command(path: str, port: int, no_browser: bool, neuroglancer: str | None) -> None:
     """Show the store at PATH in Neuroglancer, until Ctrl-C.
 
-    The store, and nothing else, is served read-only on this machine's loopback address, below a
-    secret part of the address. Volume and label images are layers; contrast is set up. Label
-    images of a data type that Neuroglancer does not show are left out, and named.
+    Only the store is served, read-only, on this machine's loopback address; a part of the address
+    is secret. The volume and its label images are layers, and the contrast is set. Label images
+    whose data type Neuroglancer does not show are left out, and named.
     """
     with exit_codes():
         from ctlab_dask_zarr import serve_store
@@ -126,7 +130,7 @@ def view_command(path: str, port: int, no_browser: bool, neuroglancer: str | Non
             neuroglancer=neuroglancer,
             on_left_out=lambda text: say(text, err=True),
         )
-    # The address comes last: who waits for it may press Ctrl-C as soon as it is there.
+    # The address comes last: a user may press Ctrl-C as soon as it is there.
     try:
         with server:
             say(
@@ -146,7 +150,7 @@ def view_command(path: str, port: int, no_browser: bool, neuroglancer: str | Non
 def _open_browser(url: str) -> None:
     import webbrowser
 
-    # Without a screen a text browser would be started, and take this terminal.
+    # Without a screen, a text browser would start and take over this terminal.
     if sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         webbrowser.open(url)
 
@@ -155,7 +159,7 @@ def _open_browser(url: str) -> None:
 @click.argument("path", type=click.Path())
 @with_options(*STORAGE, JSON)
 def check_command(path: str, as_json: bool) -> None:
-    """Tell, for each known reader, what of the store at PATH it will not show.
+    """Say for each known reader what it will not show of the store at PATH.
 
     Only metadata is read; `verify` says whether the store is complete.
     """
@@ -175,7 +179,7 @@ def check_command(path: str, as_json: bool) -> None:
 
 @click.command("config")
 @with_options(JSON)
-@option("--example", "Print the defaults with comments, to begin a file with.", is_flag=True)
+@option("--example", "Print the defaults with comments, as the start of a file.", is_flag=True)
 def config_command(as_json: bool, example: bool) -> None:
     """Show the settings in force, and where each comes from.
 

@@ -37,7 +37,7 @@ Options = dict[str, Callable[[Command], Command]]
 
 
 def option(name: str, help: str, **more: Any) -> Callable[[Command], Command]:
-    """Return an option without a default: what is not given is left to the API."""
+    """Return an option without a default: what is not given, the API decides."""
     if more.get("is_flag") is None:
         more.setdefault("default", None)
     return click.option(*name.split(), help=help, **more)
@@ -45,7 +45,7 @@ def option(name: str, help: str, **more: Any) -> Callable[[Command], Command]:
 
 SOURCE: Options = {
     "datatype": option(
-        "--datatype", "mango data type, where the source does not say it or says it wrong."
+        "--datatype", "mango data type, if the source has none or a wrong one."
     ),
     "dataset_id": option("--dataset-id", "Identifier; by default the source's own."),
     "voxel_size": option(
@@ -92,7 +92,7 @@ WRITE: Options = {
         "multiscales.  [default: dataset]", type=click.Choice(["dataset", "multiscales"]),
     ),
     "levels": option(
-        "--levels", "Levels of detail, the data itself counted; auto: down to a picture.  "
+        "--levels", "Levels of detail including the data itself; auto: down to a picture.  "
         "[default: 1]", type=LEVELS,
     ),
     "downsample": option(
@@ -110,7 +110,7 @@ RESUME: Options = {
         "--restart", "First remove what an interrupted write has left.", is_flag=True
     ),
     "part": option(
-        "--part", "Write only this part, as 3/8, when N jobs share a write; `commit` ends it.",
+        "--part", "Write only this part, as 3/8, when N jobs share a write; `commit` publishes it.",
         type=PART,
     ),
 }  # fmt: skip
@@ -151,7 +151,7 @@ STORAGE = [
         multiple=True, expose_value=False, callback=_storage_options,
     ),
     option(
-        "--follow-links", "Follow links that lead out of a store that is read, as git-annex has "
+        "--follow-links", "Follow links that lead out of a store that is read, as git-annex makes "
         "them.", is_flag=True, expose_value=False, callback=_follow_links,
     ),
 ]  # fmt: skip
@@ -179,7 +179,7 @@ CLUSTER = [
         metavar="FILE.yaml|local|slurm|pbs|mpi",
     ),
     option(
-        "--jobs", "Number of jobs of --cluster; a lost one is replaced.  [default: 1]",
+        "--jobs", "Number of jobs of --cluster; a lost job is replaced.  [default: 1]",
         type=click.IntRange(1),
     ),
     *STORAGE,
@@ -198,7 +198,7 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 
 
 def api_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what was given of the options of a write, as the API takes it."""
+    """Return the options of a write that were given, as arguments of the API."""
     given = {name: value for name, value in options.items() if value is not None}
     if given.get("shards") == "none":
         given["shards"] = None
@@ -208,7 +208,7 @@ def api_arguments(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def workers_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of `CLUSTER` out of `options`, as `cluster_from_config` takes them."""
+    """Take the options of `CLUSTER` out of `options`, as arguments of `cluster_from_config`."""
     names = ("workers", "threads", "memory_limit", "scheduler", "scheduler_file", "cluster", "jobs")
     taken = {name: options.pop(name, None) for name in names}
     given = [f"--{name.replace('_', '-')}" for name in names if taken[name] is not None]
@@ -222,7 +222,7 @@ def workers_of(options: dict[str, Any]) -> dict[str, Any]:
     if taken["cluster"] is not None and others:
         raise click.UsageError(f"--cluster says what its workers are: leave {others[0]} out")
     if taken["cluster"] is None and taken["jobs"] is not None:
-        raise click.UsageError("--jobs are those of a --cluster: say which")
+        raise click.UsageError("--jobs needs --cluster: say which one")
     file = taken["scheduler_file"] and os.path.abspath(taken["scheduler_file"])
     return {
         "config": taken["cluster"] or taken["scheduler"] or file,
@@ -236,10 +236,10 @@ def workers_of(options: dict[str, Any]) -> dict[str, Any]:
 def running(
     options: dict[str, Any], stop: Stop | None = None, *, quiet: bool, report: str | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the arguments client, progress and stop of the API, and turn errors into exit codes.
+    """Yield the API's arguments client, progress and stop, and turn errors into exit codes.
 
     Takes the options of `CLUSTER` out of `options`. The workers start when the client is first
-    asked for, and end with the context. `report` is a file for dask's own report of what they did.
+    needed, and end with the context. `report` is a file for dask's own performance report.
     """
     from ctlab_dask_zarr import Stop
 
@@ -312,7 +312,7 @@ class CommandClient:
 
 
 def make_folder_of(destination: str) -> None:
-    """Make the folder in which a store is to be, and those above it."""
+    """Make the folder that will hold a store, and those above it."""
     if "://" not in destination:
         os.makedirs(os.path.dirname(os.path.abspath(destination)), exist_ok=True)
 
@@ -322,12 +322,12 @@ _RAW = ("shape", "dtype", "byte_order", "offset")
 
 
 def given_source_options(options: dict[str, Any]) -> list[str]:
-    """Return those options of the command line that correct what a source says, as given."""
+    """Return the options that were given to correct what a source says, by their names."""
     return [f"--{name.replace('_', '-')}" for name in SOURCE if options[name] is not None]
 
 
 def open_source(source: str, options: dict[str, Any]) -> Dataset:
-    """Open the source; take the options out that stand in for what it says about itself."""
+    """Open the source; take out the options that correct what it says about itself."""
     from ctlab_dask_zarr import Dataset
 
     size, unit = options.pop("voxel_size") or (None, None)

@@ -1,4 +1,4 @@
-"""What the commands print, and their exit codes; text of stores does nothing to a terminal."""
+"""What the commands print, and their exit codes; text from stores cannot control a terminal."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def ask(question: str) -> None:
 def exit_codes() -> Iterator[None]:
     """Turn expected errors into one message and the exit code of their class.
 
-    Warnings of this package become lines without a place in the code. Anything unexpected keeps
-    its traceback and ends with 1, as Python does.
+    Warnings of this package are printed as plain lines, without file and line. Anything unexpected
+    keeps its traceback and ends with exit code 1, as in Python.
     """
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:

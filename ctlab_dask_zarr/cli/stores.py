@@ -31,21 +31,23 @@ from ctlab_dask_zarr.text import nbytes_text
 @click.command("verify")
 @click.argument("path", type=click.Path())
 @option(
-    "--source", "What it was made from: compare every voxel and the metadata.", type=click.Path()
+    "--source",
+    "What it was made from, to compare every voxel and the metadata.",
+    type=click.Path(),
 )
 @option("--quick", "Only documents, sizes and the index of each shard.", is_flag=True)
 @with_options(*SOURCE.values(), *CLUSTER, QUIET, JSON)
 def verify_command(
     path: str, source: str | None, quick: bool, quiet: bool, as_json: bool, **options: Any
 ) -> None:
-    """Verify the dataset at PATH; exit code 3 where anything is wrong.
+    """Verify the dataset at PATH; exit code 3 if anything is wrong.
 
     Every problem is printed, not only the first. Verify with --source before you delete the
-    original, and give the options again that corrected what it says when you converted it.
+    original, and repeat the options with which you corrected its metadata in the conversion.
     """
     given = given_source_options(options)
     if given and source is None:
-        raise click.UsageError(f"{given[0]} is about the source: say which by --source")
+        raise click.UsageError(f"{given[0]} is about the source: name the source by --source")
     with running(options, quiet=quiet) as how:
         from ctlab_dask_zarr import verify
 
@@ -72,9 +74,9 @@ def verify_command(
 def push_command(source: str, url: str, quiet: bool, as_json: bool) -> None:
     """Copy the committed store SOURCE to the object store at URL.
 
-    Shards come first and the root document last, so that nothing is readable there before all of it
-    is. Every object is read back and compared with the checksums of the commit. Given again after
-    an interruption, the same command goes on.
+    Shards come first and the root document last, so that the copy is not readable before it is
+    complete. Every object is read back and compared with the checksums of the commit. After an
+    interruption, the same command continues.
     """
     _copy(source, url, quiet, as_json)
 
@@ -86,7 +88,7 @@ def push_command(source: str, url: str, quiet: bool, as_json: bool) -> None:
 def pull_command(url: str, destination: str, mkdir: bool, quiet: bool, as_json: bool) -> None:
     """Copy the committed store at URL to DESTINATION, as `push` does the other way.
 
-    An https:// URL lists nothing; there the store's own documents name its objects.
+    An https:// URL cannot be listed; there the store's own documents name its objects.
     """
     if mkdir:
         with exit_codes():
@@ -132,15 +134,15 @@ def set_voxel_command(
 ) -> None:
     """Give the dataset at PATH the voxel size SIZE, as 2.37um.
 
-    On every level and in the mango block at once, and then in its labels; the change is recorded in
-    the history.
+    It is changed on every level and in the mango block at once, then in the labels. The history
+    records the change.
     """
     sizes, unit = size
     if (len(set(sizes)) > 1) != anisotropic:
         raise click.UsageError(
-            "--anisotropic needs one length an axis that differ, as 3,2.5,2.5um"
+            "--anisotropic needs a length for each axis, and they must differ, as 3,2.5,2.5um"
             if anisotropic
-            else f"{len(sizes)} different lengths: say --anisotropic if that is meant"
+            else f"{len(sizes)} different lengths: add --anisotropic if that is meant"
         )
     _edit(path, dry_run, yes, voxel_size=sizes, voxel_unit=unit)
 
@@ -152,7 +154,7 @@ def set_voxel_command(
 def set_id_command(path: str, dataset_id: str, dry_run: bool, yes: bool) -> None:
     """Give the dataset at PATH the identifier ID.
 
-    mango's own have the form 20260131_154500_tomo.
+    mango's own identifiers look like 20260131_154500_tomo.
     """
     _edit(path, dry_run, yes, dataset_id=dataset_id)
 
@@ -198,12 +200,12 @@ def _edit(path: str, dry_run: bool, yes: bool, **wanted: Any) -> None:
         from ctlab_dask_zarr import edit_metadata, plan_edit
 
         if yes and not dry_run:
-            # Nobody was shown anything that the change has to agree with.
+            # Nothing was shown that the change would have to agree with.
             changes = edit_metadata(path, **wanted)
         else:
             edit = plan_edit(path, **wanted)
             changes = edit.changes
-        for line in changes or ("nothing to change: it is so already",):
+        for line in changes or ("nothing to change: the metadata says so already",):
             say(line)
         if dry_run or not changes:
             return

@@ -49,9 +49,7 @@ _SOURCE_AND_DESTINATION = (
 
 @click.command("convert")
 @with_options(*_SOURCE_AND_DESTINATION, *WRITE.values(), *RESUME.values(), MKDIR, DEADLINE_OPTION)
-@option(
-    "--check-source", "First compare the source with the checksums that it keeps.", is_flag=True
-)
+@option("--check-source", "First compare the source with its own checksums.", is_flag=True)
 @option("--verify verify_after", "Afterwards compare every voxel with the source.", is_flag=True)
 @with_options(*CLUSTER)
 @option(
@@ -75,11 +73,11 @@ def convert_command(
     """Convert SOURCE to the OME-Zarr store DESTINATION.
 
     SOURCE is a mango netCDF file (tomoHiRes.nc), a folder of its blocks (tomoHiRes_nc) or a Zarr
-    store. DESTINATION appears when everything is written, and not before; .zarr is appended where
-    it is missing.
+    store. DESTINATION appears only when everything is written; .zarr is appended where it is
+    missing.
 
-    SIGINT, SIGTERM, SIGUSR1 and the --deadline stop it cleanly: the shards under way are finished,
-    the exit code is 75, and the same command with --resume continues.
+    SIGINT, SIGTERM, SIGUSR1 and --deadline stop it cleanly: the shards under way are finished, the
+    exit code is 75, and the same command with --resume continues.
     """
     part = options["part"]
     if options["resume"] and options["restart"]:
@@ -111,8 +109,8 @@ def convert_command(
     if result.n_resumed or result.n_half_made:
         n_new = result.n_shards - result.n_resumed - result.n_half_made
         resumed = (
-            f", {result.n_resumed} of them were there, {result.n_half_made} were half-made and are "
-            f"made anew, {n_new} are new"
+            f", {result.n_resumed} of them were there, {result.n_half_made} were incomplete and "
+            f"written again, {n_new} are new"
         )
     if part is not None:
         say(
@@ -144,7 +142,7 @@ def _check_source(
 
 
 def _verify(path: str, dataset: Dataset, how: dict[str, Any], command: str) -> None:
-    """Compare what was written with its source; `command` does that another time."""
+    """Compare what was written with its source; `command` is how a user does that later."""
     from ctlab_dask_zarr import verify
 
     try:
@@ -158,16 +156,16 @@ def _verify(path: str, dataset: Dataset, how: dict[str, Any], command: str) -> N
         say(str(problem), err=True)
     if problems:
         raise VerificationError(
-            f"verification of {path} found {problems.count_text}. It stays in its place, and is "
-            "not to be trusted: where the source is damaged, copy that again; then convert anew "
-            "with --overwrite"
+            f"verification of {path} found {problems.count_text}. It stays in its place, but do "
+            "not trust it: if the source is damaged, copy it again; then convert again with "
+            "--overwrite"
         )
 
 
 @click.command("plan")
 @with_options(*_SOURCE_AND_DESTINATION, *WRITE.values(), *CLUSTER, JSON)
 def plan_command(source: str, destination: str, as_json: bool, **options: Any) -> None:
-    """Show what converting SOURCE to DESTINATION would do; nothing is done."""
+    """Show what converting SOURCE to DESTINATION would do, without doing it."""
     workers = workers_of(options)
     with exit_codes():
         from ctlab_dask_zarr import cluster_resources, plan
@@ -193,10 +191,10 @@ def commit_command(
 ) -> None:
     """Publish DESTINATION when all parts of `convert --part` are there.
 
-    Exit code 5 if parts are missing; they are named. The levels after the first are made now, from
-    what the parts have left for them. SIGINT, SIGTERM, SIGUSR1 and the --deadline stop this cleanly
-    with exit code 75, and the same command continues. A commit that died between its two renames
-    is repaired.
+    If parts are missing, they are named, with exit code 5. The levels after the first are made now,
+    from what the parts have left for them. SIGINT, SIGTERM, SIGUSR1 and --deadline stop this
+    cleanly with exit code 75, and the same command continues. A commit that was killed between its
+    two renames is repaired.
     """
     with running(options, stop, quiet=quiet) as how:
         from ctlab_dask_zarr import commit
@@ -214,7 +212,7 @@ def commit_command(
 def status_command(destination: str, as_json: bool) -> None:
     """Say how far the write of DESTINATION is.
 
-    The answer comes from its staging folder, on any machine that sees it; the jobs are not asked.
+    The answer is read from the staging folder, on any machine that sees it; the jobs are not asked.
     Exit code 5 if no write is under way and no dataset is there.
     """
     with exit_codes():
@@ -256,11 +254,11 @@ def _status_lines(status: WriteStatus) -> Iterator[str]:
 def abort_command(destination: str) -> None:
     """Remove what an interrupted write to DESTINATION has left; a committed dataset stays.
 
-    A write is a conversion, the levels of a `pyramid`, a `push` or a `pull`; be sure that none is
-    under way.
+    A write is a conversion, the levels of a `pyramid`, a `push` or a `pull`. Make sure that none is
+    running.
 
-    On S3, uploads that were cut off, which cost as much as objects do and are not listed, are ended
-    too, where botocore is installed.
+    On S3, uploads that were cut off cost as much as objects and are not listed; they are ended too,
+    if botocore is installed.
     """
     with exit_codes():
         from ctlab_dask_zarr import abort
@@ -272,7 +270,7 @@ def abort_command(destination: str) -> None:
         say(f"{result.n_uploads} unfinished uploads ended")
     if result.uploads_problem is not None:
         say(
-            f"unfinished uploads could not be looked for ({result.uploads_problem}); a lifecycle "
+            f"unfinished uploads could not be searched for ({result.uploads_problem}); a lifecycle "
             "rule of the bucket (AbortIncompleteMultipartUpload) ends them",
             err=True,
         )

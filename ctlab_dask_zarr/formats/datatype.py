@@ -33,7 +33,7 @@ class DataType(StrEnum):
 
     @classmethod
     def from_basename(cls, basename: str) -> DataType:
-        """Return the data type of this name; `ValueError` where there is none."""
+        """Return the data type with this name; `ValueError` if there is none."""
         try:
             return cls(basename)
         except ValueError:
@@ -43,14 +43,14 @@ class DataType(StrEnum):
 
     @classmethod
     def infer_from_path(cls, path: str | os.PathLike[str]) -> DataType:
-        """Return the data type that a file's name begins with, after an optional ``cntr_``.
+        """Return the data type with which a file's name begins, after an optional ``cntr_``.
 
-        The longest name counts: ``tomo_float_x.nc`` is no ``tomo``.
+        The longest name counts: ``tomo_float_x.nc`` is ``tomo_float`` and not ``tomo``.
 
         Raises
         ------
         ValueError
-            The name begins with none of them.
+            The name does not begin with a data type.
         """
         name = os.path.basename(os.path.normpath(os.fspath(path))).removeprefix("cntr_")
         matches = [datatype for datatype in cls if name.startswith(datatype.value)]
@@ -74,12 +74,12 @@ class DataType(StrEnum):
 
     @property
     def is_discrete(self) -> bool:
-        """Whether values name classes, so that their mean has no meaning."""
+        """Whether values name classes, so that a mean of them means nothing."""
         return _PROPERTIES[self.value].is_discrete
 
     @property
     def mask_value(self) -> np.generic | None:
-        """The value, of `dtype`, of voxels outside the sample; None where the type has none."""
+        """The value, of `dtype`, of voxels outside the sample; None if the type has none."""
         mask = _PROPERTIES[self.value].mask
         return None if mask is None else cast(np.generic, self.dtype.type(mask))
 

@@ -1,4 +1,4 @@
-"""Changes of a root document, whoever wrote it; everything else that it says is kept."""
+"""Changes of a root document of any program; the rest of the document is kept."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def edit_attributes(
     dataset_id: str | None,
     history: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the attributes of a root document with what is given changed.
+    """Return the attributes of a root document, changed as the arguments say.
 
-    `found` are voxel size, unit and dimension names that were read from them, and `found_id` the
-    identifier. `size` (with its unit) and `dataset_id` are the new ones, None to leave them, and
-    `history` are entries to add.
+    `found` are the voxel size, unit and dimension names that were read from them, and `found_id` is
+    the identifier. `size` (with its unit) and `dataset_id` are the new ones, or None to keep the
+    old; the entries of `history` are added.
     """
     changed = dict(attributes)
     found_size, found_unit, names = found
@@ -34,8 +34,8 @@ def edit_attributes(
         changed["ome"] = _rescaled(changed["ome"], found_size, *size)
     if "ome" in changed and dataset_id is not None and found_id is not None:
         changed["ome"] = _renamed(changed["ome"], found_id, dataset_id)
-    # A dataset without data type has its block in this package's receipt. So has a store of another
-    # writer, once it is changed.
+    # A dataset without data type has its block in this package's receipt. So does a store of
+    # another writer after a change.
     is_mango = "mango" in changed
     home = changed if is_mango else dict(changed.get(RECEIPT_ATTRIBUTE) or {"levels": []})
     key = "mango" if is_mango else "dataset"
@@ -93,7 +93,7 @@ def _rescaled(
     outer = multiscale.get("coordinateTransformations") or []
     if outer:
         multiscale["coordinateTransformations"] = [rescaled(transform) for transform in outer]
-    # Where there is an outer scale, those of the levels are relative to it.
+    # With an outer scale, the scales of the levels are relative to it.
     if not any(transform["type"] == "scale" for transform in outer):
         key = "coordinateTransformations"
         multiscale["datasets"] = [
@@ -108,7 +108,7 @@ def _rescaled(
 
 
 def _renamed(ome: Mapping[str, Any], before: str, after: str) -> dict[str, Any]:
-    """Return the ``ome`` attribute with another name where its name is `before`."""
+    """Return the ``ome`` attribute with another name if its name is `before`."""
     changed = copy.deepcopy(dict(ome))
     for multiscale in changed["multiscales"]:
         if multiscale.get("name") == before:

@@ -1,4 +1,4 @@
-"""The text in which mango says how a volume was made, and the history that it becomes.
+"""The text in which mango records how a volume was made, parsed into a history.
 
 The text of a run's parameters looks like this::
 
@@ -15,7 +15,7 @@ The text of a run's parameters looks like this::
         EndSection
     EndSection
 
-Histories come from programs of many years: no text is an error, and nothing of a text is lost.
+Histories come from many years of programs: any text is accepted, and none of it is lost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ History = dict[str, HistoryValue]
 #: The key for lines that do not belong to the structure, such as a stray ``EndSection``.
 LEFT_OVER_KEY = "_log_text"
 
-#: Sections nested deeper stay text. mango's go to about ten; JSON readers have limits.
+#: Sections nested deeper stay text. mango nests about ten levels; JSON readers have limits.
 MAX_SECTION_DEPTH = 32
 
 _MULTI_START = "__start_multi_string__"
@@ -51,17 +51,17 @@ _Section = dict[str | None, list[Any]]
 
 
 def unused_key(key: str, taken: Container[str]) -> str:
-    """Return a key, numbered where it is taken: two entries may come in the same second."""
+    """Return a key, with a number if it is taken: two entries may come in the same second."""
     return next(k for k in chain([key], (f"{key}_{n}" for n in count(2))) if k not in taken)
 
 
 def parse_mango_history(text: str) -> dict[str, HistoryValue]:
-    """Return the parameters that a text of mango's holds, sections as nested dicts.
+    """Return the parameters in a text of mango's, with sections as nested dicts.
 
-    Values stay text, except for ``True``, ``False``, and angle brackets: one value in them loses
-    them, several become a list, of numbers where they are numbers. A key or a section that occurs
-    again in its section makes a list of all its values. A text without sections with lines like
-    ``key: value`` is read as a log.
+    Values stay text, except ``True``, ``False`` and values in angle brackets: a single value loses
+    its brackets, several become a list, of numbers if they are numbers. A key or a section that
+    occurs more than once in its section becomes a list of all its values. A text without sections
+    whose lines look like ``key: value`` is read as a log.
     """
     lines = text.strip("\0").split("\n")
     section = _parse_log(lines) if _is_log(lines) else _parse_sections(iter(lines))
@@ -71,12 +71,12 @@ def parse_mango_history(text: str) -> dict[str, HistoryValue]:
 def history_from_attributes(
     attributes: Mapping[str, str], *, parse_history: bool = True
 ) -> History:
-    """Return the history that the attributes of a netCDF file hold, in the order of the file.
+    """Return the history in the attributes of a netCDF file, in the order of the file.
 
-    The pair ``history_<id>`` (parameters) and ``history_<id>_output`` (log), of which one may be
-    missing or empty, becomes ``{<id>: {"parameters": {...}, "output": str}}``. The log stays text,
-    and so do the parameters without `parse_history`. A bare ``history``, which general netCDF tools
-    write, becomes the output of an entry ``history``.
+    The pair ``history_<id>`` (parameters) and ``history_<id>_output`` (log) becomes ``{<id>:
+    {"parameters": {...}, "output": str}}``; one of the two may be missing or empty. The log stays
+    text; the parameters do too without `parse_history`. A bare ``history``, which general netCDF
+    tools write, becomes the output of an entry ``history``.
     """
     history: History = {}
     for key, text in attributes.items():
@@ -176,7 +176,7 @@ def _split_line(line: str) -> tuple[str, str]:
 
 
 def _multi_line_value(first: str, lines: Iterator[str]) -> tuple[str, str]:
-    """Return the text from `first` to the end marker or the last line, and what follows it."""
+    """Return the text from `first` to the end marker or the last line, and what follows."""
     collected = []
     line: str | None = first
     tail = ""

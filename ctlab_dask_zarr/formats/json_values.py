@@ -1,4 +1,4 @@
-"""Metadata as JSON: parsed, made plain, or refused with the place where it stands."""
+"""Metadata as JSON: parsed, made plain, or refused with its place in the message."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MAX_DEPTH = 64
 
 
 def parse_json_object(text: str | bytes, where: str, advice: str = "") -> dict[str, Any]:
-    """Return the JSON object that a text is.
+    """Parse a text that has to be a JSON object.
 
-    Where it is none, the message of the `MetadataError` begins with `where` and ends with `advice`.
+    If it is not one, the message of the `MetadataError` begins with `where` and ends with `advice`.
     """
     try:
         document = json.loads(text)
@@ -30,7 +30,7 @@ def parse_json_object(text: str | bytes, where: str, advice: str = "") -> dict[s
 
 
 def json_object_or_empty(text: str | bytes) -> dict[str, Any]:
-    """Return the JSON object that a text is; empty where it is none."""
+    """Parse a JSON object; return an empty one if the text is not an object."""
     try:
         return parse_json_object(text, "")
     except MetadataError:
@@ -38,16 +38,16 @@ def json_object_or_empty(text: str | bytes) -> dict[str, Any]:
 
 
 def are_numbers(values: Any, n: int) -> bool:
-    """Whether values from JSON are `n` numbers, finite and in the range of a float."""
+    """Whether values from JSON are `n` finite numbers in the range of a float."""
     return len(values) == n and all(
         isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 2**1023 for v in values
     )
 
 
 def plain_json(value: Any, where: str, *, depth: int = 0) -> Any:
-    """Return a copy of `value` as strict JSON can hold it, NumPy scalars and arrays too.
+    """Return a copy of `value` as strict JSON can store it; NumPy scalars and arrays are converted.
 
-    For anything that JSON cannot hold, the message of the `MetadataError` names the place, such as
+    If JSON cannot hold something, the message of the `MetadataError` names its place, such as
     ``history['20250101_000000_tomo']['sigma']``.
     """
     if depth > _MAX_DEPTH:

@@ -15,12 +15,12 @@ class Level:
     Attributes
     ----------
     path
-        The array below the root of the store; '' where the root is the array.
+        Path of the array below the root of the store; '' if the root is the array.
     shape
-        Number of voxels along each axis; () where only the image's metadata was read.
+        Number of voxels along each axis; () if only the image's metadata was read.
     factors
-        Voxels of the next finer level along one of this one, for each axis; 1 for the finest. For
-        stores of other writers the nearest whole numbers.
+        How many voxels of the next finer level one voxel spans along each axis; 1 for the finest.
+        For stores of other writers, the nearest whole numbers.
     voxel_size, origin
         Edge lengths of a voxel, and position of the first voxel's centre, in the unit of the
         image's voxel size.

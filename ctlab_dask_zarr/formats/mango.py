@@ -1,4 +1,4 @@
-"""The mango attribute block: what CTLab programs know about a volume, beside its voxels.
+"""The mango attribute block: the metadata of a volume that CTLab programs read and write.
 
 The block holds its voxel size as ``voxel_size_xyz``, whatever the order of the array's axes;
 everywhere else in this package a voxel size is in the order of the dimension names. `to_xyz` and
@@ -19,7 +19,7 @@ from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, commo
 
 _MAJOR, _MINOR = 1, 0
 
-#: Fields that are carried through from the source, and their values where it has none.
+#: Fields that are carried over from the source, and their values if it has none.
 CARRIED_DEFAULTS: dict[str, Any] = {
     "coord_transform": "",
     "intensity_f2i_offset_scale": [0.0, 1.0],
@@ -27,7 +27,7 @@ CARRIED_DEFAULTS: dict[str, Any] = {
     "coordinate_origin_xyz": [0, 0, 0],
 }
 
-#: Fields that come from the dataset itself, so that no extra attribute may replace them.
+#: Fields that come from the dataset itself; extra attributes may not replace them.
 RESERVED_KEYS = frozenset(
     {
         *("metadata_version_major", "metadata_version_minor", "basename", "dataset_id"),
@@ -38,7 +38,7 @@ RESERVED_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class MangoBlock:
-    """A mango block as read; None for what it does not say.
+    """A mango block as read; fields that it lacks are None.
 
     `voxel_size` is in the order of the array's dimension names, in `voxel_unit`. `extra_attrs` are
     all other fields.
@@ -62,7 +62,7 @@ def build_mango_block(
     dimension_names: Sequence[str],
     extra_attrs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the block as it is written, plain JSON, or raise `MetadataError`."""
+    """Return the block to write, as plain JSON, or raise `MetadataError`."""
     block: dict[str, Any] = {
         "metadata_version_major": _MAJOR,
         "metadata_version_minor": _MINOR,
@@ -94,7 +94,7 @@ def build_mango_block(
 def parse_mango_block(
     block: Any, dimension_names: Sequence[str], given: Given = NOTHING_GIVEN
 ) -> MangoBlock:
-    """Read a block of a store; what is `given` from elsewhere is not read, for it may be wrong."""
+    """Read the block of a store, except what is `given`, which may be wrong in the block."""
     if not isinstance(block, Mapping):
         raise MetadataError(f"the mango attribute is a {type(block).__name__}, not an object")
     major = block.get("metadata_version_major", _MAJOR)

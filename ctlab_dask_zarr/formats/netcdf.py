@@ -19,8 +19,8 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.mango import RESERVED_KEYS
 from ctlab_dask_zarr.formats.units import VoxelUnit
 
-#: Attributes of the files, not of the volume: they are not carried through. The parameters of the
-#: histogram are among them, because the histogram itself, an array, is not carried either.
+#: Attributes of the files and not of the volume, which are not carried over. They include the
+#: parameters of the histogram, because the histogram itself, an array, is not carried over either.
 _BOOKKEEPING_KEYS = frozenset(
     {
         *("zdim_total", "zdim_range", "number_of_files", "total_grid_size_xyz", "_NCProperties"),
@@ -34,10 +34,10 @@ _MAX_BLOCKS = 100_000
 
 @dataclass(frozen=True)
 class BlockHeader:
-    """What one file says about itself and about the volume; None where it says nothing."""
+    """What one file says about itself and about the volume; None for what it does not say."""
 
     name: str
-    #: mango names it after the data type.
+    #: mango names the variable after the data type.
     variable: str
     #: As the file declares it: ``int16`` where the voxels are ``uint16``; with byte order.
     stored_dtype: np.dtype[Any]
@@ -84,7 +84,7 @@ def block_number(name: str) -> int | None:
 def plain_attribute(value: Any) -> Any:
     """Return an attribute's value as text, a number, or a list of them.
 
-    NetCDF does not tell a number from an array of one, so an array of one becomes a number.
+    NetCDF does not distinguish a number from an array of one, so an array of one becomes a number.
     Text is UTF-8, else Latin-1; NULs at its end are dropped.
     """
     if isinstance(value, bytes | np.bytes_):
@@ -137,7 +137,7 @@ def parse_block_header(
 ) -> BlockHeader:
     """Return the header of a file from its attributes, as `plain_attribute` gives them.
 
-    Raises `MetadataError` for an attribute with an impossible value, and for a block of several
+    Raises `MetadataError` for an attribute with an impossible value, and for one block of several
     that does not say which slices it holds.
     """
     z_range = _integers(attributes, "zdim_range", 2)
@@ -192,9 +192,9 @@ def _integers(attributes: Mapping[str, Any], key: str, n: int) -> tuple[int, ...
 
 
 def carried_attributes(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the attributes to carry through, and the names of those that JSON cannot hold.
+    """Return the attributes to carry over, and the names of those that JSON cannot hold.
 
-    History, bookkeeping of the files, and what a dataset has a field for are left out. An empty
+    Left out are the history, bookkeeping of the files, and what a dataset has fields for. An empty
     ``coord_transform``, a newline in netCDF, becomes ``""`` as in mango's Zarr.
     """
     carried: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from typing import Any
 from ctlab_dask_zarr.formats.netcdf import BlockHeader, block_number
 from ctlab_dask_zarr.formats.problems import Problem
 
-#: What has to be the same in every block: field, kind of the problem, name in the message.
+#: What must be the same in every block: field, kind of the problem, name in the message.
 _COMMON_FIELDS = (
     ("variable", "dataset", "variable"),
     ("dataset_id", "dataset", "dataset_id"),
@@ -33,10 +33,10 @@ Headers = Sequence[BlockHeader]
 def validate_blocks(
     headers: Headers, failed: Mapping[str, tuple[str, str]] | None = None
 ) -> list[Problem]:
-    """Return what keeps files from being one whole volume, sorted by file.
+    """Return why files are not one whole volume, sorted by file.
 
-    `failed` has the kind of the problem and the reason, by name, of the files that could not be
-    opened; they do not count as missing.
+    `failed` has, for each file that could not be opened, the kind of the problem and the reason;
+    these files do not count as missing.
     """
     failed = failed or {}
     ordered = sorted(headers, key=lambda header: (header.z_start, header.number or 0))
@@ -44,7 +44,7 @@ def validate_blocks(
     present = {header.number for header in headers}
     unreadable = {n for n in map(block_number, failed) if n is not None} - present
     missing = set(range(n_files)) - present - unreadable
-    # A block that cannot be read leaves a hole of its own.
+    # A block that cannot be read leaves a gap of its own.
     ranges = _expected_z_ranges(headers, missing | unreadable)
     problems = [
         _problem(
@@ -71,10 +71,10 @@ def _problem(name: str, kind: str, text: str) -> Problem:
 def _expected_z_ranges(
     headers: Headers, absent: Collection[int]
 ) -> dict[int | None, tuple[int, int]]:
-    """Return first and last slice of the blocks with these numbers, as far as they are known.
+    """Return the first and last slice of each of the blocks with these numbers, if known.
 
-    The blocks on both sides of a hole tell its extent. Several blocks in one hole share it in steps
-    of the usual size, where these fill it.
+    The blocks on both sides of a gap tell its extent. Several blocks in one gap share it in steps
+    of the usual size, if these fill it.
     """
     by_number = {header.number: header for header in headers}
     total = _most_common(header.zdim_total for header in headers)

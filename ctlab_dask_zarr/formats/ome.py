@@ -27,7 +27,7 @@ _DESCRIPTIONS = {
 }
 _MASK_RULE = "a voxel is masked where at least half of those it is made of are"
 
-#: The type of an axis with this name that has no type; all others are of space.
+#: The type of an axis with this name if it has none; all other axes are spatial.
 _KINDS = {"t": "time", "c": "channel"}
 
 ScalePlacement = Literal["dataset", "multiscales"]
@@ -43,9 +43,9 @@ class OMEZarrVersion(Enum):
 class OMEImage:
     """What the ``ome`` attribute of a group says about one multiscale image.
 
-    `axes`, `voxel_unit` and `levels` are of space alone, `array_axes` are all axes of the arrays.
-    Levels have no shape, which only their arrays say. `unknown_units` are units of axes, as
-    messages show them, that are not known here: lengths along them are taken for voxels.
+    `axes`, `voxel_unit` and `levels` cover the spatial axes only; `array_axes` are all axes of the
+    arrays. Levels have no shape here, which only their arrays say. `unknown_units` are the units of
+    axes, as messages show them, that are not known here: lengths along them are taken as voxels.
     """
 
     name: str
@@ -68,10 +68,10 @@ def build_ome_attributes(
 ) -> dict[str, Any]:
     """Return the ``ome`` attribute of an image group.
 
-    With `scale_placement` ``'dataset'`` every level has its physical scale, which is what
-    ome-zarr-py, napari-ome-zarr and ngff-zarr read. With ``'multiscales'`` the scale of the finest
-    level stands on the multiscales entry and each level has its factor only, as in mango's own
-    files; Drishti expects that. `downsample` says how levels were made, where there are several.
+    With `scale_placement` ``'dataset'`` every level has its physical scale, which ome-zarr-py,
+    napari-ome-zarr and ngff-zarr read. With ``'multiscales'`` the multiscales entry has the scale
+    of the finest level, and each level has only its factor, as in mango's own files; Drishti
+    expects that. `downsample` is how levels were made, if there are several.
     """
     unit = {} if voxel_unit == VoxelUnit.VOXEL else {"unit": voxel_unit.to_full_name()}
     base = levels[0].voxel_size if scale_placement == "multiscales" else (1.0,) * len(axes)
@@ -121,7 +121,7 @@ def add_ome_levels(
 ) -> dict[str, Any]:
     """Return the ``ome`` attribute of an image with one level, and with further ones added.
 
-    `added` are the path of each, and its factor to the one before along each axis.
+    `added` has the path of each new level, and its factors to the one before along each axis.
     """
     multiscale, *others = ome["multiscales"]
     (finest,) = multiscale["datasets"]
@@ -129,7 +129,7 @@ def add_ome_levels(
     scale, translation = _parse_transforms(finest["coordinateTransformations"], ndim)
     datasets = [finest]
     for path, factors in added:
-        # The centre of a voxel is in the middle of those that it is made of.
+        # The centre of a voxel is in the middle of the finer voxels that it is made of.
         translation = tuple(
             t + s * (f - 1) / 2 for t, s, f in zip(translation, scale, factors, strict=True)
         )
@@ -142,7 +142,7 @@ def add_ome_levels(
 def build_image_label(
     colors: Mapping[int, Sequence[int]] | None, dtype: np.dtype[Any]
 ) -> dict[str, Any]:
-    """Return the ``image-label`` attribute of labels that lie below their image.
+    """Return the ``image-label`` attribute of labels in their image.
 
     `colors` are red, green, blue and optionally opacity, 0 to 255 each, by label.
     """
@@ -190,16 +190,16 @@ def build_omero(
 
 
 def parse_ome_attributes(ome: Any, given: Given = NOTHING_GIVEN) -> OMEImage:
-    """Read the ``ome`` attribute of an image group, whoever wrote it.
+    """Read the ``ome`` attribute of an image group of any program.
 
-    The transformations of a level and of the multiscales entry are combined. The first of several
-    multiscales is read. Axes of different units get one unit. What is `given` from elsewhere may be
-    wrong here: a scale that is not a length is 1 then, and lengths are taken as they are.
+    The transformations of a level and of the multiscales entry are combined. Of several multiscales
+    the first is read. Axes of different units get one unit. What is `given` may be wrong here: then
+    a scale that is not a length becomes 1, and lengths are taken as they are.
 
     Raises
     ------
     UnsupportedFormatError
-        Another version than 0.5, or an image with other than two or three axes of space.
+        The version is not 0.5, or the image does not have two or three spatial axes.
     MetadataError
         Something that the specification requires is missing or contradicts itself.
     """
@@ -228,14 +228,14 @@ def _parse_multiscale(multiscale: Mapping[str, Any], given: Given) -> OMEImage:
     space = spatial_axes(multiscale)
     if len(space) not in (2, 3):
         raise UnsupportedFormatError(
-            f"the image has the axes {', '.join(axes)}, {len(space)} of them of space; images with "
+            f"the image has the axes {', '.join(axes)}, {len(space)} of them spatial; images with "
             "two or three are read here"
         )
     units = [None if given.unit else multiscale["axes"][number].get("unit") for number in space]
     unit, factors, unknown = common_unit(units)
 
     def parsed(transforms: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-        """Return scale and translation along the axes of space."""
+        """Return scale and translation along the spatial axes."""
         every_scale, every_shift = _parse_transforms(transforms, len(axes))
         scale = [every_scale[n] for n in space]
         if given.size:
@@ -273,7 +273,7 @@ def _parse_multiscale(multiscale: Mapping[str, Any], given: Given) -> OMEImage:
 
 
 def spatial_axes(multiscale: Mapping[str, Any]) -> list[int]:
-    """Return which axes of an image are of space; the type of an axis may be left out."""
+    """Return which axes of an image are spatial; the type of an axis may be left out."""
     kinds = [axis.get("type") or _KINDS.get(axis["name"], "space") for axis in multiscale["axes"]]
     return [number for number, kind in enumerate(kinds) if kind == "space"]
 

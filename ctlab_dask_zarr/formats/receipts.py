@@ -1,4 +1,4 @@
-"""What is kept about a write: a receipt for every stored object, and checksums over all of it.
+"""The record of a write: a receipt for every stored object, and checksums over everything.
 
 zstd frames carry no checksum by default, so a flipped bit can decode to other voxels. Therefore the
 commit keeps the CRC-32C of every byte of a dataset, as a chain that begins in the root document::
@@ -7,8 +7,8 @@ commit keeps the CRC-32C of every byte of a dataset, as a chain that begins in t
     0/zarr.json
     0/receipts.json    size and checksum of every shard of the array, in C order of the grid
 
-``receipts.json`` lies below its array, where Zarr readers look for chunks only; in a group they
-would take it for an unknown node. It has about 20 bytes a shard.
+``receipts.json`` is in the folder of its array, where Zarr readers look only for chunks; in a group
+they would take it for an unknown node. It has about 20 bytes a shard.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Number = int | float
 class ShardReceipt(NamedTuple):
     """Key below the root, size and CRC-32C of a stored object, and the range of its voxels.
 
-    The range leaves out masked voxels and those that are not finite; None where no others are.
+    The range ignores masked voxels and non-finite ones; None if there are no others.
     """
 
     key: str
@@ -68,7 +68,7 @@ class ReceiptTable:
 
 
 def own_receipt(attributes: Any) -> dict[str, Any] | None:
-    """Return what this package says in a root's attributes about its write, if it wrote it."""
+    """Return the record of the write in a root's attributes; None if another program wrote it."""
     receipt = attributes.get(RECEIPT_ATTRIBUTE) if isinstance(attributes, dict) else None
     return receipt if isinstance(receipt, dict) else None
 
@@ -76,7 +76,7 @@ def own_receipt(attributes: Any) -> dict[str, Any] | None:
 def stored_facts(
     is_discrete: bool | None, origin: Sequence[float], voxel_size: Sequence[float]
 ) -> dict[str, Any]:
-    """Return the fields of a receipt for what has no other place in a store."""
+    """Return the fields of a receipt for facts that have no other place in a store."""
     facts: dict[str, Any] = {} if is_discrete is None else {_IS_DISCRETE: is_discrete}
     if any(origin):
         facts[_ORIGIN] = [o / v for o, v in zip(origin, voxel_size, strict=True)]
@@ -84,7 +84,7 @@ def stored_facts(
 
 
 def stored_discreteness(receipt: Mapping[str, Any] | None) -> bool | None:
-    """Return whether a receipt says that voxels name classes; None where it does not say."""
+    """Return whether a receipt says that voxels name classes; None if it does not say."""
     said = (receipt or {}).get(_IS_DISCRETE)
     return said if isinstance(said, bool) else None
 
@@ -101,7 +101,7 @@ def stored_origin(
 
 
 def level_entry(attributes: Any, array_path: str) -> dict[str, Any] | None:
-    """Return what this package says in a root's attributes about one array, if it wrote it."""
+    """Return the record of one array in a root's attributes; None if another program wrote it."""
     entries = (own_receipt(attributes) or {}).get("levels")
     listed = entries if isinstance(entries, list) else []
     return next((e for e in listed if isinstance(e, dict) and e.get("path") == array_path), None)
@@ -113,7 +113,7 @@ def object_key(path: str, array: StoredArray, coords: tuple[int, ...]) -> str:
 
 
 def build_receipts(path: str, array: StoredArray, receipts: Mapping[str, ShardReceipt]) -> str:
-    """Return the text of an array's receipts, which have to be one for every object."""
+    """Return the text of an array's receipts; there must be one for every object."""
     keys = [object_key(path, array, c) for c in product(*map(range, array.grid_shape))]
     content = {
         "format": _FORMAT,
@@ -125,7 +125,7 @@ def build_receipts(path: str, array: StoredArray, receipts: Mapping[str, ShardRe
 
 
 def parse_receipts(text: bytes, array: StoredArray) -> ReceiptTable:
-    """Read an array's receipts; `MetadataError` where they are damaged or of another array."""
+    """Read an array's receipts; `MetadataError` if they are damaged or of another array."""
     try:
         content = json.loads(text)
         if content["format"] != _FORMAT or content["grid_shape"] != list(array.grid_shape):
@@ -144,7 +144,7 @@ def receipts_limit(array: StoredArray) -> int:
 
 
 def data_range(receipts: Sequence[ShardReceipt]) -> tuple[Number, Number] | None:
-    """Return the least and the largest voxel; None where all are masked."""
+    """Return the smallest and the largest voxel; None if all are masked."""
     lows = [receipt.minimum for receipt in receipts if receipt.minimum is not None]
     highs = [receipt.maximum for receipt in receipts if receipt.maximum is not None]
     return (min(lows), max(highs)) if lows and highs else None
@@ -153,8 +153,8 @@ def data_range(receipts: Sequence[ShardReceipt]) -> tuple[Number, Number] | None
 def document_checksum(document: Mapping[str, Any]) -> int:
     """Return the CRC-32C of a root document, as canonical JSON without its own checksum.
 
-    Canonical, because another program may rewrite the document with the same content. Copies of
-    other documents that zarr keeps in it (``consolidated_metadata``) do not count.
+    It is canonical because another program may rewrite the document with the same content. Copies
+    of other documents that zarr keeps in it (``consolidated_metadata``) do not count.
     """
     attributes = dict(document.get("attributes") or {})
     receipt = dict(attributes.get(RECEIPT_ATTRIBUTE) or {})

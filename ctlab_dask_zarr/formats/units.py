@@ -115,7 +115,7 @@ class VoxelUnit(StrEnum):
 
 
 class Given(NamedTuple):
-    """What the caller says about the voxel size, so that a file may be wrong about it."""
+    """The voxel size and unit from the caller, about which the file may be wrong."""
 
     size: bool = False
     unit: bool = False
@@ -139,7 +139,7 @@ class CommonUnit(NamedTuple):
 def common_unit(names: Sequence[Any]) -> CommonUnit:
     """Return one unit for axes whose units have these names (None for an axis without unit).
 
-    It is the finest of them, or the next finer `VoxelUnit` where it is not one. A name that is no
+    It is the finest of them, or the next finer `VoxelUnit` if that is not one. A name that is not
     text raises `TypeError`.
 
     Examples
@@ -170,10 +170,10 @@ def common_unit(names: Sequence[Any]) -> CommonUnit:
 
 
 def _full_name(name: Any) -> str | None:
-    """Return the full name of the unit that `name` means; None where it is not known."""
+    """Return the full name of the unit that `name` means; None if it is not known."""
     if not isinstance(name, str):
         return None
-    # NFKC joins the micro sign to the Greek mu and the angstrom sign to the Latin letter.
+    # NFKC turns the micro sign into the Greek mu, and the angstrom sign into the Latin letter.
     text = unicodedata.normalize("NFKC", name.strip("\0 \t\r\n")).casefold()
     full = text.replace("metre", "meter")
     known = (n for n in (full, full.removesuffix("s")) if n in _METRES or n == "voxel")
@@ -201,7 +201,7 @@ def size_text(size: Sequence[float], unit: VoxelUnit) -> str:
 
 
 def lengths_along(ndim: int, voxel_size: Sequence[float] | float) -> tuple[float, ...]:
-    """Return one length for each axis, of one for all of them or one each."""
+    """Return one length for each axis, from one for all axes or one for each."""
     lengths = (voxel_size,) if isinstance(voxel_size, int | float) else tuple(voxel_size)
     return lengths * ndim if len(lengths) == 1 else lengths
 
@@ -237,12 +237,12 @@ def validated_axes(
     )
     if not is_list_of_names:
         raise InvalidArgumentError(
-            f"dimension_names={dimension_names!r} is not one name an axis, as in ('z', 'y', 'x')"
+            f"dimension_names={dimension_names!r}: pass one name for each axis, as ('z', 'y', 'x')"
         )
     names, size = tuple(dimension_names), _floats(voxel_size)
     if size is None:
         raise InvalidArgumentError(
-            f"voxel_size={voxel_size!r} is not one length an axis, as in (2.5, 2.5, 2.5)"
+            f"voxel_size={voxel_size!r} : pass one length for each axis, as (2.5, 2.5, 2.5)"
         )
     if len(names) != ndim or len(set(names)) != ndim:
         raise InvalidArgumentError(
@@ -256,11 +256,11 @@ def validated_axes(
 
 
 def validated_origin(origin: Sequence[float] | None, ndim: int) -> tuple[float, ...]:
-    """Return an origin, zero where none is given, or raise `InvalidArgumentError`."""
+    """Return an origin, by default zero, or raise `InvalidArgumentError`."""
     found = (0.0,) * ndim if origin is None else _floats(origin)
     if found is None or len(found) != ndim or not all(map(math.isfinite, found)):
         raise InvalidArgumentError(
-            f"origin={origin!r} is not one position an axis, as in {(0.0,) * ndim}"
+            f"origin={origin!r} : pass one position for each axis, as {(0.0,) * ndim}"
         )
     return found
 

@@ -1,7 +1,7 @@
 """What a Zarr v3 array document says about the array's stored objects.
 
-zarr itself makes the document. It is read here, and the encoder and the decoder follow what it
-says, so that an array has one description.
+zarr makes the document and this module reads it; the encoder and the decoder follow what it says,
+so that there is only one description of an array.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ctlab_dask_zarr.formats.level import Shape
 
 #: Bytes of one entry of a shard's index: offset and nbytes, each an unsigned 64-bit integer.
 _INDEX_ENTRY_NBYTES = 16
-#: Zarr data types of the direct way, which NumPy calls the same.
+#: Zarr data types that are encoded and decoded here; NumPy has the same names.
 _DIRECT_DTYPES = frozenset(
     [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
     + ["float16", "float32", "float64"]
@@ -34,7 +34,7 @@ _NO_KEY = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 
 def is_key(text: Any) -> bool:
-    """Whether a text names something inside a store, whatever kind of store that is."""
+    """Whether a text can be the name of something in a store, of any kind of store."""
     if not isinstance(text, str) or _NO_KEY.search(text):
         return False
     return not {"", ".", ".."}.intersection(text.split("/"))
@@ -76,7 +76,7 @@ class CodecSpec:
 class StoredArray:
     """One array as it is stored: what its document says.
 
-    `object_shape` is that of a shard, or of a chunk where there is no sharding. `codecs` are those
+    `object_shape` is the shape of a shard, or of a chunk without sharding. `codecs` are the codecs
     after ``bytes``. `is_direct` says whether this package encodes and decodes the objects itself,
     without zarr.
     """
@@ -150,7 +150,7 @@ class StoredArray:
         return self.separator.join(["c", *numbers])
 
     def coords(self, key: str) -> Shape | None:
-        """Return the coordinates for which `key` gives this key; None where there are none."""
+        """Return the coordinates for which `key` gives this key; None if there are none."""
         numbers = _NUMBER.findall(key)
         coords = tuple(map(int, numbers)) if len(numbers) == len(self.shape) else ()
         return coords if len(coords) == len(self.shape) and self.key(coords) == key else None
@@ -255,7 +255,7 @@ def _direct_chain(codecs: list[dict[str, Any]]) -> tuple[CodecSpec, ...] | None:
 
 
 def _parse_dtype(name: Any, fill_value: Any) -> tuple[np.dtype[Any] | None, bytes]:
-    """Return the dtype, None where the direct way does not know it, and one element of fill."""
+    """Return the dtype (None if only zarr knows it) and one element of fill."""
     if not isinstance(name, str) or name not in _DIRECT_DTYPES:
         return None, b""
     dtype = np.dtype(name).newbyteorder("<")
@@ -270,7 +270,7 @@ def _parse_dtype(name: Any, fill_value: Any) -> tuple[np.dtype[Any] | None, byte
         # NumPy would let a value that does not fit wrap around.
         limits = np.iinfo(dtype)
         if value != int(value) or not limits.min <= value <= limits.max:
-            raise MetadataError(f"fill value {fill_value!r} is no {dtype.name}")
+            raise MetadataError(f"fill value {fill_value!r} is not a {dtype.name}")
         value = int(value)
     return dtype, np.array(value).astype(dtype).tobytes()
 

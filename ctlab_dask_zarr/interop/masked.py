@@ -1,4 +1,4 @@
-"""Filters that leave the mask out, and put it back."""
+"""Filters that ignore masked voxels and keep them masked."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 MaskedMethod = Literal["linear", "pointwise", "nan"]
 
-#: Below this share of the kernel's weight there is nothing to make a value of.
+#: With a smaller share of the kernel's weight on valid voxels, there is no value to compute.
 _LEAST_WEIGHT = 1e-6
-#: How far below zero, or above one, a smoothing filter's share may be by rounding. scipy's
-#: gaussian_laplace, whose weights should add up to zero, makes 0.0003 of ones.
+#: How far rounding may move a smoothing filter's share below zero or above one. scipy's
+#: gaussian_laplace, whose weights should add up to zero, turns ones into 0.0003.
 _WEIGHT_TOLERANCE = 1e-3
 
 Filter = Callable[..., Any]
@@ -45,7 +45,7 @@ def map_masked(
 
     if method not in get_args(MaskedMethod):
         raise InvalidArgumentError(
-            f"method={method!r} is none of {', '.join(map(repr, get_args(MaskedMethod)))}"
+            f"method={method!r} is not one of {', '.join(map(repr, get_args(MaskedMethod)))}"
         )
     if not callable(func):
         raise InvalidArgumentError(f"func={func!r} cannot be called")
@@ -64,9 +64,9 @@ def map_masked(
     data = da.map_overlap(
         partial(_filtered, func, method, (mask_value, new_mask), target, kwargs),
         volume.data,
-        # dask refuses more than there is.
+        # dask refuses a depth larger than the volume.
         depth=tuple(map(min, depths, volume.shape)),
-        # No padding: at the faces of the volume the filter does what it does without blocks.
+        # No padding: at the faces of the volume the filter behaves as it does without blocks.
         boundary="none",
         dtype=target,
         meta=np.empty((0,) * volume.data.ndim, target),
@@ -98,9 +98,9 @@ def _validated_depth(
         if method != "pointwise" and max(numblocks) > 1:
             raise InvalidArgumentError(
                 f"the data are {' x '.join(map(str, numblocks))} blocks, and depth is not given: "
-                "say how many voxels the function looks to each side, else blocks have seams; for "
-                "a Gaussian int(4 * sigma + 0.5), for a window of n voxels n // 2, for a function "
-                "of one voxel method='pointwise'"
+                "pass how many voxels the function looks to each side, or there will be seams "
+                "between blocks: int(4 * sigma + 0.5) for a Gaussian, n // 2 for a window of n "
+                "voxels; for a function of single voxels pass method='pointwise'"
             )
         return (0,) * len(numblocks)
     try:
@@ -110,7 +110,7 @@ def _validated_depth(
         depths = ()
     if len(depths) != len(numblocks) or min(depths) < 0 or isinstance(depth, bool):
         raise InvalidArgumentError(
-            f"depth={depth!r} is not one whole number of voxels, nor one for each of "
+            f"depth={depth!r}: pass a whole number of voxels, or one for each of the "
             f"{len(numblocks)} axes"
         )
     if method == "pointwise" and any(depths):
@@ -163,8 +163,8 @@ def _filtered(
     is_number = ~np.isnan(values)
     if new_mask is None and target.kind != "f" and not is_number.all():
         raise InvalidArgumentError(
-            f"{_function_name(func)} made NaN, for which {target} without a mask value has no "
-            "number: give a datatype that has one, as datatype='tomo_float'"
+            f"{_function_name(func)} returned NaN, which {target} without a mask value cannot "
+            "store: pass a datatype that can, as datatype='tomo_float'"
         )
     valid[valid] = is_number
     result[valid] = _as_voxels(values[is_number], target, new_mask)
@@ -174,9 +174,9 @@ def _filtered(
 def _smoothing_weights(
     func: Filter, kwargs: Mapping[str, Any], valid: npt.NDArray[np.bool_], work: type
 ) -> npt.NDArray[Any]:
-    """Return, for every voxel, the share of the filter's weight that lies on valid voxels.
+    """Return for every voxel the share of the filter's weight that lies on valid voxels.
 
-    Raises `InvalidArgumentError` if it is not a share, because the filter does not smooth.
+    Raises `InvalidArgumentError` if the filter does not smooth, as then this is not a share.
     """
     weights = _checked(func(valid.astype(work), **kwargs), valid.shape)
     whole = weights
@@ -200,8 +200,8 @@ def _checked(found: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     array = np.asarray(found)
     if array.shape != shape:
         raise InvalidArgumentError(
-            f"the function made {array.shape} of a block of {shape}: map_masked is for functions "
-            "that keep the shape"
+            f"the function returned {array.shape} for a block of {shape}: map_masked is for "
+            "functions that keep the shape"
         )
     return array
 
@@ -230,7 +230,7 @@ def _function_name(func: Filter) -> str:
 
 
 def _arguments(func: Filter, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments by name, as JSON; those that a `functools.partial` holds too."""
+    """Return the arguments by name, as JSON, with those of a `functools.partial`."""
     if isinstance(func, partial):
         kwargs = ({"*": func.args} if func.args else {}) | func.keywords | dict(kwargs)
     return {key: _plain(value) for key, value in kwargs.items()}
@@ -240,5 +240,5 @@ def _plain(value: Any) -> Any:
     try:
         return plain_json(value, "")
     except MetadataError:
-        # The text of a function is an address in memory.
+        # The repr of a function is an address in memory.
         return _function_name(value) if hasattr(value, "__name__") else repr(value)

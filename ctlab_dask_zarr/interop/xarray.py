@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 #: Attributes of the array. Nested ones are JSON text, which netCDF can keep too.
 _DATATYPE, _ID, _HISTORY, _EXTRA = "datatype", "dataset_id", "ctlab_history", "ctlab_attributes"
-#: Only where it differs from what the data type says: 1 or 0, as netCDF has no booleans.
+#: Set only where it differs from what the data type says: 1 or 0, as netCDF has no booleans.
 _DISCRETE = "is_discrete"
-#: Attribute of a coordinate with one position, which does not tell the edge of a voxel. Longer
-#: ones must not have it: after `coarsen` it would be wrong.
+#: Attribute of a coordinate with one position, from which the edge of a voxel is not known. Longer
+#: coordinates must not have it: after `coarsen` it would be wrong.
 _SPACING = "spacing"
-#: Positions may differ from regular ones by this part of a voxel: float32 ones do.
+#: Positions may be off a regular grid by this part of a voxel, as float32 positions are.
 _TOLERANCE = 1e-2
-#: Names of axes that are none of space.
+#: Names of axes that are not spatial.
 _NOT_OF_SPACE = frozenset({"t", "time", "c", "channel", "channels"})
-#: Field of a dataset that was an array of another program: its name and its attributes.
+#: Field that keeps the name and the attributes of an array of another program.
 _FOREIGN = "xarray"
 #: The name of an array whose data type is not known.
 _NAME = "voxels"
@@ -44,7 +44,7 @@ _NAME = "voxels"
 def to_xarray(dataset: Volume) -> xr.DataArray:
     """Return a dataset as a `xarray.DataArray`; the voxels stay lazy.
 
-    What JSON cannot hold of the history, or of a further attribute, is a `MetadataError`.
+    Raises `MetadataError` for a history or a further attribute that JSON cannot hold.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def volume_from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> V
 
     if not isinstance(array, xr.DataArray):
         raise InvalidArgumentError(
-            f"a {type(array).__name__} is not a DataArray: of a Dataset, choose a variable, as "
+            f"a {type(array).__name__} is not a DataArray: choose a variable of a Dataset, as "
             "ds['tomo']"
         )
     names = tuple(map(str, array.dims))
@@ -107,7 +107,7 @@ def volume_from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> V
     size, unit, origin = _spacing(array, names)
     data = array.data if hasattr(array.data, "dask") else da.from_array(array.data)
     attributes = array.attrs
-    # Another data type than that of the attribute decides.
+    # A data type that differs from the attribute's decides instead of the attributes.
     is_same = datatype in (None, attributes.get(_DATATYPE))
     said = attributes.get(_DISCRETE) if is_same else None
     try:
@@ -130,18 +130,18 @@ def volume_from_xarray(array: xr.DataArray, *, datatype: str | None = None) -> V
 def _refuse_other_axes(array: xr.DataArray, names: Sequence[str]) -> None:
     if array.ndim not in (2, 3):
         raise InvalidArgumentError(
-            f"the array has the axes {names}; volumes have two or three of space: choose one of "
-            "the others, as array.isel(t=0)"
+            f"the array has the axes {names}; volumes have two or three spatial axes: select one "
+            "position on the others, as array.isel(t=0)"
         )
     for name, n in zip(names, array.shape, strict=True):
         if name.lower() in _NOT_OF_SPACE:
             raise InvalidArgumentError(
-                f"the axis {name!r} is none of space: choose one of it, as array.isel({name}=0)"
+                f"the axis {name!r} is not spatial: select one position, as array.isel({name}=0)"
             )
         if n == 0:
             raise InvalidArgumentError(
-                f"the array has nothing along {name!r}: look at what was selected; positions are "
-                "those of the centres of voxels"
+                f"the array is empty along {name!r}: check the selection; coordinates are the "
+                "centres of voxels"
             )
 
 
@@ -153,7 +153,7 @@ def _mapping(array: xr.DataArray, name: str) -> Mapping[str, Any]:
 
 
 def _foreign(array: xr.DataArray) -> dict[str, Any]:
-    """Return the name and the attributes of an array that a dataset has no other place for."""
+    """Return the name and the attributes of an array that have no place of their own."""
     attributes, refused = {}, []
     for key, value in array.attrs.items():
         if key in (_DATATYPE, _ID, _HISTORY, _EXTRA, _DISCRETE):
@@ -172,7 +172,7 @@ def _foreign(array: xr.DataArray) -> dict[str, Any]:
 
 
 def _is_foreign(value: Any) -> bool:
-    """Whether `_foreign` made it: in a store there may be anything under that name."""
+    """Whether `_foreign` made this: a store may have anything under that name."""
     if not isinstance(value, dict) or not value.keys() <= {"name", "attributes"}:
         return False
     return isinstance(value.get("attributes", {}), dict) and isinstance(value.get("name", ""), str)
@@ -181,19 +181,19 @@ def _is_foreign(value: Any) -> bool:
 def _spacing(
     array: xr.DataArray, names: Sequence[str]
 ) -> tuple[tuple[float, ...], VoxelUnit, tuple[float, ...]]:
-    """Return voxel size, unit and origin, as the coordinates tell them."""
+    """Return voxel size, unit and origin, from the coordinates."""
     missing = [name for name in names if name not in array.coords]
     if len(missing) == len(names):
         return (1.0,) * len(names), VoxelUnit.VOXEL, (0.0,) * len(names)
     if missing:
-        raise InvalidArgumentError(f"the axis {missing[0]!r} has no coordinates, and others have")
+        raise InvalidArgumentError(f"the axis {missing[0]!r} has no coordinates, but others have")
     sizes = [_spacing_along(array.coords[name], name) for name in names]
     units = [_unit(array.coords[name], name) for name in names]
     first = units[0]
     try:
         factors = [1.0 if unit == first else unit.conversion_factor(first) for unit in units]
     except ValueError as error:
-        raise InvalidArgumentError(f"the units of the axes do not go together: {error}") from error
+        raise InvalidArgumentError(f"the units of the axes cannot be combined: {error}") from error
     starts = (float(array.coords[name].values[0]) for name in names)
     return (
         tuple(size * factor for size, factor in zip(sizes, factors, strict=True)),
@@ -214,15 +214,15 @@ def _spacing_along(coordinate: xr.DataArray, name: str) -> float:
     step = float((positions[-1] - positions[0]) / (len(positions) - 1))
     if not step > 0:
         raise InvalidArgumentError(
-            f"the coordinates along {name!r} do not increase: turn the axis round, as "
+            f"the coordinates along {name!r} do not increase: reverse the axis, as "
             f"array.isel({name}=slice(None, None, -1))"
         )
     regular = np.linspace(positions[0], positions[-1], len(positions))
     off = float(np.abs(positions - regular).max() / step)
     if not off <= _TOLERANCE:
         raise InvalidArgumentError(
-            f"the coordinates along {name!r} are not regular: one is {off:.2g} voxels from where "
-            f"steps of {step:.6g} put it; voxels are all of one size, so interpolate first"
+            f"the coordinates along {name!r} are not regular: one is {off:.2g} voxels off a grid "
+            f"with steps of {step:.6g}; all voxels have one size, so interpolate first"
         )
     return step
 
@@ -231,7 +231,7 @@ def _one_length(coordinate: xr.DataArray, name: str) -> float:
     attribute = f"array.{name}.attrs['{_SPACING}']"
     if _SPACING not in coordinate.attrs:
         raise InvalidArgumentError(
-            f"the axis {name!r} has one voxel, and one coordinate does not tell its size: set "
+            f"the axis {name!r} has one voxel, whose size one coordinate cannot tell: set "
             f"{attribute}"
         )
     value = coordinate.attrs[_SPACING]
@@ -262,7 +262,7 @@ def _unit(coordinate: xr.DataArray, name: str) -> VoxelUnit:
 class CTLabAccessor:
     """What this package does with an array: ``array.ctlab``."""
 
-    #: What `to_dataset` gives back: `Dataset`, which stands above this module, puts itself here.
+    #: What `to_dataset` returns. `Dataset`, which imports this module, puts itself here.
     dataset_class: ClassVar[Any] = None
 
     def __init__(self, array: xr.DataArray) -> None:
@@ -270,7 +270,7 @@ class CTLabAccessor:
 
     @property
     def mask_value(self) -> Any:
-        """The value of masked voxels, by the attribute ``datatype``; None where it has none."""
+        """The value of masked voxels, from the attribute ``datatype``; None if it has none."""
         datatype = self._array.attrs.get(_DATATYPE)
         try:
             return None if datatype is None else DataType.from_basename(str(datatype)).mask_value
@@ -279,7 +279,7 @@ class CTLabAccessor:
 
     @property
     def mask(self) -> xr.DataArray:
-        """Which voxels are masked, lazy where they are: ``array.where(~array.ctlab.mask)``."""
+        """Which voxels are masked, lazy if the array is: ``array.where(~array.ctlab.mask)``."""
         if self.mask_value is None:
             return xr.zeros_like(self._array, dtype=bool)
         mask: xr.DataArray = self._array == self.mask_value

@@ -11,14 +11,14 @@ from ctlab_dask_zarr.store.objects import EndedUploads
 
 @dataclass(frozen=True)
 class AbortResult:
-    """What was given up.
+    """The result of an abort.
 
     Attributes
     ----------
     destination
-        Where the write, or the copy, was going to.
+        The destination of the write or copy.
     was_staged
-        Whether there was anything to remove.
+        Whether there was something to remove.
     n_uploads
         Unfinished uploads to S3 that were ended.
     uploads_problem
@@ -34,7 +34,7 @@ class AbortResult:
 def abort_write(destination: Destination) -> AbortResult:
     """Remove what an interrupted write or copy to `destination` has left: see `stores.abort`.
 
-    Parts of it are further levels, of the image and of its labels, that a commit has moved into the
+    This includes further levels of the image and of its labels that a commit has moved into the
     store but not named yet.
     """
     objects = destination.objects
@@ -50,7 +50,7 @@ def abort_write(destination: Destination) -> AbortResult:
             labels.take_back_levels()
             labels.discard_staging()
         labels.sweep()
-    # A commit that died between its renames has put the old dataset aside: it is what stays.
+    # A commit that was killed between its renames has put the old dataset aside: that one stays.
     destination.finish_interrupted_replacement()
     incoming = destination.all_incoming()
     for folder in incoming:

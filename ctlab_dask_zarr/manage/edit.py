@@ -1,9 +1,9 @@
 """Changes to what a store says about its volume: voxel size, identifier, history.
 
-All of it stands in the root document of an image, so that a change replaces one object, wholly or
-not at all. Labels are images of their own below it. Their documents follow its voxel size, one
-after another, and are only out of date until then. The same change asked for again corrects the
-labels that lag behind.
+All of this is in the root document of an image, so a change replaces one object, wholly or not at
+all. Labels are images of their own in it: their documents get the new voxel size one after another,
+and are out of date until then. After an interruption, the same change corrects the labels that lag
+behind.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class _NewDocument(NamedTuple):
 
 @dataclass(frozen=True)
 class MetadataEdit:
-    """A change that is planned and not made yet.
+    """A planned change.
 
     Attributes
     ----------
     path
         The store.
     changes
-        What will change, a line each; none where everything is so already.
+        What will change, one line for each; empty if nothing has to change.
     """
 
     path: str
@@ -96,7 +96,7 @@ class MetadataEdit:
             )
 
     def _put(self) -> Sequence[_NewDocument]:
-        """Replace the documents in turn; return the rest where one has been changed meanwhile."""
+        """Replace the documents in turn; return those left if one was changed meanwhile."""
         for number, new in enumerate(self._documents):
             if not swap_document(new.store, new.before, new.text.encode()):
                 return self._documents[number:]
@@ -112,31 +112,31 @@ def edit_metadata(
     history: Mapping[str, HistoryValue] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:
-    """Change what a store says about its volume; no voxel is touched.
+    """Change the metadata of a store; no voxel is touched.
 
-    One document is replaced, wholly or not at all, so that every level and the mango block agree
-    at any moment; the change is recorded in the history. Labels below the image have documents of
-    their own, which then follow its voxel size. If that was interrupted, the same call again
-    corrects the labels that lag behind.
+    One document is replaced, wholly or not at all, so every level and the mango block agree at any
+    moment. The history records the change. Labels of the image have documents of their own, which
+    then get its voxel size. After an interruption, the same call corrects the labels that lag
+    behind.
 
     Parameters
     ----------
     path
-        A store, whichever program wrote it.
+        A store, written by any program.
     voxel_size
-        Edge lengths of a voxel of the finest level: one for all axes, or one each.
+        Edge lengths of a voxel of the finest level: one for all axes, or one for each.
     voxel_unit
-        Their unit; by default that of the store. Given alone it only changes the unit.
+        Their unit, by default that of the store. Without `voxel_size`, only the unit changes.
     dataset_id
         The new identifier, in mango's form ``YYYYMMDD_HHMMSS_<name>``.
     history
-        Entries to add, by their keys; existing entries are never rewritten.
+        Entries to add, by their keys; existing entries are never replaced.
     storage_options
         As in `dataset_to_zarr`.
 
     Returns
     -------
-    What was changed, a line each; empty where everything was so already.
+    What was changed, one line for each; empty if nothing had to change.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def edit_metadata(
         if done or not left:
             changes.update(dict.fromkeys(edit.changes))
         if any(new.store.root == edit.path for new in done):
-            # Another program may change the image now: the labels follow what it says by then.
+            # Another program may change the image now: the labels follow its size at that time.
             wanted = _Wanted(labels_follow=True)
         return not left
 
@@ -193,14 +193,14 @@ def plan_edit(
     now: datetime | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> MetadataEdit:
-    """Return what `edit_metadata` would change, to be shown first and applied then.
+    """Return what `edit_metadata` would change, to show it first and apply it then.
 
     Parameters
     ----------
     path, voxel_size, voxel_unit, dataset_id, history, storage_options
         As in `edit_metadata`.
     now
-        Local time of the change, for the key of its entry in the history; by default the present.
+        Local time for the key of the entry in the history; by default the present time.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def plan_edit(
 
 
 class _Wanted(NamedTuple):
-    """What is to be so; `labels_follow`: give the labels the voxel size that the image has."""
+    """The wanted metadata; `labels_follow` means that labels get the image's voxel size."""
 
     voxel_size: Sequence[float] | float | None = None
     voxel_unit: VoxelUnit | str | None = None
@@ -272,7 +272,7 @@ def _planned(path: str | os.PathLike[str], now: datetime, wanted: _Wanted) -> Me
 
 
 def _refuse_level(metadata: StoreMetadata) -> None:
-    """Raise for a level of an image: the image would contradict it, and its checksum be wrong."""
+    """Raise for a level of an image: both would disagree, and its checksum would be wrong."""
     if metadata.ome is not None:
         return
     path = metadata.path if is_url(metadata.path) else os.path.realpath(metadata.path)
@@ -283,7 +283,7 @@ def _refuse_level(metadata: StoreMetadata) -> None:
     if any(level.path == name for level in levels):
         raise InvalidArgumentError(
             f"{metadata.path} is a level of the image {image}, which has the metadata of all its "
-            "levels: give the path of the image"
+            "levels: pass the path of the image"
         )
 
 
@@ -293,14 +293,15 @@ def _refuse_unfinished(metadata: StoreMetadata) -> None:
     destination = Destination(metadata.path, metadata.files)
     if destination.is_being_extended():
         raise InvalidArgumentError(
-            f"{metadata.path} is being given further levels, which would undo the change: let that "
-            "end, or resume it, first"
+            f"{metadata.path} is being given further levels, which would undo the change: first "
+            "let that end, or resume it"
         )
     for labels in destination.staged_labels():
         if labels.files.kind(labels.staging) is not None and not labels.is_staging_committed():
             raise InvalidArgumentError(
-                f"{labels.path} is being written with what the image says now (its staging folder "
-                f"is {labels.staging}): let that end, resume it, or remove that folder, first"
+                f"{labels.path} is being written with the present metadata of the image (its "
+                f"staging folder is {labels.staging}): first let that end, resume it, or remove "
+                "the folder"
             )
 
 
@@ -310,7 +311,7 @@ def _refuse_wrong_entries(entries: Mapping[str, Any], volume: Volume) -> None:
             raise InvalidArgumentError(f"{key!r} is not a name for an entry of the history")
         if key in volume.history:
             raise InvalidArgumentError(
-                f"the history has an entry {key!r} already, and nothing in a history is rewritten: "
+                f"the history has an entry {key!r} already, and entries are never replaced: "
                 "choose another name"
             )
 
@@ -329,7 +330,7 @@ def _wanted_size(volume: Volume, wanted: _Wanted) -> _Size | None:
 def _entry(
     now: datetime, operation: str, before: object, after: object, taken: Collection[str]
 ) -> dict[str, Any]:
-    """Return an entry of the history by a key that is not taken."""
+    """Return an entry of the history with a key that is not taken."""
     key = unused_key(f"{now:%Y%m%d_%H%M%S}_{operation}", taken)
     return {key: {"operation": operation, "before": before and str(before), "after": str(after)}}
 
@@ -337,20 +338,20 @@ def _entry(
 def _changes_of_labels(
     metadata: StoreMetadata, image: Volume, wanted: _Size, now: datetime
 ) -> Iterator[tuple[str, _NewDocument | None]]:
-    """Yield what changes in the labels whose voxel size does not fit an image of the wanted size.
+    """Yield the changes to labels whose voxel size does not fit the image's wanted size.
 
-    There is no document for labels whose size in the image is not known.
+    For labels whose size relative to the image is not known, there is no document.
     """
     folder = metadata.store.path("labels")
     for name in sorted(label_names(metadata.files, metadata.path)):
         found = read_store_metadata(os.path.join(folder, name), metadata.files)
         labels = volume_of(found)
         before = _Size(labels.voxel_size, labels.voxel_unit)
-        # Labels of other programs may be coarser than their image. By how much, the level of their
-        # shape tells; their own size does not, because an interrupted change may have reached them.
+        # Labels of other programs may be coarser than their image. The level with their shape tells
+        # by how much; their own size does not, because an interrupted change may have reached them.
         sizes = [level.voxel_size for level in image.levels if level.shape == labels.shape]
         if not sizes:
-            advice = f"no level has their shape, give {found.path} its size by itself"
+            advice = f"no level has their shape, so set the voxel size of {found.path} itself"
             yield f"labels {name!r} stay at {before}: {advice}", None
             continue
         factors = zip(sizes[0], image.voxel_size, wanted.lengths, strict=True)
@@ -380,6 +381,6 @@ def _changed_root(
     )
     if own_receipt(document["attributes"]) is not None:
         document = seal(document)
-    # Of the document that the change was planned from: if another program has changed it since, it
-    # is not replaced.
+    # The hash is of the document that the change was planned from: if another program has changed
+    # it since, it is not replaced.
     return _NewDocument(metadata.store, metadata.root_hash, json.dumps(document, indent=2))

@@ -26,8 +26,8 @@ from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names
 class Inventory:
     """The objects of a store by their keys, without its root document.
 
-    `crc32c` has those of which the commit kept a checksum; `arrays` are the documents of the arrays
-    of the image and of its labels, by their paths.
+    `crc32c` has the checksums that the commit kept; `arrays` are the documents of the arrays of the
+    image and of its labels, by their paths.
     """
 
     nbytes: dict[str, int]
@@ -36,9 +36,9 @@ class Inventory:
 
 
 def take_inventory(metadata: StoreMetadata) -> Inventory:
-    """Return what a store holds; raise where an object that was committed is missing.
+    """Return what a store holds; raise if an object that was committed is missing.
 
-    Plain HTTP lists nothing. There the documents of this package say what objects there are.
+    Plain HTTP cannot list. There the documents of this package say which objects there are.
     """
     if metadata.path.startswith("http"):
         return _inventory_from_documents(metadata)
@@ -50,7 +50,7 @@ def take_inventory(metadata: StoreMetadata) -> Inventory:
     if missing is not None:
         raise IncompleteDatasetError(f"{metadata.path} lacks {missing}: it is not copied")
     arrays: dict[str, str] = {}
-    # Labels that cannot be understood are copied all the same.
+    # Labels that cannot be parsed are copied anyway.
     with suppress(CTLabError):
         for prefix, image in _images(metadata):
             arrays |= {f"{prefix}{path}": text for path, text in image.arrays}
@@ -58,7 +58,7 @@ def take_inventory(metadata: StoreMetadata) -> Inventory:
 
 
 def _inventory_from_documents(metadata: StoreMetadata) -> Inventory:
-    """Return what a store and its labels hold, by what their documents say."""
+    """Return what a store and its labels hold according to their documents."""
     found: dict[str, tuple[int, int]] = {}
     documents: set[str] = set()
     arrays: dict[str, str] = {}
@@ -68,10 +68,10 @@ def _inventory_from_documents(metadata: StoreMetadata) -> Inventory:
             array = parse_array_document(text)
             if object_key(path, array, (0,) * len(array.shape)) not in shards:
                 raise UnsupportedFormatError(
-                    f"{image.path} was not written by this package, so that its documents do not "
-                    "say what objects it has, and plain HTTP does not list them. Copy it by the "
-                    f"URL of its object store (s3://), or its voxels by `ctlab-zarr convert "
-                    f"{image.path} DESTINATION`"
+                    f"{image.path} was not written by this package: its documents do not say which "
+                    "objects it has, and plain HTTP cannot list them. Copy it by the URL of its "
+                    f"object store (s3://), or copy its voxels by `ctlab-zarr convert {image.path} "
+                    "DESTINATION`"
                 )
             arrays[f"{prefix}{path}"] = text
             below = f"{prefix}{path}/".lstrip("/")
@@ -85,12 +85,12 @@ def _inventory_from_documents(metadata: StoreMetadata) -> Inventory:
 
 
 def _images(metadata: StoreMetadata) -> Iterator[tuple[str, StoreMetadata]]:
-    """Yield an image and its labels, each with what its keys begin with in the store."""
+    """Yield an image and its labels, each with the prefix of its keys in the store."""
     yield "", metadata
     try:
         names = label_names(metadata.files, metadata.path, strict=True)
     except OSError as error:
-        # A bucket that may not be listed refuses access to what is not there.
+        # A bucket without permission to list refuses access to keys that do not exist.
         if error.errno != errno.EACCES:
             raise
         names = []
@@ -100,7 +100,7 @@ def _images(metadata: StoreMetadata) -> Iterator[tuple[str, StoreMetadata]]:
 
 
 def _shards(metadata: StoreMetadata) -> dict[str, tuple[int, int]]:
-    """Return size and CRC-32C of every shard of an image of which its commit kept them."""
+    """Return the size and CRC-32C that the commit kept of every shard of an image."""
     found: dict[str, tuple[int, int]] = {}
     for path, text in metadata.arrays if own_receipt(metadata.attributes) else ():
         array, seal = parse_array_document(text), seal_of(metadata.attributes, path)

@@ -1,4 +1,4 @@
-"""How far a write is, read from its staging folder alone: from any machine that sees it."""
+"""How far a write is, read from its staging folder alone, on any machine that sees it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 @dataclass(frozen=True)
 class PartStatus:
-    """How far one part of a shared conversion is: shards of level 0 that are there, and of all."""
+    """How far one part of a shared write is: finished shards of level 0, and all of its shards."""
 
     number: int
     n_done: int
@@ -32,21 +32,21 @@ class WriteStatus:
     destination
         Where the dataset will be, or is.
     is_committed
-        Whether it is there; nothing else is known of its writing then.
+        Whether the dataset is complete; then nothing else is known about its write.
     staging
-        The staging folder; None where there is none.
+        The staging folder; None if there is none.
     n_done, n_shards
-        Shards that are there, and of all levels together; chunks of an array without sharding.
+        Finished shards, and all shards, of all levels together; chunks if there is no sharding.
     nbytes_done, nbytes
-        Size of the voxels in shards that are there, and of all, before compression.
+        Size of the voxels in finished shards, and in all, before compression.
     started_s
-        When it began, or was last resumed, in seconds since the epoch.
+        When the write began or was last resumed, in seconds since the epoch.
     seconds, latest_s
-        Time since then, and since the latest shard was finished; None where no shard is there.
+        Seconds since then, and since the latest shard was finished (None if there is none).
     rate
-        Bytes of voxels per second since it began; None where no shard was finished since.
+        Bytes of voxels per second since it began; None if no shard was finished since.
     parts
-        Of a shared conversion.
+        The parts of a shared write.
     """
 
     destination: str
@@ -64,7 +64,7 @@ class WriteStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until all shards are there, at the rate so far."""
+        """Seconds until all shards are finished, at the rate so far."""
         return (self.nbytes - self.nbytes_done) / self.rate if self.rate else None
 
 
@@ -105,7 +105,7 @@ def write_status(destination: Destination) -> WriteStatus:
 
 
 def _shards(staged: StagedWrite) -> Iterator[tuple[int, str, int]]:
-    """Yield part (0 where none writes it), key and size in bytes of every shard of a write."""
+    """Yield part (0 for no part), key and size in bytes of every shard of a write."""
     request = staged.request
     for number in range(request.n_existing, len(request.levels)):
         array, layout = staged.array(number), request.levels[number].layout

@@ -18,8 +18,8 @@ from ctlab_dask_zarr.text import nbytes_text, shown, table
 from ctlab_dask_zarr.views.slices import array_of, extents_of, grey_levels, levels_of, read_slice
 from ctlab_dask_zarr.volume import Volume
 
-#: A picture is made only if no more bytes of voxels than this have to be decoded for it: those of
-#: the inner chunks that the middle slice of the coarsest level goes through.
+#: A picture is made only if this many bytes of voxels or fewer have to be decoded for it: the inner
+#: chunks that the middle slice of the coarsest level crosses.
 PICTURE_NBYTES = 32 << 20
 _PICTURE_PIXELS = 160
 _N_HISTORY = 3
@@ -28,9 +28,9 @@ _N_HISTORY = 3
 def dataset_card(volume: Volume) -> str:
     """Return a dataset as an HTML table with a small picture; nothing of its graph is computed.
 
-    The picture is the middle slice, along the first axis, of the coarsest level of the store that
-    the dataset was opened from. There is none for netCDF, for data that was computed, or where
-    more than 32 MiB would have to be decoded.
+    The picture is the middle slice along the first axis, from the coarsest level of the store that
+    the dataset was opened from. There is no picture for netCDF, for computed data, or if more than
+    32 MiB would have to be decoded.
     """
     unit = str(volume.voxel_unit)
     data = volume.data
@@ -67,7 +67,7 @@ def _history(volume: Volume) -> str:
     history = volume.history
     if not history:
         return ""
-    # In the order in which they were added: the keys of some programs do not begin with a time.
+    # In the order in which they were added: not all keys begin with a time.
     newest = list(history)[-_N_HISTORY:][::-1]
     entries = "".join(
         f"<details><summary>{escape(shown(key))}</summary>"
@@ -87,7 +87,7 @@ def _shortened(value: Any) -> str:
 
 
 def _picture(volume: Volume) -> str:
-    """Return the picture as an HTML image that holds it; '' where there is none."""
+    """Return the picture as an HTML image with its data; '' if there is none."""
     if not isinstance(volume.source, ZarrSource):
         return ""
     try:
@@ -97,7 +97,7 @@ def _picture(volume: Volume) -> str:
             return ""
         plane = read_slice(volume, coarsest, array, 0 if array.ndim == 3 else None).voxels
     except (OSError, ValueError):
-        # A card shows what is known, even where shards are missing or damaged.
+        # A card shows what is known, even if shards are missing or damaged.
         return ""
     contrast = contrast_of(plane, volume.mask_value)
     grey = grey_levels(plane, valid_voxels(plane, volume.mask_value), contrast)

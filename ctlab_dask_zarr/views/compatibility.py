@@ -1,6 +1,6 @@
-"""Which programs will show a store, and what they will not show: from its metadata alone.
+"""Which programs will show a store, and what they will not show, from its metadata alone.
 
-What each rule says of a program was read in that program's source or seen when it was run.
+What each rule says about a program was read in its source or seen when it was run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
 from ctlab_dask_zarr.store.hierarchy import label_names
 from ctlab_dask_zarr.views.neuroglancer import LABEL_DTYPES, SHOWN_DTYPES
 
-#: A larger level is no longer looked at as a whole: 512**3 voxels.
+#: 512**3 voxels; nobody views a larger level as a whole.
 _LARGE = 512**3
 _WEBKNOSSOS_DTYPES = SHOWN_DTYPES | {"int64"}
 _COMMON_CODECS = frozenset({"zstd", "blosc", "gzip", "crc32c"})
@@ -25,7 +25,7 @@ _COMMON_CODECS = frozenset({"zstd", "blosc", "gzip", "crc32c"})
 
 @dataclass(frozen=True)
 class ReaderReport:
-    """What one program makes of a store.
+    """How one program shows a store.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class ReaderReport:
     verdict
         ``'shows it'``, ``'shows it, but'`` or ``'does not show it'``.
     remarks
-        What it will not show, or will show wrongly, and what helps.
+        What it will not show or will show wrongly, and how to help that.
     """
 
     reader: str
@@ -43,7 +43,7 @@ class ReaderReport:
 
 
 def check_readers(path: str | os.PathLike[str]) -> list[ReaderReport]:
-    """Return what each known reader makes of the store at `path`; voxels are not read.
+    """Return how each known reader shows the store at `path`; voxels are not read.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def check_readers(path: str | os.PathLike[str]) -> list[ReaderReport]:
 
 
 class _Facts:
-    """What rules ask for of a store; `labels` are data types by name."""
+    """What rules need to know about a store; `labels` are data types by name."""
 
     def __init__(self, metadata: StoreMetadata) -> None:
         arrays = [parse_array_document(document) for _, document in metadata.arrays]
@@ -97,8 +97,8 @@ def _dtype_name(array: StoredArray) -> str:
     return str(array.dtype.newbyteorder("="))
 
 
-#: What a rule looks for, and the remark on it. It may find several things, as a list, and a remark
-#: is made on each.
+#: What a rule looks for, and the remark if it finds that. If it finds several things, as a list, a
+#: remark is made for each.
 _Rule = tuple[Callable[[_Facts], Any], str]
 
 
@@ -135,16 +135,16 @@ _NO_GROUP: _Rule = (
 )
 _OUTER_SCALE: _Rule = (
     lambda f: f.has_outer_scale,
-    "the voxel size stands on the multiscales entry, which is not read: voxels appear with an "
+    "the voxel size is in the multiscales entry, which is not read: voxels appear with an "
     "edge of 1. Convert with --scale-placement dataset",
 )
 _UNUSUAL_CODECS: _Rule = (
     lambda f: not f.array.is_direct,
-    "its codecs are unusual: nobody has tried whether this program knows them",
+    "its codecs are unusual, and were not tried with this program",
 )
 _UNCOMMON_CODECS: _Rule = (
     lambda f: ", ".join(sorted({spec.name for spec in f.array.codecs} - _COMMON_CODECS)),
-    "the codec {} is known to zarr-python only, with numcodecs",
+    "only zarr-python with numcodecs knows the codec {}",
 )
 _SHIFTED: _Rule = (
     _has_shifted_levels,
@@ -152,8 +152,7 @@ _SHIFTED: _Rule = (
 )
 _ONE_LEVEL: _Rule = (
     lambda f: f.n_levels == 1 and prod(f.array.shape) > _LARGE,
-    "it has one level only, so that looking at the whole reads every voxel: use "
-    "`ctlab-zarr pyramid`",
+    "it has only one level, so viewing the whole reads every voxel: use `ctlab-zarr pyramid`",
 )
 _DOTTED_KEYS: _Rule = (
     lambda f: f.has_dotted_keys,
@@ -164,7 +163,7 @@ _DOTTED_KEYS: _Rule = (
 _UNSHOWN = "voxels of {} are not shown: convert them to float32 or uint16"
 _FLAWS_OF_IMAGES = (_OUTER_SCALE, _UNUSUAL_CODECS, _UNCOMMON_CODECS)
 
-#: By the program: what keeps it from showing a store, and what it does not show, or shows wrongly.
+#: For each program: what keeps it from showing a store, and what it does not show or shows wrongly.
 _READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
     "napari-ome-zarr": (
         (_NO_GROUP,),
@@ -172,7 +171,7 @@ _READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
             *(*_FLAWS_OF_IMAGES, _SHIFTED, _ONE_LEVEL),
             (
                 lambda f: f.image and "omero" not in f.ome and not f.labels,
-                "no contrast is suggested (omero): it is estimated from the voxels",
+                "the store suggests no contrast (omero): it is estimated from the voxels",
             ),
         ),
     ),
@@ -190,7 +189,7 @@ _READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
         (
             (
                 lambda f: not f.image,
-                "it is a plain array: `ctlab-zarr view` adds the voxel size, others do not",
+                "it is a plain array: only `ctlab-zarr view` adds the voxel size",
             ),
             (
                 lambda f: [item for item in f.labels.items() if item[1] not in LABEL_DTYPES],
@@ -208,7 +207,7 @@ _READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
                 "its axes have no unit: nanometres are assumed",
             ),
             *(_UNUSUAL_CODECS, _UNCOMMON_CODECS, _DOTTED_KEYS, _SHIFTED, _ONE_LEVEL),
-            (lambda f: True, "by its documentation: it was not tried with this package"),
+            (lambda f: True, "this is from its documentation; it was not tried with this package"),
         ),
     ),
     "Drishti": (
@@ -243,7 +242,7 @@ _READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
         ),
         (
             (lambda f: f.n_levels > 1, "it reads level 0 only"),
-            (lambda f: f.labels, "it does not see labels; open each by its own path"),
+            (lambda f: f.labels, "it does not find labels; open each by its own path"),
         ),
     ),
 }

@@ -17,13 +17,13 @@ from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.views.labels import read_label_images
 from ctlab_dask_zarr.views.slices import extents_of
 
-#: What a source tells of its layout, and others do not have.
+#: Facts about the layout, which only some kinds of source have.
 _LAYOUT = {"shards", "chunks", "codecs"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What a dataset is.
+    """A description of a dataset.
 
     Attributes
     ----------
@@ -36,11 +36,11 @@ class DatasetInfo:
     voxel_size, voxel_unit, field_of_view
         Edge lengths of a voxel, their unit, and edge lengths of the volume in the same unit.
     levels, labels
-        Levels of detail; the names of labels with how many levels they have, None if they cannot
-        be read.
+        Levels of detail; the number of levels of each label image by its name, None if the labels
+        cannot be read.
     shards, chunks, codecs
-        The layout of a Zarr store: shard (None without sharding) and inner chunk in voxels; the
-        codecs are None where this package does not decode them itself.
+        The layout of a Zarr store: shard (None without sharding) and inner chunk in voxels. The
+        codecs are None if this package does not decode them itself.
     blocks
         Numbers of blocks of a netCDF volume along each axis; None for a Zarr store.
     dataset_id, history
@@ -70,7 +70,7 @@ class DatasetInfo:
 def info(
     path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None
 ) -> DatasetInfo:
-    """Return what the dataset at a path is; voxels are not read.
+    """Describe the dataset at a path; voxels are not read.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def info(
         try:
             labels = {i.name: len(i.volume.levels) for i in read_label_images(volume)}
         except (CTLabError, OSError) as error:
-            # What the image is, is known all the same.
+            # The image itself is known without them.
             warnings.warn(f"the labels cannot be read: {shown(str(error))}", stacklevel=3)
     assert volume.source is not None
     facts = volume.source.facts()

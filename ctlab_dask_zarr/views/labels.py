@@ -23,8 +23,8 @@ from ctlab_dask_zarr.volume import Volume
 
 RGB = tuple[int, int, int]
 
-#: The golden ratio as a fraction of 2**64. Its multiples are spread evenly over the circle of hues,
-#: so that the colours of neighbouring labels are far apart.
+#: The golden ratio as a fraction of 2**64. Its multiples spread evenly over the circle of hues, so
+#: the colours of neighbouring labels are far apart.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -32,7 +32,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 class LabelImage:
     """A label image of a store, and the colours that its metadata gives to labels.
 
-    0 is background, and the mask value of the volume, where it has one, is not a label.
+    0 is background, and the mask value of the volume, if there is one, is not a label.
     """
 
     name: str
@@ -46,7 +46,7 @@ def read_label_images(image: Volume) -> tuple[LabelImage, ...]:
     Raises
     ------
     MetadataError
-        The list of names or the colours of a label image are not as OME-Zarr says.
+        The list of names, or the colours of a label image, do not follow OME-Zarr.
     """
     source = image.source
     if not isinstance(source, ZarrSource):
@@ -69,7 +69,7 @@ def _read_label_image(store: Store, name: str) -> LabelImage:
 
 
 def _color(entry: Mapping[str, Any]) -> tuple[int, RGB]:
-    """Return a label and its colour; some programs leave the opacity out."""
+    """Return a label and its colour; some programs write no opacity."""
     red, green, blue = map(operator.index, entry["rgba"][:3])
     if not all(0 <= part <= 255 for part in (red, green, blue)):
         raise ValueError(f"{entry['rgba']!r} is not a colour")
@@ -79,7 +79,7 @@ def _color(entry: Mapping[str, Any]) -> tuple[int, RGB]:
 def label_colors(
     labels: npt.NDArray[Any], given: Mapping[int, RGB] | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Return red, green, blue of labels along a further axis: those `given`, or a bright colour."""
+    """Return colours of labels, RGB along a further axis: the `given` ones, or bright ones."""
     values, places = np.unique(labels, return_inverse=True)
     colors = _hashed_colors(values)
     for value, color in (given or {}).items():
@@ -91,7 +91,7 @@ def _hashed_colors(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     # Wraps around, for negative labels as well.
     hashed = values.astype(np.int64 if values.dtype.kind == "i" else np.uint64).view(np.uint64)
     hue = (hashed * _GOLDEN).astype(np.float64) / 2.0**64
-    # People tell some twenty hues apart; three degrees of saturation make more colours.
+    # People distinguish about twenty hues; three degrees of saturation make more colours.
     saturation = np.choose((hashed % np.uint64(3)).astype(int), (0.55, 0.85, 1.0))
     # The triangle wave of each primary colour around the circle.
     wave = np.abs((hue[:, None] + np.array([0.0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1

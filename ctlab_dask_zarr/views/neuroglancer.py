@@ -1,8 +1,8 @@
 """A store in Neuroglancer: what is shown and how, and the server that serves it.
 
 The client, a web page, comes from the Python package ``neuroglancer``, because compute nodes have
-no Internet. The package's own server is not used: it would be a second port to forward, of another
-origin, and it keeps the state of its page, which is in the address here.
+no Internet. The package's own server is not used: users would have to forward a second port, and it
+keeps the state of its page, which is in the address here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SHOWN_DTYPES = frozenset(
 )
 #: The data types of labels and segmentations (layer/segmentation).
 LABEL_DTYPES = SHOWN_DTYPES - {"float32"}
-#: The client expects paths of this form (python_integration/api.ts): its own folder, and an event
-#: stream by which the page sees that the server is still there.
+#: The client expects these paths (python_integration/api.ts): its own folder, and an event stream
+#: by which the page notices that the server is still running.
 _CLIENT = "v/client"
 _CLIENT_EVENTS = "events/client"
 #: The longest edge of the volume fills this many pixels of a panel. The size of the window is not
@@ -56,9 +56,9 @@ def serve_store(
 ) -> FolderServer:
     """Serve a store, and nothing else, for Neuroglancer in a browser on this machine.
 
-    The server's ``url`` leads to Neuroglancer with the store opened. The contrast is set from
-    percentiles of a coarse level without the mask; each label image has a layer of its own. It
-    serves until it is closed.
+    The server's ``url`` opens Neuroglancer with the store. The contrast is set from percentiles of
+    a coarse level without masked voxels; each label image is a layer of its own. The server runs
+    until it is closed.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def serve_store(
     port
         On 127.0.0.1; 0 takes a free one.
     neuroglancer
-        Address of another Neuroglancer; by default the one of the package ``neuroglancer``.
+        Address of a Neuroglancer; by default that of the package ``neuroglancer`` is used.
     on_left_out
         Called with a sentence for each label image that cannot be shown.
 
@@ -81,7 +81,7 @@ def serve_store(
     volume = open_volume(path)
     if not isinstance(volume.source, ZarrSource):
         raise UnsupportedFormatError(
-            f"{os.fspath(path)} is not a Zarr store: `ctlab-zarr convert` makes one of it, and "
+            f"{os.fspath(path)} is not a Zarr store: `ctlab-zarr convert` makes one from it, and "
             "`ctlab-zarr preview` draws it as it is"
         )
     root = local_path(volume.source.location)
@@ -114,7 +114,7 @@ def _obstacle(labels: Volume, volume: Volume) -> str | None:
     if len(labels.shape) != len(volume.shape):
         return f"it has {len(labels.shape)} axes, and the volume has {len(volume.shape)}"
     if str(labels.dtype) not in LABEL_DTYPES:
-        return f"Neuroglancer shows no labels of {labels.dtype}; write them as uint32 or int32"
+        return f"Neuroglancer does not show labels of {labels.dtype}; write them as uint32 or int32"
     return None
 
 
@@ -154,7 +154,7 @@ def _state(
         "position": [o / v + n / 2 for o, v, n in places][::-1],
         "crossSectionScale": longest / _PANEL_PIXELS,
         "projectionScale": longest * 1.6,
-        # The mask is transparent: what is behind it must not look like a grey voxel.
+        # Masked voxels are transparent: the background must not look like a grey voxel.
         "crossSectionBackgroundColor": "#000000",
         "layers": layers,
         "layout": "4panel" if len(volume.shape) == 3 else "xy",
@@ -164,7 +164,7 @@ def _state(
 def _source(volume: Volume, url: str) -> dict[str, Any]:
     source: dict[str, Any] = {"url": f"{url}|zarr3:"}
     if not volume.levels[0].path:
-        # A plain array has no OME metadata that says this.
+        # A plain array has no OME metadata with this.
         source["transform"] = {"outputDimensions": _dimensions(volume)}
     return source
 
@@ -181,12 +181,12 @@ def _dimensions(volume: Volume) -> dict[str, list[Any]]:
 def _colored(
     volume: Volume, colors: Mapping[int, tuple[int, int, int]], alpha: float
 ) -> dict[str, Any]:
-    """Return how labels are shown: the mask counts as background."""
+    """Return how labels are shown: masked voxels count as background."""
     mask_value = volume.mask_value
     equivalences = []
     # The mask value may not fit the dtype: labels can have kept the data type of their image.
     if mask_value is not None and 0 < mask_value <= np.iinfo(volume.dtype).max:
-        # Neuroglancer hides no segment but 0; of equivalent segments it takes the smallest.
+        # Neuroglancer hides only segment 0, and shows equivalent segments as the smallest of them.
         equivalences = [["0", str(int(mask_value))]]
     return {
         "type": "segmentation",
@@ -207,13 +207,13 @@ def _shader(volume: Volume) -> str:
 
 
 def _client_folder() -> str:
-    """Find Neuroglancer's client, without importing the package: it would load its own server."""
+    """Find Neuroglancer's client without importing the package, which would load its server."""
     spec = importlib.util.find_spec("neuroglancer")
     for folder in (spec and spec.submodule_search_locations) or ():
         client = os.path.join(folder, "static", "client")
         if os.path.isfile(os.path.join(client, "index.html")):
             return client
     raise MissingExtraError(
-        "Neuroglancer is not installed: `pip install 'ctlab-dask-zarr[view]'`, or give the address "
+        "Neuroglancer is not installed: `pip install 'ctlab-dask-zarr[view]'`, or pass the address "
         "of another one (--neuroglancer URL)"
     )

@@ -48,29 +48,29 @@ def preview(
     All three have the same physical scale in both directions, whatever the shape of a voxel. Grey
     levels run from the 0.5th to the 99.5th percentile of the voxels that are drawn and not masked;
     masked voxels are dark blue. Volumes of labels and segmentations are drawn in colours. Captions
-    that a small picture has no room for are left out.
+    that do not fit into a small picture are left out.
 
-    Only what the slices cross is read; of a store with several levels, from the coarsest that is
+    Only what the slices cross is read; if a store has several levels, from the coarsest one that is
     as fine as the picture.
 
     Parameters
     ----------
     source
-        A dataset of three axes, or two; or its path.
+        A dataset of two or three axes, or its path.
     path
-        Where to save the picture, if anywhere; its ending names the format, as ``.png``.
+        Where to save the picture, if given; its ending chooses the format, as ``.png``.
     size
         Pixels along the longest edge of the volume.
     labels
-        Names of the label images in the store to draw over the slices; None: all of them.
+        Names of label images in the store to draw over the slices; by default all of them.
 
     Raises
     ------
     InvalidArgumentError
-        The size is not at least one pixel, no picture format has the ending of `path`, or a label
-        image is not there.
+        The size is less than one pixel, the ending of `path` is not that of a picture format, or
+        there is no such label image.
     MetadataError
-        A label image that is to be drawn, or the list of them, is not as OME-Zarr says.
+        A label image to draw, or the list of label images, does not follow OME-Zarr.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def _greys(
 
 
 def _mean(voxels: npt.NDArray[Any], shape: Shape, mask_value: Any) -> npt.NDArray[np.float64]:
-    """Average the valid voxels below each pixel; NaN where they are fewer than half of them."""
+    """Average the valid voxels below each pixel; NaN if fewer than half of them are valid."""
     height, width = shape
 
     def shrunk(plane: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -153,7 +153,7 @@ def _mean(voxels: npt.NDArray[Any], shape: Shape, mask_value: Any) -> npt.NDArra
         return np.asarray(image.resize((width, height), Image.Resampling.BOX), np.float64)
 
     valid = valid_voxels(voxels, mask_value)
-    # Pillow averages in single precision: relative to the mean, that keeps small differences.
+    # Pillow averages in single precision; relative to the mean, small differences survive that.
     origin = voxels.dtype.type(np.mean(voxels, where=valid, dtype=np.float64) if valid.any() else 0)
     apart = np.subtract(np.where(valid, voxels, origin), origin, dtype=np.float64)
     total, weight = shrunk(apart), shrunk(valid)
@@ -164,9 +164,9 @@ def _mean(voxels: npt.NDArray[Any], shape: Shape, mask_value: Any) -> npt.NDArra
 def _nearest(
     part: Slice, shape: Shape, pixel_size: float
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Return the voxel below the centre of each pixel, and where there is one at all.
+    """Return the voxel below the centre of each pixel, and for which pixels there is one.
 
-    They are found by their physical place: a label image may have another shape than the volume.
+    Voxels are found by their physical place: a label image may differ in shape from the volume.
     """
     rows, columns = (
         ((np.arange(n_pixels) + 0.5) * pixel_size / edge).astype(np.int64)
@@ -203,7 +203,7 @@ def _compose(
     pixel_size: float,
     labels: Sequence[LabelImage],
 ) -> Image.Image:
-    """Put the slices side by side, their titles below them, and below those the scale bar."""
+    """Put the slices side by side, with titles below them and the scale bar at the bottom."""
     font = ImageFont.load_default(_FONT_PIXELS)
     height = max(picture.shape[0] for picture in pictures)
     widths = [picture.shape[1] for picture in pictures]
@@ -220,7 +220,7 @@ def _compose(
     length, text = scale_bar(widths[0] * _LONGEST_BAR * pixel_size, volume.voxel_unit)
     bar_pixels = max(round(length / pixel_size), 1)
     text_left = bar_pixels + _GAP_PIXELS
-    # A bar says nothing without its length: there is always room for that.
+    # A bar means nothing without its length, so there is always room for that.
     canvas_width = max(
         lefts[-1] + max(widths[-1], math.ceil(font.getlength(titles[-1]))),
         text_left + math.ceil(font.getlength(text)),
@@ -241,7 +241,7 @@ def _compose(
 
 
 def _first_fitting(texts: Sequence[str], width: float, font: Any) -> str:
-    """Return the first text that has room as a whole: half a number is a wrong one."""
+    """Return the first text that fits as a whole: half a number would be a wrong one."""
     return next((text for text in texts if font.getlength(text) <= width), "")
 
 
@@ -263,11 +263,11 @@ def scale_bar(longest: float, unit: VoxelUnit) -> tuple[float, str]:
         fitting = (u for u in larger if longest * unit.conversion_factor(u) >= 1 - 1e-9)
         written = next(fitting, VoxelUnit.NM)
         factor = unit.conversion_factor(written)
-    # With room for a rounding error: 0.2 * 25 pixels of 20 um are 100 um.
+    # Allow for rounding: 0.2 * 25 pixels of 20 um are 100 um.
     room = longest * factor * (1 + 1e-9)
     power = math.floor(math.log10(room))
     # Parsed as decimal, because products of powers of ten are not exact.
     number = max(n for digit in (1, 2, 5) if (n := float(f"{digit}e{power}")) <= room)
-    # Short names of units, because Pillow's own font has no micro sign.
+    # Short names of units, because Pillow's font has no micro sign.
     symbol = "voxels" if written == VoxelUnit.VOXEL else str(written)
     return number / factor, f"{number:.6g} {symbol}"

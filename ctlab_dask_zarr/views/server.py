@@ -1,8 +1,8 @@
 """A read-only file server for one browser: named folders, on loopback, behind a token.
 
 Other users of the same node can connect to a loopback port too, so every address begins with a
-token that only the person who started the server is told. Only plain files of a served folder are
-found: no listings, no hidden files, no way out of the folder.
+token that only the person who started the server sees. Only plain files in a served folder are
+found: no listings, no hidden files, nothing outside of the folder.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _CONTENT_TYPES = {
     ".json": "application/json",
     ".wasm": "application/wasm",
 }
-#: An event stream is written to this often; the write fails once the page is closed.
+#: How often to write to an event stream; the write fails once the page is closed.
 _EVENT_INTERVAL_S = 15.0
 #: A connection that stays silent for this long is closed.
 _IDLE_S = 120.0
 
 
 class FolderServer(ThreadingHTTPServer):
-    """Serves folders on 127.0.0.1 until it is closed; nothing can be changed through it.
+    """Serves folders on 127.0.0.1, read-only, until it is closed.
 
     Parameters
     ----------
     folders
-        Folder by the name that it has in addresses; a name may have several parts (``a/b``).
+        Folders by their name in addresses; a name may have several parts (``a/b``).
     port
         0 takes a free one.
     event_paths
-        Addresses below the token of event streams that have no events, and stay open while the
-        server is there.
+        Addresses, below the token, of event streams without events that stay open while the server
+        runs.
 
     Attributes
     ----------
     url
         The address with the token, ending in a slash; whoever knows it can read the folders.
     redirects
-        Full address by the path below the token that redirects to it; may be filled in later.
+        Where paths below the token redirect to, as full addresses; may be filled in later.
     """
 
     daemon_threads = True
@@ -89,7 +89,7 @@ class FolderServer(ThreadingHTTPServer):
         self.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: browsers break connections off whenever the view moves on."""
+        """Print nothing: browsers cut connections off whenever the view moves on."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -122,15 +122,15 @@ class _Handler(BaseHTTPRequestHandler):
             {
                 "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
                 "Access-Control-Allow-Headers": "Range",
-                # A page from the Internet that reads from this machine asks for this too.
+                # A page from the Internet that reads from this machine needs this too.
                 "Access-Control-Allow-Private-Network": "true",
                 "Access-Control-Max-Age": "600",
             },
         )
 
     def end_headers(self) -> None:
-        # On every answer: without them a page of another origin takes a chunk that is not stored,
-        # a plain 404, for a broken connection.
+        # On every answer: without them, a page from another origin takes the 404 of a chunk that is
+        # not stored for a broken connection.
         self.send_header("Access-Control-Allow-Origin", "*")
         self.send_header("Access-Control-Expose-Headers", "Accept-Ranges, Content-Range")
         # Keep the token out of Referer headers, and the data out of the browser's cache.
@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _open(self, path: str) -> BinaryIO | None:
         """Open a plain file of a served folder; None for everything else."""
-        # Split before unquoting: a quoted slash is part of a name, and no file has such a name.
+        # Split before unquoting: a quoted slash is part of a name, which no file has.
         parts = [unquote(part) for part in path.split("/")]
         if any(_is_forbidden(part) for part in parts):
             return None
@@ -212,14 +212,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _is_forbidden(part: str) -> bool:
-    """Whether no served file has this part in its path: empty, hidden, '..', or no file name."""
+    """Whether a part of a path is never served: empty, hidden, '..', or not a file name."""
     return not part or part.startswith(".") or any(sign in part for sign in "/\\\0")
 
 
 def _open_inside(root: str, parts: list[str]) -> BinaryIO | None:
     try:
         real = os.path.realpath(os.path.join(root, *parts))
-        # Links are followed inside the folder; their targets have to obey the same rules.
+        # Links are followed inside the folder; the same rules apply to their targets.
         if any(_is_forbidden(part) for part in os.path.relpath(real, root).split(os.sep)):
             return None
         # Without O_NONBLOCK, opening a pipe would wait for its writer.
@@ -236,10 +236,10 @@ _ONE_RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.IGNORECASE | re
 
 
 def parse_range(header: str | None, nbytes: int) -> range | None:
-    """Return which bytes of an object a Range header asks for; empty if it has none of them.
+    """Return the bytes of an object that a Range header asks for; empty if it has none of them.
 
-    None stands for the whole object: no header, several ranges, other units, or no valid range,
-    all of which RFC 9110 (section 14.2) allows to ignore.
+    None means the whole object: there is no header, or it has several ranges, other units or no
+    valid range, which RFC 9110 (section 14.2) allows a server to ignore.
     """
     match = _ONE_RANGE.fullmatch(header or "")
     if match is None:

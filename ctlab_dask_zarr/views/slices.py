@@ -19,7 +19,7 @@ from ctlab_dask_zarr.volume import Volume
 
 @dataclass(frozen=True)
 class Slice:
-    """A cut through the middle of a volume, perpendicular to `cut_axis`; None: the whole image.
+    """A cut through the middle of a volume, perpendicular to `cut_axis` (None: a whole image).
 
     `axes` run downwards and to the right; `voxel_size` is along them.
     """
@@ -33,7 +33,7 @@ class Slice:
 def levels_of(volume: Volume) -> tuple[Level, ...]:
     """Return the level that a volume was opened at and all coarser ones, in its voxel size.
 
-    A volume that is not as its store says, such as one that was computed, is its only level.
+    A volume that differs from its store, for example because it was computed, is its only level.
     """
     source = volume.source
     if not isinstance(source, ZarrSource):
@@ -58,8 +58,7 @@ def extents_of(volume: Volume) -> list[float]:
 def coarsest_sufficient(levels: Sequence[Level], pixel_size: float) -> Level:
     """Return the smallest level whose voxels are no longer than a pixel.
 
-    Where voxels of the finest level are longer than a pixel along an axis, they must not become
-    longer still.
+    If voxels of the finest level are longer than a pixel along an axis, no longer ones are chosen.
     """
     longest = [max(pixel_size, v) * (1 + 1e-6) for v in levels[0].voxel_size]
     sufficient = [
@@ -74,8 +73,8 @@ def read_mid_slices(volume: Volume, pixel_size: float) -> tuple[Slice, ...]:
     """Read the slices through the middle of a volume, perpendicular to each axis.
 
     They are read from the coarsest level whose voxels are no longer than `pixel_size` (in the
-    volume's unit), and only the inner chunks that they cross. An image of two axes is its only
-    slice.
+    volume's unit), and only the inner chunks that they cross are read. An image of two axes is its
+    only slice.
     """
     level = coarsest_sufficient(levels_of(volume), pixel_size)
     array = array_of(volume, level)
@@ -86,7 +85,7 @@ def read_mid_slices(volume: Volume, pixel_size: float) -> tuple[Slice, ...]:
 
 
 def array_of(volume: Volume, level: Level) -> Any:
-    """Return a level of a volume as something to slice; only what is sliced is read."""
+    """Return a level of a volume to slice; only what is sliced is read."""
     source = volume.source
     if not isinstance(source, ZarrSource):
         return volume.data
@@ -99,7 +98,7 @@ def array_of(volume: Volume, level: Level) -> Any:
 
 
 def read_slice(volume: Volume, level: Level, array: Any, cut_axis: int | None) -> Slice:
-    """Read one slice of a level: through the same place of the sample, whatever the level."""
+    """Read one slice of a level, through the same place of the sample on every level."""
     axes = [axis for axis in range(len(level.shape)) if axis != cut_axis]
     index: list[Any] = [slice(None)] * len(level.shape)
     if cut_axis is not None:

@@ -64,7 +64,7 @@ def test_what_was_corrected_in_converting_is_corrected_in_verifying(
     assert (done.exit_code, done.stderr) == (0, "")
     done = run("verify", store, "-q", *CORRECTIONS)
     assert done.exit_code == 2
-    assert "--datatype is about the source: say which by --source" in done.stderr
+    assert "--datatype is about the source: name the source by --source" in done.stderr
 
 
 def test_a_voxel_size_on_the_command_line_helps_a_source_that_has_none(
@@ -106,7 +106,7 @@ def test_convert_that_verifies_names_the_sources_block_and_prints_no_result(
         assert done.stdout == ""
         first, last = done.stderr.splitlines()
         assert first.startswith("source: block00000002.nc (z 10-14) is damaged")
-        assert "found 1 problem. It stays in its place, and is not to be trusted" in last
+        assert "found 1 problem. It stays in its place, but do not trust it" in last
         assert "--overwrite" in last
     assert (tmp_path / "a.zarr").exists()
     done = run("convert", source, tmp_path / "b", *LAYOUT, "--check-source")

@@ -105,7 +105,7 @@ TRANSFORMS = (*M, "datasets", 0, "coordinateTransformations")
         (
             edited(*M, "axes", value=[{"name": "t"}, {"name": "c"}, {"name": "x"}]),
             UnsupportedFormatError,
-            "1 of them of space",
+            "1 of them spatial",
         ),
         (edited(*M, "datasets", value=[]), MetadataError, "no datasets"),
         (edited(*M, "datasets", 0, "path"), MetadataError, "path"),

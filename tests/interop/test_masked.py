@@ -104,7 +104,7 @@ def test_what_a_function_makes_nan_is_masked(method: str) -> None:
 def test_nan_where_integers_have_no_mask_value_is_an_error() -> None:
     dataset = make_dataset(np.arange(4, dtype="uint8").reshape(2, 2))
     result = dataset.map_masked(lambda v: np.where(v == 0, np.nan, v), method="pointwise")
-    with pytest.raises(InvalidArgumentError, match="made NaN, for which uint8"):
+    with pytest.raises(InvalidArgumentError, match="returned NaN, which uint8"):
         result.data.compute()
 
 
@@ -215,11 +215,11 @@ def test_the_result_is_lazy_has_a_history_and_can_be_written(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "guess"}, "none of 'linear'"),
-        ({"depth": (1, 2)}, "not one whole number of voxels"),
-        ({"depth": -1}, "not one whole number of voxels"),
-        ({"depth": 4.0}, "not one whole number of voxels"),
-        ({"depth": True}, "not one whole number of voxels"),
+        ({"method": "guess"}, "not one of 'linear'"),
+        ({"depth": (1, 2)}, "pass a whole number of voxels"),
+        ({"depth": -1}, "pass a whole number of voxels"),
+        ({"depth": 4.0}, "pass a whole number of voxels"),
+        ({"depth": True}, "pass a whole number of voxels"),
         ({"method": "pointwise", "depth": 1}, "sees no neighbours"),
         ({"datatype": "tomograph"}, "not a mango data type"),
         ({"datatype": "proju16"}, "no mask value"),

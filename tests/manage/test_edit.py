@@ -201,7 +201,7 @@ def test_an_entry_of_the_history_is_added_and_none_is_rewritten(tmp_path: Path) 
     path = make_store(tmp_path)
     edit_metadata(path, history={"note": "the sample had dried"})
     assert dataset_from_zarr(path).history == {"note": "the sample had dried"}
-    with pytest.raises(InvalidArgumentError, match="nothing in a history is rewritten"):
+    with pytest.raises(InvalidArgumentError, match="entries are never replaced"):
         edit_metadata(path, history={"note": "it had not"})
 
 
@@ -537,7 +537,7 @@ def test_the_command_shows_the_change_and_asks(tmp_path: Path) -> None:
     assert dataset_from_zarr(path).voxel_size == (2.37, 2.37, 2.37)
     assert run("set-voxel", path, "2.37um", "--yes") == (
         0,
-        "nothing to change: it is so already\n",
+        "nothing to change: the metadata says so already\n",
     )
 
 

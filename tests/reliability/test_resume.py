@@ -338,7 +338,7 @@ def test_the_advice_that_is_given_works_on_the_command_line(
     shard.write_bytes(shard.read_bytes()[:-5])
     whole = convert("--resume", "--voxel-size", "5um")
     assert whole.returncode == 0, whole.stderr
-    counts = "8 shards, 1 of them were there, 1 were half-made and are made anew, 6 are new"
+    counts = "8 shards, 1 of them were there, 1 were incomplete and written again, 6 are new"
     assert counts in whole.stdout
     refused = convert("--resume", "--voxel-size", "7um", "--dataset-id", "mine")
     assert refused.returncode == 4

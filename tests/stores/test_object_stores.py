@@ -285,7 +285,7 @@ def test_uploads_that_cannot_be_looked_for_are_said_and_stop_nothing(
     assert verify(url, dataset) == []
     done = cli("abort", f"s3://{bucket}/other.zarr")
     assert done.returncode == 0, done.stderr
-    assert "could not be looked for" in done.stderr
+    assert "could not be searched for" in done.stderr
     assert "AccessDenied" in done.stderr
     assert "Traceback" not in done.stderr
 

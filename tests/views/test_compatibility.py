@@ -80,7 +80,7 @@ def test_levels_without_their_places_and_none_at_all(tmp_path: Path) -> None:
     dataset = Dataset(
         large, dimension_names=("z", "y", "x"), voxel_unit="um", voxel_size=(1.0,) * 3
     )
-    assert "one level only" in text(
+    assert "only one level" in text(
         reports_of(tmp_path / "a.zarr", dataset=dataset)["napari-ome-zarr"]
     )
     reports_of(tmp_path / "b.zarr", levels=2, chunks=(4, 4, 4), shards=(8, 8, 8))
