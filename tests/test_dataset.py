@@ -200,7 +200,7 @@ def test_a_source_is_known_by_its_content(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedFormatError, match=r"text\.bin"):
         Dataset.from_path(tmp_path / "text.bin")
     with pytest.raises(UnsupportedFormatError, match="filetype"):
-        Dataset.from_path(tmp_path / "renamed_nc", filetype="tiff")
+        Dataset.from_path(tmp_path / "renamed_nc", filetype="jpeg")
 
 
 def test_an_array_that_is_no_dask_array_is_refused(tmp_path: Path) -> None:

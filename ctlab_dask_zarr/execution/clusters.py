@@ -198,7 +198,7 @@ def _read(name: str) -> tuple[str, dict[str, Any], str | None]:
     elif name not in _KINDS:
         near = get_close_matches(name, _KINDS, 1)
         raise InvalidArgumentError(
-            f"cluster {name!r} is none of {', '.join(_KINDS)}, a YAML file (.yaml), an address "
+            f"cluster {name!r} is not one of {', '.join(_KINDS)}, a YAML file (.yaml), an address "
             f"(tcp://HOST:PORT) or a scheduler file (.json){f': {near[0]}?' if near else ''}"
         )
     if kind in BATCH_SYSTEMS:

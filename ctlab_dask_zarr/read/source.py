@@ -101,7 +101,7 @@ def kind_of(path: str | os.PathLike[str]) -> SourceKind:
     if not os.path.lexists(root):
         raise DatasetNotFoundError(f"{root} does not exist")
     known = "; ".join(kind.DESCRIPTION for kind in KINDS)
-    raise UnsupportedFormatError(f"{root} is nothing that is read here: {known}")
+    raise UnsupportedFormatError(f"{root} is not of a kind that is read here: {known}")
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
@@ -139,4 +139,4 @@ def _kind_named(filetype: str) -> SourceKind:
         if kind.NAME.lower() == filetype.lower():
             return kind
     names = ", ".join(repr(kind.NAME) for kind in KINDS)
-    raise UnsupportedFormatError(f"filetype {filetype!r} is none of {names}, 'auto'")
+    raise UnsupportedFormatError(f"filetype {filetype!r} is not one of {names}, 'auto'")
