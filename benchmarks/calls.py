@@ -23,15 +23,15 @@ _EDGE = 32
 
 
 def write(out: str, n: int) -> None:
-    """Write n shards in one thread."""
+    """Write n shards in one thread, of labels: of a small grey volume all is read for its contrast."""
     import dask
     import dask.array as da
 
     from benchmarks.one import VOXEL
     from ctlab_dask_zarr import Dataset, dataset_to_zarr
 
-    voxels = da.ones((_EDGE * n, _EDGE, _EDGE), chunks=_EDGE, dtype="u2")
-    dataset = Dataset(voxels, dimension_names=("z", "y", "x"), datatype="tomo", **VOXEL)
+    voxels = da.ones((_EDGE * n, _EDGE, _EDGE), chunks=_EDGE, dtype="u1")
+    dataset = Dataset(voxels, dimension_names=("z", "y", "x"), datatype="segmented", **VOXEL)
     with dask.config.set(scheduler="synchronous"):
         dataset_to_zarr(dataset, out, chunks=(16,) * 3, shards=(_EDGE,) * 3)
 
