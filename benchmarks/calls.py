@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 from benchmarks.measure import Job, Row, Setting
 
@@ -20,20 +21,36 @@ _CALLS = (
 )  # fmt: skip
 _LINE = re.compile(r"^\d+ +(\w+)\(")
 _EDGE = 32
+_N_BANDS = 32
 
 
 def write(out: str, n: int) -> None:
-    """Write n shards in one thread, of labels: of a small grey volume all is read for its contrast."""
+    """Write n shards in one thread."""
     import dask
+
+    with dask.config.set(scheduler="synchronous"):
+        _write(out, (_EDGE * n, _EDGE, _EDGE), _EDGE, (_EDGE,) * 3)
+
+
+def write_bands(out: str, n: int) -> None:
+    """Write n shards side by side, each in so many bands."""
+    import dask
+
+    length = _N_BANDS * _EDGE // 2
+    with dask.config.set(scheduler="threads", num_workers=8):
+        _write(out, (length, _EDGE * n, _EDGE), (_EDGE // 4, -1, -1), (length, _EDGE, _EDGE))
+
+
+def _write(out: str, shape: tuple[int, ...], blocks: Any, shards: tuple[int, ...]) -> None:
+    """Write labels: of a small grey volume all is read again, for its contrast."""
     import dask.array as da
 
     from benchmarks.one import VOXEL
     from ctlab_dask_zarr import Dataset, dataset_to_zarr
 
-    voxels = da.ones((_EDGE * n, _EDGE, _EDGE), chunks=_EDGE, dtype="u1")
+    voxels = da.ones(shape, chunks=blocks, dtype="u1")
     dataset = Dataset(voxels, dimension_names=("z", "y", "x"), datatype="segmented", **VOXEL)
-    with dask.config.set(scheduler="synchronous"):
-        dataset_to_zarr(dataset, out, chunks=(16,) * 3, shards=(_EDGE,) * 3)
+    dataset_to_zarr(dataset, out, chunks=(_EDGE // 2,) * 3, shards=shards)
 
 
 def read(out: str, n: int, times: int) -> None:
@@ -66,33 +83,41 @@ def _counted(folder: str, function: str, arguments: str) -> Counter[str]:
     return found
 
 
+#: What is counted of how many shards, and what is asked of one.
+_ROWS = {
+    "write": ("metadata calls, a shard written", 8),
+    "write_bands": (f"the same, a shard written in {_N_BANDS} bands", None),
+    "read": ("the same, a shard read", 2),
+    "again": ("the same, a shard read again", 0),
+}
+
+
 def call_rows(setting: Setting) -> list[Row]:
-    names = {"write": "metadata calls, a shard written", "read": "the same, a shard read",
-             "again": "the same, a shard read again"}  # fmt: skip
-    goals = {"write": 8, "read": 2, "again": 0}
     if shutil.which("strace") is None:
         note = "strace is not installed"
-        return [Row(names[work], [], at_most=goals[work], note=note) for work in names]
+        return [Row(name, [], at_most=asked, note=note) for name, asked in _ROWS.values()]
     folder = os.path.realpath(setting.folder)
     out = os.path.join(folder, "calls.zarr")
     few, many = 4, 24
+    n_shards = dict.fromkeys(_ROWS, many - few) | {"again": many}
+    found = {}
     # What does not depend on the number of shards falls out of the difference.
-    counts = []
-    for n in (few, many):
-        shutil.rmtree(out, ignore_errors=True)
-        counts.append(_counted(folder, "write", f"{out!r}, {n}"))
-    found = {"write": counts[1] - counts[0]}
+    for work in ("write_bands", "write"):
+        counts = []
+        for n in (few, many):
+            shutil.rmtree(out, ignore_errors=True)
+            counts.append(_counted(folder, work, f"{out!r}, {n}"))
+        found[work] = counts[1] - counts[0]
     reads = [_counted(folder, "read", f"{out!r}, {n}, 1") for n in (few, many)]
     found["read"] = reads[1] - reads[0]
     found["again"] = _counted(folder, "read", f"{out!r}, {many}, 2") - reads[1]
     shutil.rmtree(out)
-    n_shards = {"write": many - few, "read": many - few, "again": many}
-    return [
-        Row(names[work], [found[work].total() / n_shards[work]], "calls", at_most=goals[work],
-            note=", ".join(f"{name} {count / n_shards[work]:.3g}"
-                           for name, count in found[work].most_common()))
-        for work in names
-    ]  # fmt: skip
+    rows = []
+    for work, (name, asked) in _ROWS.items():
+        n = n_shards[work]
+        note = ", ".join(f"{call} {count / n:.3g}" for call, count in found[work].most_common())
+        rows.append(Row(name, [found[work].total() / n], "calls", at_most=asked, note=note))
+    return rows
 
 
 JOBS: dict[str, Job] = {"calls": call_rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,19 +94,19 @@ READERS: dict[str, Callable[[str], Read]] = {
 WORKS = ("open", "open, slice z", "slice z", "slice y", "slice x", "cube", "whole")
 
 
-def region_of(work: str, size: int) -> Region:
-    """Return what is read of a volume of this edge, at the same places for everybody."""
-    region = [slice(0, size)] * 3
-    at = size // 5
+def region_of(work: str, shape: Sequence[int]) -> Region:
+    """Return what is read of a volume of this shape, at the same places for everybody."""
+    region = [slice(0, n) for n in shape]
     if work == "cube":
-        region = [slice(2 * at, 3 * at)] * 3
-    elif work != "whole":
-        region["zyx".index(work[-1])] = slice(at, at + 1)
+        return tuple(slice(2 * (n // 5), 3 * (n // 5)) for n in shape)
+    if work != "whole":
+        axis = "zyx".index(work[-1])
+        region[axis] = slice(shape[axis] // 5, shape[axis] // 5 + 1)
     return tuple(region)
 
 
 def timed(
-    url: str, readers: list[str], works: list[str], size: int, n_rounds: int
+    url: str, readers: list[str], works: list[str], shape: list[int], n_rounds: int
 ) -> dict[str, dict[str, list[float]]]:
     """Return the seconds of each work and reader, a round each, in one process.
 
@@ -122,7 +122,7 @@ def timed(
                 start = time.perf_counter()
                 read = READERS[who](url) if work.startswith("open") else opened[who]
                 if work != "open":
-                    voxels = read(region_of(work, size))
+                    voxels = read(region_of(work, shape))
                 if number:
                     found[work][who].append(time.perf_counter() - start)
                 elif work != "open":

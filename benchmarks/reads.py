@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -134,7 +135,7 @@ def _region_rows(
     others = others or ["tensorstore"]
     found = run_apart(
         "benchmarks.readers:timed", environment=environment, url=url, readers=["ours", *others],
-        works=_REGIONS, size=setting.size, n_rounds=setting.n_pairs,
+        works=_REGIONS, shape=[setting.size] * 3, n_rounds=setting.n_pairs,
     )  # fmt: skip
     return [_fastest(f"{name}: {work}", seconds, others, 1.0) for work, seconds in found.items()]
 
@@ -157,7 +158,7 @@ def part_rows(setting: Setting) -> list[Row]:
     others += ["anu_ctlab_io"] if find_spec("anu_ctlab_io") else []
     found = run_apart(
         "benchmarks.readers:timed", url=store, readers=["ours", *others],
-        works=["open", "slice z", "cube"], size=setting.size, n_rounds=setting.n_pairs,
+        works=["open", "slice z", "cube"], shape=[setting.size] * 3, n_rounds=setting.n_pairs,
     )  # fmt: skip
     shutil.rmtree(store)
     return [
@@ -171,10 +172,11 @@ def many_rows(setting: Setting) -> list[Row]:
     """A store of 10^5 shards: opening it, and one slice, which is in 2,209 of them."""
     n = 10 if setting.quick else _N_TINY
     url = os.path.join(setting.folder, "many.zarr")
-    run_apart("benchmarks.reads:link_store", url=url, n=n)
+    run_apart("benchmarks.reads:link_store", url=url, grid=[n] * 3, edge=_TINY_EDGE,
+              chunk=_TINY_EDGE // 2)  # fmt: skip
     found = run_apart(
         "benchmarks.readers:timed", url=url, readers=["ours", "tensorstore"],
-        works=["open", "open, slice z"], size=n * _TINY_EDGE, n_rounds=setting.n_pairs,
+        works=["open", "open, slice z"], shape=[n * _TINY_EDGE] * 3, n_rounds=setting.n_pairs,
     )  # fmt: skip
     shutil.rmtree(url)
     name = f"store of {n**3:,} shards: "
@@ -185,39 +187,43 @@ def many_rows(setting: Setting) -> list[Row]:
     ]
 
 
-def link_store(url: str, n: int) -> None:
-    """Make a store of n^3 tiny shards that are all the same: most are names of one file."""
+def link_store(url: str, grid: list[int], edge: int, chunk: int) -> None:
+    """Make a store of many shards that are all the same: most are names of one file."""
     import dask.array as da
 
     from benchmarks.one import VOXEL
     from ctlab_dask_zarr import Dataset, dataset_to_zarr, plan
 
-    options: dict[str, Any] = {"chunks": (_TINY_EDGE // 2,) * 3, "shards": (_TINY_EDGE,) * 3}
+    options: dict[str, Any] = {"chunks": (chunk,) * 3, "shards": (edge,) * 3}
     one_url = f"{url.removesuffix('.zarr')}-one.zarr"
-    noise = np.random.default_rng(0).integers(0, 4000, (_TINY_EDGE,) * 3, "u2")
-    one = Dataset(da.from_array(noise), dimension_names=("z", "y", "x"), datatype="tomo", **VOXEL)
+    noise = np.random.default_rng(0).integers(0, 4000, (edge,) * 3, "u2")
+    one = Dataset(da.from_array(noise, chunks=edge), dimension_names=("z", "y", "x"),
+                  datatype="tomo", **VOXEL)  # fmt: skip
     dataset_to_zarr(one, one_url, **options)
-    shape = (n * _TINY_EDGE,) * 3
+    shape = tuple(n * edge for n in grid)
     whole = Dataset(da.zeros(shape, chunks=shape, dtype="u2"), dimension_names=("z", "y", "x"),
                     datatype="tomo", **VOXEL)  # fmt: skip
-    for document in plan(whole, url, **options).documents:
+    documents = plan(whole, url, **options).documents
+    for document in documents:
         target = os.path.join(url, document.key)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with open(target, "w") as file:
             file.write(document.text)
-    # No file system has to have more than some ten thousand names of a file.
-    most = 20_000
     (source,) = (
         os.path.join(folder, name)
         for folder, _, names in os.walk(os.path.join(one_url, "0"))
         for name in names
         if not name.endswith(".json")
     )
-    for number, (z, y, x) in enumerate(np.ndindex(n, n, n)):
-        folder = os.path.join(url, "0", "c", str(z), str(y))
-        if not x:
-            os.makedirs(folder)
-        target = os.path.join(folder, str(x))
+    # Few shards have their coordinates in their names, more of them in folders.
+    with open(os.path.join(url, "0", "zarr.json")) as file:
+        separator = json.load(file)["chunk_key_encoding"]["configuration"]["separator"]
+    # No file system has to have more than some ten thousand names of a file.
+    most = 20_000
+    for number, coords in enumerate(np.ndindex(*grid)):
+        target = os.path.join(url, "0", separator.join(("c", *map(str, coords))))
+        if not coords[-1]:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
         if number % most:
             os.link(source, target)
         else:
