@@ -56,7 +56,7 @@ def scan(nbytes: float) -> tuple[tuple[int, int, int], int]:
     Examples
     --------
     >>> scan(83e9)
-    ((6536, 2518, 2518), 42)
+    ((6537, 2519, 2519), 42)
     """
     edge = round((nbytes / ITEMSIZE / _ASPECT) ** (1 / 3))
     return (round(_ASPECT * edge), edge, edge), max(1, _SLAB_VOXELS // edge**2)
@@ -98,7 +98,7 @@ def slab_work(
         costs.merge_s * stored * row / shards,
         2 * stored * row / shards,
         n_calls=_CALLS_SHARD,
-    )
+    )  # fmt: skip
     read = way.made * costs.read_ratio * row
     if way.method == "tasks":
         n = max(1, round(layout.shape[0] / slab / n_rows))
@@ -107,8 +107,9 @@ def slab_work(
         # Voxels go to whoever cuts, and on to whoever encodes; bands take whole slabs, once.
         moves, n_cuts = (2, n) if way.band is None else (1, 0)
         encode = Stage(
-            n_bands, (encode_s + moves * costs.move_s) * row / n_bands, stored * row / n_bands, moves * row / n_bands,
-            _CALLS_SHARD if way.band is None else _CALLS_BAND * shards, 1 + n_cuts,
+            n_bands, (encode_s + moves * costs.move_s) * row / n_bands, stored * row / n_bands,
+            moves * row / n_bands, _CALLS_SHARD if way.band is None else _CALLS_BAND * shards,
+            1 + n_cuts,
         )  # fmt: skip
         stages = (make, encode) if way.band is None else (make, encode, merge)
         return Work(n_rows, stages, useful_s)

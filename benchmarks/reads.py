@@ -247,14 +247,16 @@ def _task(setting: Setting, store: str, work: str) -> dict[str, Any]:
 
 def verify_rows(setting: Setting) -> list[Row]:
     """Checking a store, beside decoding every shard of it by tensorstore, which checks less."""
-    store = written_store(setting)
-    task = _task(setting, store, "verify")
+    size = setting.large
+    store = written_store(setting, size)
+    task = {**_task(setting, store, "verify"), "size": size}
     results = interleave(
         {"ours": task, "decode": {**task, "work": "read", "who": "tensorstore"}}, setting.n_pairs
     )
     shutil.rmtree(store)
     return [
-        Row("verify, threads", [1 / r for r in ratios(results, "decode")],
+        Row(f"verify, {2 * size**3 / 1e9:.1f} GB, threads",
+            [1 / r for r in ratios(results, "decode")],
             against="tensorstore decoding every shard", at_most=1.2),
     ]  # fmt: skip
 
