@@ -14,6 +14,7 @@ import click
 from ctlab_dask_zarr.cli.output import exit_codes, say
 from ctlab_dask_zarr.cli.parameters import (
     CODEC,
+    CROP,
     DEADLINE,
     LAYOUT,
     LEVELS,
@@ -55,6 +56,7 @@ SOURCE: Options = {
     "voxel_unit": option(
         "--voxel-unit", "Instead of the source's: mm, um, nm, ...", type=VOXEL_UNIT
     ),
+    "crop": option("--crop", "A part of the source: 100:200,:,0:512 along z,y,x.", type=CROP),
     "slices": option(
         "--slices", "A run of slices of TIFF: 100:900, by the numbers in the files' names."
     ),
@@ -326,9 +328,12 @@ def given_source_options(options: dict[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in SOURCE if options[name] is not None]
 
 
-def open_source(source: str, options: dict[str, Any]) -> Dataset:
-    """Open the source; take out the options that correct what it says about itself."""
-    from ctlab_dask_zarr import Dataset
+def open_source(source: str, options: dict[str, Any], *, to_compare: bool = False) -> Dataset:
+    """Open the source; take out the options that correct what it says about itself.
+
+    A source that is only compared may lack a voxel size.
+    """
+    from ctlab_dask_zarr import Dataset, VoxelSizeError
 
     size, unit = options.pop("voxel_size") or (None, None)
     unit = options.pop("voxel_unit") or unit
@@ -338,7 +343,13 @@ def open_source(source: str, options: dict[str, Any]) -> Dataset:
     if given.keys() & set(_RAW):
         # A file without a header can have any name.
         given["filetype"] = "raw"
-    dataset = Dataset.from_path(
-        source, datatype=datatype, voxel_size=size, voxel_unit=unit, **given
-    )
+    given["datatype"] = datatype
+    try:
+        dataset = Dataset.from_path(source, voxel_size=size, voxel_unit=unit, **given)
+    except VoxelSizeError:
+        if not to_compare:
+            raise
+        dataset = Dataset.from_path(source, voxel_size=1.0, voxel_unit="voxel", **given)
+    crop = options.pop("crop")
+    dataset = dataset if crop is None else dataset[crop]
     return Dataset.from_modified(dataset, datatype=datatype, dataset_id=dataset_id)

@@ -42,6 +42,16 @@ def _shape(value: str) -> Any:
     return sizes if len(sizes) > 1 else sizes[0]
 
 
+def _crop(value: str) -> tuple[slice, ...]:
+    ranges = []
+    for part in value.split(","):
+        low, colon, high = (text.strip() for text in part.partition(":"))
+        if not colon or any(text and not text.isdecimal() for text in (low, high)):
+            _wrong(value, "is not a range of voxels an axis: write 100:200,:,0:512, as z,y,x")
+        ranges.append(slice(int(low) if low else None, int(high) if high else None))
+    return tuple(ranges)
+
+
 def _shape_or_none(value: str) -> Any:
     # click takes None for "not given".
     return "none" if value.lower() == "none" else _shape(value)
@@ -121,6 +131,7 @@ def _codec(value: str) -> str:
 
 CODEC = _Type("codec", _codec)
 COLOR = _Type("label=rrggbb", _color)
+CROP = _Type("ranges", _crop)
 DEADLINE = _Type("duration", _deadline)
 LAYOUT = click.Choice(["ome", "plain"])
 LEVELS = _Type("levels", _levels)

@@ -51,7 +51,7 @@ def verify_command(
     with running(options, quiet=quiet) as how:
         from ctlab_dask_zarr import verify
 
-        dataset = None if source is None else open_source(source, options)
+        dataset = None if source is None else open_source(source, options, to_compare=True)
         if dataset is not None:
             how["client"].expect(dataset.data.nbytes)
         problems = verify(path, dataset, checksums=not quick, **how)

@@ -32,18 +32,21 @@ def metadata_differences(found: Volume, source: Volume) -> Iterator[Problem]:
     """
     for name in ("shape", "dimension_names"):
         yield from _difference(name, getattr(found, name), getattr(source, name))
+    yield from _difference("dtype", native(found.dtype), native(source.dtype))
     # A source without a voxel size has this unit; the caller gave its size when it was converted.
     if source.voxel_unit != VoxelUnit.VOXEL:
         yield from _difference("voxel_unit", found.voxel_unit, source.voxel_unit)
         if not are_same_sizes(found.voxel_size, source.voxel_size):
             yield from _difference("voxel_size", found.voxel_size, source.voxel_size)
-    yield from _difference("dtype", native(found.dtype), native(source.dtype))
-    origin = getattr(source, "origin", ())
-    if any(origin) and not are_same_positions(found.origin, origin, found.voxel_size):
-        yield from _difference("origin", found.origin, origin)
-    # A write may add entries that the source does not have.
+        origin = getattr(source, "origin", ())
+        if any(origin) and not are_same_positions(found.origin, origin, found.voxel_size):
+            yield from _difference("origin", found.origin, origin)
+    # A write may add entries that the source does not have. An entry that is made when the source
+    # is opened, as that of a crop, has the time of now in its key.
+    stored = found.history
     for key, entry in source.history.items():
-        yield from _difference(f"history[{key!r}]", found.history.get(key), entry)
+        if key in stored or _plain(entry) not in map(_plain, stored.values()):
+            yield from _difference(f"history[{key!r}]", stored.get(key), entry)
     if getattr(source, "datatype", None) == found.datatype and hasattr(source, "is_discrete"):
         yield from _difference("is_discrete", found.is_discrete, source.is_discrete)
     for name in ("datatype", "dataset_id"):
