@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.errors import WriteStoppedError as WriteStoppedError
     from ctlab_dask_zarr.execution.clusters import cluster_from_config as cluster_from_config
     from ctlab_dask_zarr.execution.clusters import cluster_resources as cluster_resources
-    from ctlab_dask_zarr.execution.progress import WriteProgress as WriteProgress
+    from ctlab_dask_zarr.execution.progress import Progress as Progress
     from ctlab_dask_zarr.execution.stopping import Stop as Stop
     from ctlab_dask_zarr.formats.codecs import array_kwargs as array_kwargs
     from ctlab_dask_zarr.formats.datatype import DataType as DataType
@@ -89,7 +89,7 @@ _HOMES = {
         "WriteStoppedError"
     ),
     "execution.clusters": "cluster_from_config cluster_resources",
-    "execution.progress": "WriteProgress",
+    "execution.progress": "Progress",
     "execution.stopping": "Stop",
     "formats.codecs": "array_kwargs",
     "formats.datatype": "DataType",

@@ -18,6 +18,7 @@ from dask.utils import parse_bytes, parse_timedelta
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.codecs import array_kwargs, codec_syntax
+from ctlab_dask_zarr.text import LEAST_WORKER_NBYTES
 
 _SECTION = "ctlab-zarr"
 #: Mappings whose keys users choose themselves.
@@ -27,8 +28,6 @@ _OPEN_MAPPINGS = {
 }
 #: Keys that dask reads without having a default for them.
 KEYS_WITHOUT_DEFAULT = ("num-workers", "pool", "scheduler", "scheduler-address")
-#: A worker needs more than this to start at all; a smaller number lacks its unit.
-_LEAST_WORKER_NBYTES = 2**26
 
 
 class Setting(NamedTuple):
@@ -202,7 +201,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "workers": (_is_count_or_none, "a number of worker processes from 1 on"),
     "threads": (_is_count_or_none, "a number of threads of a worker from 1 on"),
     "memory-limit": (
-        lambda value: value is None or (_parsed(parse_bytes, value) or 0) >= _LEAST_WORKER_NBYTES,
+        lambda value: value is None or (_parsed(parse_bytes, value) or 0) >= LEAST_WORKER_NBYTES,
         "the memory of a worker, as 4GiB; it needs 64MiB or more",
     ),
     "cluster": (

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from html import escape
 
+#: A worker needs more memory than this to start at all: a smaller size was given without its unit.
+LEAST_WORKER_NBYTES = 2**26
 #: Control characters, which move a terminal's cursor or change its settings, and those that turn
 #: the direction of text round, so that it reads as something else. Line ends and tabs stay.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

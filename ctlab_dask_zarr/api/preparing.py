@@ -18,7 +18,7 @@ from dask.base import is_dask_collection
 from ctlab_dask_zarr.arguments import parameters_of, refuse_other_meanings
 from ctlab_dask_zarr.errors import DestinationExistsError, InvalidArgumentError
 from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
-from ctlab_dask_zarr.execution.progress import ProgressBar, WriteProgress
+from ctlab_dask_zarr.execution.progress import Progress, ProgressBar
 from ctlab_dask_zarr.execution.scheduler import scheduler_resources
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.planning.plan import WritePlan
@@ -50,7 +50,7 @@ _OF_CODECS = {"compressors", "filters", "serializer"}
 #: A client; a function that returns one, or None, when it is needed; for plans the size of workers.
 Executor: TypeAlias = "Client | Callable[[], Client | None] | Resources | None"
 #: True shows a bar; a function is called with the progress.
-ProgressSink: TypeAlias = bool | Callable[[WriteProgress], None]
+ProgressSink: TypeAlias = bool | Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def run_reported(
 @contextmanager
 def reported(
     progress: ProgressSink, client: Client | None = None, noun: str = "shards"
-) -> Iterator[Callable[[WriteProgress], None] | None]:
+) -> Iterator[Callable[[Progress], None] | None]:
     """Yield the function that is told of progress; None if nobody asked for it."""
     if not isinstance(progress, bool):
         yield progress

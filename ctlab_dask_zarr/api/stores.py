@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ctlab_dask_zarr.api.preparing import Executor, ProgressSink, in_force, reported, started
-from ctlab_dask_zarr.execution.progress import WriteProgress, counted
+from ctlab_dask_zarr.execution.progress import Progress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import Stop, compute_until
 from ctlab_dask_zarr.formats.problems import Problem
@@ -171,7 +171,7 @@ def check_source(
 def _problems(
     checks: Verification, client: Any, progress: ProgressSink, stop: Stop | None, reading: str
 ) -> Problems:
-    total = WriteProgress(len(checks.keys), checks.nbytes, 0)
+    total = Progress(len(checks.keys), checks.nbytes, 0)
     with (
         waiting_for(checks.graph, client or current_client()),
         reported(progress, client, "checks") as tell,
@@ -298,7 +298,7 @@ def push(
                 nonlocal nbytes_done
                 nbytes_done += nbytes
                 if tell is not None:
-                    tell(WriteProgress(1, total, nbytes_done))
+                    tell(Progress(1, total, nbytes_done))
 
             return copy_dataset(os.fspath(source), destination, on_copied)
 

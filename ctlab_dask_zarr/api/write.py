@@ -179,7 +179,7 @@ def dataset_to_zarr(
         nothing stands in the way of the write. By default dask's scheduler in force. For `plan`
         and with ``compute=False`` the `Resources` of the workers are enough.
     progress
-        True shows a progress bar on standard error. A function is called with a `WriteProgress` as
+        True shows a progress bar on standard error. A function is called with a `Progress` as
         shards are written.
     stop
         A `Stop`, which ends the write before a deadline, on a signal or on request.

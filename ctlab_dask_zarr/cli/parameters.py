@@ -8,8 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-#: A worker needs more than this to start at all; a smaller number lacks its unit.
-_LEAST_WORKER_NBYTES = 2**26
+from ctlab_dask_zarr.text import LEAST_WORKER_NBYTES
 
 
 class _Type(click.ParamType):  # type: ignore[type-arg]
@@ -117,7 +116,7 @@ def _nbytes(value: str) -> int:
         nbytes = int(parse_bytes(value))
     except ValueError:
         _wrong(value, "is not an amount of memory: write 4GiB or 500MB")
-    if nbytes < _LEAST_WORKER_NBYTES:
+    if nbytes < LEAST_WORKER_NBYTES:
         _wrong(value, f"is {nbytes} bytes, too little for a worker: write 4GiB or 500MB")
     return nbytes
 

@@ -1,9 +1,9 @@
-"""How far a write is: told by the workers while they write, and shown to people.
+"""How far a run is: reported by the workers while they work, and shown to people.
 
-A task that streams a row of shards runs for minutes, so that counting finished tasks says little.
-Instead each worker reports now and then how many bytes of voxels it has encoded: on a cluster as
-an event on a topic of dask.distributed, within one process to a listener. A lost report never
-fails a write, and a task that runs twice is counted twice.
+A task that streams a row of shards runs for minutes, so counting finished tasks says little.
+Instead each worker reports now and then how many bytes of voxels it has encoded: on a cluster as an
+event on a topic of dask.distributed, within one process to a listener. A lost report never fails a
+run, and a task that runs twice is counted twice.
 """
 
 from __future__ import annotations
@@ -36,10 +36,19 @@ Listener = Callable[[int, float], None]
 _listeners: dict[str, Listener] = {}
 
 
-class WriteProgress(NamedTuple):
-    """How far a run is: shards to write, and bytes of voxels in all and so far."""
+class Progress(NamedTuple):
+    """How far a write, a check or a copy is.
 
-    n_shards: int
+    Attributes
+    ----------
+    n_tasks
+        Number of shards to write or of checks to make; 1 for a copy.
+    nbytes, nbytes_done
+        Size in bytes of all there is to do, and of what is done: voxels before compression, or
+        stored bytes for a copy.
+    """
+
+    n_tasks: int
     nbytes: int
     nbytes_done: int
 
@@ -117,12 +126,12 @@ def topic_of(key: str) -> str:
 @contextmanager
 def counted(
     graph: Delayed,
-    total: WriteProgress,
+    total: Progress,
     client: Any = None,
     *,
-    tell: Callable[[WriteProgress], None] | None = None,
+    tell: Callable[[Progress], None] | None = None,
     stop: Stop | None = None,
-) -> Iterator[Callable[[], WriteProgress]]:
+) -> Iterator[Callable[[], Progress]]:
     """Count what the tasks of a graph report, and tell `stop` and `tell` about it.
 
     Yields a function that returns how far the graph is. A task that runs twice does not count
@@ -162,7 +171,7 @@ class ProgressBar:
         self._noun = noun
         self._n_workers = n_workers
         self._workers = ""
-        self._told: WriteProgress | None = None
+        self._told: Progress | None = None
         self._stream = sys.stderr if stream is None else stream
         self._is_terminal = self._stream.isatty()
         # Workers import this module too, but need no settings.
@@ -175,7 +184,7 @@ class ProgressBar:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
-    def tell(self, told: WriteProgress) -> None:
+    def tell(self, told: Progress) -> None:
         """Show this from now on."""
         is_first, self._told = self._told is None, told
         if is_first:
@@ -215,12 +224,12 @@ class ProgressBar:
 
     def _show(self) -> None:
         assert self._told is not None
-        n_shards, total, done = self._told
+        n_tasks, total, done = self._told
         part = done / total if total else 1.0
         rate = done / max(time.monotonic() - self._start_s, 1e-3)
         left = duration_text((total - done) / rate) if rate else "?"
         line = (
-            f"{int(part * n_shards)} of {n_shards} {self._noun}, {nbytes_text(done)} of "
+            f"{int(part * n_tasks)} of {n_tasks} {self._noun}, {nbytes_text(done)} of "
             f"{nbytes_text(total)} ({part:.0%}), {nbytes_text(rate)}/s, {left} left"
         )
         if self._is_terminal:

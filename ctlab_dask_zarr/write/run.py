@@ -21,7 +21,7 @@ from ctlab_dask_zarr.errors import (
     WriteFailedError,
     WriteStoppedError,
 )
-from ctlab_dask_zarr.execution.progress import WriteProgress, counted
+from ctlab_dask_zarr.execution.progress import Progress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop, compute_until
 from ctlab_dask_zarr.store.shared_folder import SharedFolder
@@ -38,7 +38,7 @@ def run(
     prepared: PreparedWrite,
     *,
     client: Client | None = None,
-    progress: Callable[[WriteProgress], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
     stop: Stop | None = None,
 ) -> CommitResult:
     """Compute a prepared write and wait for its end; for a part, the result tells of the part.
@@ -62,7 +62,7 @@ def run(
         return committed
     running = client or current_client()
     tasks, request = prepared.remaining.tasks, prepared.request
-    total = WriteProgress(len(tasks), prepared.nbytes, 0)
+    total = Progress(len(tasks), prepared.nbytes, 0)
     with (
         waiting_for(prepared.graph, running),
         counted(prepared.graph, total, running, tell=progress, stop=stop) as told,
@@ -165,15 +165,15 @@ def _compute_here(graph: Delayed, stop: Stop | None) -> CommitResult:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _stopped(prepared: PreparedWrite, stop: Stop, told: WriteProgress) -> str:
+def _stopped(prepared: PreparedWrite, stop: Stop, told: Progress) -> str:
     """Return what to say after a stop; the reports of the workers say how far it came.
 
     To list the shards could take longer than a job has left.
     """
     n_done = prepared.remaining.n_done
-    n_written = n_done + told.n_shards * told.nbytes_done // max(told.nbytes, 1)
+    n_written = n_done + told.n_tasks * told.nbytes_done // max(told.nbytes, 1)
     return (
-        f"stopped ({stop.reason()}): about {n_written} of {n_done + told.n_shards} shards are "
+        f"stopped ({stop.reason()}): about {n_written} of {n_done + told.n_tasks} shards are "
         f"written, and the destination is as it was; {prepared.how_to_go_on}"
     )
 

@@ -9,14 +9,14 @@ import pytest
 from dask.delayed import delayed
 
 from ctlab_dask_zarr.execution.progress import (
+    Progress,
     ProgressBar,
     Reporter,
-    WriteProgress,
     counted,
     topic_of,
 )
 
-QUARTER = WriteProgress(4, 400, 100)
+QUARTER = Progress(4, 400, 100)
 
 
 class Terminal(io.StringIO):
@@ -36,7 +36,7 @@ def test_a_log_gets_whole_lines() -> None:
 def test_a_terminal_gets_one_line_that_is_redrawn() -> None:
     stream = Terminal()
     with ProgressBar(stream=stream) as bar:
-        bar.tell(WriteProgress(4, 400, 400))
+        bar.tell(Progress(4, 400, 400))
     assert stream.getvalue().startswith("\r")
     assert stream.getvalue().count("\n") == 1
 
@@ -67,7 +67,7 @@ def test_tasks_that_ran_twice_do_not_count_beyond_the_whole() -> None:
     graph = delayed(int)()
     with (
         ProgressBar(stream=stream) as bar,
-        counted(graph, WriteProgress(4, 400, 0), tell=bar.tell) as told,
+        counted(graph, Progress(4, 400, 0), tell=bar.tell) as told,
     ):
         for _ in range(6):
             reporter = Reporter(topic_of(graph.key))

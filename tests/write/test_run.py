@@ -10,7 +10,7 @@ import pytest
 
 from ctlab_dask_zarr import Dataset, WriteStoppedError
 from ctlab_dask_zarr.api.preparing import prepare_write
-from ctlab_dask_zarr.execution.progress import WriteProgress
+from ctlab_dask_zarr.execution.progress import Progress
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.planning.resolve import WriteOptions
 from ctlab_dask_zarr.write.prepared import PreparedWrite
@@ -26,7 +26,7 @@ def prepared_at(path: Path, **how: bool) -> PreparedWrite:
 
 
 def test_progress_begins_with_nothing_and_ends_with_all_of_it(tmp_path: Path) -> None:
-    told: list[WriteProgress] = []
+    told: list[Progress] = []
     result = run(prepared_at(tmp_path / "scan.zarr"), progress=told.append)
     assert told[0] == (8, VOXELS.nbytes, 0)
     assert told[-1] == (8, VOXELS.nbytes, VOXELS.nbytes)
@@ -40,7 +40,7 @@ def test_a_write_without_a_cluster_is_stopped_between_two_shards_and_goes_on(
 ) -> None:
     stop = Stop()
 
-    def stop_soon(progress: WriteProgress) -> None:
+    def stop_soon(progress: Progress) -> None:
         if progress.nbytes_done:
             stop.ask("that is enough")
 
