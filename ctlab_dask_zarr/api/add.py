@@ -248,7 +248,10 @@ def prepare_labels(
     source = analysed_source(dataset)
     placed = os.path.join(os.path.dirname(path), f"{name}.zarr")
     wanted = halved_levels(image, path)
-    image_plan = plan_dataset(dataset, placed, options, source, levels=wanted, resources=resources)
+    n_jobs = part[1] if part else 1
+    image_plan = plan_dataset(
+        dataset, placed, options, source, levels=wanted, resources=resources, n_jobs=n_jobs
+    )
     write_plan = plan_labels(image_plan, path, name, colors, identity)
     return prepare(write_plan, source, resume=resume, restart=restart, part=part)
 

@@ -115,17 +115,19 @@ def level_layout(finest: Layout, shape: Shape) -> Layout:
     return Layout(shape, chunk, shard)
 
 
-def piece_layouts(layouts: Sequence[Layout], factors: Sequence[Shape]) -> tuple[Layout, ...] | None:
+def piece_layouts(layouts: Sequence[Layout], factors: Sequence[Shape]) -> tuple[Layout | None, ...]:
     """Return how each level after the finest is cut into what single tasks of the finer one make.
 
-    None where a piece would not be made of whole inner chunks, or would lie in two shards.
+    None where a piece would not be made of whole inner chunks, or would lie in two shards. The
+    levels before that one have none either: a task that puts a shard together from encoded pieces
+    encodes what it leaves of the next level.
     """
-    pieces: list[Layout] = []
-    for (finer, coarser), halved in zip(pairwise(layouts), factors[1:], strict=True):
-        piece = _piece_layout(finer, coarser, halved)
-        if piece is None or (pieces and levels_problem(pieces[-1], halved)):
-            return None
-        pieces.append(piece)
+    pieces: list[Layout | None] = []
+    for number in range(len(layouts) - 1, 0, -1):
+        piece = _piece_layout(layouts[number - 1], layouts[number], factors[number])
+        if pieces and piece and (pieces[0] is None or levels_problem(piece, factors[number + 1])):
+            piece = None
+        pieces.insert(0, piece)
     return tuple(pieces)
 
 

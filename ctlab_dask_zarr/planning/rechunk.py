@@ -129,11 +129,10 @@ class _Choice:
         whole = [min(t, n) for t, n in zip(layout.task_shape, layout.shape, strict=True)]
         self.shard_length = whole[row_axis]
         self.shard_nbytes = prod(whole) * itemsize
-        length = layout.object_shape[row_axis]
-        self.row_nbytes = prod(layout.object_shape) // length * self.step * itemsize
+        self.itemsize, n_rows = itemsize, layout.object_shape[row_axis] // self.step
+        self.row_nbytes = prod(layout.object_shape) // n_rows * itemsize
         self.plane_nbytes = prod(layout.shape) // layout.shape[self.axis] * itemsize
         self.block_nbytes = prod(max(lengths) for lengths in chunks) * itemsize
-        n_rows = length // self.step
         can_merge = can_merge and layout.shard_shape is not None
         #: Thickness of possible bands, thick ones first. An even one can be halved for levels.
         self.bands = [
@@ -157,6 +156,9 @@ class _Choice:
         if found is None:
             return direct
         _, band, made, n_bands = found
+        layer = _window(self.chunks[axis], self.step, band)
+        held = min(self.shard_nbytes, self.shard_nbytes // self.shard_length * layer)
+        peak = held + self._row_of(band)
         reason = (
             f"every block lies inside one shard; {_many(layout.n_tasks, 'shard')} in "
             f"{n_bands} bands of {band} voxels, for {self.n_threads} threads{_repeated(made)}"
@@ -179,7 +181,7 @@ class _Choice:
                 f"{_many(n_rows, 'row')} of shards in {n_bands} bands of {band} slices, each fed "
                 f"slab by slab, for {self.n_threads} threads{_repeated(made)}"
             )
-            peak = slab * self.plane_nbytes + self.row_nbytes
+            peak = slab * self.plane_nbytes + self._row_of(band)
             yield time, Rechunk("stream", reason, n_bands + layout.n_tasks, peak, band, made)
         elif made <= _MAX_REPEATS:
             reason = f"{_many(n_rows, 'row')} of shards, each fed slab by slab{_repeated(made)}"
@@ -198,7 +200,7 @@ class _Choice:
             enough = [band for band in self.bands if counts[band] >= 4 * self.n_threads]
             band = (enough or self.bands[-1:])[0]
             window = max(_made(self.chunks[axis], band))
-            peak = window * self.plane_nbytes + self.block_nbytes + self.row_nbytes
+            peak = window * self.plane_nbytes + self.block_nbytes + self._row_of(band)
             reason = (
                 f"blocks are gathered for {_many(n_rows, 'row')} of shards in {counts[band]} bands "
                 f"of {band} slices, for {self.n_threads} threads"
@@ -211,6 +213,14 @@ class _Choice:
         n_tasks = layout.n_tasks + _n_blocks_and_cuts(layout, self.chunks)
         found = Rechunk("tasks", reason, n_tasks, peak + self.row_nbytes)
         return time / _SHARD_GATHERING_SPEED, found
+
+    def _row_of(self, band: int) -> int:
+        """Return the size of a row of a band; one that is an inner chunk thick has shorter rows."""
+        shape = list(self.layout.object_shape)
+        shape[self.row_axis] = band
+        places = zip(shape, self.layout.inner_chunk_shape, strict=True)
+        counts = [length // chunk for length, chunk in places]
+        return prod(shape) // next((n for n in counts if n > 1), 1) * self.itemsize
 
     def _in_bands(self, across: int, n_direct: int) -> tuple[float, int, float, int] | None:
         """Return (time, band, how often a voxel is made, number of bands); None if not worth it.

@@ -56,7 +56,9 @@ def _plan_problems(plan: dict[str, Any]) -> Iterator[str]:
     for document in documents:
         if not is_key(document.get("key")):
             yield f"has a document {document.get('key')!r}"
-    for name, kind in (("n_parts", int | None), ("started_s", int | float | None)):
+    for name, kind in (
+        ("n_parts", int | None), ("band", int | None), ("started_s", int | float | None)
+    ):  # fmt: skip
         if not isinstance(plan.get(name), kind):
             yield f"has {name} {plan[name]!r}"
     extends, staging_id = plan.get("extends"), plan.get("staging_id")

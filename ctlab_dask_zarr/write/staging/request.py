@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ctlab_dask_zarr._version import __version__
+from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
@@ -99,12 +100,24 @@ class StageRequest(WriteContent):
                 "datatype": plan["datatype"] and DataType.from_basename(plan["datatype"]),
                 "run_id": plan["run_id"],
             }
+            kept["band"] = _band(plan.get("band"), kept["levels"][0])
             return cls(destination=destination, resume=True, resumes=plan["staging_id"], **kept)
         except (KeyError, TypeError, ValueError) as error:
             raise MetadataError(
                 f"{destination.staging} does not say what was being written ({error!r}): remove it "
                 "by restart=True (--restart)"
             ) from error
+
+
+def _band(kept: int | None, finest: PlannedLevel) -> int | None:
+    """Return the thickness of bands; None if a shard of level 0 is not cut like that."""
+    array = finest.array
+    if kept is None or not array.is_sharded:
+        return None
+    axis = row_axis_of(array)
+    step, length = array.inner_chunk_shape[axis], array.object_shape[axis]
+    is_possible = kept > 0 and kept % step == 0 and length % kept == 0
+    return kept if is_possible else None
 
 
 def _level(kept: dict[str, Any]) -> PlannedLevel:

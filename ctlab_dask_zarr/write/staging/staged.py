@@ -112,12 +112,13 @@ class StagedWrite:
             return None
         written = [self._task_layout(number) for number in range(len(levels))]
         layouts = piece_layouts(written, [a.factors for a in levels])
-        if layouts is None:
+        layout = layouts[level - 1]
+        if layout is None:
             return None
         return StagedArray(
             store=self.pieces,
             path=f"{level - 1}" if level > 1 or not request.band else f"0-bands-{request.band}",
-            array=piece_array(levels[level].array, layouts[level - 1]),
+            array=piece_array(levels[level].array, layout),
             mask_value=self.request.mask_value,
             level=level,
             next_level=self._next_level(level, None),
