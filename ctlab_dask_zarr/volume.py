@@ -41,6 +41,9 @@ class SourceChecks(NamedTuple):
     problems: Sequence[Problem] = ()
     #: What else a user should know.
     notes: Sequence[str] = ()
+    #: Start and shape of what each task reads, if it reads a region of the source, and may be
+    #: called with these voxels instead, by whoever has read them anyway.
+    regions: Sequence[tuple[tuple[int, ...], tuple[int, ...]]] = ()
 
 
 class Source(Protocol):

@@ -15,15 +15,14 @@ from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.manage.discard import AbortResult, abort_write
 from ctlab_dask_zarr.manage.status import WriteStatus, write_status
 from ctlab_dask_zarr.manage.transfer import CopyResult, copy_dataset
+from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import existing_write, resolve_destination
 from ctlab_dask_zarr.read.source import open_to_compare
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.text import shown
-from ctlab_dask_zarr.verification.verify import (
-    Verification,
-    prepare_source_check,
-    prepare_verification,
-)
+from ctlab_dask_zarr.verification.checks import Verification
+from ctlab_dask_zarr.verification.source import prepare_source_check
+from ctlab_dask_zarr.verification.verify import prepare_verification
 from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
 
 
@@ -115,13 +114,13 @@ def verify(
             raise no_dataset(volume, "source")
         running = None
 
-        def n_threads() -> int:
+        def resources() -> Resources:
             nonlocal running
             running = started(client)
-            with in_force(running) as resources:
-                return resources.n_threads
+            with in_force(running) as found:
+                return found
 
-        checks = prepare_verification(path, volume, checksums=checksums, n_threads=n_threads)
+        checks = prepare_verification(path, volume, checksums=checksums, resources=resources)
     for note in checks.notes:
         warnings.warn(shown(note), stacklevel=3)
     reading = f"{os.fspath(path)} was not verified to the end"

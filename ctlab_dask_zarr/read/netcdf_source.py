@@ -121,18 +121,28 @@ class NetCDFSource:
         """Return the comparison of each block with the MD5 that mango stored in it."""
         kept = [block for block in self.blocks if block.md5_checksum is not None]
         tasks = [partial(self.verify_md5, block) for block in kept]
-        return SourceChecks(tasks, len(self.blocks), len(self.blocks) - len(kept))
+        regions = [
+            ((block.z_start, 0, 0), (block.z_stop - block.z_start, *self.shape[1:]))
+            for block in kept
+        ]
+        n_unchecked = len(self.blocks) - len(kept)
+        return SourceChecks(tasks, len(self.blocks), n_unchecked, regions=regions)
 
-    def verify_md5(self, block: StoredBlock) -> list[Problem]:
-        """Compare the voxels of a block with its ``md5_checksum``."""
+    def verify_md5(
+        self, block: StoredBlock, voxels: npt.NDArray[Any] | None = None
+    ) -> list[Problem]:
+        """Compare the voxels of a block, which are read if not given, with its ``md5_checksum``."""
         assert block.md5_checksum is not None
         try:
-            voxels = self[block.z_start : block.z_stop]
+            if voxels is None:
+                voxels = self[block.z_start : block.z_stop]
         except ValueError as error:
             return [Problem(block.name, "unreadable", str(error))]
         # mango takes the sum of the bytes as a little-endian machine has them in memory.
         little = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
-        digest = hashlib.md5(little.reshape(-1).view(np.uint8), usedforsecurity=False).digest()
+        digest = hashlib.md5(
+            np.ascontiguousarray(little).reshape(-1).view(np.uint8), usedforsecurity=False
+        ).digest()
         if digest == block.md5_checksum:
             return []
         text = (

@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ctlab_dask_zarr.codec.values import voxel_difference
-from ctlab_dask_zarr.errors import BlockError, CTLabError, InvalidArgumentError
-from ctlab_dask_zarr.execution.graphs import accepted_block
-from ctlab_dask_zarr.formats.level import Shape
+from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.mango import CARRIED_DEFAULTS
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.receipts import Number, object_key
+from ctlab_dask_zarr.formats.receipts import object_key
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_positions, are_same_sizes
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata
@@ -83,27 +80,6 @@ def _plain(value: Any) -> Any:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def block_problems(
-    stored: Source, mask_value: Number | None, start: Shape, shape: Shape, block: Any
-) -> list[Problem]:
-    """Compare a block of the source with the same region of the dataset, bit by bit.
-
-    The dataset has its `mask_value` where a masked array is masked.
-    """
-    region = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
-    place = f"voxels {', '.join(f'{r.start}:{r.stop}' for r in region)}"
-    try:
-        wanted = accepted_block(block, start, shape, stored.dtype, mask_value)
-    except BlockError as error:
-        return [of_source(Problem(place, "source", str(error)))]
-    try:
-        found = stored[region]
-    except (CTLabError, OSError) as error:
-        return [Problem(place, "unreadable", f"{place} cannot be read: {error}")]
-    difference = voxel_difference(found, wanted, start)
-    return [] if difference is None else [Problem(place, "voxels", difference)]
 
 
 def of_source(problem: Problem) -> Problem:

@@ -157,7 +157,7 @@ class _WriteGraph:
         write = _FUNCTIONS[name]
         used: set[Key] = set()
         keys = []
-        for group, blocks in zip(groups, _overlapping(source, layout, groups), strict=True):
+        for group, blocks in zip(groups, overlapping_blocks(source, layout, groups), strict=True):
             recipes = []
             inputs: dict[Key, None] = {}
             for block in blocks:
@@ -185,7 +185,7 @@ class _WriteGraph:
         accept = partial(accepted_block, dtype=dtype, mask_value=mask_value)
         used: dict[Key, Place] = {}
         keys = []
-        for group, blocks in zip(groups, _overlapping(source, layout, groups), strict=True):
+        for group, blocks in zip(groups, overlapping_blocks(source, layout, groups), strict=True):
             coords = group[0]
             spans = [layout.region(c) for c in group]
             region = tuple(
@@ -275,7 +275,7 @@ class _WriteGraph:
         return TaskRef(add_tree(self.tasks, parents, _sums, f"count-receipts-{self.token}"))
 
 
-def _overlapping(
+def overlapping_blocks(
     source: SourceGraph, layout: Layout, groups: Sequence[Group]
 ) -> Iterator[list[tuple[Shape, Shape, Shape]]]:
     """Yield for each group (index, start, shape) of the blocks that overlap it, in C order.

@@ -18,16 +18,13 @@ from ctlab_dask_zarr.codec.region import object_crc32c, read_region, rows_of
 from ctlab_dask_zarr.codec.shard import ChunkRow, row_axis_of, row_encoder, strips_of
 from ctlab_dask_zarr.codec.values import MIXED, UNIFORM, ValueRange
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
-from ctlab_dask_zarr.execution.graphs import accepted_block
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.store.store import Writer
 from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
 from ctlab_dask_zarr.write.shards.merge import piece_trailer
 from ctlab_dask_zarr.write.shards.next_level import LevelDownsampler, voxel_piece
-
-#: Where voxels begin, and the voxels.
-Placed = tuple[Shape, npt.NDArray[Any]]
+from ctlab_dask_zarr.write.shards.window import BlockWindow, Placed
 
 
 def write_shards(
@@ -48,7 +45,7 @@ def write_shards(
     step = staged.array.inner_chunk_shape[axis]
     spans = [staged.layout.region(task)[axis] for task in tasks]
     first, last = min(span.start for span in spans), max(span.stop for span in spans)
-    window = _Window(blocks, axis, staged)
+    window = BlockWindow(blocks, axis, staged.array.dtype, staged.mask_value)
     receipts: list[ShardReceipt] = []
     with ExitStack() as stack:
         downsamplers = [_downsampler(staged, task, stack) for task in tasks]
@@ -83,32 +80,6 @@ def _downsampler(staged: StagedArray, coords: Shape, stack: ExitStack) -> LevelD
         return LevelDownsampler(staged, coords, voxel_piece(staged, coords, stack))
     piece = _EncodedPiece(staged.next_level.pieces, coords, row_axis_of(staged.array), stack)
     return LevelDownsampler(staged, coords, piece.add_slab, piece.keep)
-
-
-class _Window:
-    """The loaded blocks that the row under way needs, and no others.
-
-    Nobody else may keep `blocks`: a slab that is still referred to while the next one is loaded
-    doubles the memory of a write.
-    """
-
-    def __init__(self, blocks: Iterable[LazyBlock], axis: int, staged: StagedArray) -> None:
-        self._axis = axis
-        self._declared = (staged.array.dtype, staged.mask_value)
-        # Blocks come in C order. Where an object is one inner chunk thick along the axes before the
-        # row axis, that is another order.
-        self._coming = sorted(blocks, key=lambda block: block.start[axis], reverse=True)
-        self.blocks: list[Placed] = []
-
-    def move_to(self, start: int, stop: int) -> None:
-        """Have every block that has elements in ``start:stop``, and drop those before."""
-        axis = self._axis
-        self.blocks = [(at, b) for at, b in self.blocks if at[axis] + b.shape[axis] > start]
-        while self._coming and self._coming[-1].start[axis] < stop:
-            block = self._coming.pop()
-            voxels = accepted_block(block.load(), block.start, block.shape, *self._declared)
-            self.blocks.append((block.start, voxels))
-            del block, voxels
 
 
 class _ObjectInProgress:
