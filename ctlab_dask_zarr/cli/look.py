@@ -28,7 +28,8 @@ def info_command(path: str, as_json: bool) -> None:
 
         facts = asdict(info(path))
     # Leave out what only another kind of source has.
-    left_out = ("blocks",) if facts["blocks"] is None else ("levels", "labels", "shards", "chunks")
+    of_zarr = {"levels", "labels", "shards", "chunks", "codecs"}
+    left_out = {"blocks"} if facts["blocks"] is None else of_zarr
     facts = {name: value for name, value in facts.items() if name not in left_out}
     if as_json:
         if facts.get("labels") is not None:
