@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil, prod
+from operator import floordiv
 from typing import Literal
 
 from ctlab_dask_zarr.formats.level import Shape
@@ -126,9 +127,9 @@ class _Choice:
         self.row_axis, self.axis = row_axis, group_axis_of(layout)
         self.is_aligned = all(map(_are_inside, chunks, layout.task_shape))
         self.step = layout.inner_chunk_shape[row_axis]
-        whole = [min(t, n) for t, n in zip(layout.task_shape, layout.shape, strict=True)]
-        self.shard_length = whole[row_axis]
-        self.shard_nbytes = prod(whole) * itemsize
+        self.whole = tuple(map(min, layout.task_shape, layout.shape))
+        self.shard_length = self.whole[row_axis]
+        self.shard_nbytes = prod(self.whole) * itemsize
         self.itemsize, n_rows = itemsize, layout.object_shape[row_axis] // self.step
         self.row_nbytes = prod(layout.object_shape) // n_rows * itemsize
         self.plane_nbytes = prod(layout.shape) // layout.shape[self.axis] * itemsize
@@ -156,9 +157,7 @@ class _Choice:
         if found is None:
             return direct
         _, band, made, n_bands = found
-        layer = _window(self.chunks[axis], self.step, band)
-        held = min(self.shard_nbytes, self.shard_nbytes // self.shard_length * layer)
-        peak = held + self._row_of(band)
+        peak = self._peak_of(band, self.whole)
         reason = (
             f"every block lies inside one shard; {_many(layout.n_tasks, 'shard')} in "
             f"{n_bands} bands of {band} voxels, for {self.n_threads} threads{_repeated(made)}"
@@ -176,12 +175,11 @@ class _Choice:
         found = self._in_bands(1, n_rows) if self.row_axis == axis else None
         if found is not None:
             time, band, made, n_bands = found
-            slab = _window(self.chunks[axis], self.step, band)
             reason = (
                 f"{_many(n_rows, 'row')} of shards in {n_bands} bands of {band} slices, each fed "
                 f"slab by slab, for {self.n_threads} threads{_repeated(made)}"
             )
-            peak = slab * self.plane_nbytes + self._row_of(band)
+            peak = self._peak_of(band, layout.shape)
             yield time, Rechunk("stream", reason, n_bands + layout.n_tasks, peak, band, made)
         elif made <= _MAX_REPEATS:
             reason = f"{_many(n_rows, 'row')} of shards, each fed slab by slab{_repeated(made)}"
@@ -214,13 +212,28 @@ class _Choice:
         found = Rechunk("tasks", reason, n_tasks, peak + self.row_nbytes)
         return time / _SHARD_GATHERING_SPEED, found
 
+    def _row_axis_of(self, band: int) -> int:
+        """Return the axis along which a band is written row by row; a thin one has another."""
+        counts = map(floordiv, self.layout.object_shape, self.layout.inner_chunk_shape)
+        of_band = [band // self.step if a == self.row_axis else n for a, n in enumerate(counts)]
+        return next((axis for axis, n in enumerate(of_band) if n > 1), 0)
+
     def _row_of(self, band: int) -> int:
-        """Return the size of a row of a band; one that is an inner chunk thick has shorter rows."""
+        """Return the size of a row of a band."""
         shape = list(self.layout.object_shape)
         shape[self.row_axis] = band
-        places = zip(shape, self.layout.inner_chunk_shape, strict=True)
-        counts = [length // chunk for length, chunk in places]
-        return prod(shape) // next((n for n in counts if n > 1), 1) * self.itemsize
+        axis = self._row_axis_of(band)
+        shape[axis] = self.layout.inner_chunk_shape[axis]
+        return prod(shape) * self.itemsize
+
+    def _peak_of(self, band: int, extent: Shape) -> int:
+        """Return the memory of a task that makes the blocks of a band, across `extent`."""
+        held, axis = list(extent), self._row_axis_of(band)
+        held[self.row_axis] = max(_made(self.chunks[self.row_axis], band))
+        cell = band if axis == self.row_axis else self.layout.task_shape[axis]
+        step = self.layout.inner_chunk_shape[axis]
+        held[axis] = min(held[axis], _window(self.chunks[axis], step, cell))
+        return prod(held) * self.itemsize + self._row_of(band)
 
     def _in_bands(self, across: int, n_direct: int) -> tuple[float, int, float, int] | None:
         """Return (time, band, how often a voxel is made, number of bands); None if not worth it.
