@@ -98,6 +98,7 @@ def warm_up(dtype: str) -> None:
     import dask.array as da
 
     from ctlab_dask_zarr import Dataset, dataset_to_zarr
+    from ctlab_dask_zarr.codec import downsample
 
     tiny = da.zeros((64,) * 3, chunks=32, dtype=dtype)
     dataset = Dataset(
@@ -105,8 +106,12 @@ def warm_up(dtype: str) -> None:
     )
     options = {"chunks": (16,) * 3, "shards": (32,) * 3, "overwrite": True}
     with tempfile.TemporaryDirectory() as folder, dask.config.set(scheduler="synchronous"):
-        for levels in (1, 2):
-            dataset_to_zarr(dataset, f"{folder}/o.zarr", levels=levels, **options)
+        dataset_to_zarr(dataset, f"{folder}/o.zarr", **options)
+        # Small volumes are halved without it, and another process compiles.
+        downsample.N_BEFORE_COMPILING = 0
+        compiled = importlib.import_module("ctlab_dask_zarr.codec.compiled")
+        while not compiled.loaded:
+            dataset_to_zarr(dataset, f"{folder}/o.zarr", levels=2, **options)
 
 
 def write_reference(task: dict[str, Any], out: str) -> Callable[[], Any]:

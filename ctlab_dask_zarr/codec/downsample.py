@@ -13,31 +13,29 @@ The rules:
 - ``max``: the largest parent that is not masked.
 - ``nearest``: the first parent, masked or not.
 
-The loops are compiled by numba (`kernels`).
+The loops are compiled by numba (`kernels`). That takes seconds, once on each machine; another
+process does it, and until it is done, and for small volumes altogether, NumPy is used (`plain`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from functools import cache
-from types import FunctionType
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import binding  # type: ignore[import-untyped]
 
-from ctlab_dask_zarr.codec.kernels import METHOD_CODES, WIDE_MEAN, halve_every_chunk
-from ctlab_dask_zarr.codec.values import MIXED, SUMMABLE
+from ctlab_dask_zarr.codec.plain import halve_plainly, takes
+from ctlab_dask_zarr.codec.values import MIXED, PLAIN, SUMMABLE, UNIFORM
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import grid_of
 
-#: Machine code, by the kinds of its arguments.
-_kernels: dict[tuple[object, ...], Any] = {}
-#: Threads that begin together would otherwise each make, and compile, a kernel of their own.
-_making_kernels = threading.Lock()
+#: What the compiled code calls the methods.
+METHOD_CODES = {"mean": 0, "mode": 1, "nearest": 2, "max": 3}
+#: The mean of 64-bit integers and of huge floats: no type holds the sum of eight of them.
+WIDE_MEAN = 4
+#: So many voxels a process halves by NumPy before it loads numba, which takes half a second.
+N_BEFORE_COMPILING = 1 << 24
+_n_halved = 0
 
 
 def halve(
@@ -102,7 +100,35 @@ def halve_chunks(
         out.reshape(one + out.shape),
         none + origin,
     )
-    _compiled_for(arguments)(*arguments)
+    kernel = _kernel_for(arguments)
+    if kernel is not None:
+        kernel(*arguments)
+        return
+    order = [i + k * ndim for i in range(ndim) for k in (0, 1)]
+    whole = tuple(n * c for n, c in zip(grid, edges, strict=True))
+    block = chunks.transpose(order).reshape(whole)[tuple(map(slice, extent))]
+    may_be_masked = bool((flags != PLAIN).any())
+    voxels = halve_plainly(block, factors, method, arguments[5], may_be_masked=may_be_masked)
+    voxels = voxels.reshape(shape)
+    if dtype.kind == "f" and (flags == UNIFORM).any():
+        # A mean of -0.0 is 0.0, but such a chunk is taken as it is.
+        of_chunks = zip(shape, factors, edges, strict=True)
+        where = np.ix_(*(np.arange(n) * f // edge for n, f, edge in of_chunks))
+        first = block[tuple(slice(None, None, f) for f in factors)]
+        voxels = np.where((flags == UNIFORM).reshape(grid)[where], first, voxels)
+    out[tuple(slice(o, o + n) for o, n in zip(origin, shape, strict=True))] = voxels
+
+
+def _kernel_for(arguments: tuple[Any, ...]) -> Any | None:
+    """Return the compiled kernel for these arguments; None while it is not worth to wait for it."""
+    global _n_halved
+    is_plain = takes(arguments[0].dtype)
+    _n_halved += arguments[0].size
+    if is_plain and _n_halved <= N_BEFORE_COMPILING:
+        return None
+    from ctlab_dask_zarr.codec.compiled import kernel_for
+
+    return kernel_for(arguments, waits=not is_plain)
 
 
 def _is_wide(chunks: npt.NDArray[Any], flags: npt.NDArray[np.uint8]) -> bool:
@@ -125,40 +151,3 @@ def _zero(dtype: np.dtype[Any]) -> Any:
     if dtype.itemsize == 8:
         return dtype.type(0)
     return np.int64(0) if dtype.itemsize == 4 else np.int32(0)
-
-
-def _compiled_for(arguments: tuple[Any, ...]) -> Any:
-    """Return `halve_every_chunk` compiled for the types of these arguments.
-
-    They are looked up by their kinds, which tell the same and are found far faster: a row of small
-    chunks is halved in less time than numba takes to name its types.
-    """
-    kind = tuple(
-        (a.dtype, a.ndim, a.flags.num) if isinstance(a, np.ndarray) else type(a) for a in arguments
-    )
-    if kind not in _kernels:
-        with _making_kernels:
-            _kernels[kind] = _kernel(tuple(map(numba.typeof, arguments)))
-    return _kernels[kind]
-
-
-@cache
-def _kernel(signature: tuple[Any, ...]) -> Any:
-    """Return `halve_every_chunk` for these types, kept in files of its own.
-
-    numba numbers the machine code of a function in the order in which types come. Two processes
-    that compile for different types at the same time take the same number, and afterwards one type
-    gets the code of the other: voxels would be wrong, without an error. So each set of types has a
-    function with a name of its own; each kind of processor too, since nodes share folders.
-    """
-    processor = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
-    digest = hashlib.sha256(f"{signature} {processor}".encode()).hexdigest()[:16]
-    name = f"{halve_every_chunk.__name__}_{digest}"
-    own = FunctionType(halve_every_chunk.__code__, halve_every_chunk.__globals__, name)
-    own.__qualname__ = name
-    try:
-        return numba.njit(nogil=True, cache=True)(own)
-    except RuntimeError:
-        # Nothing can be kept, neither beside the file nor in a home folder, as in a container that
-        # is read-only: each process compiles anew.
-        return numba.njit(nogil=True)(own)

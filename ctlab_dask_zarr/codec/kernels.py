@@ -9,16 +9,12 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from ctlab_dask_zarr.codec.downsample import METHOD_CODES, WIDE_MEAN
 from ctlab_dask_zarr.codec.values import PLAIN, UNIFORM
 
 Factors = tuple[int, ...]
 
-#: What the compiled code calls the methods.
-METHOD_CODES = {"mean": 0, "mode": 1, "nearest": 2, "max": 3}
 _MEAN, _MODE, _NEAREST, _MAX = (METHOD_CODES[name] for name in ("mean", "mode", "nearest", "max"))
-#: The mean of 64-bit integers and of huge floats: no type holds the sum of eight of them.
-WIDE_MEAN = 4
-
 _compiled = numba.njit(nogil=True)
 
 

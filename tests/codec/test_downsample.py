@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ctlab_dask_zarr import dataset_from_zarr, dataset_to_zarr
-from ctlab_dask_zarr.codec import downsample
+from ctlab_dask_zarr.codec import compiled, downsample
 from ctlab_dask_zarr.codec.downsample import halve, halve_chunks
 from ctlab_dask_zarr.codec.values import ValueRange
 from tests.builders import make_dataset
@@ -103,8 +103,20 @@ def blocks(draw: st.DrawFn, dtype: str, mask_value: Any) -> tuple[np.ndarray, Fa
     return draw(hnp.arrays(dtype, shape, elements=elements)), factors
 
 
+@pytest.fixture(params=[0, 1 << 60], ids=["compiled", "plain"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test is done by machine code, and by NumPy where that is in charge at first."""
+    monkeypatch.setattr(downsample, "N_BEFORE_COMPILING", request.param)
+    monkeypatch.setattr(compiled, "_is_compiled_beside", lambda *_: True)
+
+
+pytestmark = pytest.mark.usefixtures("_way")
+
+
 @pytest.mark.parametrize(("dtype", "method", "mask_value"), CASES)
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_every_voxel_is_by_the_rules(
     data: st.DataObject, dtype: str, method: str, mask_value: Any
@@ -115,7 +127,37 @@ def test_every_voxel_is_by_the_rules(
     np.testing.assert_array_equal(found, by_the_rules(block, factors, method, mask_value))
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("method", ["mean", "mode", "max", "nearest"])
+@pytest.mark.parametrize("factors", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (1, 1, 2)])
+@pytest.mark.parametrize(("dtype", "mask"), [("f4", None), ("f4", 3.0), ("f4", 0.0), ("i2", -1),
+                                              ("u1", None), ("u4", 2**32 - 1)])  # fmt: skip
+def test_both_ways_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, mask: Any, factors: Factors, method: str
+) -> None:
+    """Of -0.0, NaN, infinity and uniform chunks too: which way is taken depends on the time."""
+    rng = np.random.default_rng(0)
+    grid, edges, extent = (2, 3, 2), (2, 4, 6), (3, 11, 11)
+    values = np.array([1, 2, 3, 100], dtype)
+    if dtype == "f4":
+        values = np.array([-0.0, 0.0, 1, 3, 1e-8, -7.3, 3e38, np.nan, np.inf, -np.inf], dtype)
+    for n_values in (1, 2, 3, 10):
+        chunks = np.stack([
+            rng.choice(rng.choice(values, n_values), edges) for _ in range(12)
+        ]).reshape(*grid, *edges)  # fmt: skip
+        chunks[0, 1] = values[0]
+        flags = ValueRange(mask).add(chunks.reshape(12, -1))
+        found = []
+        for n_before in (0, 1 << 60):
+            monkeypatch.setattr(downsample, "N_BEFORE_COMPILING", n_before)
+            out = np.empty([-(-n // f) for n, f in zip(extent, factors, strict=True)], dtype)
+            halve_chunks(chunks, flags, extent, factors, method, mask, out, (0, 0, 0))
+            found.append(out.tobytes())
+        assert found[0] == found[1]
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     voxels=hnp.arrays("uint16", (6, 6, 6), elements=st.integers(0, 65535)),
     mask=hnp.arrays("bool", (6, 6, 6)),
@@ -165,7 +207,8 @@ def test_where_machine_code_cannot_be_kept_it_is_compiled_anew(tmp_path: Path) -
         "import numba.core.caching as caching\n"
         "caching.CacheImpl._locator_classes = []\n"
         "import numpy as np\n"
-        "from ctlab_dask_zarr.codec.downsample import halve\n"
+        "from ctlab_dask_zarr.codec import downsample\n"
+        "downsample.N_BEFORE_COMPILING, halve = 0, downsample.halve\n"
         "print(halve(np.full((2, 2, 2), 7, 'uint8'), (2, 2, 2), 'mean', None).item())\n"
     )
     done = subprocess.run(
@@ -174,12 +217,40 @@ def test_where_machine_code_cannot_be_kept_it_is_compiled_anew(tmp_path: Path) -
     assert done.stdout.strip() == "7", done.stderr
 
 
+def test_another_process_compiles_while_work_goes_on(tmp_path: Path) -> None:
+    script = (
+        "import time, numpy as np\n"
+        "from ctlab_dask_zarr.codec import downsample\n"
+        "block = np.full((2, 2, 2), 7, 'uint8')\n"
+        "assert downsample.halve(block, (2, 2, 2), 'mean', None).item() == 7\n"
+        "import sys\n"
+        "assert 'numba' not in sys.modules\n"
+        "downsample.N_BEFORE_COMPILING = 0\n"
+        "assert downsample.halve(block, (2, 2, 2), 'mean', None).item() == 7\n"
+        "from ctlab_dask_zarr.codec import compiled\n"
+        "assert len(compiled._compilers) == 1 and not compiled.loaded\n"
+        "while not compiled.loaded:\n"
+        "    time.sleep(0.05)\n"
+        "    assert downsample.halve(block, (2, 2, 2), 'mean', None).item() == 7\n"
+        "(kernel,) = compiled.loaded.values()\n"
+        "assert sum(kernel.stats.cache_hits.values()) == 1, kernel.stats\n"
+        "assert not kernel.stats.cache_misses, kernel.stats\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_machine_code_of_each_type_is_kept_in_files_of_its_own(tmp_path: Path) -> None:
     """Under one name, processes that compile for different types would mix them up."""
     script = (
         "import numpy as np\n"
-        "from ctlab_dask_zarr.codec.downsample import halve\n"
+        "from ctlab_dask_zarr.codec import compiled, downsample\n"
+        "downsample.N_BEFORE_COMPILING, halve = 0, downsample.halve\n"
+        "compiled._is_compiled_beside = lambda *_: True\n"
         "for dtype in ('uint8', 'uint16'):\n"
         "    for mask in (None, 255):\n"
         "        halve(np.full((2, 2, 2), 7, dtype), (2, 2, 2), 'mean', mask)\n"
@@ -201,7 +272,7 @@ def test_types_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """numba takes longer for that than a row of small chunks takes to be halved."""
     block = np.arange(8, dtype="uint16").reshape(2, 2, 2)
     expected = halve(block, (2, 2, 2), "mean", None)
-    monkeypatch.setattr(downsample.numba, "typeof", None)
+    monkeypatch.setattr(compiled.numba, "typeof", None)
     np.testing.assert_array_equal(halve(block, (2, 2, 2), "mean", None), expected)
 
 
