@@ -244,7 +244,9 @@ def running(
     needed, and end with the context. `report` is a file for dask's own performance report.
     """
     from ctlab_dask_zarr import Stop
+    from ctlab_dask_zarr.execution.allocation import allow_many_files
 
+    allow_many_files()
     workers = workers_of(options)
     stop = stop or Stop()
     with exit_codes(), stop.on_signals(), ExitStack() as stack:

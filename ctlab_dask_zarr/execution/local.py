@@ -20,7 +20,8 @@ from typing import Any
 import dask
 from distributed import LocalCluster
 
-from ctlab_dask_zarr.execution.allocation import allocated_resources
+from ctlab_dask_zarr.errors import ClusterError
+from ctlab_dask_zarr.execution.allocation import allocated_resources, files_problem
 from ctlab_dask_zarr.planning.rechunk import Resources
 
 #: Part of the memory that workers may use together; client and scheduler need the rest.
@@ -77,7 +78,9 @@ class LocalWorkers:
                 silence_logs=logging.CRITICAL,
                 preload=[__name__],
             )
-        except RuntimeError:
+        except RuntimeError as error:
+            if problem := files_problem(error):
+                raise ClusterError(f"workers could not be started: {problem}") from error
             if not _is_unguarded_script():
                 raise
             # Ends the script with these lines alone; a traceback would show dask's own code.

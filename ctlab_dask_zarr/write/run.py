@@ -21,6 +21,7 @@ from ctlab_dask_zarr.errors import (
     WriteFailedError,
     WriteStoppedError,
 )
+from ctlab_dask_zarr.execution.allocation import files_problem
 from ctlab_dask_zarr.execution.progress import Progress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop, compute_until
@@ -128,9 +129,10 @@ def _compute(
     except Exception as error:
         if isinstance(error, CTLabError) and not isinstance(error, BlockError | StorageError):
             raise
+        problem = files_problem(error)
         message = (
-            f"writing {destination.path} failed: {type(error).__name__}: {error}. "
-            f"{_state_after_failure(prepared)}"
+            f"writing {destination.path} failed: {type(error).__name__}: {error}"
+            f"{f' ({problem})' if problem else ''}. {_state_after_failure(prepared)}"
         )
         raise WriteFailedError(message) from error
 
