@@ -304,6 +304,49 @@ class Dataset(Volume):
 
         return type(self)._of(selected(self, positions))
 
+    def binned(self, factor: int = 2, *, method: str | None = None) -> Self:
+        """Return the dataset with voxels `factor` times as large along each axis, still lazy.
+
+        The rules are those of levels: masked voxels do not enter a mean (docs/pyramids.md).
+
+        Parameters
+        ----------
+        factor
+            2, 4, 8 or another power of two.
+        method
+            ``'mean'``, ``'mode'``, ``'nearest'`` or ``'max'``; by default that of levels.
+
+        Raises `InvalidArgumentError` for another factor, or a method that does not fit the voxels.
+        """
+        from ctlab_dask_zarr.interop.resample import binned
+
+        return type(self)._of(binned(self, factor, method))
+
+    def rescaled(
+        self,
+        dtype: Any,
+        *,
+        window: tuple[float, float] | None = None,
+        values: tuple[float, float] | None = None,
+    ) -> Self:
+        """Return the dataset with its grey values in another dtype, still lazy.
+
+        Parameters
+        ----------
+        dtype
+            ``'uint8'``, ``'uint16'`` (data type tomo) or ``'float32'`` (tomo_float). Masked voxels
+            stay masked: the mask value of that type, and 0 in uint8, whose valid voxels begin at 1.
+        window, values
+            For integers: which greys to keep, as percentiles of the valid voxels of 16 planes
+            (``(0.5, 99.5)``; all by default), or as values. What lies outside becomes the first or
+            the last one.
+
+        Raises `InvalidArgumentError` for classes, another dtype, or limits that are not in order.
+        """
+        from ctlab_dask_zarr.interop.resample import rescaled
+
+        return type(self)._of(rescaled(self, dtype, window, values))
+
     def to_xarray(self) -> xr.DataArray:
         """Return the volume, still lazy, as a `xarray.DataArray`; coordinates begin at `origin`."""
         from ctlab_dask_zarr.interop.xarray import CTLabAccessor, to_xarray

@@ -24,6 +24,7 @@ from ctlab_dask_zarr.cli.parameters import (
     SHAPE_OR_NONE,
     VOXEL_SIZE,
     VOXEL_UNIT,
+    WINDOW,
 )
 from ctlab_dask_zarr.errors import MissingExtraError
 
@@ -57,6 +58,14 @@ SOURCE: Options = {
         "--voxel-unit", "Instead of the source's: mm, um, nm, ...", type=VOXEL_UNIT
     ),
     "crop": option("--crop", "A part of the source: 100:200,:,0:512 along z,y,x.", type=CROP),
+    "bin": option("--bin", "Voxels so many times as large: 2, 4, 8, ...", type=click.IntRange(2)),
+    "to": option(
+        "--to", "Grey values in another type.", type=click.Choice(["uint8", "uint16", "float32"])
+    ),
+    "window": option(
+        "--window", "With --to: percentiles to keep, 0.5:99.5.  [default: 0:100]", type=WINDOW
+    ),
+    "values": option("--values", "With --to: grey values to keep, 1000:30000.", type=WINDOW),
     "slices": option(
         "--slices", "A run of slices of TIFF: 100:900, by the numbers in the files' names."
     ),
@@ -354,4 +363,11 @@ def open_source(source: str, options: dict[str, Any], *, to_compare: bool = Fals
         dataset = Dataset.from_path(source, voxel_size=1.0, voxel_unit="voxel", **given)
     crop = options.pop("crop")
     dataset = dataset if crop is None else dataset[crop]
+    factor, dtype = options.pop("bin"), options.pop("to")
+    dataset = dataset if factor is None else dataset.binned(factor)
+    limits = {name: options.pop(name) for name in ("window", "values")}
+    if dtype is not None:
+        dataset = dataset.rescaled(dtype, **limits)
+    elif any(limits.values()):
+        raise click.UsageError("--window and --values are for --to: give the type too")
     return Dataset.from_modified(dataset, datatype=datatype, dataset_id=dataset_id)

@@ -128,6 +128,14 @@ def _codec(value: str) -> str:
     return value.lower()
 
 
+def _window(value: str) -> tuple[float, float]:
+    low, _, high = value.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        _wrong(value, "is not a lower and a higher number: write 0.5:99.5")
+
+
 CODEC = _Type("codec", _codec)
 COLOR = _Type("label=rrggbb", _color)
 CROP = _Type("ranges", _crop)
@@ -140,3 +148,4 @@ SHAPE = _Type("shape", _shape)
 SHAPE_OR_NONE = _Type("shape", _shape_or_none)
 VOXEL_SIZE = _Type("size", _voxel_size)
 VOXEL_UNIT = _Type("unit", _voxel_unit)
+WINDOW = _Type("low:high", _window)
