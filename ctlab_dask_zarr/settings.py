@@ -17,7 +17,7 @@ import dask
 from dask.utils import parse_bytes, parse_timedelta
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.formats.codecs import array_kwargs, codec_syntax
+from ctlab_dask_zarr.formats.codecs import AUTO_CODECS, array_kwargs, codec_syntax
 from ctlab_dask_zarr.text import LEAST_WORKER_NBYTES
 
 _SECTION = "ctlab-zarr"
@@ -191,7 +191,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a shape as [512, 512, 512], a number of elements, auto or none",
     ),
     "codec": (
-        lambda value: _parsed(array_kwargs, value) is not None,
+        lambda value: value in AUTO_CODECS or _parsed(array_kwargs, value) is not None,
         f"a codec: {codec_syntax()}",
     ),
     "levels": (lambda value: value == "auto" or _is_count(value), "a number from 1 on, or auto"),

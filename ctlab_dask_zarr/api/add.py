@@ -249,10 +249,11 @@ def prepare_labels(
     placed = os.path.join(os.path.dirname(path), f"{name}.zarr")
     wanted = halved_levels(image, path)
     n_jobs = part[1] if part else 1
-    image_plan = plan_dataset(
-        dataset, placed, options, source, levels=wanted, resources=resources, n_jobs=n_jobs
-    )
-    write_plan = plan_labels(image_plan, path, name, colors, identity)
+    write_plan = plan_dataset(
+        dataset, placed, options, source, levels=wanted, resources=resources, n_jobs=n_jobs,
+        goes_on=resume or part is not None,
+        finish=lambda image_plan: plan_labels(image_plan, path, name, colors, identity),
+    )  # fmt: skip
     return prepare(write_plan, source, resume=resume, restart=restart, part=part)
 
 

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 import numpy as np
 from dask.base import is_dask_collection
 
+from ctlab_dask_zarr.api.choosing import plan_with_codec
 from ctlab_dask_zarr.arguments import parameters_of, refuse_other_meanings
 from ctlab_dask_zarr.errors import DestinationExistsError, InvalidArgumentError
 from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
 from ctlab_dask_zarr.execution.progress import Progress, ProgressBar
 from ctlab_dask_zarr.execution.scheduler import scheduler_resources
 from ctlab_dask_zarr.formats.level import Level
+from ctlab_dask_zarr.planning.codec import OF_CODECS
 from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import (
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-#: Arguments of zarr.create_array that say what the codecs are.
-_OF_CODECS = {"compressors", "filters", "serializer"}
 #: A client; a function that returns one, or None, when it is needed; for plans the size of workers.
 Executor: TypeAlias = "Client | Callable[[], Client | None] | Resources | None"
 #: True shows a bar; a function is called with the progress.
@@ -119,25 +119,33 @@ def plan_dataset(
     levels: Sequence[Level] | None = None,
     resources: Resources | None = None,
     n_jobs: int = 1,
+    goes_on: bool = False,
+    finish: Callable[[WritePlan], WritePlan] | None = None,
 ) -> WritePlan:
     """Plan a write; nothing is touched.
 
     Pass `source` if the graph of the dataset is known already, and `levels` where `options` do not
     say them. `resources` are by default those of the scheduler in force, for each of the `n_jobs`
-    that share the write.
+    that share the write. `goes_on` says whether it may be a write that has begun, and `finish`
+    makes the plan of something else, as of labels, out of that of an image.
     """
     source = analysed_source(dataset) if source is None else source
-    return plan_write(
-        dataset,
-        path,
-        _with_settings(options),
-        block_lengths=source.chunks,
-        independent=source.is_independent,
-        resources=scheduler_resources() if resources is None else resources,
-        now=datetime.now(),
-        levels=levels,
-        n_jobs=n_jobs,
-    )
+
+    def planned(options: WriteOptions) -> WritePlan:
+        found = plan_write(
+            dataset,
+            path,
+            options,
+            block_lengths=source.chunks,
+            independent=source.is_independent,
+            resources=scheduler_resources() if resources is None else resources,
+            now=datetime.now(),
+            levels=levels,
+            n_jobs=n_jobs,
+        )
+        return found if finish is None else finish(found)
+
+    return plan_with_codec(planned, _with_settings(options), source, goes_on=goes_on)
 
 
 def prepare_write(
@@ -154,7 +162,10 @@ def prepare_write(
     refuse_contradictions(resume, restart, part)
     source = analysed_source(dataset)
     n_jobs = part[1] if part else 1
-    write_plan = plan_dataset(dataset, path, options, source, resources=resources, n_jobs=n_jobs)
+    write_plan = plan_dataset(
+        dataset, path, options, source, resources=resources, n_jobs=n_jobs,
+        goes_on=resume or part is not None,
+    )  # fmt: skip
     return prepare(write_plan, source, resume=resume, restart=restart, part=part)
 
 
@@ -167,7 +178,7 @@ def _with_settings(options: WriteOptions) -> WriteOptions:
             found[name] = tuple(value) if isinstance(value, list) else value
     if found.get("shards") == "none":
         found["shards"] = None
-    if options.codec is None and not _OF_CODECS.intersection(options.create_array_kwargs or ()):
+    if options.codec is None and not OF_CODECS.intersection(options.create_array_kwargs or ()):
         found["codec"] = str(setting("codec"))
     if options.levels is None:
         found["levels"] = setting("levels")

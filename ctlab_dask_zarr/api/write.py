@@ -148,6 +148,8 @@ def dataset_to_zarr(
     codec
         How inner chunks are compressed: ``'zstd:3'``, ``'blosc:zstd:3:shuffle'``, ``'gzip:6'``,
         ``'lz4'`` or ``'none'``; by default what dask's configuration says, else ``'zstd'``.
+        ``'auto'`` encodes a sample and takes the smallest that is fast enough, ``'auto:small'`` the
+        smallest, ``'auto:fast'`` the fastest that still saves (docs/codecs.md).
     compute
         False returns a `dask.delayed.Delayed`; computing it stages, writes and commits.
     overwrite
@@ -262,7 +264,10 @@ def plan(
     client = started(how.client)
     n_jobs = how.part[1] if how.part else 1
     with storage_options_in_force(how.storage_options), in_force(client) as resources:
-        planned = plan_dataset(dataset, path, options, resources=resources, n_jobs=n_jobs)
+        goes_on = how.resume or how.part is not None
+        planned = plan_dataset(
+            dataset, path, options, resources=resources, n_jobs=n_jobs, goes_on=goes_on
+        )
         place = Destination.at(planned.destination)
         problem = occupied_problem(place, overwrite=options.overwrite)
     notes = planned.notes if problem is None else (*planned.notes, problem)

@@ -90,8 +90,8 @@ WRITE: Options = {
         "none for no sharding. 0 spans an axis.  [default: auto]", type=SHAPE_OR_NONE,
     ),
     "codec": option(
-        "--codec", "zstd[:LEVEL], blosc[:CNAME:CLEVEL:SHUFFLE], gzip[:LEVEL], lz4 or none.  "
-        "[default: zstd]", type=CODEC,
+        "--codec", "zstd[:LEVEL], blosc[:CNAME:CLEVEL:SHUFFLE], gzip[:LEVEL], lz4 or none; or "
+        "auto, auto:small, auto:fast, chosen by measuring.  [default: zstd]", type=CODEC,
     ),
     **SOURCE,
     "layout": option(

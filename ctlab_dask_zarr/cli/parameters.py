@@ -124,8 +124,10 @@ def _nbytes(value: str) -> int:
 def _codec(value: str) -> str:
     from ctlab_dask_zarr import array_kwargs
 
-    array_kwargs(value.lower())
-    return value.lower()
+    codec = value.lower()
+    if codec not in ("auto", "auto:small", "auto:fast"):
+        array_kwargs(codec)
+    return codec
 
 
 def _window(value: str) -> tuple[float, float]:

@@ -27,6 +27,8 @@ Encode = Callable[[Buffer], Buffer]
 #: What has just that many may be put into `memory` and returned there; None for no such memory.
 Decode = Callable[[Buffer, int, Buffer | None], Buffer]
 
+#: What users write to have a codec chosen by measuring (`planning.codec`).
+AUTO_CODECS = ("auto", "auto:small", "auto:fast")
 _BLOSC_SHUFFLE = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _GZIP_WBITS = 31
 
@@ -109,13 +111,14 @@ def array_kwargs(codec: str) -> dict[str, Any]:
             except ValueError as error:
                 raise ValueError(f"{codec!r} is not a codec: {error}") from None
             return {"compressors": [{"name": name, "configuration": configuration}]}
-    raise ValueError(f"{codec!r} is not a codec: write {codec_syntax()}")
+    problem = "is chosen by a write" if codec in AUTO_CODECS else f"write {codec_syntax()}"
+    raise ValueError(f"{codec!r} is not a codec: {problem}")
 
 
 def codec_syntax() -> str:
     """Return what users may write for a codec, as a list for messages."""
     known = [codec.syntax for codec in CODECS.values() if codec.short_name]
-    return f"{', '.join(known)} or none"
+    return f"{', '.join(known)} or none; or {', '.join(AUTO_CODECS)}, chosen by measuring"
 
 
 def codec_text(chain: Iterable[tuple[str, Mapping[str, Any]]]) -> str | None:

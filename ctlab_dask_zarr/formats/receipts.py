@@ -33,6 +33,8 @@ RECEIPT_ATTRIBUTE = "ctlab_dask_zarr"
 #: Fields of it: whether voxels name classes, where the data type does not say so, and the origin of
 #: a plain array. The origin is in voxels, so that it follows when the voxel size is corrected.
 _IS_DISCRETE, _ORIGIN = "is_discrete", "origin_voxels"
+#: Field that says how a codec was chosen by measuring (`planning.codec`).
+CODEC_CHOICE = "codec_choice"
 #: Object below an array that holds its receipts.
 RECEIPTS_OBJECT = "receipts.json"
 #: Field of the root's attribute that holds the checksum of the root document itself.
@@ -98,6 +100,13 @@ def stored_origin(
     except InvalidArgumentError as error:
         raise MetadataError(f"{RECEIPT_ATTRIBUTE}: {_ORIGIN}: {error}") from error
     return tuple(n * size for n, size in zip(voxels, voxel_size, strict=True))
+
+
+def stored_codec_choice(receipt: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return how the codec was chosen, where a receipt or a staged plan says it whole."""
+    said = (receipt or {}).get(CODEC_CHOICE)
+    has_all = isinstance(said, dict) and {"asked", "codec", "reason", "measured"} <= said.keys()
+    return said if has_all else None
 
 
 def level_entry(attributes: Any, array_path: str) -> dict[str, Any] | None:

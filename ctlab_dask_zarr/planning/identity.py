@@ -16,6 +16,8 @@ import numpy as np
 from dask._task_spec import Alias, DataNode, Task, TaskRef, convert_legacy_graph
 from dask.tokenize import TokenizationError, tokenize
 
+from ctlab_dask_zarr.formats.codecs import codec_text
+
 if TYPE_CHECKING:
     import dask.array as da
 
@@ -140,15 +142,50 @@ def identity_difference(found: Any, wanted: str) -> str:
     """Name the first difference of two identities: ``source.size was 3 and is now 4``."""
     if not isinstance(found, str):
         return "it does not say what was being written"
-    # These two come first, because they explain other differences.
+    # These come first, because they explain other differences.
     before, now = (
-        {"levels": len(identity["arrays"]), "datatype": identity["datatype"]} | identity
+        {
+            "levels": len(identity["arrays"]),
+            "datatype": identity["datatype"],
+            "codec": _codec_text(identity["arrays"]),
+        }
+        | identity
         for identity in (json.loads(found), json.loads(wanted))
     )
+    if None in (before["codec"], now["codec"]):
+        del before["codec"], now["codec"]
     place, *values = _first_difference(before, now, "")
     if place.startswith("source"):
         return source_difference(before["source"], wanted)
     return _change(place, *values)
+
+
+def same_but_codec(found: Any, wanted: str) -> bool:
+    """Whether two identities differ in the codec alone, or not at all."""
+    if not isinstance(found, str):
+        return False
+    identities = [json.loads(found), json.loads(wanted)]
+    for identity in identities:
+        for array in identity["arrays"]:
+            del _codecs(array["document"])[1:]
+    return bool(identities[0] == identities[1])
+
+
+def _codecs(document: Any) -> list[Any]:
+    """Return the codecs of inner chunks, ``bytes`` first: a part of the document itself."""
+    codecs: list[Any] = document["codecs"]
+    if codecs[0]["name"] == "sharding_indexed":
+        codecs = codecs[0]["configuration"]["codecs"]
+    return codecs
+
+
+def _codec_text(arrays: Any) -> str | None:
+    """Return the codec of the first array as users write it; None where they cannot."""
+    try:
+        chain = _codecs(arrays[0]["document"])[1:]
+        return codec_text((codec["name"], codec.get("configuration") or {}) for codec in chain)
+    except (LookupError, TypeError):
+        return None
 
 
 def source_difference(found: Any, wanted: str) -> str:

@@ -96,6 +96,8 @@ class WriteContent:
         As they were asked for, or follow from the dataset.
     image
         For labels, what tells their image from another one.
+    codec_choice
+        How the codec was chosen, as `planning.codec` says it; None for one that was asked for.
     """
 
     levels: tuple[PlannedLevel, ...]
@@ -107,6 +109,7 @@ class WriteContent:
     is_discrete: bool = False
     overwrite: bool = False
     image: ImageIdentity | None = None
+    codec_choice: dict[str, Any] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -197,6 +200,7 @@ class WritePlan(WriteContent):
             "shards": None if layout.shard_shape is None else list(layout.shard_shape),
             "chunks": list(layout.inner_chunk_shape),
             "codec": self.codec,
+            "codec_choice": self.codec_choice,
             "codecs": [spec.name for spec in self.levels[0].array.codecs],
             "n_shards": self.n_shards,
             "n_objects": self.n_objects + len(self.documents),
@@ -243,6 +247,7 @@ class WritePlan(WriteContent):
             ("data type", "not known" if self.datatype is None else str(self.datatype)),
             ("shards", "none" if shard is None else f"{_by(shard)}, {layout.n_tasks} of them"),
             ("inner chunks", f"{_by(layout.inner_chunk_shape)}, {codecs}"),
+            *self._codec_rows(),
             ("objects", f"{self.n_objects:,} and {len(self.documents)} of metadata"),
             ("rechunking", f"{self.rechunk.method}: {self.rechunk.reason}"),
             *([("levels", levels)] if coarser else []),
@@ -250,6 +255,15 @@ class WritePlan(WriteContent):
             ("memory", f"{nbytes_text(self.rechunk.peak_nbytes)} a worker thread"),
             *self._worker_rows(),
         ]
+
+    def _codec_rows(self) -> list[tuple[str, str]]:
+        if self.codec_choice is None:
+            return []
+        rows = [(f"codec {self.codec_choice['asked']}", self.codec_choice["reason"])]
+        for m in self.codec_choice["measured"]:
+            text = f"{m['codec']:<24} ratio {m['ratio']:5.2f} {m['mb_per_s']:6.0f} MB/s a thread"
+            rows.append(("", text + (", chosen" if m["codec"] == self.codec else "")))
+        return rows
 
     def _worker_rows(self) -> list[tuple[str, str]]:
         n_threads, memory = self.resources.n_threads, self.resources.thread_nbytes

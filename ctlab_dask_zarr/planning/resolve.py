@@ -107,7 +107,7 @@ class WriteOptions:
                 f"create_array_kwargs={self.create_array_kwargs!r} is not a mapping of arguments "
                 "by their name"
             )
-        refuse_wrong_codec(self.codec)
+        refuse_wrong_codec(self.codec, self.create_array_kwargs)
 
 
 def plan_write(

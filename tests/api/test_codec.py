@@ -68,3 +68,12 @@ def test_a_codec_that_is_none_is_refused(
         with pytest.raises(InvalidArgumentError, match=message):
             function(make_dataset(VOXELS), tmp_path / "a.zarr", **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("argument", ["compressors", "filters", "serializer"])
+def test_what_is_to_be_chosen_is_not_said_at_the_same_time(tmp_path: Path, argument: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"chooses the codecs.*says '{argument}'"):
+        plan(
+            make_dataset(VOXELS), tmp_path / "a", codec="auto",
+            create_array_kwargs={argument: "auto"},
+        )  # fmt: skip

@@ -43,7 +43,7 @@ def test_a_codec_is_known_by_its_short_name(
         ("blosc:zstd:5:shuffled", "shuffle is one of noshuffle, shuffle, bitshuffle"),
         ("zstd:3:1", r"more options than zstd\[:LEVEL\]"),
         ("lz4:1", "more options than lz4$"),
-        ("none:1", "or none$"),
+        ("none:1", "lz4 or none; or auto"),
     ],
 )
 def test_what_is_no_codec_is_refused_with_what_there_is(typed: str, there_is: str) -> None:

@@ -25,6 +25,7 @@ from ctlab_dask_zarr.codec.values import contrast_of
 from ctlab_dask_zarr.errors import CTLabError, DestinationExistsError, IncompleteDatasetError
 from ctlab_dask_zarr.formats.ome import build_omero
 from ctlab_dask_zarr.formats.receipts import (
+    CODEC_CHOICE,
     RECEIPT_ATTRIBUTE,
     RECEIPTS_OBJECT,
     Number,
@@ -174,6 +175,8 @@ def _add_facts(
         facts |= circumstances
         facts |= {"requested": request.requested, "data_min_max": values}
         facts["source"] = json.loads(request.identity)["source"]
+        if request.codec_choice is not None:
+            facts[CODEC_CHOICE] = request.codec_choice
         if "mango" in attributes and values is not None:
             # Drishti takes its first contrast from here.
             attributes["mango"]["data_min_max"] = values

@@ -16,7 +16,12 @@ from ctlab_dask_zarr.planning.plan import PlannedLevel
 from ctlab_dask_zarr.store.occupied import refuse_long_name, refuse_missing_folder
 from ctlab_dask_zarr.write.shards.array import ShardTask
 from ctlab_dask_zarr.write.staging.request import StageRequest
-from ctlab_dask_zarr.write.staging.stage import destination_problem, is_committed, staging_problem
+from ctlab_dask_zarr.write.staging.stage import (
+    destination_problem,
+    is_committed,
+    staging_problem,
+    with_staged_codec,
+)
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 
@@ -110,6 +115,7 @@ def resolve_request(
     Of a `part` (number from 1, of how many) only its own shards remain. Raises where something is
     in the way; nothing is changed.
     """
+    request = with_staged_codec(request)
     levels = request.levels
     wanted: list[ShardTask] = []
     others: list[ShardTask] = []

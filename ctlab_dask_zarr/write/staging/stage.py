@@ -21,6 +21,7 @@ from ctlab_dask_zarr.errors import (
 from ctlab_dask_zarr.planning.identity import (
     identity_difference,
     requested_difference,
+    same_but_codec,
     source_difference,
 )
 from ctlab_dask_zarr.store.destination import Destination
@@ -121,6 +122,7 @@ def _make_staging(request: StageRequest) -> StagedWrite | None:
 def _enter_existing(request: StageRequest) -> StagedWrite | None:
     """Go on in the staging folder if this run may; None if the folder is gone."""
     destination = request.destination
+    request = with_staged_codec(request)
     found = destination.staged_plan()
     if request.restart and found.get("run_id") not in (None, request.run_id):
         raise StagingExistsError(
@@ -143,6 +145,18 @@ def _enter_existing(request: StageRequest) -> StagedWrite | None:
     except FileNotFoundError:
         return None
     return StagedWrite(request, staging_id)
+
+
+def with_staged_codec(request: StageRequest) -> StageRequest:
+    """Return the request of a part with the codec that the first part has chosen by measuring."""
+    found = request.destination.staged_plan()
+    is_shared = request.n_parts is not None and found.get("n_parts") == request.n_parts
+    has_chosen = request.codec_choice is not None and found.get("codec_choice") is not None
+    if not (is_shared and has_chosen and same_but_codec(found.get("identity"), request.identity)):
+        return request
+    staged = StageRequest.from_plan(request.destination, found)
+    names = ("levels", "documents", "identity", "codec_choice")
+    return replace(request, **{name: getattr(staged, name) for name in names})
 
 
 def open_staged(destination: Destination) -> StagedWrite:
