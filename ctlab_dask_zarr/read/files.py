@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,22 @@ _SLAB_NBYTES = 128 << 20
 _SLAB_STEP = 32
 
 Region = tuple[slice, ...]
+
+
+class FileVersion(Protocol):
+    """A file as it was when it was opened."""
+
+    @property
+    def name(self) -> str:
+        """Its name below the source's folder."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size, in bytes."""
+
+    @property
+    def mtime_ns(self) -> int:
+        """When it was last changed, in nanoseconds since the epoch."""
 
 
 class SourceFile(NamedTuple):
@@ -54,7 +70,7 @@ class FilesSource:
 
     format: str
     folder: str
-    files: tuple[SourceFile, ...]
+    files: tuple[FileVersion, ...]
     shape: Shape
     dtype: np.dtype[Any]
 
@@ -108,18 +124,13 @@ class FilesSource:
             "kind": self.format,
             "dtype": self.dtype.str,
             "shape": list(self.shape),
-            "files": [list(file) for file in self.files],
+            "files": [[file.name, file.nbytes, file.mtime_ns] for file in self.files],
         }
 
     def check_unchanged(self) -> None:
         """Raise `IncompleteSourceError` unless every file is the one that was opened."""
         for file in self.files:
-            path = os.path.join(self.folder, file.name)
-            try:
-                status = os.stat(path)
-            except FileNotFoundError as error:
-                raise _gone(path) from error
-            _refuse_other(status, path, file)
+            check_file(os.path.join(self.folder, file.name), file)
 
     def checks(self) -> SourceChecks:
         """Return nothing to run: these formats keep no checksums."""
@@ -133,7 +144,7 @@ class FilesSource:
 class OpenedFile:
     """A file that is read and found unchanged afterwards."""
 
-    def __init__(self, path: str, file: SourceFile) -> None:
+    def __init__(self, path: str, file: FileVersion) -> None:
         self.path = path
         self._file = file
 
@@ -141,9 +152,9 @@ class OpenedFile:
         try:
             self._raw: io.FileIO = open(self.path, "rb", buffering=0)
         except FileNotFoundError as error:
-            raise _gone(self.path) from error
+            raise gone(self.path) from error
         try:
-            _refuse_other(os.fstat(self._raw.fileno()), self.path, self._file)
+            refuse_other(os.fstat(self._raw.fileno()), self.path, self._file)
         except BaseException:
             self._raw.close()
             raise
@@ -152,7 +163,7 @@ class OpenedFile:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             # An error of a file that is written to meanwhile is the change, and not the damage.
-            _refuse_other(os.fstat(self._raw.fileno()), self.path, self._file)
+            refuse_other(os.fstat(self._raw.fileno()), self.path, self._file)
         finally:
             self._raw.close()
 
@@ -176,13 +187,24 @@ class OpenedFile:
         return data
 
 
-def _gone(path: str) -> IncompleteSourceError:
+def check_file(path: str, file: FileVersion) -> None:
+    """Raise `IncompleteSourceError` unless a file is the one that was opened."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        raise gone(path) from error
+    refuse_other(status, path, file)
+
+
+def gone(path: str) -> IncompleteSourceError:
+    """Return the error of a file that is not there any more."""
     return IncompleteSourceError(
         f"{path} is gone since the volume was opened: put it back and open the volume again"
     )
 
 
-def _refuse_other(status: os.stat_result, path: str, file: SourceFile) -> None:
+def refuse_other(status: os.stat_result, path: str, file: FileVersion) -> None:
+    """Raise `IncompleteSourceError` unless the status is that of the file that was opened."""
     # No inode: some network file systems give a file another one each time, or on each machine.
     if (status.st_size, status.st_mtime_ns) != (file.nbytes, file.mtime_ns):
         raise IncompleteSourceError(

@@ -36,14 +36,14 @@ from ctlab_dask_zarr.read.netcdf_header import (
     DamagedFileError,
     open_block,
 )
-from ctlab_dask_zarr.read.netcdf_source import NetCDFSource
+from ctlab_dask_zarr.read.netcdf_source import FORMAT, NetCDFSource
 from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock
 from ctlab_dask_zarr.store.paths import local_path
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.volume import Volume
 
 NAME = "NetCDF"
-DESCRIPTION = "mango netCDF"
+DESCRIPTION = FORMAT
 
 #: About the size of mango's own blocks; a larger file is read in such parts if possible.
 _BLOCK_NBYTES = 512 * 2**20
@@ -149,11 +149,12 @@ def open_volume(
     size, unit = chosen_voxel_size(local, 3, stored, voxel_size, voxel_unit)
     kind = _resolve_datatype(local, first, wanted)
     source = NetCDFSource(
+        FORMAT,
         folder=local if os.path.isdir(local) else os.path.dirname(local),
-        variable=first.variable,
-        dtype=kind.dtype,
+        files=tuple(block for _, block in opened),
         shape=(last.z_stop, *first.shape[1:]),
-        blocks=tuple(block for _, block in opened),
+        dtype=kind.dtype,
+        variable=first.variable,
         dataset_id=first.dataset_id,
     )
     extra_attrs, refused = carried_attributes(first.attributes)

@@ -14,36 +14,29 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.read.lazy import split_index
-from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock, check_file, read_block
+from ctlab_dask_zarr.read.files import FilesSource, Region
+from ctlab_dask_zarr.read.netcdf_storage import Contiguous, StoredBlock, read_block
 from ctlab_dask_zarr.volume import SourceChecks
+
+#: Names the format to users, and the kind in the identity of a source.
+FORMAT = "mango netCDF"
 
 
 @dataclass(frozen=True, repr=False)
-class NetCDFSource:
-    """A `volume.Source` of a mango netCDF file or folder.
+class NetCDFSource(FilesSource):
+    """A `volume.Source` of a mango netCDF file or folder, whose blocks are its files.
 
-    It holds no open file and no lock, so many threads and processes can use it at once. Pickled it
-    takes tens of bytes a block. `dtype` is the true one of the voxels, in native byte order; the
-    `blocks`, one a file, are in the order of z and hold every slice once.
+    Pickled, it takes tens of bytes a block. The blocks hold every slice once.
     """
 
-    folder: str
+    files: tuple[StoredBlock, ...] = field(hash=False)
     variable: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    blocks: tuple[StoredBlock, ...] = field(hash=False)
     dataset_id: str | None
 
-    ndim = 3
-    levels = ()
-
     @property
-    def location(self) -> str:
-        """The file, or the folder."""
-        if len(self.blocks) == 1:
-            return os.path.join(self.folder, self.blocks[0].name)
-        return self.folder
+    def blocks(self) -> tuple[StoredBlock, ...]:
+        """The files in the order of z."""
+        return self.files
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
@@ -57,34 +50,20 @@ class NetCDFSource:
                 shapes.append((min(n_z, block.z_stop - block.z_start), n_y, n_x))
         return tuple(map(max, zip(*shapes, strict=True)))
 
-    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
-        region, rest = split_index(index, self.shape)
+    def read(self, region: Region) -> npt.NDArray[Any]:
+        """Return a region as a new array; raises `IncompleteSourceError` if a file changed."""
         zs, *plane = region
         parts = [
             block for block in self.blocks if block.z_start < zs.stop and zs.start < block.z_stop
         ]
         if len(parts) == 1:
-            voxels = self._read(parts[0], region)
-        else:
-            voxels = np.empty(tuple(part.stop - part.start for part in region), self.dtype)
-            for block in parts:
-                low, high = max(zs.start, block.z_start), min(zs.stop, block.z_stop)
-                piece = self._read(block, (slice(low, high), *plane))
-                voxels[low - zs.start : high - zs.start] = piece
-        selected: npt.NDArray[Any] = voxels[rest]
-        return selected
-
-    def __array__(
-        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
-    ) -> npt.NDArray[Any]:
-        if copy is False:
-            raise ValueError("a volume on disk cannot become an array without a copy")
-        voxels = self[...]
-        return voxels if dtype is None else voxels.astype(dtype, copy=False)
-
-    def __repr__(self) -> str:
-        n_blocks = len(self.blocks)
-        return f"<NetCDFSource {self.shape} {self.dtype}, {n_blocks} blocks in {self.folder}>"
+            return self._read(parts[0], region)
+        voxels = np.empty(tuple(part.stop - part.start for part in region), self.dtype)
+        for block in parts:
+            low, high = max(zs.start, block.z_start), min(zs.stop, block.z_stop)
+            piece = self._read(block, (slice(low, high), *plane))
+            voxels[low - zs.start : high - zs.start] = piece
+        return voxels
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (_packed(self),)
@@ -92,30 +71,9 @@ class NetCDFSource:
     def __dask_tokenize__(self) -> str:
         return hashlib.sha256(_packed(self)).hexdigest()
 
-    def facts(self) -> dict[str, Any]:
-        """Return the format, and the files of a folder."""
-        names = [block.name for block in self.blocks]
-        files = f"{names[0]} to {names[-1]}, {len(names):,} files"
-        return {"format": "mango netCDF"} | ({"files": files} if len(names) > 1 else {})
-
     def identity(self) -> dict[str, Any]:
-        """Return what tells this source from others: the files by name, size and modification time.
-
-        The folder does not count, so that a volume that was moved is still the same.
-        """
-        return {
-            "kind": "mango netCDF",
-            "variable": self.variable,
-            "dtype": self.dtype.str,
-            "shape": list(self.shape),
-            "dataset_id": self.dataset_id,
-            "files": [[block.name, block.nbytes, block.mtime_ns] for block in self.blocks],
-        }
-
-    def check_unchanged(self) -> None:
-        """Raise `IncompleteSourceError` unless every file is the one that was opened."""
-        for block in self.blocks:
-            check_file(os.path.join(self.folder, block.name), block)
+        """Return what tells this source from others; the same voxels by another name are not it."""
+        return super().identity() | {"variable": self.variable, "dataset_id": self.dataset_id}
 
     def checks(self) -> SourceChecks:
         """Return the comparison of each block with the MD5 that mango stored in it."""
@@ -167,11 +125,11 @@ class NetCDFSource:
 @lru_cache(maxsize=16)
 def _packed(source: NetCDFSource) -> bytes:
     """Return a source as bytes, made once: every task of a graph holds the source."""
-    fields = (source.folder, source.variable, source.dtype.str, source.shape, source.blocks)
+    fields = (source.folder, source.files, source.shape, source.dtype.str, source.variable)
     return zlib.compress(pickle.dumps((*fields, source.dataset_id), protocol=5))
 
 
 @lru_cache(maxsize=16)
 def _restored(packed: bytes) -> NetCDFSource:
-    folder, variable, dtype, shape, blocks, dataset_id = pickle.loads(zlib.decompress(packed))
-    return NetCDFSource(folder, variable, np.dtype(dtype), shape, blocks, dataset_id)
+    folder, files, shape, dtype, variable, dataset_id = pickle.loads(zlib.decompress(packed))
+    return NetCDFSource(FORMAT, folder, files, shape, np.dtype(dtype), variable, dataset_id)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import IncompleteSourceError
+from ctlab_dask_zarr.read.files import check_file, gone, refuse_other
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # In Python's own library from 3.12.
@@ -87,8 +88,8 @@ Storage = Contiguous | Chunked | ByHDF5
 class StoredBlock(NamedTuple):
     """One file of a volume: its version when it was opened, its slices, how they are stored.
 
-    `is_swapped`: the voxels have not the byte order of this machine. `md5_checksum`: as mango
-    stored it, None where it did not.
+    `is_swapped` says that the voxels have the other byte order than this machine. `md5_checksum` is
+    what mango stored, None if it stored none.
     """
 
     name: str
@@ -112,7 +113,7 @@ def read_block(
     storage = block.storage
     try:
         with open(path, "rb", buffering=0) as file:
-            _refuse_other(os.fstat(file.fileno()), path, block)
+            refuse_other(os.fstat(file.fileno()), path, block)
             if isinstance(storage, Contiguous):
                 voxels = _read_contiguous(file, storage, shape, region, dtype)
             elif isinstance(storage, Chunked):
@@ -123,7 +124,7 @@ def read_block(
         # Again, by its name: it may have been written to meanwhile, and h5py opens it by its name.
         check_file(path, block)
     except FileNotFoundError as error:
-        raise _gone(path) from error
+        raise gone(path) from error
     except (ValueError, EOFError) as error:
         if isinstance(error, IncompleteSourceError):
             raise
@@ -134,30 +135,6 @@ def read_block(
             "file again from where the volume was made"
         ) from error
     return voxels.byteswap(inplace=True) if block.is_swapped else voxels
-
-
-def check_file(path: str, block: StoredBlock) -> None:
-    """Raise `IncompleteSourceError` unless a file is the one that was opened."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError as error:
-        raise _gone(path) from error
-    _refuse_other(status, path, block)
-
-
-def _gone(path: str) -> IncompleteSourceError:
-    return IncompleteSourceError(
-        f"{path} is gone since the volume was opened: put it back and open the volume again"
-    )
-
-
-def _refuse_other(status: os.stat_result, path: str, block: StoredBlock) -> None:
-    # No inode: some network file systems give a file another one each time, or on each machine.
-    if (status.st_size, status.st_mtime_ns) != (block.nbytes, block.mtime_ns):
-        raise IncompleteSourceError(
-            f"{path} changed since the volume was opened ({block.nbytes} bytes then, "
-            f"{status.st_size} now): open the volume again"
-        )
 
 
 def _read_into(file: io.FileIO, offset: int, target: memoryview) -> None:

@@ -224,15 +224,15 @@ def test_a_block_of_netcdf_written_to_in_the_middle_of_a_read_is_an_error(
     write_mango_netcdf(tmp_path / "tomo_nc", OLD, slices_per_block=16)
     volume = Dataset.from_path(tmp_path / "tomo_nc").source
     path = tmp_path / "tomo_nc" / "block00000000.nc"
-    refuse_other = netcdf_storage._refuse_other
+    refuse_other = netcdf_storage.refuse_other
 
     def then_write(*arguments: Any) -> None:
         refuse_other(*arguments)
-        monkeypatch.setattr(netcdf_storage, "_refuse_other", refuse_other)
+        monkeypatch.setattr(netcdf_storage, "refuse_other", refuse_other)
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
         os.utime(path, (1, 1))
 
-    monkeypatch.setattr(netcdf_storage, "_refuse_other", then_write)
+    monkeypatch.setattr(netcdf_storage, "refuse_other", then_write)
     with pytest.raises(IncompleteSourceError, match=r"block00000000\.nc changed since"):
         volume[:]

@@ -10,6 +10,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -795,9 +796,7 @@ def test_checksums_are_of_little_endian_voxels(tmp_path: Path, voxels: Voxels) -
     volume = open_source(path)
     digest = hashlib.md5(voxels.astype("<u2").tobytes(), usedforsecurity=False).digest()
     block = volume.blocks[0]._replace(md5_checksum=digest)
-    checked = NetCDFSource(
-        volume.folder, volume.variable, volume.dtype, volume.shape, (block,), None
-    )
+    checked = replace(volume, files=(block,))
     assert damage_of(checked) == []
 
 
