@@ -162,7 +162,7 @@ def _written_rate(folder: str, n_processes: int) -> float:
         return nbytes / (time.perf_counter() - start)
 
 
-def _scheduling(n_tasks: int = 4096) -> tuple[float, dict[str, float]]:
+def _scheduling(n_tasks: int = 2048) -> tuple[float, dict[str, float]]:
     """Return the scheduler's time a task, from tasks that do nothing; and such runs to check."""
     from distributed import Client, LocalCluster
 

@@ -70,16 +70,15 @@ async def _serve(folder: str, delay_s: float) -> None:
 @contextmanager
 def served(folder: str, delay_s: float) -> Iterator[str]:
     """Serve a folder from a process of its own; yield its URL."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.slow_http", folder, str(delay_s)],
         stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
 
 
 if __name__ == "__main__":
