@@ -380,6 +380,11 @@ def _notes(levels: Sequence[PlannedLevel]) -> Iterator[str]:
         )
     if levels[0].layout.shard_shape is None:
         yield f"without sharding every chunk is an object of its own, {n_objects:,} of them"
+    is_of_bytes = levels[0].array.dtype.itemsize == 1
+    if is_of_bytes and any(
+        spec.options.get("shuffle") == "shuffle" for spec in levels[0].array.codecs
+    ):
+        yield "shuffle does nothing to voxels of one byte: bitshuffle does, or take zstd"
     if not levels[0].array.is_direct:
         yield (
             f"the codecs are not {codec_syntax()}: shards are encoded by zarr, in memory and more "

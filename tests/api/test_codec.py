@@ -77,3 +77,14 @@ def test_what_is_to_be_chosen_is_not_said_at_the_same_time(tmp_path: Path, argum
             make_dataset(VOXELS), tmp_path / "a", codec="auto",
             create_array_kwargs={argument: "auto"},
         )  # fmt: skip
+
+
+def test_a_shuffle_that_does_nothing_is_told() -> None:
+    told = "shuffle does nothing to voxels of one byte"
+    for dtype, codec, is_told in (
+        ("uint8", "blosc:zstd:3:shuffle", True),
+        ("uint8", "blosc:zstd:3:bitshuffle", False),
+        ("uint16", "blosc:zstd:3:shuffle", False),
+    ):
+        dataset = make_dataset(VOXELS.astype(dtype))
+        assert (told in plan(dataset, "a.zarr", codec=codec).describe()) == is_told
