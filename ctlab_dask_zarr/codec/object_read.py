@@ -7,7 +7,7 @@ together are read together.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.chunk import chunk_codec
 from ctlab_dask_zarr.codec.shard import ABSENT, copy_runs
-from ctlab_dask_zarr.codec.shard_index import forget_index, open_shard
+from ctlab_dask_zarr.codec.shard_index import confirm_shard, forget_index, open_shard
 from ctlab_dask_zarr.codec.together import Step
 from ctlab_dask_zarr.codec.zarr_fallback import read_object
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
@@ -31,10 +31,10 @@ from ctlab_dask_zarr.store.store import Store
 Region = tuple[slice, ...]
 
 #: Requests to an object store that one read has under way at once.
-N_REQUESTS = 32
+N_REQUESTS = 64
 #: Chunks are read together while the gap between them is no longer, in files and in object stores,
 #: and together they are no longer than that.
-_GAP_NBYTES = {False: 64 << 10, True: 1 << 20}
+_GAP_NBYTES = {False: 64 << 10, True: 256 << 10}
 _TOGETHER_NBYTES = {False: 512 << 10, True: 4 << 20}
 #: Absent chunks that are filled in one step.
 _N_FILLED = 256
@@ -74,6 +74,29 @@ def relative(region: Region, origin: Shape) -> Region:
     return tuple(slice(p.start - o, p.stop - o) for p, o in zip(region, origin, strict=True))
 
 
+class Confirmation:
+    """Whether what was read is known to belong to the dataset that the reader has opened.
+
+    It is where each shard has the version that it had in an earlier read, after which the dataset
+    was found to be there still. Otherwise the reader has to look, and says so by `confirm`.
+    """
+
+    def __init__(self, dataset: Hashable = None) -> None:
+        self.dataset = dataset
+        self.is_needed = False
+        self._new: list[tuple[Store, str, StoredArray, Hashable]] = []
+
+    def add(self, store: Store, key: str, array: StoredArray, version: Hashable) -> None:
+        """Note a shard of which nobody knows."""
+        self.is_needed = True
+        self._new.append((store, key, array, version))
+
+    def confirm(self) -> None:
+        """Keep in mind that all of these shards belong to the dataset."""
+        for shard in self._new:
+            confirm_shard(*shard, self.dataset)
+
+
 @dataclass
 class ObjectRead:
     """The region `wanted` of one stored object, to be put into `target`.
@@ -90,10 +113,13 @@ class ObjectRead:
     strict: bool
     turns: threading.Semaphore
     is_remote: bool
+    confirmation: Confirmation
 
     def first_step(self) -> Step:
         """Return the step that all others come from."""
         array = self.array
+        if not (array.is_direct and array.is_sharded):
+            self.confirmation.is_needed = True
         if not array.is_direct:
             nbytes = 3 * prod(array.object_shape) * array.dtype.itemsize
             return Step(nbytes, partial(self._named, self._read_by_zarr))
@@ -111,6 +137,7 @@ class ObjectRead:
                     f"{self.key} is missing: the dataset is incomplete. Restore or write it again; "
                     "to read it as fill values all the same, open with strict=False"
                 ) from None
+            self.confirmation.is_needed = True
             self.target[...] = self.array.fill_value
             return ()
         except ObjectChangedError as error:
@@ -134,7 +161,10 @@ class ObjectRead:
     def _open(self) -> Iterable[Step]:
         """Open the shard; return the steps that read its chunks."""
         array = self.array
-        opened, index = open_shard(self.store, self.key, array)
+        shard = open_shard(self.store, self.key, array, self.confirmation.dataset)
+        opened, index = shard.opened, shard.entries
+        if not shard.is_confirmed:
+            self.confirmation.add(self.store, self.key, array, opened.version)
         axes = [
             np.arange(part.start // size, -(-part.stop // size))
             for part, size in zip(self.wanted, array.inner_chunk_shape, strict=True)
@@ -151,6 +181,7 @@ class ObjectRead:
             for n in range(0, len(absent), _N_FILLED)
         ]
         extents = _extents(stored, index[stored].astype(np.int64), self.is_remote)
+        opened.expect((extent.start, extent.stop) for extent in extents)
         for group in _groups(extents, self.is_remote):
             nbytes = sum(extent.stop - extent.start for extent in group)
             run = partial(self._read_extents, opened, places, group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from itertools import product
 from math import prod
 from typing import Any
@@ -11,7 +11,14 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.codec.object_read import N_REQUESTS, ObjectRead, Region, cells, relative
+from ctlab_dask_zarr.codec.object_read import (
+    N_REQUESTS,
+    Confirmation,
+    ObjectRead,
+    Region,
+    cells,
+    relative,
+)
 from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.codec.together import cores_for_a_read, run_steps
 from ctlab_dask_zarr.formats.receipts import object_key
@@ -33,7 +40,7 @@ def read_region(
     """Read a region, one slice with step 1 for each axis, of the array at `path` of a store.
 
     Inner chunks are read and decoded by several threads (`codec.together`); beside the result they
-    hold at most 128 MiB, or what one object without sharding takes (docs/design/reading.md).
+    hold at most 64 MiB, or what one object without sharding takes (docs/design/reading.md).
 
     Raises
     ------
@@ -42,26 +49,39 @@ def read_region(
     ShardDecodeError
         An object is not what the metadata says; the message names it and the inner chunk.
     """
-    out = np.empty(tuple(part.stop - part.start for part in region), array.dtype)
-    try:
-        _read_into(out, store, path, array, region, strict=strict)
-    except ObjectChangedError:
-        # What was kept of it from an earlier read is of another one: once more, without.
-        _read_into(out, store, path, array, region, strict=strict)
-    return out
+    return read_confirmed(store, path, array, region, strict=strict)[0]
 
 
-def _read_into(
-    out: npt.NDArray[Any],
+def read_confirmed(
     store: Store,
     path: str,
     array: StoredArray,
     region: Region,
     *,
     strict: bool,
-) -> None:
+    dataset: Hashable = None,
+) -> tuple[npt.NDArray[Any], Confirmation]:
+    """Do the same; return also whether it is known that the voxels belong to `dataset`."""
+    try:
+        return _read(store, path, array, region, Confirmation(dataset), strict=strict)
+    except ObjectChangedError:
+        # What was kept of it from an earlier read is of another one: once more, without.
+        return _read(store, path, array, region, Confirmation(dataset), strict=strict)
+
+
+def _read(
+    store: Store,
+    path: str,
+    array: StoredArray,
+    region: Region,
+    confirmation: Confirmation,
+    *,
+    strict: bool,
+) -> tuple[npt.NDArray[Any], Confirmation]:
+    out = np.empty(tuple(part.stop - part.start for part in region), array.dtype)
     if out.size == 0:
-        return
+        confirmation.is_needed = True
+        return out, confirmation
     cores = cores_for_a_read()
     start = tuple(part.start for part in region)
     is_remote = is_url(store.root)
@@ -75,10 +95,12 @@ def _read_into(
             strict,
             cores.turns,
             is_remote,
+            confirmation,
         )
         for coords, origin, inside in cells(region, array.object_shape)
     )
     run_steps((read.first_step() for read in reads), N_REQUESTS if is_remote else cores.n_cores)
+    return out, confirmation
 
 
 def sample_voxels(store: Store, path: str, array: StoredArray) -> npt.NDArray[Any]:

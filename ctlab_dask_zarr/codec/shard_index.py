@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,56 +22,79 @@ _MAX_NBYTES = 32 << 20
 _ENTRY_NBYTES = 1 << 10
 
 
+class _Kept(NamedTuple):
+    version: Hashable
+    entries: npt.NDArray[np.uint64]
+    #: The dataset that the shard was found to belong to; None where nobody has looked.
+    dataset: Hashable = None
+
+
 class _KeptIndexes:
     """Indexes with the version of their shard, those that were used last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: OrderedDict[Hashable, tuple[Hashable, npt.NDArray[np.uint64]]] = OrderedDict()
+        self._found: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._nbytes = 0
 
-    def get(self, name: Hashable) -> tuple[Hashable, npt.NDArray[np.uint64] | None]:
+    def get(self, name: Hashable) -> _Kept | None:
         with self._lock:
-            if name not in self._found:
-                return None, None
-            self._found.move_to_end(name)
-            return self._found[name]
+            if name in self._found:
+                self._found.move_to_end(name)
+            return self._found.get(name)
 
-    def put(self, name: Hashable, version: Hashable, index: npt.NDArray[np.uint64]) -> None:
-        self.drop(name)
+    def put(self, name: Hashable, kept: _Kept) -> None:
         with self._lock:
-            self._found[name] = (version, index)
-            self._nbytes += index.nbytes + _ENTRY_NBYTES
+            self._drop(name)
+            self._found[name] = kept
+            self._nbytes += kept.entries.nbytes + _ENTRY_NBYTES
             while self._nbytes > _MAX_NBYTES:
-                _, (_, oldest) = self._found.popitem(last=False)
-                self._nbytes -= oldest.nbytes + _ENTRY_NBYTES
+                self._drop(next(iter(self._found)))
 
     def drop(self, name: Hashable) -> None:
         with self._lock:
-            if name in self._found:
-                _, index = self._found.pop(name)
-                self._nbytes -= index.nbytes + _ENTRY_NBYTES
+            self._drop(name)
+
+    def _drop(self, name: Hashable) -> None:
+        if name in self._found:
+            self._nbytes -= self._found.pop(name).entries.nbytes + _ENTRY_NBYTES
 
 
 _kept = _KeptIndexes()
 
 
-def open_shard(
-    store: Store, key: str, array: StoredArray
-) -> tuple[OpenedObject, npt.NDArray[np.uint64]]:
-    """Open a shard, and return it with its index; `parse_index` says what that is."""
+class OpenedShard(NamedTuple):
+    """A shard that is open, its index, and whether it is known to belong to a dataset."""
+
+    opened: OpenedObject
+    entries: npt.NDArray[np.uint64]
+    is_confirmed: bool
+
+
+def open_shard(store: Store, key: str, array: StoredArray, dataset: Hashable = None) -> OpenedShard:
+    """Open a shard and return it with its index (see `parse_index`)."""
     name = _name(store, key, array)
-    version, index = _kept.get(name)
-    opened = store.open(key, version)
-    if index is not None and opened.version == version:
-        return opened, index
+    kept = _kept.get(name)
+    opened = store.open(key, None if kept is None else kept.version)
+    if kept is not None and opened.version == kept.version:
+        return OpenedShard(opened, kept.entries, dataset is not None and kept.dataset == dataset)
     tail = opened.read_end(array.index_nbytes)
     if opened.nbytes < array.index_nbytes:
         raise ShardDecodeError(f"it has {opened.nbytes} bytes, fewer than its index has alone")
     index = parse_index(tail, array, opened.nbytes)
     if opened.is_settled:
-        _kept.put(name, opened.version, index)
-    return opened, index
+        _kept.put(name, _Kept(opened.version, index))
+    return OpenedShard(opened, index, False)
+
+
+def confirm_shard(
+    store: Store, key: str, array: StoredArray, version: Hashable, dataset: Hashable
+) -> None:
+    """Keep in mind that this version of a shard belongs to a dataset."""
+    name = _name(store, key, array)
+    kept = _kept.get(name)
+    if kept is not None and kept.version == version:
+        _kept.put(name, kept._replace(dataset=dataset))
 
 
 def forget_index(store: Store, key: str, array: StoredArray) -> None:

@@ -22,7 +22,7 @@ from dask.system import CPU_COUNT
 #: Threads that read, of all reads of this process together.
 _N_THREADS = max(64, CPU_COUNT)
 #: What all steps of one read that are under way may hold in memory, beside its result.
-_MAX_NBYTES = 128 << 20
+_MAX_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True)

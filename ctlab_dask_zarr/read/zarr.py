@@ -177,8 +177,9 @@ def volume_of(
     mango = parse_mango_block(metadata.mango_block, names, given)
     levels, unit = _levels(metadata, mango, len(names))
     source = replace(source, levels=levels)
+    blocks = _default_blocks(source) if chunks is None else chunks
     return Volume(
-        lazy_array(source, "zarr", _default_blocks(source) if chunks is None else chunks, kwargs),
+        lazy_array(source, "zarr", blocks, kwargs, reads_together=True),
         dimension_names=names,
         voxel_unit=unit,
         voxel_size=levels[level].voxel_size,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.codec.region import read_region
+from ctlab_dask_zarr.codec.region import read_confirmed
 from ctlab_dask_zarr.codec.zarr_fallback import dtype_in_zarr
 from ctlab_dask_zarr.errors import DatasetNotFoundError, IncompleteSourceError
 from ctlab_dask_zarr.formats.json_values import json_object_or_empty
@@ -104,13 +104,19 @@ class ZarrSource:
             region = tuple(parts.get(n, slice(0, 1)) for n in range(len(self.stored.shape)))
         stored = replace(self.stored, dtype=self.dtype)
         try:
-            block = read_region(self.store, self.array_path, stored, region, strict=self.strict)
+            block, confirmation = read_confirmed(
+                *(self.store, self.array_path, stored, region),
+                strict=self.strict,
+                dataset=(self.root_hash, self.document),
+            )
         except Exception:
             # If the store was replaced or removed, say that, and not that it is damaged.
             self.check_unchanged()
             raise
-        # After the read, to see a store that replaced this one meanwhile.
-        self.check_unchanged()
+        if confirmation.is_needed:
+            # After the read, to see a store that replaced this one meanwhile.
+            self.check_unchanged()
+            confirmation.confirm()
         selected: npt.NDArray[Any] = block.reshape(shape)[rest]
         return selected
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -271,6 +271,9 @@ class RemoteObject:
         """Return a part; `memory` is not needed."""
         return self._get((start, start + nbytes)) if nbytes else memoryview(b"")
 
+    def expect(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Do nothing: what is asked for is asked for together."""
+
     def read_end(self, nbytes: int) -> bytes:
         """Return the last bytes, or all where it has no more."""
         return bytes(self._get(nbytes))
@@ -285,7 +288,8 @@ class RemoteObject:
         version = (meta["size"], tag, meta.get("version"), changed)
         if self.version is None:
             self.version, self.nbytes = version, meta["size"]
-            self.is_settled = tag is not None or time.time() - changed > _CLOCK_STEP_S
+            # Tags too are made of time and size, by many servers.
+            self.is_settled = time.time() - changed > _CLOCK_STEP_S
         elif version != self.version:
             raise ObjectChangedError("it was written again while it was read")
         return data

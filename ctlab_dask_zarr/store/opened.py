@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Protocol
@@ -36,6 +36,9 @@ class OpenedObject(Protocol):
 
     def read(self, start: int, nbytes: int, memory: Memory) -> memoryview:
         """Return a part, shorter where the object ends before; it may be in `memory`."""
+
+    def expect(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Say what is going to be read: (first byte, the one after the last) of each part."""
 
     def read_end(self, nbytes: int) -> bytes:
         """Return the last bytes, or all where it has no more."""
@@ -83,6 +86,12 @@ class LocalObject:
         while done < nbytes and (n := os.preadv(self._descriptor, [part[done:]], start + done)):
             done += n
         return part[:done]
+
+    def expect(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Have the operating system read these parts ahead, all together."""
+        if hasattr(os, "posix_fadvise"):
+            for start, stop in spans:
+                os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
 
     def read_end(self, nbytes: int) -> bytes:
         """Return the last bytes, or all where it has no more."""
