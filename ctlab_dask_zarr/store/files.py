@@ -153,7 +153,7 @@ class LocalFiles:
         self, path: str, root: str, refuse: Callable[[str], None], version: Hashable = None
     ) -> OpenedObject:
         """Open a file to read it; without `follows_links` it lies in `root`, wherever links are."""
-        return LocalObject(path, None if self.follows_links else root, refuse)
+        return LocalObject(path, None if self.follows_links else root, refuse, version)
 
     def stat(self, path: str) -> tuple[int, float]:
         """Return the size of a file, and when it was last changed, in seconds since the epoch."""

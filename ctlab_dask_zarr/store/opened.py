@@ -51,10 +51,13 @@ class LocalObject:
     """A file that is open; another one renamed to its name meanwhile is not seen.
 
     One call opens it, and one tells where it is: `refuse` is asked where that is not below `root`.
-    It is closed with its last reference, as threads may be reading when another one gives up.
+    A file that has the `version` of an earlier read is the one that was below it then. It is closed
+    with its last reference, as threads may be reading when another one gives up.
     """
 
-    def __init__(self, path: str, root: str | None, refuse: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: str, root: str | None, refuse: Callable[[str], None], version: Hashable = None
+    ) -> None:
         self._path = path
         self._descriptor = -1
         try:
@@ -69,10 +72,10 @@ class LocalObject:
         if not stat.S_ISREG(found.st_mode):
             # A pipe would never answer, and a device never end.
             raise UnsupportedFormatError(f"{path} is not an ordinary file")
-        if root is not None and not _is_below(self._descriptor, root):
-            refuse(path)
         self.nbytes = found.st_size
         self.version: Hashable = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        if root is not None and self.version != version and not _is_below(self._descriptor, root):
+            refuse(path)
         self.is_settled = time.time_ns() - found.st_mtime_ns > _CLOCK_STEP_NS
 
     def __del__(self) -> None:
