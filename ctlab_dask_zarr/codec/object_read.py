@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.chunk import chunk_codec
 from ctlab_dask_zarr.codec.shard import ABSENT, copy_runs
-from ctlab_dask_zarr.codec.shard_index import confirm_shard, forget_index, open_shard
+from ctlab_dask_zarr.codec.shard_index import confirm_shard, open_shard
 from ctlab_dask_zarr.codec.together import Step
 from ctlab_dask_zarr.codec.zarr_fallback import read_object
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
@@ -141,7 +141,6 @@ class ObjectRead:
             self.target[...] = self.array.fill_value
             return ()
         except ObjectChangedError as error:
-            forget_index(self.store, self.key, self.array)
             raise ObjectChangedError(f"{self.key}: {error}") from error
         except ShardDecodeError as error:
             raise ShardDecodeError(f"{self.key}: {error}") from error

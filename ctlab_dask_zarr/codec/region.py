@@ -20,6 +20,7 @@ from ctlab_dask_zarr.codec.object_read import (
     relative,
 )
 from ctlab_dask_zarr.codec.shard import row_axis_of
+from ctlab_dask_zarr.codec.shard_index import forget_index
 from ctlab_dask_zarr.codec.together import cores_for_a_read, run_steps
 from ctlab_dask_zarr.formats.receipts import object_key
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
@@ -66,6 +67,8 @@ def read_confirmed(
         return _read(store, path, array, region, Confirmation(dataset), strict=strict)
     except ObjectChangedError:
         # What was kept of it from an earlier read is of another one: once more, without.
+        for coords, _, _ in cells(region, array.object_shape):
+            forget_index(store, object_key(path, array, coords), array)
         return _read(store, path, array, region, Confirmation(dataset), strict=strict)
 
 

@@ -26,31 +26,32 @@ class SourceArray(da.Array):
     of it is a plain dask array, but for its slices of step 1.
     """
 
-    #: The source and, for each of its axes, an index or what is left of the axis.
-    _region: tuple[Source, tuple[int | range, ...]]
+    #: The source and, for each of its axes, an index or what is left of the axis; and the name that
+    #: the array has for as long as nothing is assigned to parts of it.
+    _region: tuple[Source, tuple[int | range, ...], str]
 
     @classmethod
     def of(cls, array: da.Array, source: Source, axes: tuple[int | range, ...]) -> SourceArray:
         """Return a dask array as one that knows which region of a source it is."""
         made: SourceArray = cls(array.dask, array.name, array.chunks, meta=array._meta)
-        made._region = (source, axes)
+        made._region = (source, axes, array.name)
         return made
 
     def __getitem__(self, index: Any) -> da.Array:
         part: da.Array = da.Array.__getitem__(self, index)
-        source, axes = self._region
+        source, axes, name = self._region
         cut = _cut(axes, index)
-        if part is self or cut is None:
+        if part is self or cut is None or self.name != name:
             return part
         return SourceArray.of(part, source, cut)
 
     def compute(self, **options: Any) -> Any:
         """Return the voxels in memory, as `dask.array.Array.compute` does."""
         scheduler = get_scheduler(scheduler=options.get("scheduler"), cls=type(self))
+        source, axes, name = self._region
         # Who watches tasks, with a progress bar for example, sees them.
-        if scheduler not in _OF_THIS_PROCESS or Callback.active:
+        if scheduler not in _OF_THIS_PROCESS or Callback.active or self.name != name:
             return da.Array.compute(self, **options)
-        source, axes = self._region
         return source[tuple(n if isinstance(n, int) else slice(n.start, n.stop) for n in axes)]
 
 

@@ -17,6 +17,7 @@ from ctlab_dask_zarr import Dataset, VoxelUnit, dataset_from_zarr, dataset_to_za
 from ctlab_dask_zarr.demo import synthetic_volume, write_mango_netcdf
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.store.files import LocalFiles
+from ctlab_dask_zarr.store.opened import LocalObject
 from ctlab_dask_zarr.views.labels import label_colors, read_label_images
 from ctlab_dask_zarr.views.preview import preview, scale_bar
 from ctlab_dask_zarr.views.slices import coarsest_sufficient, levels_of
@@ -381,19 +382,19 @@ def test_a_colour_of_three_numbers_is_one_without_opacity(tmp_path: Path) -> Non
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The path of everything that is read, and how many bytes of it."""
     found: list[tuple[str, int]] = []
-    read, read_range = LocalFiles.read, LocalFiles.read_range
+    read, read_object = LocalFiles.read, LocalObject.read
 
     def spy(files: LocalFiles, path: str, *limits: Any) -> bytes:
         data = read(files, path, *limits)
         found.append((path, len(data)))
         return data
 
-    def spy_range(files: LocalFiles, path: str, start: int, nbytes: int) -> bytes:
-        found.append((path, nbytes))
-        return read_range(files, path, start, nbytes)
+    def spy_object(opened: LocalObject, start: int, nbytes: int, memory: Any) -> memoryview:
+        found.append((opened._path, nbytes))
+        return read_object(opened, start, nbytes, memory)
 
     monkeypatch.setattr(LocalFiles, "read", spy)
-    monkeypatch.setattr(LocalFiles, "read_range", spy_range)
+    monkeypatch.setattr(LocalObject, "read", spy_object)
     return found
 
 
