@@ -58,6 +58,7 @@ SEAMS = {
     "ctlab_dask_zarr.store.files.LocalFiles": (
         "every effect on a file system is one of its methods: tests make one fail, wait or count"
     ),
+    "ctlab_dask_zarr.store.opened.LocalObject": "the same of a file that is open to be read",
     "ctlab_dask_zarr.cluster_from_config": "a public name",
     "ctlab_dask_zarr._HOMES": "the list of public names, which a test compares with the package",
 }

@@ -58,7 +58,7 @@ class LocalObject:
     def __init__(
         self, path: str, root: str | None, refuse: Callable[[str], None], version: Hashable = None
     ) -> None:
-        self._path = path
+        self.path = path
         self._descriptor = -1
         try:
             self._descriptor = os.open(path, _FLAGS | os.O_NOFOLLOW)
@@ -103,7 +103,7 @@ class LocalObject:
 
     def read_whole(self, limit: int) -> bytes:
         """Return all of it; more than `limit` bytes are refused."""
-        refuse_larger(self._path, self.nbytes, limit)
+        refuse_larger(self.path, self.nbytes, limit)
         return self.read_end(self.nbytes)
 
 

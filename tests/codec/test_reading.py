@@ -167,7 +167,7 @@ def test_a_shard_that_ends_while_it_is_read_is_an_error(
     expect = LocalObject.expect
 
     def cut(self: LocalObject, spans: Any) -> None:
-        os.truncate(self._path, 1000)
+        os.truncate(self.path, 1000)
         expect(self, spans)
 
     monkeypatch.setattr(LocalObject, "expect", cut)

@@ -390,7 +390,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return data
 
     def spy_object(opened: LocalObject, start: int, nbytes: int, memory: Any) -> memoryview:
-        found.append((opened._path, nbytes))
+        found.append((opened.path, nbytes))
         return read_object(opened, start, nbytes, memory)
 
     monkeypatch.setattr(LocalFiles, "read", spy)
