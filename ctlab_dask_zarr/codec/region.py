@@ -27,12 +27,11 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.store.opened import ObjectChangedError
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store
+from ctlab_dask_zarr.store.streaming import read_spans, whole_spans
 
 #: Of a sample, so many inner chunks along each axis are read; arrays up to this size, a level of
 #: 256**3, whole; and so many voxels are kept.
 _N_SAMPLED, _WHOLE_SIZE, _MAX_SAMPLE = 4, 256**3, 2**20
-#: For their checksums objects are read this much at once.
-_READ_NBYTES = 8 << 20
 
 
 def read_region(
@@ -125,8 +124,7 @@ def sample_voxels(store: Store, path: str, array: StoredArray) -> npt.NDArray[An
 def object_crc32c(store: Store, key: str, nbytes: int) -> int:
     """Return the CRC-32C of an object of `nbytes` bytes, without holding all of it."""
     value = 0
-    for start in range(0, nbytes, _READ_NBYTES):
-        part = store.get_range(key, start, min(_READ_NBYTES, nbytes - start))
+    for part in read_spans(store, store.open(key), whole_spans(store, nbytes)):
         value = google_crc32c.extend(value, part)
     return value
 

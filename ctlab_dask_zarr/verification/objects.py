@@ -68,12 +68,14 @@ class ShardCheck:
 
     def _open(self) -> None:
         store, key, expected = self._store, self._key, self._expected
-        self._nbytes = store.nbytes(key)
+        shard = store.open(key)
+        tail = shard.read_end(self._array.index_nbytes)
+        self._nbytes = shard.nbytes
         for kind, text in object_change(store, key, self._nbytes, expected, read=False):
             self._tell_once(kind, text)
             self._expected = expected._replace(crc32c=None)
         try:
-            self._scan = ShardScan(store, key, self._array, self._nbytes)
+            self._scan = ShardScan(store, shard, self._array, tail)
         except ShardDecodeError as error:
             self._tell_once("index", f"has no whole index: {error}")
             self._compare_whole()
@@ -163,7 +165,9 @@ def _problems(
     yield from object_change(store, key, nbytes, expected, read=read)
     if array.is_direct and array.is_sharded:
         try:
-            if ShardScan(store, key, array, nbytes).overlaps:
+            shard = store.open(key)
+            tail = shard.read_end(array.index_nbytes)
+            if ShardScan(store, shard, array, tail).overlaps:
                 yield "index", OVERLAP_TEXT
         except ShardDecodeError as error:
             yield "index", f"has no whole index: {error}"

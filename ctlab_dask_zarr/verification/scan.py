@@ -18,6 +18,7 @@ from ctlab_dask_zarr.codec.chunk import chunk_codec
 from ctlab_dask_zarr.codec.shard import ABSENT, parse_index, row_axis_of
 from ctlab_dask_zarr.errors import ShardDecodeError
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.store.opened import OpenedObject
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.store.streaming import Span, read_spans, span_nbytes
 
@@ -26,7 +27,9 @@ _Numbers = npt.NDArray[np.intp]
 
 
 class ShardScan:
-    """One shard of `nbytes` bytes; raises `ShardDecodeError` where it has no whole index.
+    """One shard; raises `ShardDecodeError` where it has no whole index.
+
+    `tail` is the end of it, as long as the index or all that it has.
 
     Attributes
     ----------
@@ -42,10 +45,9 @@ class ShardScan:
         (number of the inner chunk, what is wrong with it) of those that could not be decoded.
     """
 
-    def __init__(self, store: Store, key: str, array: StoredArray, nbytes: int) -> None:
-        self._store, self._key, self._array = store, key, array
-        n_index = min(array.index_nbytes, nbytes)
-        tail = store.get_range(key, nbytes - n_index, n_index)
+    def __init__(self, store: Store, shard: OpenedObject, array: StoredArray, tail: bytes) -> None:
+        self._store, self._shard, self._array = store, shard, array
+        nbytes = shard.nbytes
         index = parse_index(tail, array, nbytes)
         self.absent = index[:, 0] == ABSENT
         self.n_rows = len(all_rows(array))
@@ -61,7 +63,7 @@ class ShardScan:
         self._bounds = [0, nbytes]
         if self.in_order:
             firsts = np.searchsorted(self._rows, np.arange(1, self.n_rows))
-            ends = np.append(self._starts, nbytes - n_index)
+            ends = np.append(self._starts, nbytes - len(tail))
             self._bounds[1:1] = ends[firsts].tolist()
         self.crc32c = 0
         self.broken: list[tuple[int, str]] = []
@@ -76,7 +78,8 @@ class ShardScan:
     def decoded(self, rows: range) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield number and elements of the inner chunks of some rows, in the order of their bytes.
 
-        Those that are not stored, and those that are broken, are left out. The bytes between inner
+        They are valid until the next one. Those that are not stored, and those that are broken, are
+        left out. The bytes between inner
         chunks are read too, for the checksum, where they belong to these rows alone.
         """
         array, codec = self._array, chunk_codec(self._array.codecs)
@@ -84,7 +87,7 @@ class ShardScan:
         mine = np.flatnonzero((self._rows >= rows.start) & (self._rows < rows.stop))
         pieces = list(self._pieces(mine, self.span(rows) if is_complete else None))
         spans = [span for span, _ in pieces]
-        parts = read_spans(self._store, self._key, spans)
+        parts = read_spans(self._store, self._shard, spans)
         for ((start, _), places), data in zip(pieces, parts, strict=True):
             if is_complete:
                 self.crc32c = google_crc32c.extend(self.crc32c, data)

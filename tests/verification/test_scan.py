@@ -17,6 +17,7 @@ from ctlab_dask_zarr import dataset_to_zarr
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.receipts import Expected
 from ctlab_dask_zarr.store.files import LocalFiles
+from ctlab_dask_zarr.store.opened import LocalObject
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.verification.objects import joined_findings, shard_problems
 from ctlab_dask_zarr.verification.scan import ShardScan, joined_crc32c
@@ -26,15 +27,32 @@ N_ROWS = 4
 KEY = "0/c.0.0.0"
 
 
+class CountedObject:
+    """An open file that remembers how often each byte was read."""
+
+    def __init__(self, opened: LocalObject, counts: Counter[int]) -> None:
+        self._opened, self._counts = opened, counts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+    def read(self, start: int, nbytes: int, memory: Any) -> memoryview:
+        self._counts.update(range(start, start + nbytes))
+        return self._opened.read(start, nbytes, memory)
+
+    def read_end(self, nbytes: int) -> bytes:
+        self._counts.update(range(max(self.nbytes - nbytes, 0), self.nbytes))
+        return self._opened.read_end(nbytes)
+
+
 @dataclass(frozen=True)
 class CountedFiles(LocalFiles):
     """Files that remember how often each byte was read."""
 
     counts: Counter[int] = field(default_factory=Counter, compare=False)
 
-    def read_range(self, path: str, start: int, nbytes: int) -> bytes:
-        self.counts.update(range(start, start + nbytes))
-        return super().read_range(path, start, nbytes)
+    def open_object(self, *arguments: Any) -> Any:
+        return CountedObject(super().open_object(*arguments), self.counts)
 
 
 @pytest.fixture(params=[None, "zstd"])
@@ -51,6 +69,11 @@ def shard(request: Any, tmp_path: Path) -> tuple[Store, StoredArray, Expected]:
     content = Path(store.path(KEY)).read_bytes()
     array = parse_array_document(Path(store.path("0/zarr.json")).read_text())
     return store, array, Expected((0, 0, 0), len(content), google_crc32c.value(content))
+
+
+def scanned(store: Store, array: StoredArray) -> ShardScan:
+    opened = store.open(KEY)
+    return ShardScan(store, opened, array, opened.read_end(array.index_nbytes))
 
 
 def problems_of(shard: tuple[Store, StoredArray, Expected], cuts: list[int]) -> Counter[str]:
@@ -134,11 +157,11 @@ def test_shards_of_others_are_read_in_any_order_and_with_gaps(
         assert problems_of((store, array, expected), cuts) == Counter()
         wrong = expected._replace(crc32c=expected.crc32c ^ 1)
         assert problems_of((store, array, wrong), cuts) == Counter(["checksum"])
-    scan = ShardScan(store, KEY, array, len(content))
+    scan = scanned(store, array)
     assert not scan.in_order
     voxels = {number: chunk.copy() for number, chunk in scan.decoded(range(N_ROWS))}
     path.write_bytes(whole)
-    mine = dict(ShardScan(store, KEY, array, len(whole)).decoded(range(N_ROWS)))
+    mine = {n: chunk.copy() for n, chunk in scanned(store, array).decoded(range(N_ROWS))}
     assert voxels.keys() == mine.keys()
     assert all(np.array_equal(voxels[n], mine[n]) for n in mine)
 
