@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import reduce
 
 import google_crc32c
+import numpy as np
+import numpy.typing as npt
 
 from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import (
@@ -31,11 +33,14 @@ from ctlab_dask_zarr.read.zarr import read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.occupied import refuse_long_name, refuse_missing_folder, store_around
+from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.staging_plan import STAGED_PLAN, is_object_of
 from ctlab_dask_zarr.store.store import Store
+from ctlab_dask_zarr.store.streaming import read_spans, whole_spans
 
-#: How much is read and written at once.
-_BLOCK_NBYTES = 8 << 20
+#: Objects that are copied at once, between folders and where requests wait for answers. Of each at
+#: most 32 MiB are in memory, and as much again in an upload.
+_N_LOCAL, _N_REMOTE = 4, 8
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def copy_dataset(
     destination: Destination,
     on_copied: Callable[[int, int], None] | None = None,
     *,
-    n_threads: int = 4,
+    n_threads: int | None = None,
 ) -> CopyResult:
     """Copy a committed store; may be repeated, and goes on where it was interrupted: see `push`.
 
@@ -100,6 +105,9 @@ def copy_dataset(
         claim.refuse_lost()
         return _copy_object(metadata.store, incoming, key, expected.get(key), key in there)
 
+    if n_threads is None:
+        is_remote = is_url(metadata.store.root) or is_url(incoming.root)
+        n_threads = _N_REMOTE if is_remote else _N_LOCAL
     with ThreadPoolExecutor(n_threads) as pool:
         copies = {pool.submit(copy, key): key for key in sorted(objects)}
         try:
@@ -234,9 +242,10 @@ def _copy_object(
             return True
     sent = 0
     with target.create(key) as writer:
-        for block in _blocks(source, key, nbytes):
-            sent = google_crc32c.extend(sent, block)
-            writer.write(block)
+        for part in _parts(source, key, nbytes):
+            sent = google_crc32c.extend(sent, part)
+            # A copy: an upload may hold it while the next part is read into the same memory.
+            writer.write(part.tobytes())
         if expected is not None and sent != expected:
             raise IncompleteDatasetError(
                 f"{source.path(key)} is damaged: its checksum is not that of the commit; it is not "
@@ -247,13 +256,12 @@ def _copy_object(
     return False
 
 
-def _blocks(store: Store, key: str, nbytes: int) -> Iterator[bytes]:
-    for start in range(0, nbytes, _BLOCK_NBYTES):
-        yield store.get_range(key, start, min(_BLOCK_NBYTES, nbytes - start))
+def _parts(store: Store, key: str, nbytes: int) -> Iterator[npt.NDArray[np.uint8]]:
+    return read_spans(store, store.open(key), whole_spans(store, nbytes))
 
 
 def _checksum(store: Store, key: str, nbytes: int) -> int:
-    return reduce(google_crc32c.extend, _blocks(store, key, nbytes), 0)
+    return reduce(google_crc32c.extend, _parts(store, key, nbytes), 0)
 
 
 def _publish(claim: _Claim, incoming: Store) -> None:
