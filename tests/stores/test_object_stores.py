@@ -34,6 +34,7 @@ from ctlab_dask_zarr import (
     dataset_from_zarr,
     dataset_to_zarr,
     labels_to_zarr,
+    plan,
     verify,
 )
 from ctlab_dask_zarr.demo import write_mango_netcdf
@@ -156,6 +157,30 @@ def test_on_a_cluster_each_worker_writes_its_shards(
         written = dataset_from_zarr(url, storage_options=options)
         np.testing.assert_array_equal(written.data.compute(), voxels)
         assert verify(url, dataset, storage_options=options) == []
+
+
+def test_bands_of_shards_are_put_together_and_removed(
+    s3: Server, bucket: str, voxels: np.ndarray
+) -> None:
+    url = f"s3://{bucket}/scans/scan.zarr"
+    fails = [True]
+
+    def block(part: np.ndarray, block_info: Any = None) -> np.ndarray:
+        if fails[0] and block_info[0]["array-location"][0][0] == 56:
+            raise OSError("the disk of the source is on fire")
+        return part
+
+    source = da.from_array(voxels, chunks=(8, *voxels.shape[1:]), name="voxels")
+    data = source.map_blocks(block, dtype="u2", meta=voxels[:0], name="made")
+    dataset = make_dataset(data, datatype="tomo", voxel_size=(2.0, 2.0, 2.0))
+    with dask.config.set(num_workers=8):
+        assert plan(dataset, url, **LAYOUT).rechunk.band == 16
+        with pytest.raises(CTLabError, match="on fire"):
+            dataset_to_zarr(dataset, url, **LAYOUT)
+        fails[0] = False
+        dataset_to_zarr(dataset, url, resume=True, **LAYOUT)
+    assert verify(url, dataset) == []
+    assert all(key.startswith("scans/scan.zarr/") for key in s3.keys(bucket)), "staging is gone"
 
 
 def test_labels_and_further_levels(

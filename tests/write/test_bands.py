@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import tracemalloc
 import uuid
@@ -15,7 +17,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from ctlab_dask_zarr import (
     CTLabError,
@@ -363,6 +365,38 @@ def test_workers_write_bands(tmp_path: Path, cluster: Client) -> None:
         assert plan(dataset, tmp_path / "a", **layout).rechunk.band
         dataset_to_zarr(dataset, tmp_path / "a", levels=2, **layout)
     assert verify(tmp_path / "a.zarr", dataset) == []
+
+
+def test_a_worker_that_dies_takes_no_band_with_it_but_its_own(tmp_path: Path) -> None:
+    made, killed = tmp_path / "made", tmp_path / "killed"
+    made.mkdir()
+
+    def make(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+        start = block_info[0]["array-location"][0][0]
+        (made / f"{start}.{uuid.uuid4().hex}").touch()
+        if start == 52 and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block
+
+    voxels = random_voxels((64, 40, 40))
+    data = da.from_array(voxels, chunks=(4, 40, 40)).map_blocks(make, dtype="u2", meta=voxels[:0])
+    dataset = make_dataset(data, **KNOWN)
+    layout = {"chunks": (8, 8, 8), "shards": (64, 48, 48)}
+    (tmp_path / "out").mkdir()
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        ) as local,
+        Client(local, set_as_default=False) as client,
+        client.as_current(),
+    ):
+        assert plan(dataset, tmp_path / "out" / "a", **layout).rechunk.band == 8
+        dataset_to_zarr(dataset, tmp_path / "out" / "a", levels=2, **layout)
+    assert killed.exists()
+    twice = {int(start) for start, n in Counter(p.stem for p in made.iterdir()).items() if n > 1}
+    assert twice <= {48, 52}
+    assert verify(tmp_path / "out" / "a.zarr", make_dataset(voxels, **KNOWN)) == []
 
 
 @pytest.mark.parametrize("blocks", [(8, 256, 256), (32, 32, 256), (8, 32, 256)])
