@@ -32,8 +32,9 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray
 #: Offset and nbytes of an inner chunk that is not stored because it is all fill value.
 ABSENT = np.iinfo(np.uint64).max
 
-#: A strip has no more bytes than this, unless one chunk has: a core's own cache has about as many.
-_STRIP_NBYTES = 1 << 20
+#: A strip has no more bytes than this, unless one chunk has: caches near a core have about as many,
+#: and whole rows along the last axis of a shard of 512^3, which are read fastest, are not cut.
+_STRIP_NBYTES = 2 << 20
 #: Most copies from a block into a strip, for one row: each takes 30 us, whatever its size.
 _COPIES_A_ROW = 64
 #: A source is read in order by so many bytes before these are copied.

@@ -17,7 +17,7 @@ from ctlab_dask_zarr.planning.layout import resolve_layout
 from ctlab_dask_zarr.write.shards.array import LazyBlock
 from ctlab_dask_zarr.write.shards.shard import write_shards
 from tests.builders import make_dataset
-from tests.write.shards.test_shard import CODECS, stage
+from tests.write.shards.test_shard import CODECS, DIRECT, stage
 
 SHAPE, SHARD, CHUNK = (13, 22, 27), (16, 24, 32), (4, 6, 4)
 #: Of one chunk, of five chunks of uint16 (rows of 8), of one and a half rows of them, of all.
@@ -58,6 +58,8 @@ def blocks_of(voxels: np.ndarray, *cuts: list[int]) -> list[LazyBlock]:
 def test_every_size_of_strips_stores_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, dtype: str, mask: Any, fill: Any
 ) -> None:
+    if codec not in DIRECT and dtype != "u2":
+        pytest.skip("zarr encodes whole shards: types make no difference to strips")
     voxels = voxels_of(dtype, mask)
     # Blocks that are in the order of another axis, and that begin inside of chunks.
     turned = np.asfortranarray(voxels)
@@ -82,7 +84,7 @@ def test_every_size_of_strips_stores_the_same_bytes(
 def test_a_row_of_many_blocks_is_cut_into_fewer_strips(tmp_path: Path) -> None:
     layout = resolve_layout((64, 512, 512), (32, 32, 32), (64, 512, 512))
     array = stage(tmp_path, layout, "u2", 0, "none").array
-    for n_blocks, expected in ((1, 16), (4, 16), (32, 2), (1000, 1)):
+    for n_blocks, expected in ((1, 8), (8, 8), (32, 2), (1000, 1)):
         strips = [(strip.start, strip.blocks.shape[:3]) for strip in
                   strips_of(array, (0, 0, 0), n_blocks)]  # fmt: skip
         assert len(strips) == expected
