@@ -19,7 +19,7 @@ Voxels = npt.NDArray[Any]
 
 def takes(dtype: np.dtype[Any]) -> bool:
     """Whether the sum of eight voxels fits into the widest type."""
-    return dtype.itemsize <= 4 and dtype != np.float16
+    return dtype.itemsize <= 4
 
 
 def halve_plainly(
