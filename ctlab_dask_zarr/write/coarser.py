@@ -60,8 +60,9 @@ def write_coarser(write: StagedWrite, task: ShardTask) -> list[ShardReceipt]:
         raise _lost_shard(write, task.level - 1, error) from error
     for parent in parents:
         if set(child_coords(*layouts, parent)) == {task.coords}:
-            write.pieces.remove(finer.voxel_piece_key(parent))
-            if pieces is not None:
+            if pieces is None:
+                write.pieces.remove(finer.voxel_piece_key(parent))
+            elif pieces.next_level is not None:
                 write.pieces.remove(pieces.voxel_piece_key(parent))
     if values is not None:
         receipts = [r._replace(minimum=values.minimum, maximum=values.maximum) for r in receipts]

@@ -21,6 +21,7 @@ from ctlab_dask_zarr.codec.shard import ABSENT, index_bytes, parse_index
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number, ShardReceipt
+from ctlab_dask_zarr.store.opened import OpenedObject
 from ctlab_dask_zarr.write.shards.array import StagedArray
 
 #: Read at once: as much as stays in a processor's cache on the way from file to file.
@@ -42,6 +43,7 @@ class _FoundPiece(NamedTuple):
     range: tuple[Number, ...]
     #: What comes after the inner chunks.
     tail: bytes
+    opened: OpenedObject
 
 
 def _trailer_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -95,11 +97,13 @@ def merge_pieces(
                 places = zip(at, per_piece, coords, per_shard, strict=True)
                 where = tuple(slice(a * p - c * n, (a + 1) * p - c * n) for a, p, c, n in places)
                 index[where] = entries
-                for block in _blocks(pieces, at, piece):
+                for block in _blocks(at, piece):
                     writer.write(block)
                     checksum = google_crc32c.extend(checksum, block)
                 nbytes += piece.nbytes
                 values += piece.range
+                # Closed: while it is open, what is removed keeps its memory.
+                del piece
                 if make is not None:
                     pieces.store.remove(pieces.key(at))
             tail = index_bytes(index, array)
@@ -117,7 +121,7 @@ def is_whole(pieces: StagedArray, coords: Shape) -> bool:
     """Whether a piece is there, as it was written; all of it is read."""
     piece = _found(pieces, coords)
     try:
-        return piece is not None and all(True for _ in _blocks(pieces, coords, piece))
+        return piece is not None and all(True for _ in _blocks(coords, piece))
     except _DamagedPieceError:
         return False
 
@@ -133,27 +137,30 @@ def _found(pieces: StagedArray, coords: Shape) -> _FoundPiece | None:
     dtype = _trailer_dtype(array.dtype)
     tail_nbytes = array.index_nbytes + dtype.itemsize
     try:
-        nbytes = store.nbytes(key) - tail_nbytes
+        opened = store.open(key)
+        tail = opened.read_end(tail_nbytes)
+        nbytes = opened.nbytes - tail_nbytes
         if nbytes < 0:
             return None
-        tail = store.get_range(key, nbytes, tail_nbytes)
         index = parse_index(tail[: array.index_nbytes], array, nbytes + array.index_nbytes)
     except (FileNotFoundError, ShardDecodeError):
         return None
     trailer = np.frombuffer(tail[array.index_nbytes :], dtype)[0]
     values = tuple(trailer["range"].tolist()) if trailer["has_values"] else ()
-    return _FoundPiece(nbytes, index.reshape(*array.chunks_per_object, 2), values, tail)
+    return _FoundPiece(nbytes, index.reshape(*array.chunks_per_object, 2), values, tail, opened)
 
 
-def _blocks(pieces: StagedArray, coords: Shape, piece: _FoundPiece) -> Iterator[bytes]:
+def _blocks(coords: Shape, piece: _FoundPiece) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the encoded inner chunks, and raise at the end if they were not those written."""
     checksum = 0
+    memory = memoryview(bytearray(min(_BLOCK_NBYTES, piece.nbytes)))
     for start in range(0, piece.nbytes, _BLOCK_NBYTES):
         nbytes = min(_BLOCK_NBYTES, piece.nbytes - start)
         try:
-            block = pieces.store.get_range(pieces.key(coords), start, nbytes)
-        except FileNotFoundError:
+            data = piece.opened.read(start, nbytes, lambda n: memory[:n])
+        except (FileNotFoundError, ShardDecodeError):
             raise _DamagedPieceError(coords) from None
+        block = np.frombuffer(data, np.uint8)
         checksum = google_crc32c.extend(checksum, block)
         yield block
     checksum = google_crc32c.extend(checksum, piece.tail[:-4])
