@@ -1,4 +1,4 @@
-"""The kind of source that is mango netCDF: a single file, or a folder of blocks."""
+"""A kind of source: mango netCDF, a single file or a folder of blocks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from ctlab_dask_zarr.volume import Volume
 NAME = "NetCDF"
 DESCRIPTION = FORMAT
 
-#: About the size of mango's own blocks; a larger file is read in such parts if possible.
+#: About the size of mango's own blocks; a larger file is read in parts of this size if possible.
 _BLOCK_NBYTES = 512 * 2**20
 
 #: Warn if `chunks` make every stored chunk be decompressed this many times.
@@ -77,14 +77,14 @@ def can_open(path: str) -> bool:
 
 
 def looks_like(path: str) -> bool:
-    """Whether a path is netCDF of any kind, or has a name as mango gives it."""
+    """Whether a path is netCDF of any kind, or has a name like mango's."""
     if os.path.isdir(path) and any(name.endswith(".nc") for name in os.listdir(path)):
         return True
     return path.endswith(("_nc", ".nc")) or _magic(path).startswith(_NETCDF_MAGIC)
 
 
 def is_ours(path: str) -> bool:
-    """Whether a path is a volume of mango; a folder is one even if it lacks a block."""
+    """Whether a path is a volume of mango; a folder counts even if it lacks a block."""
     return can_open(path) if os.path.isdir(path) else bool(open_volume(path))
 
 
@@ -177,7 +177,7 @@ def open_volume(
 
 
 def _open_files(local: str, wanted: DataType | None) -> list[tuple[BlockHeader, StoredBlock]]:
-    """Return headers and storage of all files, in the order of z, or name every problem."""
+    """Return headers and storage of all files in the order of z, or raise with every problem."""
     opened, failed = [], {}
     for path in _files(local):
         name = os.path.basename(path)
@@ -198,7 +198,7 @@ def _open_files(local: str, wanted: DataType | None) -> list[tuple[BlockHeader, 
 
 
 def _files(local: str) -> list[str]:
-    """Return the files that make the volume, in the order of their numbers."""
+    """Return the files of the volume in the order of their numbers."""
     if not os.path.isdir(local):
         if not os.path.exists(local):
             raise DatasetNotFoundError(f"{local} does not exist")
@@ -209,13 +209,13 @@ def _files(local: str) -> list[str]:
     if not numbered:
         raise UnsupportedFormatError(
             f"{local} holds no mango netCDF blocks (block00000000.nc, block00000001.nc, ...): "
-            "open the folder that does, or a single file"
+            "open the folder that holds them, or a single file"
         )
     return [os.path.join(local, name) for _, name in numbered]
 
 
 def _resolve_datatype(local: str, header: BlockHeader, wanted: DataType | None) -> DataType:
-    """Return the data type: the user's, else the variable's, else that of the path's name."""
+    """Return the data type: the user's, or else from the variable, or else from the path."""
     if wanted is not None:
         if not is_stored_as(wanted, header.stored_dtype):
             raise InvalidArgumentError(
@@ -228,7 +228,7 @@ def _resolve_datatype(local: str, header: BlockHeader, wanted: DataType | None) 
         kind = DataType(header.variable) if is_named else DataType.infer_from_path(local)
     except ValueError as error:
         raise MetadataError(
-            f"neither the variable {header.variable!r} of {local} nor its name tells a mango "
+            f"neither the variable {header.variable!r} of {local} nor its name is a mango "
             "data type: say which it is with datatype="
         ) from error
     if not is_stored_as(kind, header.stored_dtype):
@@ -240,7 +240,7 @@ def _resolve_datatype(local: str, header: BlockHeader, wanted: DataType | None) 
 
 
 def _blocks(source: NetCDFSource, chunks: Any) -> tuple[tuple[int, ...], ...]:
-    """Return the blocks of the dask array; warn where each stored chunk is decoded many times."""
+    """Return the blocks of the dask array; warn if stored chunks would be decoded many times."""
     if chunks is None:
         return tuple(_default_heights(source)), *((n,) for n in source.shape[1:])
     blocks: tuple[tuple[int, ...], ...] = da.core.normalize_chunks(
@@ -265,7 +265,7 @@ def _blocks(source: NetCDFSource, chunks: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def _default_heights(source: NetCDFSource) -> Iterator[int]:
-    """Yield one block for each file, and several for a large file that can be read in parts."""
+    """Yield one block for each file, or several for a large file that can be read in parts."""
     slice_nbytes = math.prod(source.shape[1:]) * source.dtype.itemsize
     for block in source.blocks:
         rest = block.z_stop - block.z_start

@@ -1,4 +1,4 @@
-"""Open one mango netCDF file: what its header says, and where its voxels lie."""
+"""Open one mango netCDF file: its header, and where its voxels are."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 _CDF5_MAGIC = b"CDF\x05"
 
-#: Classic, 64-bit offset, 64-bit data; the last is known so that it is refused by its name.
+#: Classic, 64-bit offset, 64-bit data; the last is listed to refuse it by its name.
 NETCDF3_MAGIC = (b"CDF\x01", b"CDF\x02", _CDF5_MAGIC)
 
 _MD5_VARIABLE = "md5_checksum"
@@ -50,7 +50,7 @@ class DamagedFileError(Exception):
 
 
 class _Found(NamedTuple):
-    """What is needed of a file; nothing in it refers to the file or its memory map."""
+    """What is needed from a file; nothing in it refers to the file or its memory map."""
 
     variable: str
     dtype: np.dtype[Any]
@@ -108,7 +108,7 @@ def open_block(path: str, preferred: DataType | None) -> tuple[BlockHeader, Stor
 
 
 def _end_of_voxels(found: _Found) -> int:
-    """Return the byte after the last voxel; 0 where it is not known."""
+    """Return the byte after the last voxel; 0 if it is not known."""
     n_slices, n_rows, n_columns = found.shape
     if isinstance(found.storage, Contiguous) and n_slices:
         offset, stride = found.storage
@@ -168,7 +168,7 @@ def hdf5_storage(file: Any, dataset: Any) -> Storage:
     plist = dataset.id.get_create_plist()
     layout = plist.get_layout()
     by_hdf5 = ByHDF5(tuple(dataset.chunks or (1, *dataset.shape[1:])))
-    # Offsets are those of the file itself only where it has no user block.
+    # Offsets count from the start of the file only if it has no user block.
     if file.userblock_size or 0 in dataset.shape:
         return by_hdf5
     fill = np.asarray(dataset.fillvalue, dataset.dtype).tobytes()
@@ -191,13 +191,13 @@ def hdf5_storage(file: Any, dataset: Any) -> Storage:
 def _read_netcdf3(path: str, preferred: DataType | None) -> _Found:
     from scipy.io import netcdf_file
 
-    # Opened here, because scipy leaves a file that it cannot make sense of to the garbage
-    # collector. It maps the variables and reads none.
+    # Opened here, because scipy leaves a file that it cannot parse to the garbage collector. It
+    # maps the variables and reads none of them.
     with open(path, "rb") as file:
         try:
             with netcdf_file(file, mmap=True) as mapped:
                 attributes, md5, volumes = _describe_netcdf3(mapped)
-        # scipy checks nothing, so bytes that are wrong or missing end in an error of any type.
+        # scipy checks nothing, so wrong or missing bytes can raise an error of any type.
         except Exception as error:
             raise DamagedFileError(
                 f"is cut short, or its netCDF-3 header is damaged ({error!r})", "damaged"
@@ -208,10 +208,10 @@ def _read_netcdf3(path: str, preferred: DataType | None) -> _Found:
 
 
 def _describe_netcdf3(file: Any) -> tuple[dict[str, Any], bytes | None, dict[str, Any]]:
-    # A function of its own: no array may outlive it, else scipy could not unmap the file.
+    # A function of its own: scipy can unmap the file only if no array outlives this.
     arrays = {name: variable.data for name, variable in file.variables.items()}
     md5 = arrays.get(_MD5_VARIABLE)
-    # The only place where scipy lists them; xarray takes them from there too.
+    # scipy lists them only here; xarray takes them from here too.
     attributes = {key: plain_attribute(value) for key, value in file._attributes.items()}
     volumes = {
         name: (array.dtype, array.shape, _locate_mapped(array))
@@ -224,9 +224,9 @@ def _describe_netcdf3(file: Any) -> tuple[dict[str, Any], bytes | None, dict[str
 def _locate_mapped(array: npt.NDArray[Any]) -> Contiguous:
     """Return where a view of a mapped file lies in the file.
 
-    scipy does not tell. But it maps the file from its first byte on, and every variable is a view
-    of that map: the distance of their addresses is the offset, and the first stride, which is
-    larger than a slice where records are interleaved, is that of the file.
+    scipy does not say. But it maps the file from its first byte, and every variable is a view of
+    that map: the difference of their addresses is the offset, and the first stride, which is larger
+    than a slice if records are interleaved, is the stride in the file.
     """
     mapped = array
     while isinstance(mapped.base, np.ndarray):

@@ -40,7 +40,7 @@ class NetCDFSource(FilesSource):
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """Shape of the largest unit of decoding: to read one voxel costs that much."""
+        """Shape of the largest unit of decoding, which has to be decoded to read one voxel."""
         shapes = []
         for block in self.blocks:
             if isinstance(block.storage, Contiguous):
@@ -96,7 +96,7 @@ class NetCDFSource(FilesSource):
                 voxels = self[block.z_start : block.z_stop]
         except ValueError as error:
             return [Problem(block.name, "unreadable", str(error))]
-        # mango takes the sum of the bytes as a little-endian machine has them in memory.
+        # mango computes the sum over the bytes in the memory of a little-endian machine.
         little = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
         digest = hashlib.md5(
             np.ascontiguousarray(little).reshape(-1).view(np.uint8), usedforsecurity=False

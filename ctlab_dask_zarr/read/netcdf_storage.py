@@ -1,9 +1,9 @@
-"""Where the voxels of a mango netCDF file lie, and how they are read from there.
+"""Where the voxels of a mango netCDF file are, and how they are read from there.
 
-The places are found once, when a volume is opened. Reading then takes plain file reads and an
+Their places are found once, when a volume is opened. Reading then takes plain file reads and an
 inflate that releases the GIL. h5py does both under one lock for the whole process, so two threads
-are no faster than one: it reads only what is stored in another way than plain, gzip, or shuffle and
-gzip.
+are no faster than one: it reads only what is stored neither plain, nor with gzip, nor with shuffle
+and gzip.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ except ImportError:
         return bytearray(zlib.decompressobj().decompress(data, originalsize + 1))
 
 
-#: A block of more chunks keeps no list of them, so that a volume stays small in every task. A
-#: process that reads such a block lists its chunks once.
+#: A block with more chunks than this keeps no list of them, so that a volume stays small in every
+#: task. A process that reads the block lists its chunks once.
 MAX_LISTED_CHUNKS = 8
 #: One `readinto` moves less than 2^31 bytes on Linux.
 _MAX_READ_NBYTES = 1 << 30
@@ -48,7 +48,7 @@ Region = tuple[slice, ...]
 
 
 class Contiguous(NamedTuple):
-    """Voxels as they are: slices `slice_stride` bytes apart, from byte `offset` of the file."""
+    """Uncompressed voxels: slices `slice_stride` bytes apart, from byte `offset` of the file."""
 
     offset: int
     slice_stride: int
@@ -121,14 +121,14 @@ def read_block(
                 voxels = _read_chunked(file, storage, by_start, shape, region, dtype)
             else:
                 voxels = _read_by_hdf5(path, variable, region).view(dtype)
-        # Again, by its name: it may have been written to meanwhile, and h5py opens it by its name.
+        # Again, by its name: it may have been changed meanwhile, and h5py opens it by its name.
         check_file(path, block)
     except FileNotFoundError as error:
         raise gone(path) from error
     except (ValueError, EOFError) as error:
         if isinstance(error, IncompleteSourceError):
             raise
-        # A file that is written to while it is read looks damaged.
+        # A file that is changed while it is read looks damaged.
         check_file(path, block)
         raise IncompleteSourceError(
             f"{path} cannot be read (z {block.z_start}-{block.z_stop - 1}): {error}: copy the "
@@ -170,7 +170,7 @@ def _read_contiguous(
     if voxels.shape[1:] == shape[1:] and storage.slice_stride == shape[1] * row_nbytes:
         _read_into(file, storage.offset + zs.start * storage.slice_stride, _bytes_of(voxels))
         return voxels
-    # Whole rows, one slice at a time: a row is about a page, so fewer bytes would save nothing.
+    # Whole rows, one slice at a time: a row is about a page, so reading less would save nothing.
     rows = np.empty((ys.stop - ys.start, shape[2]), dtype)
     for z in range(zs.start, zs.stop):
         offset = storage.offset + z * storage.slice_stride + ys.start * row_nbytes
@@ -221,7 +221,7 @@ def _read_chunked(
 
 
 def _overlap(start: int, n: int, part: slice) -> tuple[slice, slice]:
-    """Return what an axis of a chunk and of a region share, as slices of the one and the other."""
+    """Return the overlap of a chunk and a region along an axis, as slices of either."""
     low, high = max(start, part.start), min(start + n, part.stop)
     return slice(low - start, high - start), slice(low - part.start, high - part.start)
 
@@ -284,14 +284,14 @@ def open_hdf5(path: str) -> Any:
 
 
 def list_chunks(dataset: Any) -> tuple[Chunk, ...]:
-    """Return the chunks of an HDF5 dataset that are there."""
+    """Return the stored chunks of an HDF5 dataset."""
     found: list[Chunk] = []
 
     def add(info: Any) -> None:
         start = tuple(int(n) for n in info.chunk_offset)
         found.append(Chunk(start, int(info.byte_offset), int(info.size), int(info.filter_mask)))
 
-    # get_chunk_info walks through the index each time, so it is for a single chunk only.
+    # get_chunk_info walks through the whole index each time, so it suits a single chunk only.
     if dataset.id.get_num_chunks() == 1:
         add(dataset.id.get_chunk_info(0))
     else:
