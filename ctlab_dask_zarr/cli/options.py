@@ -284,11 +284,11 @@ class CommandClient:
 
         `nbytes` is the size of its voxels. Whoever says what the workers are gets them.
         """
-        from ctlab_dask_zarr.settings import setting
+        from ctlab_dask_zarr import settings_in_force
 
+        found = {setting.name: setting.value for setting in settings_in_force()}
         wanted = [*self._workers.values(), self._report]
-        wanted += [setting("cluster"), setting("workers"), setting("memory-limit")]
-        wanted += [setting("threads") != 1]
+        wanted += [found["cluster"], found["workers"], found["memory-limit"], found["threads"] != 1]
         if nbytes > _FEW_NBYTES or self._client is not None or any(wanted):
             return
         import dask
