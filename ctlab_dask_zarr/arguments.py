@@ -79,13 +79,15 @@ ELSEWHERE: dict[str, frozenset[str]] = {
             "volume slices_per_block compression_level hdf5_chunk_shape md5 on_block shuffle"
         ),
         "a parameter of Dataset.from_path": "filetype parse_history",
+        "a parameter of Dataset.binned": "factor",
+        "a parameter of Dataset.rescaled": "window values",
         "a parameter of Dataset.from_modified": "history_entry history_key dataset_id_suffix",
         "a parameter of Dataset.map_masked": "func method depth",
         "an option of the command line, see `ctlab-zarr --help`": (
-            "add added anisotropic as_json check_source cluster color deadline example "
-            "help json layout memory_limit mkdir neuroglancer no_browser no_labels output "
-            "port quick quiet report scheduler scheduler_file size storage_option threads "
-            "verify_after workers yes"
+            "add added anisotropic as_json bin byte_order check_source cluster color crop "
+            "deadline example help json layout memory_limit mkdir neuroglancer no_browser "
+            "no_labels offset output pattern port quick quiet report scheduler scheduler_file "
+            "size slices storage_option threads to verify_after workers yes"
         ),
         "a parameter of xarray's to_zarr": (
             "store mode group encoding consolidated append_dim region safe_chunks align_chunks "
