@@ -23,6 +23,7 @@ from ctlab_dask_zarr.execution.progress import Progress, ProgressBar
 from ctlab_dask_zarr.execution.scheduler import scheduler_resources
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.planning.codec import OF_CODECS
+from ctlab_dask_zarr.planning.occupied import occupied_problem, refuse_missing_folder
 from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import (
@@ -32,7 +33,6 @@ from ctlab_dask_zarr.planning.resolve import (
     resolve_destination,
 )
 from ctlab_dask_zarr.settings import setting
-from ctlab_dask_zarr.store.occupied import occupied_problem, refuse_missing_folder
 from ctlab_dask_zarr.text import nbytes_text
 from ctlab_dask_zarr.volume import is_delayed, no_dataset
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare

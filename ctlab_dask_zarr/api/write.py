@@ -28,11 +28,11 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
+from ctlab_dask_zarr.planning.occupied import occupied_problem
 from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import WriteOptions, existing_write, refuse_contradictions
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.store.occupied import occupied_problem
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare_commit
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctlab_dask_zarr.cli.output import exit_codes, say
+from ctlab_dask_zarr.cli.output import allow_many_files, exit_codes, say
 from ctlab_dask_zarr.cli.parameters import (
     CODEC,
     CROP,
@@ -253,7 +253,6 @@ def running(
     needed, and end with the context. `report` is a file for dask's own performance report.
     """
     from ctlab_dask_zarr import Stop
-    from ctlab_dask_zarr.execution.allocation import allow_many_files
 
     allow_many_files()
     workers = workers_of(options)
@@ -294,10 +293,8 @@ class CommandClient:
         import dask
         import dask.threaded
 
-        from ctlab_dask_zarr.execution.allocation import allocated_cpus
-
         # By its name, dask would import distributed to find it.
-        in_threads = dask.config.set(scheduler=dask.threaded.get, num_workers=allocated_cpus())
+        in_threads = dask.config.set(scheduler=dask.threaded.get)
         self._stack.enter_context(in_threads)
         self._is_here = True
 

@@ -13,6 +13,9 @@ import click
 from ctlab_dask_zarr.errors import CTLabError
 from ctlab_dask_zarr.text import shown
 
+#: Enough for the rows of shards of some dozens of threads.
+_MANY_FILES = 1 << 16
+
 
 def say(text: str, *, err: bool = False) -> None:
     """Print a line, a result to standard output or a message to standard error."""
@@ -49,3 +52,20 @@ def exit_codes() -> Iterator[None]:
             raise
         say(f"ctlab-zarr: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, CTLabError) else 1)
+
+
+def allow_many_files() -> None:
+    """Let this process, and those that it starts, have as many files open as the system allows.
+
+    The usual limit of 1,024 is for programs that use ``select``. A row of shards may be more files.
+    """
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ImportError, OSError, ValueError):
+        # A system without such limits, or one that allows no change.
+        return

@@ -28,8 +28,6 @@ _UNITS_S = (86400, 3600, 60, 1)
 _TIMEOUT_S = 60
 
 Run = Callable[[Sequence[str]], str]
-#: Enough for the rows of shards of some dozens of threads.
-_MANY_FILES = 1 << 16
 
 
 class Allocation(NamedTuple):
@@ -72,23 +70,6 @@ def allocated_resources(environment: Mapping[str, str] | None = None) -> Allocat
     )
     directory = variables.get("PBS_JOBFS") or variables.get("TMPDIR")
     return Allocation(n_cpus, min(n for n in memory if n), directory)
-
-
-def allow_many_files() -> None:
-    """Let this process, and those that it starts, have as many files open as the system allows.
-
-    The usual limit of 1,024 is for programs that use ``select``. A row of shards may be more files.
-    """
-    try:
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = _MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (ImportError, OSError, ValueError):
-        # A system without such limits, or one that allows no change.
-        return
 
 
 def files_problem(error: BaseException) -> str | None:

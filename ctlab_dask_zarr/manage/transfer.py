@@ -29,10 +29,10 @@ from ctlab_dask_zarr.errors import (
 )
 from ctlab_dask_zarr.formats.receipts import own_receipt
 from ctlab_dask_zarr.manage.inventory import Inventory, take_inventory
+from ctlab_dask_zarr.planning.occupied import refuse_long_name, refuse_missing_folder, store_around
 from ctlab_dask_zarr.read.zarr import read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.store.occupied import refuse_long_name, refuse_missing_folder, store_around
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.staging_plan import STAGED_PLAN, is_object_of
 from ctlab_dask_zarr.store.store import Store

@@ -39,6 +39,7 @@ from ctlab_dask_zarr.planning.levels import (
     plan_levels,
     resolve_downsample,
 )
+from ctlab_dask_zarr.planning.occupied import refuse_place
 from ctlab_dask_zarr.planning.plan import (
     Document,
     PlannedLevel,
@@ -50,7 +51,6 @@ from ctlab_dask_zarr.planning.plan import (
 from ctlab_dask_zarr.planning.rechunk import Resources, choose_rechunk
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.store.occupied import refuse_place
 from ctlab_dask_zarr.store.paths import is_url, storage_path
 from ctlab_dask_zarr.volume import Volume, copied_mapping
 

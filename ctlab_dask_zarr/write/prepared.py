@@ -18,9 +18,9 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ctlab_dask_zarr.planning.occupied import identity_of_occupant
 from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.store.occupied import identity_of_occupant
 from ctlab_dask_zarr.write.graph import build_graph
 from ctlab_dask_zarr.write.staging.commit import refuse_missing
 from ctlab_dask_zarr.write.staging.remaining import (

@@ -35,12 +35,12 @@ from ctlab_dask_zarr.formats.receipts import (
     seal,
 )
 from ctlab_dask_zarr.formats.zarr_array import key_in
+from ctlab_dask_zarr.planning.occupied import identity_of_occupant
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import discard_announced, drop_consolidated, swap_document
 from ctlab_dask_zarr.store.files import Files, keep_permissions, walk
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.objects import ObjectFiles
-from ctlab_dask_zarr.store.occupied import identity_of_occupant
 from ctlab_dask_zarr.store.store import is_temporary
 from ctlab_dask_zarr.write.staging.labels import register_labels
 from ctlab_dask_zarr.write.staging.remaining import part_of

@@ -12,8 +12,8 @@ from ctlab_dask_zarr.errors import DestinationExistsError, StagingExistsError
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import ShardReceipt
 from ctlab_dask_zarr.planning.layout import Layout
+from ctlab_dask_zarr.planning.occupied import refuse_long_name, refuse_missing_folder
 from ctlab_dask_zarr.planning.plan import PlannedLevel
-from ctlab_dask_zarr.store.occupied import refuse_long_name, refuse_missing_folder
 from ctlab_dask_zarr.write.shards.array import ShardTask
 from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import (

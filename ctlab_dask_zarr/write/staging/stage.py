@@ -24,14 +24,14 @@ from ctlab_dask_zarr.planning.identity import (
     same_but_codec,
     source_difference,
 )
-from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.store.files import remove_tree
-from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.store.occupied import (
+from ctlab_dask_zarr.planning.occupied import (
     identity_of_occupant,
     occupied_problem,
     refuse_missing_folder,
 )
+from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.store.files import remove_tree
+from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.staging_plan import N_DIGITS, STAGED_PLAN
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.staging.labels import image_problem
