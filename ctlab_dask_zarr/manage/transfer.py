@@ -244,8 +244,7 @@ def _copy_object(
     with target.create(key) as writer:
         for part in _parts(source, key, nbytes):
             sent = google_crc32c.extend(sent, part)
-            # A copy: an upload may hold it while the next part is read into the same memory.
-            writer.write(part.tobytes())
+            writer.write(part)
         if expected is not None and sent != expected:
             raise IncompleteDatasetError(
                 f"{source.path(key)} is damaged: its checksum is not that of the commit; it is not "

@@ -155,7 +155,7 @@ class ObjectFiles:
                 store, key, buffer_size=_PART_NBYTES, max_concurrency=_N_PARTS_AT_ONCE
             ) as writer,
         ):
-            yield writer
+            yield _CopyingWriter(writer)
 
     def create(self, path: str, data: bytes) -> None:
         """Put an object if there is none of that name, else raise FileExistsError; one wins."""
@@ -255,6 +255,19 @@ class ObjectFiles:
     def rename(self, source: str, target: str) -> None:
         """Refuse: object stores cannot."""
         raise NotImplementedError
+
+
+class _CopyingWriter:
+    """Takes pieces of an upload whose memory is used again for the next one.
+
+    obstore does not copy what it is given, and sends it later.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def write(self, data: Any) -> None:
+        self._writer.write(data if isinstance(data, bytes) else bytes(data))
 
 
 class RemoteObject:
