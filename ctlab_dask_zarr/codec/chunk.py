@@ -68,7 +68,7 @@ class ChunkCodec:
     def decode(self, data: Buffer, nbytes: int, memory: Buffer | None = None) -> Buffer:
         """Decode to exactly `nbytes` bytes, or raise `ShardDecodeError`; as `decode_within`."""
         data = self.decode_within(data, nbytes, memory)
-        if memoryview(data).nbytes != nbytes:
+        if data is not memory and memoryview(data).nbytes != nbytes:
             raise ShardDecodeError(
                 f"it decodes to {memoryview(data).nbytes} bytes instead of {nbytes}"
             )

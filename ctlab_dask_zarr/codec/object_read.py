@@ -7,22 +7,23 @@ together are read together.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise, product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ctlab_dask_zarr.codec.chunk import chunk_codec
+from ctlab_dask_zarr.codec.chunk import ChunkCodec, chunk_codec
 from ctlab_dask_zarr.codec.shard import ABSENT, copy_runs
 from ctlab_dask_zarr.codec.shard_index import confirm_shard, open_shard
 from ctlab_dask_zarr.codec.together import Step
 from ctlab_dask_zarr.codec.zarr_fallback import read_object
 from ctlab_dask_zarr.errors import IncompleteDatasetError, ShardDecodeError
+from ctlab_dask_zarr.formats.codecs import Buffer
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.store.opened import ObjectChangedError, OpenedObject
@@ -36,6 +37,8 @@ N_REQUESTS = 64
 #: and together they are no longer than that.
 _GAP_NBYTES = {False: 64 << 10, True: 256 << 10}
 _TOGETHER_NBYTES = {False: 512 << 10, True: 4 << 20}
+#: Of a shard in a file, chunks that have fewer bytes together, decoded, are read in one short step.
+_SHORT_NBYTES = 128 << 10
 #: Absent chunks that are filled in one step.
 _N_FILLED = 256
 #: Memory of a thread up to this size is kept for its next step.
@@ -67,6 +70,39 @@ def cells(region: Region, cell: Shape) -> Iterator[tuple[Shape, Shape, Region]]:
             for part, o, size in zip(region, origin, cell, strict=True)
         )
         yield coords, origin, inside
+
+
+class _Touched(NamedTuple):
+    """The inner chunks that a region of a shard touches, and how they become the region.
+
+    They lie in a grid, as one array with the axes of the grid and then those of a chunk. Of this
+    `before` takes what is wanted along axes with one chunk; the axes are put in an `order`, so that
+    it is the `shape` of the joined chunks; and `after` takes the rest of what is wanted.
+    """
+
+    numbers: npt.NDArray[np.intp]
+    grid: Shape
+    before: tuple[slice, ...]
+    order: tuple[int, ...]
+    shape: Shape
+    after: Region
+
+
+@lru_cache(maxsize=64)
+def _touched(wanted: tuple[tuple[int, int], ...], chunk: Shape, chunks: Shape) -> _Touched:
+    """Return the chunks of a region, (start, stop) along each axis; of most shards it is one."""
+    axes = [np.arange(a // n, -(-b // n)) for (a, b), n in zip(wanted, chunk, strict=True)]
+    numbers = np.ravel_multi_index(np.ix_(*axes), chunks).ravel()
+    numbers.setflags(write=False)
+    grid, ndim = tuple(map(len, axes)), len(axes)
+    before, after, shape = [slice(None)] * ndim, [slice(None)] * ndim, []
+    for axis, ((a, b), n) in enumerate(zip(wanted, chunk, strict=True)):
+        at_once = grid[axis] == 1
+        (before if at_once else after)[axis] = slice(a % n, a % n + b - a)
+        shape.append(b - a if at_once else grid[axis] * n)
+    order = tuple(axis for n in range(ndim) for axis in (n, ndim + n))
+    every = (slice(None),) * ndim
+    return _Touched(numbers, grid, (*every, *before), order, tuple(shape), tuple(after))
 
 
 def relative(region: Region, origin: Shape) -> Region:
@@ -125,7 +161,16 @@ class ObjectRead:
             return Step(nbytes, partial(self._named, self._read_by_zarr))
         if not array.is_sharded:
             return Step(2 * array.inner_chunk_nbytes, partial(self._named, self._read_chunk))
-        return Step(2 * array.index_nbytes, partial(self._named, self._open))
+        touched = self._touched()
+        nbytes = len(touched.numbers) * array.inner_chunk_nbytes
+        # The bytes of chunks may be a little more than what they decode to.
+        is_short = not self.is_remote and nbytes <= _SHORT_NBYTES
+        held = 2 * array.index_nbytes + (4 * _SHORT_NBYTES if is_short else 0)
+        return Step(held, partial(self._named, self._open, touched, is_short), is_short)
+
+    def _touched(self) -> _Touched:
+        wanted = tuple((part.start, part.stop) for part in self.wanted)
+        return _touched(wanted, self.array.inner_chunk_shape, self.array.chunks_per_object)
 
     def _named(self, run: Any, *arguments: Any) -> Iterable[Step]:
         """Run a step; errors name the object."""
@@ -157,18 +202,16 @@ class ObjectRead:
             chunk = np.frombuffer(decoded, array.dtype).reshape(array.inner_chunk_shape)
             copy_runs(chunk[self.wanted], self.target)
 
-    def _open(self) -> Iterable[Step]:
-        """Open the shard; return the steps that read its chunks."""
+    def _open(self, touched: _Touched, is_short: bool) -> Iterable[Step]:
+        """Open the shard; return the steps that read its chunks, unless that is done at once."""
         array = self.array
         shard = open_shard(self.store, self.key, array, self.confirmation.dataset)
         opened, index = shard.opened, shard.entries
         if not shard.is_confirmed:
             self.confirmation.add(self.store, self.key, array, opened.version)
-        axes = [
-            np.arange(part.start // size, -(-part.stop // size))
-            for part, size in zip(self.wanted, array.inner_chunk_shape, strict=True)
-        ]
-        numbers = np.ravel_multi_index(np.ix_(*axes), array.chunks_per_object).ravel()
+        numbers = touched.numbers
+        if is_short and self._read_at_once(opened, touched, index[numbers].tolist()):
+            return []
         is_absent = index[numbers, 0] == ABSENT
         absent, stored = numbers[is_absent], numbers[~is_absent]
         if not len(stored):
@@ -186,6 +229,37 @@ class ObjectRead:
             run = partial(self._read_extents, opened, places, group)
             steps.append(Step(nbytes + array.inner_chunk_nbytes, partial(self._named, run)))
         return steps
+
+    def _read_at_once(
+        self, opened: OpenedObject, touched: _Touched, entries: list[list[int]]
+    ) -> bool:
+        """Read and decode all chunks in one go; return False where they are far apart."""
+        array, nbytes = self.array, self.array.inner_chunk_nbytes
+        first = min(offset for offset, _ in entries)
+        last = max((offset + size for offset, size in entries if offset != ABSENT), default=first)
+        if first == ABSENT:
+            self.target[...] = array.fill_value
+            return True
+        if last - first > _GAP_NBYTES[False] + _SHORT_NBYTES:
+            return False
+        data = opened.read(first, last - first, _memory("read"))
+        memory = _memory("chunk")(len(entries) * nbytes)
+        chunks = np.frombuffer(memory, array.dtype).reshape(-1, *array.inner_chunk_shape)
+        codec = chunk_codec(array.codecs)
+        with self.turns:
+            for n, (offset, size) in enumerate(entries):
+                if offset == ABSENT:
+                    chunks[n] = array.fill_value
+                    continue
+                part = memory[n * nbytes : (n + 1) * nbytes]
+                chunk = data[offset - first : offset - first + size]
+                decoded = self._decoded(codec, chunk, (touched.numbers[n], offset, size), part)
+                if decoded is not part:
+                    part[:] = decoded
+            grid = chunks.reshape(*touched.grid, *array.inner_chunk_shape)[touched.before]
+            joined = grid.transpose(touched.order).reshape(touched.shape)
+            self.target[...] = joined[touched.after]
+            return True
 
     def _places(self) -> list[list[tuple[slice, slice]]]:
         """Return, by axis and number of a chunk along it, what of it is wanted, and where."""
@@ -216,24 +290,30 @@ class ObjectRead:
             data = opened.read(extent.start, extent.stop - extent.start, _memory("read"))
             with self.turns:
                 memory = _memory("chunk")(nbytes)
-                for coords, (_, offset, size) in zip(
+                for coords, (number, offset, size) in zip(
                     _coords(extent.chunks[:, 0], array), extent.chunks.tolist(), strict=True
                 ):
                     start = offset - extent.start
                     chunk = data[start : start + size]
-                    try:
-                        if len(chunk) < size:
-                            raise ShardDecodeError("the shard ends before it does")
-                        decoded = codec.decode(chunk, nbytes, memory)
-                    except ShardDecodeError as error:
-                        raise ShardDecodeError(
-                            f"inner chunk {coords} at byte {offset}: {error}"
-                        ) from error
+                    decoded = self._decoded(codec, chunk, (number, offset, size), memory)
                     voxels = np.frombuffer(decoded, array.dtype).reshape(array.inner_chunk_shape)
                     inside, at = zip(
                         *[along[c] for along, c in zip(places, coords, strict=True)], strict=True
                     )
                     copy_runs(voxels[inside], self.target[at])
+
+    def _decoded(
+        self, codec: ChunkCodec, chunk: Buffer, entry: Sequence[int], memory: Buffer
+    ) -> Buffer:
+        """Decode an inner chunk with its number in the shard, offset and size."""
+        number, offset, size = entry
+        try:
+            if len(chunk) < size:
+                raise ShardDecodeError("the shard ends before it does")
+            return codec.decode(chunk, self.array.inner_chunk_nbytes, memory)
+        except ShardDecodeError as error:
+            coords = _coords(np.array([number]), self.array)[0]
+            raise ShardDecodeError(f"inner chunk {coords} at byte {offset}: {error}") from error
 
 
 def _coords(numbers: npt.NDArray[Any], array: StoredArray) -> list[Shape]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,10 @@ from dask.system import CPU_COUNT
 _N_THREADS = max(64, CPU_COUNT)
 #: What all steps of one read that are under way may hold in memory, beside its result.
 _MAX_NBYTES = 64 << 20
+#: A short step that takes longer waits for a disk, or for a file system on a network.
+_SHORT_S = 0.5e-3
+#: Helpers are called for short steps when so many more of them waited than did not.
+_N_WAITED = 3
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ class Step:
 
     nbytes: int
     run: Callable[[], Iterable[Step]]
+    #: Whether it is over sooner than a helper is called, unless it waits: many calls of Python and
+    #: of the system, between which two threads would hand Python's lock to each other.
+    is_short: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class _Steps:
         self._first = iter(first)
         self._ready: deque[Step] = deque()
         self._n_helpers_left = n_threads - 1
-        self._n_running = self._nbytes = 0
+        self._n_running = self._nbytes = self._n_waited = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition()
 
@@ -117,11 +125,15 @@ class _Steps:
         while (step := self._begin()) is not None:
             more: Iterable[Step] = ()
             error = None
+            start = time.perf_counter()
             try:
                 more = step.run()
             except BaseException as raised:
                 error = raised
+            waited = 1 if time.perf_counter() - start > _SHORT_S else -1
             with self._changed:
+                if step.is_short:
+                    self._n_waited = min(max(0, self._n_waited + waited), _N_WAITED)
                 self._ready.extend(more)
                 self._n_running -= 1
                 self._nbytes -= step.nbytes
@@ -139,6 +151,8 @@ class _Steps:
             self._nbytes += step.nbytes
             # One calls the next, so that there are no more of them than steps.
             is_called = self._n_helpers_left > 0 and self._is_more()
+            if is_called and self._ready[0].is_short:
+                is_called = self._n_waited == _N_WAITED
             self._n_helpers_left -= is_called
         if is_called:
             # A process that ends takes no more threads.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
@@ -100,12 +100,12 @@ class StoredArray:
         """The fill value, a NumPy scalar of the array's dtype."""
         return np.frombuffer(self.fill_bytes, self.dtype)[0]
 
-    @property
+    @cached_property
     def chunks_per_object(self) -> Shape:
         """Number of inner chunks of an object along each axis."""
         return grid_of(self.object_shape, self.inner_chunk_shape)
 
-    @property
+    @cached_property
     def inner_chunk_nbytes(self) -> int:
         """Size of one decoded inner chunk, in bytes."""
         return prod(self.inner_chunk_shape) * self.dtype.itemsize
@@ -120,7 +120,7 @@ class StoredArray:
         """Upper limit for the size of a stored object, in bytes."""
         return prod(self.chunks_per_object) * self.encoded_chunk_limit + self.index_nbytes
 
-    @property
+    @cached_property
     def index_nbytes(self) -> int:
         """Size of the index at the end of a shard, in bytes."""
         n_chunks = prod(self.chunks_per_object)

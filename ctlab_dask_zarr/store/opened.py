@@ -55,11 +55,15 @@ class LocalObject:
     with its last reference, as threads may be reading when another one gives up.
     """
 
+    #: Of a file up to this size all is read with its end: a call takes no longer for so few bytes.
+    small_nbytes = 64 << 10
+
     def __init__(
         self, path: str, root: str | None, refuse: Callable[[str], None], version: Hashable = None
     ) -> None:
         self.path = path
         self._descriptor = -1
+        self._content = b""
         try:
             self._descriptor = os.open(path, _FLAGS | os.O_NOFOLLOW)
         except OSError as error:
@@ -83,7 +87,9 @@ class LocalObject:
             os.close(self._descriptor)
 
     def read(self, start: int, nbytes: int, memory: Memory) -> memoryview:
-        """Return a part, in `memory`; shorter where the file ends before."""
+        """Return a part, in `memory` if it was not read before; shorter where the file ends."""
+        if self._content:
+            return memoryview(self._content)[start : start + nbytes]
         part, done = memory(nbytes), 0
         # One call returns at most 2 GiB, and a network file system may return less.
         while done < nbytes and (n := os.preadv(self._descriptor, [part[done:]], start + done)):
@@ -98,6 +104,8 @@ class LocalObject:
 
     def read_end(self, nbytes: int) -> bytes:
         """Return the last bytes, or all where it has no more."""
+        if 0 < self.nbytes <= self.small_nbytes and not self._content:
+            self._content = bytes(self.read(0, self.nbytes, new_memory))
         nbytes = min(nbytes, self.nbytes)
         return bytes(self.read(self.nbytes - nbytes, nbytes, new_memory))
 

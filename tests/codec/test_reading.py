@@ -70,14 +70,22 @@ def age(path: Path, seconds: float = 60) -> None:
         os.utime(file, (then, then))
 
 
-@pytest.fixture(params=[1, 2, 9])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    cores = together.Cores(request.param, threading.Semaphore(request.param))
-    monkeypatch.setattr(region, "cores_for_a_read", lambda: cores)
-    # Several steps for each shard, each with several reads.
+def take_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read small shards in several steps, each with several reads, as if they were large."""
+    monkeypatch.setattr(object_read, "_SHORT_NBYTES", 0)
+    monkeypatch.setattr(LocalObject, "small_nbytes", 0)
     monkeypatch.setitem(object_read._TOGETHER_NBYTES, False, 5000)
     monkeypatch.setitem(object_read._GAP_NBYTES, False, 500)
-    return int(request.param)
+
+
+@pytest.fixture(params=[1, 2, 9, "short steps"])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    n_threads = 2 if request.param == "short steps" else int(request.param)
+    cores = together.Cores(n_threads, threading.Semaphore(n_threads))
+    monkeypatch.setattr(region, "cores_for_a_read", lambda: cores)
+    if request.param != "short steps":
+        take_many_steps(monkeypatch)
+    return n_threads
 
 
 @pytest.mark.parametrize("shards", [SHARD, None])
@@ -160,17 +168,22 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path: Path, threads: int) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("is_short", [True, False])
 def test_a_shard_that_ends_while_it_is_read_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_short: bool
 ) -> None:
     make(tmp_path)
-    expect = LocalObject.expect
+    if not is_short:
+        take_many_steps(monkeypatch)
+    monkeypatch.setattr(LocalObject, "small_nbytes", 0)
+    open_shard = object_read.open_shard
 
-    def cut(self: LocalObject, spans: Any) -> None:
-        os.truncate(self.path, 1000)
-        expect(self, spans)
+    def cut(*arguments: Any) -> Any:
+        shard = open_shard(*arguments)
+        os.truncate(tmp_path / arguments[1], 1000)
+        return shard
 
-    monkeypatch.setattr(LocalObject, "expect", cut)
+    monkeypatch.setattr(object_read, "open_shard", cut)
     with pytest.raises(ShardDecodeError, match="the shard ends before it does"):
         read(tmp_path)
 
@@ -311,6 +324,22 @@ def test_steps_hold_no_more_memory_together_than_they_may(monkeypatch: pytest.Mo
     together.run_steps((step(n) for n in (30, 300, 30)), 8)
     assert order[80:] in ([30, 300, 30], [300, 30, 30], [30, 30, 300])
     assert most[0] == 300
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_short_steps_are_done_by_one_thread_unless_they_wait(
+    monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    monkeypatch.setattr(together, "_SHORT_S", 0.0 if waits else 60.0)
+    threads = set()
+
+    def run() -> list[together.Step]:
+        threads.add(threading.get_ident())
+        time.sleep(0.001)
+        return []
+
+    together.run_steps((together.Step(1, run, is_short=True) for _ in range(100)), 4)
+    assert (len(threads) > 1) == waits
 
 
 def test_an_error_of_another_thread_is_raised_and_ends_all(tmp_path: Path) -> None:
