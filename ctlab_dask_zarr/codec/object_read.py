@@ -36,7 +36,7 @@ N_REQUESTS = 64
 #: Chunks are read together while the gap between them is no longer, in files and in object stores,
 #: and together they are no longer than that.
 _GAP_NBYTES = {False: 64 << 10, True: 256 << 10}
-_TOGETHER_NBYTES = {False: 512 << 10, True: 4 << 20}
+_TOGETHER_NBYTES = {False: 512 << 10, True: 8 << 20}
 #: Of a shard in a file, chunks that have fewer bytes together, decoded, are read in one short step.
 _SHORT_NBYTES = 128 << 10
 #: Absent chunks that are filled in one step.

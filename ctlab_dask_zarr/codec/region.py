@@ -40,7 +40,7 @@ def read_region(
     """Read a region, one slice with step 1 for each axis, of the array at `path` of a store.
 
     Inner chunks are read and decoded by several threads (`codec.together`); beside the result they
-    hold at most 64 MiB, or what one object without sharding takes (docs/design/reading.md).
+    hold at most 128 MiB, or what one object without sharding takes (docs/design/reading.md).
 
     Raises
     ------

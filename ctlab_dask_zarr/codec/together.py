@@ -23,7 +23,7 @@ from dask.system import CPU_COUNT
 #: Threads that read, of all reads of this process together.
 _N_THREADS = max(64, CPU_COUNT)
 #: What all steps of one read that are under way may hold in memory, beside its result.
-_MAX_NBYTES = 64 << 20
+_MAX_NBYTES = 128 << 20
 #: A short step that takes longer waits for a disk, or for a file system on a network.
 _SHORT_S = 0.5e-3
 #: Helpers are called for short steps when so many more of them waited than did not.
