@@ -517,12 +517,7 @@ def test_an_image_that_is_replaced_meanwhile_does_not_get_the_levels_of_the_old(
 def test_level_0_is_not_read_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a level is made of is in memory while the finer one is written."""
     read: list[str] = []
-    read_range, whole = LocalFiles.read_range, LocalFiles.read
-    open_object = LocalFiles.open_object
-
-    def seen_range(self: LocalFiles, path: str, start: int, nbytes: int) -> bytes:
-        read.append(path)
-        return read_range(self, path, start, nbytes)
+    whole, open_object = LocalFiles.read, LocalFiles.open_object
 
     def seen(self: LocalFiles, path: str, *limit: int) -> bytes:
         read.append(path)
@@ -533,7 +528,6 @@ def test_level_0_is_not_read_a_second_time(tmp_path: Path, monkeypatch: pytest.M
         return open_object(self, path, *arguments)
 
     monkeypatch.setattr(LocalFiles, "open_object", seen_object)
-    monkeypatch.setattr(LocalFiles, "read_range", seen_range)
     monkeypatch.setattr(LocalFiles, "read", seen)
     dataset = make_dataset(masked_voxels(), 32, **ISOTROPIC)
     with dask.config.set(scheduler="threads"):

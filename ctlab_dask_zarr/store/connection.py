@@ -76,15 +76,8 @@ options_of_call: ContextVar[Options | None] = ContextVar("options_of_call", defa
 
 
 def validated_options(options: Mapping[str, Any] | None) -> Options:
-    """Return options of a store, sorted, by obstore's names without their prefixes.
+    """Return options of a store, sorted, by obstore's names without prefixes; no credentials.
 
-    Raises
-    ------
-    InvalidArgumentError
-        One of them is a credential, or a URL with one.
-
-    Examples
-    --------
     >>> validated_options({"aws_region": "ap-southeast-2", "allow_http": True})
     (('allow_http', 'true'), ('region', 'ap-southeast-2'))
     """
@@ -216,10 +209,8 @@ def _listens(service: str) -> bool:
 
 
 def _is_at_google() -> bool:
-    """Return whether Google's service answers, as Google's own tools find out.
-
-    Other clouds have theirs at the same address, and some networks answer for it.
-    """
+    """Return whether Google's service answers, as Google's own tools find out."""
+    # Other clouds have theirs at the same address, and some networks answer for it.
     if os.environ.get("GCE_METADATA_HOST") or os.environ.get("GCE_METADATA_ROOT"):
         return True
     address = os.environ.get("GCE_METADATA_IP") or str(urlsplit(_METADATA_SERVICE).hostname)

@@ -17,7 +17,7 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from ctlab_dask_zarr.errors import DestinationExistsError, MetadataError
@@ -44,6 +44,9 @@ from ctlab_dask_zarr.store.staging_plan import (
     plan_problem,
 )
 from ctlab_dask_zarr.store.store import Store, files_at
+
+#: So often an old dataset is put into a new folder, which others sweep away as long as it is empty.
+_N_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,10 @@ class Destination:
 
     def staged_store(self, staging_id: str) -> Store:
         """Return where the dataset is put together."""
-        return self._staged("store", staging_id) if self.can_rename else self.store
+        return self.staged("store", staging_id) if self.can_rename else self.store
 
-    def staged_receipts(self, staging_id: str) -> Store:
-        """Return where the receipts of what was written are kept meanwhile."""
-        return self._staged("receipts", staging_id)
-
-    def staged_pieces(self, staging_id: str) -> Store:
-        """Return where the tasks of one level leave what those of the next need."""
-        return self._staged("pieces", staging_id)
-
-    def _staged(self, kind: str, staging_id: str) -> Store:
+    def staged(self, kind: Literal["store", "receipts", "pieces"], staging_id: str) -> Store:
+        """Return where that is kept meanwhile: pieces are what tasks leave for the next level."""
         return Store(os.path.join(self.staging, f"{kind}-{staging_id}"), self.files)
 
     def replaced(self, staging_id: str) -> str:
@@ -213,13 +209,18 @@ class Destination:
     def _discard(self, folder: str, name: str = "") -> None:
         """Remove a folder beside this; with `name`, aside as a part of a staging folder."""
         # Renamed first, so that nobody goes on in, or publishes, a folder that lacks parts.
-        aside = self.beside_staging()
-        if name:
-            self.files.make_folder(aside)
-        try:
-            self.files.rename(folder, os.path.join(aside, name) if name else aside)
-        except FileNotFoundError:
-            remove_tree(self.files, aside)
+        for _ in range(_N_TRIES):
+            aside = self.beside_staging()
+            if name:
+                self.files.make_folder(aside)
+            try:
+                self.files.rename(folder, os.path.join(aside, name) if name else aside)
+                break
+            except FileNotFoundError:
+                remove_tree(self.files, aside)
+                if self.files.kind(folder) is None:
+                    return
+        else:
             return
         # fsync first, so that a crash cannot keep deletions but lose the rename.
         if name:

@@ -16,9 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ctlab_dask_zarr.errors import UnsupportedFormatError
 from ctlab_dask_zarr.store.folders import FOLDER_FLAGS, Folder
-from ctlab_dask_zarr.store.opened import LocalObject, OpenedObject, refuse_larger
+from ctlab_dask_zarr.store.opened import LocalObject, OpenedObject
 
 Kind = Literal["file", "folder", "link", "other"]
 #: More than any document about a dataset has: one that is larger is damaged, or hostile.
@@ -37,16 +36,6 @@ _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 devices_without_sync: set[int] = set()
 
 
-class _NewFile(Protocol):
-    """A file under construction; `sync` makes its content durable, but not its name."""
-
-    def write(self, data: Any, /) -> Any: ...
-    def flush(self) -> None: ...
-    def sync(self) -> None: ...
-    def close(self) -> None: ...
-    def discard(self) -> None: ...
-
-
 class Files(Protocol):
     """Effects and questions; each raises OSError as the operating system does."""
 
@@ -58,9 +47,6 @@ class Files(Protocol):
 
     def read(self, path: str, limit: int = DOCUMENT_NBYTES) -> bytes:
         """Return the content of a file; one that is larger than `limit` is refused."""
-
-    def read_range(self, path: str, start: int, nbytes: int) -> bytes:
-        """Return a part of a file."""
 
     def open_object(
         self, path: str, root: str, refuse: Callable[[str], None], version: Hashable = None
@@ -85,7 +71,7 @@ class Files(Protocol):
 
     def open_new(
         self, path: str, permissions: int | None = None, folder: Folder | None = None
-    ) -> _NewFile:
+    ) -> NewFile:
         """Make a file that is not there yet; without `permissions` as the process makes files.
 
         `folder` is the one that it is in, if that is open already.
@@ -132,22 +118,7 @@ class LocalFiles:
 
     def read(self, path: str, limit: int = DOCUMENT_NBYTES) -> bytes:
         """Return the content of a file; one that is larger than `limit` is refused."""
-        with open(_open_file(path), "rb") as file:
-            refuse_larger(path, os.fstat(file.fileno()).st_size, limit)
-            return file.read()
-
-    def read_range(self, path: str, start: int, nbytes: int) -> bytes:
-        """Return a part of a file."""
-        descriptor = _open_file(path)
-        try:
-            parts = []
-            # One call returns at most 2 GiB, and a network file system may return less.
-            while nbytes and (part := os.pread(descriptor, nbytes, start)):
-                parts.append(part)
-                start, nbytes = start + len(part), nbytes - len(part)
-            return b"".join(parts)
-        finally:
-            os.close(descriptor)
+        return LocalObject(path, None, lambda _: None).read_whole(limit)
 
     def open_object(
         self, path: str, root: str, refuse: Callable[[str], None], version: Hashable = None
@@ -179,11 +150,11 @@ class LocalFiles:
 
     def open_new(
         self, path: str, permissions: int | None = None, folder: Folder | None = None
-    ) -> _NewFile:
+    ) -> NewFile:
         """Make a file that is not there yet; without `permissions` as the process makes files."""
         if folder is None:
             folder = Folder(os.open(os.path.dirname(path), FOLDER_FLAGS))
-        return _LocalFile(path, permissions, folder)
+        return NewFile(path, permissions, folder)
 
     def rename(self, source: str, target: str) -> None:
         """Rename a file, replacing another, or a folder, replacing an empty one."""
@@ -210,11 +181,10 @@ class LocalFiles:
 LOCAL_FILES: Files = LocalFiles()
 
 
-class _LocalFile:
-    """A new file that keeps its folder open, so that it is found after the folder was moved.
+class NewFile:
+    """A new file that keeps its folder open, so that it is found after the folder was moved."""
 
-    Python's own files ask for the size and the place of a file before they write to it.
-    """
+    # Python's own files ask for the size and the place of a file before they write to it.
 
     def __init__(self, path: str, permissions: int | None, folder: Folder) -> None:
         self._path, self._name = path, os.path.basename(path)
@@ -233,6 +203,7 @@ class _LocalFile:
         self._n_buffered = 0
 
     def write(self, data: Any) -> None:
+        """Append data."""
         part = memoryview(data)
         if not part.nbytes:
             return
@@ -246,6 +217,7 @@ class _LocalFile:
         self._n_buffered += part.nbytes
 
     def flush(self) -> None:
+        """Write what was gathered."""
         self._write_out(self._buffer[: self._n_buffered])
         self._n_buffered = 0
 
@@ -258,13 +230,16 @@ class _LocalFile:
             raise _with_path(error, self._path) from error
 
     def sync(self) -> None:
+        """Make the content durable, but not the name."""
         self.flush()
         _sync(self._descriptor, self._path)
 
     def close(self) -> None:
+        """Close it."""
         os.close(self._descriptor)
 
     def discard(self) -> None:
+        """Close and remove it."""
         with suppress(OSError):
             os.close(self._descriptor)
         with suppress(OSError):
@@ -291,18 +266,6 @@ def _sync(descriptor: int, path: str) -> None:
                 "power failure may lose what was said to be written",
                 stacklevel=2,
             )
-
-
-def _open_file(path: str) -> int:
-    """Open an ordinary file: a pipe would never answer, and a device never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnsupportedFormatError(f"{path} is not an ordinary file")
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _entry_kind(entry: os.DirEntry[str]) -> Kind:

@@ -113,11 +113,6 @@ class ObjectFiles:
             refuse_larger(path, found.meta["size"], limit)
             return bytes(found.bytes())
 
-    def read_range(self, path: str, start: int, nbytes: int) -> bytes:
-        """Return a part of an object."""
-        with self._at(path) as (store, key):
-            return bytes(store.get_range(key, start=start, length=nbytes)) if nbytes else b""
-
     def open_object(
         self, path: str, root: str, refuse: Callable[[str], None], version: Hashable = None
     ) -> RemoteObject:
@@ -248,22 +243,18 @@ class ObjectFiles:
     def set_permissions(self, path: str, permissions: int) -> None:
         """Do nothing."""
 
-    def open_new(self, path: str, permissions: int | None = None, folder: Any = None) -> Any:
-        """Refuse: objects are made by `upload`."""
+    def open_new(self, *_: Any, **__: Any) -> Any:
+        """Refuse: objects are made by `upload`, and cannot be renamed."""
         raise NotImplementedError
 
-    def rename(self, source: str, target: str) -> None:
-        """Refuse: object stores cannot."""
-        raise NotImplementedError
+    rename = open_new
 
 
 class _CopyingWriter:
-    """Takes pieces of an upload whose memory is used again for the next one.
-
-    obstore does not copy what it is given, and sends it later.
-    """
+    """Takes pieces of an upload whose memory is used again for the next one."""
 
     def __init__(self, writer: Any) -> None:
+        # It does not copy what it is given, and sends it later.
         self._writer = writer
 
     def write(self, data: Any) -> None:

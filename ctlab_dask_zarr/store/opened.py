@@ -130,10 +130,8 @@ def refuse_larger(path: str, nbytes: int, limit: int) -> None:
 
 
 def _is_below(descriptor: int, root: str) -> bool:
-    """Whether an open file is below the folder `root`; False where that cannot be told.
-
-    The kernel tells where the file that is open is, whatever became of its path meanwhile.
-    """
+    """Whether an open file is below the folder `root`; False where that cannot be told."""
+    # The kernel tells where the file that is open is, whatever became of its path meanwhile.
     with suppress(OSError):
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         return path.startswith(_real_folder(root))

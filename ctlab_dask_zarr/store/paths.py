@@ -84,16 +84,13 @@ def _refuse_query(scheme: str, rest: str) -> None:
 
 
 def _absolute(text: str) -> str:
-    """Return an absolute path, in which ``LINK/..`` is the folder that the system takes it for.
-
-    Only links before a ``..`` are followed, so that a link to a dataset, or a mounted folder, keeps
-    its name.
-    """
+    """Return an absolute path, in which ``LINK/..`` is the folder that the system takes it for."""
     if "\0" in text:
         raise InvalidArgumentError(f"the path {text!r} has a NUL in it, which no name has")
     path = os.path.join(os.getcwd(), text)
     parts = path.split(os.sep)
     if os.pardir in parts:
+        # No others, so that a link to a dataset, or a mounted folder, keeps its name.
         n = len(parts) - parts[::-1].index(os.pardir)
         path = os.path.join(os.path.realpath(os.sep.join(parts[:n])), *parts[n:])
     return os.path.normpath(path)

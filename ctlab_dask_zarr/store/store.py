@@ -117,13 +117,6 @@ class Store:
         """Return an object of at most `limit` bytes, or raise FileNotFoundError."""
         return self.files.read(self._path_inside(key), limit)
 
-    def get_range(self, key: str, start: int, nbytes: int) -> bytes:
-        """Return a part of an object, or raise FileNotFoundError.
-
-        A link that leads out of the store is refused by `nbytes`, which every reader calls first.
-        """
-        return self.files.read_range(self.path(key), start, nbytes)
-
     def open(self, key: str, version: Hashable = None) -> OpenedObject:
         """Open an object to read it, or raise FileNotFoundError, for remote ones when it is read.
 

@@ -132,9 +132,6 @@ class FakeFiles:
     def read(self, path: str, limit: int = 0) -> bytes:
         return self._get(path).data
 
-    def read_range(self, path: str, start: int, nbytes: int) -> bytes:
-        return self._get(path).data[start : start + nbytes]
-
     def open_object(self, path: str, *_: Any) -> OneObject:
         return OneObject(self._get(path).data)
 

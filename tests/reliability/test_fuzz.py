@@ -54,9 +54,6 @@ class OneFile:
     def read(self, path: str, limit: int = 0) -> bytes:
         return self.data
 
-    def read_range(self, path: str, start: int, nbytes: int) -> bytes:
-        return self.data[start : start + nbytes]
-
     def open_object(self, path: str, *_: Any) -> OneObject:
         return OneObject(self.data)
 

@@ -16,12 +16,31 @@ from ctlab_dask_zarr import (
     dataset_from_zarr,
     dataset_to_zarr,
 )
-from ctlab_dask_zarr.store.files import remove_tree
+from ctlab_dask_zarr.store.files import LocalFiles, remove_tree
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.write.staging.commit import commit
 from ctlab_dask_zarr.write.staging.stage import stage
 from tests.builders import make_dataset
 from tests.write.staging.test_commit import VOXELS, request_for, write_all
+
+
+def test_an_old_dataset_is_removed_though_others_sweep_its_folder_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is empty for a moment, as the rest of a process that died may be."""
+    rename, n_swept = LocalFiles.rename, [0]
+
+    def sweep_first(self: LocalFiles, source: str, target: str) -> None:
+        if ".replaced." in source and n_swept[0] < 3:
+            n_swept[0] += 1
+            os.rmdir(os.path.dirname(target))
+        rename(self, source, target)
+
+    dataset_to_zarr(make_dataset(VOXELS), tmp_path / "a")
+    monkeypatch.setattr(LocalFiles, "rename", sweep_first)
+    dataset_to_zarr(make_dataset(VOXELS), tmp_path / "a", overwrite=True)
+    assert n_swept == [3]
+    assert os.listdir(tmp_path) == ["a.zarr"]
 
 
 @pytest.mark.parametrize("version", ["group", "plain"])

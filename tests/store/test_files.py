@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ctlab_dask_zarr.store.files import LOCAL_FILES
+from ctlab_dask_zarr.store.opened import LocalObject, new_memory
 
 
 def test_a_read_that_comes_back_short_is_gone_on_with(
@@ -15,11 +16,13 @@ def test_a_read_that_comes_back_short_is_gone_on_with(
     content = os.urandom(5000)
     path = tmp_path / "shard"
     path.write_bytes(content)
-    pread = os.pread
+    preadv = os.preadv
     monkeypatch.setattr(
-        os, "pread", lambda file, nbytes, start: pread(file, min(nbytes, 999), start)
+        os, "preadv", lambda file, parts, start: preadv(file, [parts[0][:999]], start)
     )
-    assert LOCAL_FILES.read_range(str(path), 10, 4500) == content[10:4510]
-    assert LOCAL_FILES.read_range(str(path), 4000, 9000) == content[4000:]
-    assert LOCAL_FILES.read_range(str(path), 6000, 10) == b""
-    assert LOCAL_FILES.read_range(str(path), 10, 0) == b""
+    opened = LocalObject(str(path), None, str)
+    assert opened.read(10, 4500, new_memory) == content[10:4510]
+    assert opened.read(4000, 9000, new_memory) == content[4000:]
+    assert opened.read(6000, 10, new_memory) == b""
+    assert opened.read(10, 0, new_memory) == b""
+    assert LOCAL_FILES.read(str(path)) == content

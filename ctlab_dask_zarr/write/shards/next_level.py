@@ -27,6 +27,7 @@ from ctlab_dask_zarr.codec.shard import ChunkRow, row_axis_of
 from ctlab_dask_zarr.codec.values import ValueRange
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
+from ctlab_dask_zarr.store.opened import new_memory
 from ctlab_dask_zarr.write.shards.array import LazyBlock, StagedArray
 
 #: Takes the slab that begins at a place in the next level.
@@ -184,9 +185,10 @@ def downsampled_blocks(
 
     def load(slab: _Slab) -> npt.NDArray[Any]:
         try:
-            data = following.store.get_range(key, slab.offset, slab.nbytes + _CRC_NBYTES)
+            piece = following.store.open(key)
+            data = piece.read(slab.offset, slab.nbytes + _CRC_NBYTES, new_memory)
         except FileNotFoundError:
-            data = b""
+            data = memoryview(b"")
         found = np.frombuffer(data, np.uint8)
         voxels, crc = found[: slab.nbytes], found[slab.nbytes :].tobytes()
         if len(crc) == _CRC_NBYTES and google_crc32c.value(voxels) == int.from_bytes(crc, "little"):

@@ -41,12 +41,12 @@ class StagedWrite:
     @property
     def receipts(self) -> Store:
         """Where receipts are kept until the commit."""
-        return self.request.destination.staged_receipts(self.staging_id)
+        return self.request.destination.staged("receipts", self.staging_id)
 
     @property
     def pieces(self) -> Store:
         """Where the tasks of one level leave what those of the next need."""
-        return self.request.destination.staged_pieces(self.staging_id)
+        return self.request.destination.staged("pieces", self.staging_id)
 
     def array(self, level: int) -> StagedArray:
         """Return one array of the write."""
