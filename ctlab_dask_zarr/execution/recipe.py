@@ -16,6 +16,7 @@ import numpy.typing as npt
 from dask._task_spec import DataNode, GraphNode, Task
 
 from ctlab_dask_zarr.formats.level import Shape
+from ctlab_dask_zarr.store.opened import OwnMemory
 
 Key = Any
 
@@ -93,7 +94,9 @@ def _references(block: Any) -> list[float]:
         owns_memory = link.flags.owndata
         link = link.base
     is_mapped = isinstance(link, mmap.mmap) and not block.flags.writeable
-    if not (link is None and owns_memory) and not isinstance(link, bytes) and not is_mapped:
+    if isinstance(link, OwnMemory):
+        counts.append(sys.getrefcount(link))
+    elif not (link is None and owns_memory) and not isinstance(link, bytes) and not is_mapped:
         # The memory does not belong to NumPy, and its owner may write to it.
         counts.append(math.inf)
     return counts

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import IncompleteSourceError
 from ctlab_dask_zarr.read.files import check_file, gone, refuse_other
+from ctlab_dask_zarr.store.opened import OwnMemory
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # In Python's own library from 3.12.
@@ -237,7 +238,7 @@ def _read_chunk(
         if chunk.filter_mask >> index & 1:
             continue
         if name == "deflate":
-            raw = np.frombuffer(_inflate(memoryview(raw), nbytes), np.uint8)
+            raw = np.asarray(OwnMemory(_inflate(memoryview(raw), nbytes)))
         else:
             raw = _unshuffle(raw, dtype.itemsize)
     if len(raw) != nbytes:

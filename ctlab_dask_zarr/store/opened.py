@@ -11,6 +11,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
+
 from ctlab_dask_zarr.errors import ShardDecodeError, UnsupportedFormatError
 
 #: A file is told from a later one of the same size by its time, which a clock with this step gives.
@@ -118,6 +120,18 @@ class LocalObject:
 def new_memory(nbytes: int) -> memoryview:
     """Return memory that nobody else uses."""
     return memoryview(bytearray(nbytes))
+
+
+class OwnMemory:
+    """A `bytearray` of which its maker has kept nothing, as an array: ``np.asarray(OwnMemory(m))``.
+
+    NumPy does not say of an array over a `bytearray` who else may write to it. Here the references
+    to this object, which is the base of the array, and those to the array do.
+    """
+
+    def __init__(self, memory: bytearray) -> None:
+        self._seen = np.frombuffer(memory, np.uint8)
+        self.__array_interface__ = self._seen.__array_interface__
 
 
 def refuse_larger(path: str, nbytes: int, limit: int) -> None:

@@ -26,6 +26,7 @@ from ctlab_dask_zarr import (
 )
 from ctlab_dask_zarr.execution.graphs import accepted_block, analyse_source
 from ctlab_dask_zarr.execution.recipe import BlockRecipe
+from ctlab_dask_zarr.store.opened import OwnMemory
 from tests.builders import make_dataset
 
 SHAPE = (32, 32, 32)
@@ -191,6 +192,26 @@ def test_a_buffer_that_is_filled_again_and_again_gives_right_voxels(
 ) -> None:
     write(way, source(way, _refilled(_RETURNED[returned])), tmp_path / "a")
     np.testing.assert_array_equal(dataset_from_zarr(tmp_path / "a.zarr").data, VOXELS)
+
+
+def test_a_block_is_copied_only_where_somebody_else_holds_its_memory() -> None:
+    kept: list[Any] = []
+
+    def new() -> Any:
+        return np.asarray(OwnMemory(bytearray(b"12345678")))
+
+    def kept_array() -> Any:
+        kept.append(new())
+        return kept[-1].view("u2")
+
+    def kept_memory() -> Any:
+        kept.append(OwnMemory(bytearray(b"12345678")))
+        return np.asarray(kept[-1])
+
+    for make, is_copied in {new: False, kept_array: True, kept_memory: True}.items():
+        block = BlockRecipe((0,), (8,), (Task("block", make),)).make({})
+        assert block.tobytes() == b"12345678"
+        assert block.flags.owndata == is_copied
 
 
 @pytest.mark.parametrize("way", ["slabs", "overlapping blocks that are cut"])
