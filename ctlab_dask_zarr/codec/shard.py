@@ -33,12 +33,13 @@ from ctlab_dask_zarr.formats.zarr_array import StoredArray
 ABSENT = np.iinfo(np.uint64).max
 
 #: A strip has no more bytes than this, unless one chunk has: caches near a core have about as many,
-#: and whole rows along the last axis of a shard of 512^3, which are read fastest, are not cut.
-_STRIP_NBYTES = 2 << 20
+#: and whole rows along the last axis of a shard of 512^3, which are read fastest, are not cut. Half
+#: of it is as fast for one thread, but two wait for each other's calls more often.
+_STRIP_NBYTES = 4 << 20
 #: Most copies from a block into a strip, for one row: each takes 30 us, whatever its size.
 _COPIES_A_ROW = 64
 #: A source is read in order by so many bytes before these are copied.
-_READ_AHEAD_NBYTES = 256 << 10
+_READ_AHEAD_NBYTES = 512 << 10
 #: Row buffers of more than this are not kept by a thread for its next task.
 _KEPT_NBYTES = 64 << 20
 
