@@ -126,12 +126,9 @@ class ObjectFiles:
         """
         with self._at(path) as (store, key):
             if isinstance(extent, int):
-                extent = {"suffix": extent}
-                if path.startswith("az:"):
-                    # Azure has no request for the end.
-                    nbytes = store.head(key)["size"]
-                    extent = (max(nbytes - extent["suffix"], 0), nbytes)
-            found = store.get(key, options={} if extent is None else {"range": extent})
+                found = _get_end(store, key, extent, path)
+            else:
+                found = store.get(key, options={} if extent is None else {"range": extent})
             return found.meta, memoryview(found.bytes())
 
     def stat(self, path: str) -> tuple[int, float]:
@@ -297,6 +294,20 @@ class RemoteObject:
         elif version != self.version:
             raise ObjectChangedError("it was written again while it was read")
         return data
+
+
+def _get_end(store: Any, key: str, nbytes: int, path: str) -> Any:
+    """Return the end of an object; Azure and some servers of plain HTTP have no request for it."""
+    from obstore.exceptions import GenericError
+
+    if not path.startswith("az:"):
+        try:
+            return store.get(key, options={"range": {"suffix": nbytes}})
+        except GenericError as error:
+            if not (path.startswith("http") and "status code: 4" in str(error)):
+                raise
+    size = store.head(key)["size"]
+    return store.get(key, options={"range": (max(size - nbytes, 0), size)})
 
 
 def _stat(entry: Any) -> tuple[int, float]:
