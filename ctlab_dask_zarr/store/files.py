@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ctlab_dask_zarr.store.folders import FOLDER_FLAGS, Folder
+from ctlab_dask_zarr.store.folders import FOLDER_FLAGS, Folder, forget_folders
 from ctlab_dask_zarr.store.opened import LocalObject, OpenedObject
 
 Kind = Literal["file", "folder", "link", "other"]
@@ -326,6 +326,7 @@ def remove_tree(files: Files, root: str) -> None:
     """Remove a folder and all that it holds; a link, and what cannot be removed, stays."""
     if files.kind(root) != "folder":
         return
+    forget_folders()
     # A network file system may fail once with a stale handle.
     for _ in range(2):
         with suppress(OSError):

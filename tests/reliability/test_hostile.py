@@ -90,7 +90,12 @@ _seen: list[str] | None = None
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
     opened = _seen is not None and event in ("open", "os.listdir", "os.scandir")
     if opened and isinstance(arguments[0], str | bytes):
-        _seen.append(os.path.realpath(os.fsdecode(arguments[0])))
+        folder, name = os.path.split(os.fsdecode(arguments[0]))
+        if event == "open" and arguments[2] & os.O_NOFOLLOW:
+            # A link in this place is an error of the call, and is not followed.
+            _seen.append(os.path.join(os.path.realpath(folder), name))
+        else:
+            _seen.append(os.path.realpath(os.path.join(folder, name)))
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ from ctlab_dask_zarr.planning.occupied import identity_of_occupant
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import discard_announced, drop_consolidated, swap_document
 from ctlab_dask_zarr.store.files import Files, keep_permissions, walk
+from ctlab_dask_zarr.store.folders import forget_folders
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.objects import ObjectFiles
 from ctlab_dask_zarr.store.store import is_temporary
@@ -84,6 +85,8 @@ def commit(staged: StagedWrite, volumes: Iterable[Any] = ()) -> CommitResult:
     with suppress(OSError, CTLabError):
         destination.finish_interrupted_replacement()
         destination.discard_committed_staging()
+    # A disk cannot be unmounted while a folder of it is open.
+    forget_folders()
     nbytes = sum(receipt.nbytes for receipt in receipts.values())
     return CommitResult(destination.path, len(receipts), nbytes)
 

@@ -149,10 +149,11 @@ def _enter_existing(request: StageRequest) -> StagedWrite | None:
 
 def with_staged_codec(request: StageRequest) -> StageRequest:
     """Return the request of a part with the codec that the first part has chosen by measuring."""
+    if request.n_parts is None or request.codec_choice is None:
+        return request
     found = request.destination.staged_plan()
-    is_shared = request.n_parts is not None and found.get("n_parts") == request.n_parts
-    has_chosen = request.codec_choice is not None and found.get("codec_choice") is not None
-    if not (is_shared and has_chosen and same_but_codec(found.get("identity"), request.identity)):
+    is_shared = found.get("n_parts") == request.n_parts and found.get("codec_choice") is not None
+    if not (is_shared and same_but_codec(found.get("identity"), request.identity)):
         return request
     staged = StageRequest.from_plan(request.destination, found)
     names = ("levels", "documents", "identity", "codec_choice")
