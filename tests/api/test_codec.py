@@ -58,7 +58,7 @@ def test_a_codec_beside_zarrs_own_arguments_has_to_say_the_same(tmp_path: Path) 
         ({"compression": "gzip"}, "codec='blosc:zstd:3:shuffle'"),
         ({"create_array_kwargs": {"codecs": []}}, "pass codec='blosc:zstd:3:shuffle'"),
         ({"create_array_kwargs": {"compressor": None}}, "pass codec='blosc:zstd:3:shuffle'"),
-        ({"create_array_kwargs": {"compressors": [{"name": "zlob"}]}}, "it does not know 'zlob'"),
+        ({"create_array_kwargs": {"compressors": [{"name": "zlob"}]}}, "'zlob'"),
     ],
 )
 def test_a_codec_that_is_none_is_refused(
