@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from dask._task_spec import DataNode, GraphNode, Task
 
+from ctlab_dask_zarr.codec.own_memory import OwnMemory
 from ctlab_dask_zarr.formats.level import Shape
-from ctlab_dask_zarr.store.opened import OwnMemory
 
 Key = Any
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ctlab_dask_zarr.errors import UnsupportedFormatError
 from ctlab_dask_zarr.text import shown
 
 
@@ -35,3 +36,12 @@ def describe_problems(problems: Iterable[Problem], *, limit: int = 20) -> str:
     messages = [str(problem) for problem in problems]
     more = [f"... and {len(messages) - limit} more"] if len(messages) > limit else []
     return "\n".join(messages[:limit] + more)
+
+
+def refuse_larger(path: str, nbytes: int, limit: int) -> None:
+    """Raise `UnsupportedFormatError` for an object of more than `limit` bytes."""
+    if nbytes > limit:
+        raise UnsupportedFormatError(
+            f"{path} has {nbytes:,} bytes, and may have {limit:,}: it is damaged, or made to fill "
+            "the memory, and is not read"
+        )

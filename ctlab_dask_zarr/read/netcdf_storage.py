@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ctlab_dask_zarr.codec.own_memory import OwnMemory
 from ctlab_dask_zarr.errors import IncompleteSourceError
 from ctlab_dask_zarr.read.files import check_file, gone, refuse_other
-from ctlab_dask_zarr.store.opened import OwnMemory
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # In Python's own library from 3.12.

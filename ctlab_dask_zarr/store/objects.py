@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, StorageError
+from ctlab_dask_zarr.formats.problems import refuse_larger
 from ctlab_dask_zarr.store.connection import (
     NO_CREDENTIALS,
     Options,
@@ -26,7 +27,7 @@ from ctlab_dask_zarr.store.connection import (
     this_process,
 )
 from ctlab_dask_zarr.store.files import DOCUMENT_NBYTES, Kind
-from ctlab_dask_zarr.store.opened import Memory, ObjectChangedError, refuse_larger
+from ctlab_dask_zarr.store.opened import Memory, ObjectChangedError
 
 #: Parts of an upload, and how many are under way at once: what a shard holds in memory.
 _PART_NBYTES = 8 << 20

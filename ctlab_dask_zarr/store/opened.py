@@ -11,9 +11,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Protocol
 
-import numpy as np
-
 from ctlab_dask_zarr.errors import ShardDecodeError, UnsupportedFormatError
+from ctlab_dask_zarr.formats.problems import refuse_larger
 
 #: A file is told from a later one of the same size by its time, which a clock with this step gives.
 _CLOCK_STEP_NS = 2_000_000_000
@@ -120,27 +119,6 @@ class LocalObject:
 def new_memory(nbytes: int) -> memoryview:
     """Return memory that nobody else uses."""
     return memoryview(bytearray(nbytes))
-
-
-class OwnMemory:
-    """A `bytearray` of which its maker has kept nothing, as an array: ``np.asarray(OwnMemory(m))``.
-
-    NumPy does not say of an array over a `bytearray` who else may write to it. Here the references
-    to this object, which is the base of the array, and those to the array do.
-    """
-
-    def __init__(self, memory: bytearray) -> None:
-        self._seen = np.frombuffer(memory, np.uint8)
-        self.__array_interface__ = self._seen.__array_interface__
-
-
-def refuse_larger(path: str, nbytes: int, limit: int) -> None:
-    """Raise `UnsupportedFormatError` for an object of more than `limit` bytes."""
-    if nbytes > limit:
-        raise UnsupportedFormatError(
-            f"{path} has {nbytes:,} bytes, and may have {limit:,}: it is damaged, or made to fill "
-            "the memory, and is not read"
-        )
 
 
 def _is_below(descriptor: int, root: str) -> bool:

@@ -24,9 +24,9 @@ from ctlab_dask_zarr import (
     plan,
     verify,
 )
+from ctlab_dask_zarr.codec.own_memory import OwnMemory
 from ctlab_dask_zarr.execution.graphs import accepted_block, analyse_source
 from ctlab_dask_zarr.execution.recipe import BlockRecipe
-from ctlab_dask_zarr.store.opened import OwnMemory
 from tests.builders import make_dataset
 
 SHAPE = (32, 32, 32)
