@@ -313,7 +313,7 @@ def _is_done(
     n_parts = None if how.part is None else how.part[1]
     with warnings.catch_warnings(action="ignore"):
         # The write itself warns.
-        planned = plan_dataset(dataset, path, options)
+        planned = plan_dataset(dataset, path, options, goes_on=True)
     return is_committed(StageRequest.of(planned, resume=True, n_parts=n_parts))
 
 

@@ -169,22 +169,29 @@ class OpenedFile:
 
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fill `target` with the bytes from `offset`, or raise `IncompleteSourceError`."""
-        self._raw.seek(offset)
-        done = 0
-        while done < len(target):
-            n = self._raw.readinto(target[done : done + _MAX_READ_NBYTES])
-            if not n:
-                raise IncompleteSourceError(
-                    f"{self.path} ends at byte {offset + done:,} of {offset + len(target):,}: "
-                    "copy it again from where it was made"
-                )
-            done += n
+        try:
+            fill_from(self._raw, offset, target)
+        except EOFError as error:
+            raise IncompleteSourceError(
+                f"{self.path} is not whole: {error}: copy it again from where it was made"
+            ) from error
 
     def read(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
         """Return `nbytes` bytes from `offset`."""
         data = np.empty(nbytes, np.uint8)
         self.read_into(memoryview(data), offset)
         return data
+
+
+def fill_from(file: io.FileIO, offset: int, target: memoryview) -> None:
+    """Fill `target` with the bytes of a file from `offset`, or raise `EOFError`."""
+    file.seek(offset)
+    done = 0
+    while done < len(target):
+        n = file.readinto(target[done : done + _MAX_READ_NBYTES])
+        if not n:
+            raise EOFError(f"it ends at byte {offset + done} of {offset + len(target)}")
+        done += n
 
 
 def check_file(path: str, file: FileVersion) -> None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.own_memory import OwnMemory
 from ctlab_dask_zarr.errors import IncompleteSourceError
-from ctlab_dask_zarr.read.files import check_file, gone, refuse_other
+from ctlab_dask_zarr.read.files import check_file, fill_from, gone, refuse_other
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # In Python's own library from 3.12.
@@ -41,8 +41,6 @@ except ImportError:
 #: A block with more chunks than this keeps no list of them, so that a volume stays small in every
 #: task. A process that reads the block lists its chunks once.
 MAX_LISTED_CHUNKS = 8
-#: One `readinto` moves less than 2^31 bytes on Linux.
-_MAX_READ_NBYTES = 1 << 30
 
 Shape = tuple[int, ...]
 Region = tuple[slice, ...]
@@ -138,16 +136,6 @@ def read_block(
     return voxels.byteswap(inplace=True) if block.is_swapped else voxels
 
 
-def _read_into(file: io.FileIO, offset: int, target: memoryview) -> None:
-    file.seek(offset)
-    done = 0
-    while done < len(target):
-        n = file.readinto(target[done : done + _MAX_READ_NBYTES])
-        if not n:
-            raise EOFError(f"it ends at byte {offset + done} of {offset + len(target)}")
-        done += n
-
-
 def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8))
 
@@ -169,13 +157,13 @@ def _read_contiguous(
         return voxels
     row_nbytes = shape[2] * dtype.itemsize
     if voxels.shape[1:] == shape[1:] and storage.slice_stride == shape[1] * row_nbytes:
-        _read_into(file, storage.offset + zs.start * storage.slice_stride, _bytes_of(voxels))
+        fill_from(file, storage.offset + zs.start * storage.slice_stride, _bytes_of(voxels))
         return voxels
     # Whole rows, one slice at a time: a row is about a page, so reading less would save nothing.
     rows = np.empty((ys.stop - ys.start, shape[2]), dtype)
     for z in range(zs.start, zs.stop):
         offset = storage.offset + z * storage.slice_stride + ys.start * row_nbytes
-        _read_into(file, offset, _bytes_of(rows))
+        fill_from(file, offset, _bytes_of(rows))
         voxels[z - zs.start] = rows[:, xs]
     return voxels
 
@@ -233,7 +221,7 @@ def _read_chunk(
     nbytes = math.prod(storage.chunk_shape) * dtype.itemsize
     # Not a bytearray, which would be filled with zeros first.
     raw = np.empty(chunk.nbytes, np.uint8)
-    _read_into(file, chunk.offset, memoryview(raw))
+    fill_from(file, chunk.offset, memoryview(raw))
     for index, name in reversed(list(enumerate(storage.filters))):
         if chunk.filter_mask >> index & 1:
             continue

@@ -429,7 +429,7 @@ def test_opening_reads_no_voxels(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     def refuse(*args: object) -> None:
         raise AssertionError("voxels were read")
 
-    monkeypatch.setattr(netcdf_storage, "_read_into", refuse)
+    monkeypatch.setattr(netcdf_storage, "fill_from", refuse)
     monkeypatch.setattr(netcdf_storage, "_inflate", refuse)
     dataset = open_volume(folder)
     assert isinstance(dataset.data, da.Array)

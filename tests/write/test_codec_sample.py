@@ -29,7 +29,7 @@ from ctlab_dask_zarr.api import choosing
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.formats.codecs import AUTO_CODECS
 from ctlab_dask_zarr.write import codec_sample
-from tests.builders import make_dataset, run_here, write_without_commit
+from tests.builders import make_dataset, random_voxels, run_here, write_without_commit
 
 SMALL: dict[str, Any] = {"chunks": (8, 8, 8), "shards": (16, 16, 16)}
 TOKENS = ("zstd:1", "blosc:zstd:1:shuffle", "blosc:lz4:5:shuffle")
@@ -323,3 +323,19 @@ def test_the_configuration_may_ask_for_it(tmp_path: Path, voxels: np.ndarray) ->
         # Whoever says what the compressors are has chosen.
         own = {"create_array_kwargs": {"compressors": None}}
         assert plan(make_dataset(voxels), tmp_path / "a", **own).codec == "none"
+
+
+def test_what_is_complete_is_known_without_another_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample that is measured anew could choose another codec, and costs time."""
+    source = write_mango_netcdf(tmp_path / "tomoTiny_nc", random_voxels((40, 64, 64)))
+    auto = ("convert", source, tmp_path / "a", "--codec", "auto", "-q")
+    assert run_here(*auto).returncode == 0
+    choosing.latest_choices.clear()
+
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("a sample was measured again")
+
+    monkeypatch.setattr(codec_sample, "choose_by_measuring", refuse)
+    assert run_here(*auto, "--resume", "--workers", "2").returncode == 0
