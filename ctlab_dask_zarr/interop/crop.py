@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.formats.history import HistoryValue, unused_key
+from ctlab_dask_zarr.formats.history import HistoryValue
+from ctlab_dask_zarr.interop.derived import derived, facts_of, of_volume
 from ctlab_dask_zarr.volume import Volume
 
 #: Positions are compared to this part of a voxel, so that rounding does not lose one.
@@ -33,15 +33,12 @@ def cropped(volume: Volume, index: Any) -> Volume:
     ]
     voxels: HistoryValue = dict(zip(volume.dimension_names, ranges, strict=True))
     entry: dict[str, HistoryValue] = {"operation": "crop", "voxels": voxels}
-    if volume.dataset_id is not None:
-        entry["dataset_id"] = volume.dataset_id
-    return Volume.from_modified(
+    return derived(
         _along(volume, kept),
+        "crop",
+        entry | of_volume(volume),
         data=volume.data[tuple(parts)],
         origin=[origin[axis] for axis in kept],
-        history_entry=entry,
-        history_key=unused_key(f"{datetime.now():%Y%m%d_%H%M%S}_crop", volume.history),
-        dataset_id_suffix="crop",
     )
 
 
@@ -50,17 +47,11 @@ def _along(volume: Volume, kept: list[int]) -> Volume:
     if len(kept) == len(volume.shape):
         return volume
     plane = tuple(slice(None) if axis in kept else 0 for axis in range(len(volume.shape)))
-    return Volume(
-        volume.data[plane],
-        dimension_names=[volume.dimension_names[axis] for axis in kept],
-        voxel_unit=volume.voxel_unit,
-        voxel_size=[volume.voxel_size[axis] for axis in kept],
-        datatype=volume.datatype,
-        history=volume.history,
-        dataset_id=volume.dataset_id,
-        extra_attrs=volume.extra_attrs,
-        is_discrete=volume.is_discrete,
-    )
+    along = {
+        name: [getattr(volume, name)[axis] for axis in kept]
+        for name in ("dimension_names", "voxel_size", "origin")
+    }
+    return Volume(volume.data[plane], **(facts_of(volume) | along))
 
 
 def _parts(volume: Volume, index: Any) -> list[int | slice]:

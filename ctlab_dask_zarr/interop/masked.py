@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,8 +12,8 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError
 from ctlab_dask_zarr.formats.datatype import DataType
-from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.json_values import plain_json
+from ctlab_dask_zarr.interop.derived import derived
 from ctlab_dask_zarr.volume import Volume
 
 if TYPE_CHECKING:
@@ -80,15 +79,7 @@ def map_masked(
         "depth": list(depths),
         "arguments": _arguments(func, kwargs),
     }
-    key = history_key or unused_key(f"{datetime.now():%Y%m%d_%H%M%S}_{name}", volume.history)
-    return Volume.from_modified(
-        volume,
-        data=data,
-        datatype=kind,
-        history_entry=entry,
-        history_key=key,
-        dataset_id_suffix=name,
-    )
+    return derived(volume, name, entry, history_key=history_key, data=data, datatype=kind)
 
 
 def _validated_depth(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -15,7 +14,8 @@ import numpy.typing as npt
 from ctlab_dask_zarr.codec.downsample import halve
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.formats.datatype import DataType
-from ctlab_dask_zarr.formats.history import HistoryValue, unused_key
+from ctlab_dask_zarr.formats.history import HistoryValue
+from ctlab_dask_zarr.interop.derived import derived, facts_of, of_volume
 from ctlab_dask_zarr.planning.levels import resolve_downsample
 from ctlab_dask_zarr.volume import Volume
 
@@ -49,11 +49,12 @@ def binned(volume: Volume, factor: int, method: str | None) -> Volume:
         meta=np.empty((0,) * volume.data.ndim, dtype),
     )
     edges = zip(volume.origin, volume.voxel_size, factors, strict=True)
-    return _modified(
+    entry: dict[str, HistoryValue] = {"operation": "bin", "factor": factor, "method": way}
+    return derived(
         volume,
-        data,
         "bin",
-        {"factor": factor, "method": way},
+        entry | of_volume(volume),
+        data=data,
         voxel_size=[size * f for size, f in zip(volume.voxel_size, factors, strict=True)],
         # The centre of a voxel is in the middle of those that it covers.
         origin=[start + size * (f - 1) / 2 for start, size, f in edges],
@@ -111,14 +112,17 @@ def rescaled(
         dtype=target,
         meta=np.empty((0,) * volume.data.ndim, target),
     )
-    entry: dict[str, HistoryValue] = {"dtype": target.name}
+    entry: dict[str, HistoryValue] = {"operation": "rescale", "dtype": target.name}
     if bounds is not None:
         entry |= {"values": [low, high], "become": [bounds[0], bounds[1]]}
         if may_be_masked and new_mask is not None:
             entry["masked"] = int(new_mask)
         if window is not None:
             entry["percentiles"] = [float(part) for part in window]
-    return _modified(volume, data, "rescale", entry, datatype=kind, without_datatype=kind is None)
+    if kind is None:
+        facts = facts_of(volume) | {"datatype": None}
+        volume = Volume(volume.data, **facts)
+    return derived(volume, "rescale", entry | of_volume(volume), data=data, datatype=kind)
 
 
 def _integers(
@@ -182,36 +186,3 @@ def _rescaled(
     if new_mask is not None:
         out[masked] = new_mask
     return out
-
-
-def _modified(
-    volume: Volume,
-    data: Any,
-    operation: str,
-    entry: dict[str, HistoryValue],
-    *,
-    without_datatype: bool = False,
-    **changes: Any,
-) -> Volume:
-    """Return the volume with other voxels, an entry in its history, and its own identifier."""
-    if volume.dataset_id is not None:
-        entry |= {"dataset_id": volume.dataset_id}
-    if without_datatype:
-        volume = Volume(
-            volume.data,
-            dimension_names=volume.dimension_names,
-            voxel_unit=volume.voxel_unit,
-            voxel_size=volume.voxel_size,
-            history=volume.history,
-            dataset_id=volume.dataset_id,
-            extra_attrs=volume.extra_attrs,
-            origin=volume.origin,
-        )
-    return Volume.from_modified(
-        volume,
-        data=data,
-        history_entry={"operation": operation, **entry},
-        history_key=unused_key(f"{datetime.now():%Y%m%d_%H%M%S}_{operation}", volume.history),
-        dataset_id_suffix=operation,
-        **changes,
-    )

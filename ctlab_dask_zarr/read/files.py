@@ -302,13 +302,14 @@ def _line_ranges(outer: list[slice], shape: Shape) -> Iterator[tuple[int, int]]:
         yield z * n + ys.start, z * n + ys.stop
 
 
-def slab_blocks(shape: Shape, itemsize: int) -> tuple[tuple[int, ...], ...]:
-    """Return blocks of whole slices, of about 128 MiB, for a source that can be cut anywhere."""
+def slab_blocks(shape: Shape, itemsize: int, unit: int = 1) -> tuple[tuple[int, ...], ...]:
+    """Return blocks of whole slices, of about 128 MiB; `unit` slices are best read together."""
     if len(shape) == 2:
         return tuple((n,) for n in shape)
     slice_nbytes = max(shape[1] * shape[2] * itemsize, 1)
     height = max(_SLAB_NBYTES // slice_nbytes, 1)
     if height > _SLAB_STEP:
         height -= height % _SLAB_STEP
+    height = max(height // unit, 1) * unit
     heights = [min(height, shape[0] - z) for z in range(0, shape[0], height)]
     return tuple(heights), (shape[1],), (shape[2],)

@@ -299,10 +299,7 @@ def _texts(value: Any) -> list[str]:
 
 def _blocks(source: HDF5Source) -> tuple[tuple[int, ...], ...]:
     """Return slabs of whole stored chunks."""
-    blocks = slab_blocks(source.shape, source.dtype.itemsize)
-    if len(source.shape) == 2 or not isinstance(source.storage, Chunked | ByHDF5):
-        return blocks
-    unit = min(source.storage.chunk_shape[source.order[0]], source.shape[0])
-    height = max(blocks[0][0] // unit, 1) * unit
-    heights = [min(height, source.shape[0] - z) for z in range(0, source.shape[0], height)]
-    return tuple(heights), *blocks[1:]
+    unit = 1
+    if source.ndim == 3 and isinstance(source.storage, Chunked | ByHDF5):
+        unit = min(source.storage.chunk_shape[source.order[0]], source.shape[0])
+    return slab_blocks(source.shape, source.dtype.itemsize, unit)
