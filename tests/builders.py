@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 from typing import Any
 
@@ -44,3 +45,18 @@ def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
     words = ["ctlab-zarr", *map(str, arguments)]
     done = CliRunner().invoke(main, words[1:], catch_exceptions=False)
     return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+
+#: A voxel size for sources that do not say theirs.
+UM: dict[str, Any] = {"voxel_size": 2.5, "voxel_unit": "um"}
+
+
+def assert_opens_as(path: Any, voxels: np.ndarray, **options: Any) -> Dataset:
+    """Open a source whose voxels are these, as a whole and in parts, also in another process."""
+    scan = Dataset.from_path(path, **(UM | options))
+    assert scan.dtype == voxels.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(scan.data.compute(scheduler="synchronous"), voxels)
+    source = pickle.loads(pickle.dumps(scan.source))
+    for region in np.s_[1, :, :], np.s_[2:5, 7:31, 11:12], np.s_[:, 3, ::-2], np.s_[0:0]:
+        np.testing.assert_array_equal(source[region], voxels[region])
+    return scan

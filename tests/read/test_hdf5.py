@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.read import netcdf_storage
-from tests.builders import random_voxels
+from tests.builders import UM, assert_opens_as, random_voxels
 
-UM = {"voxel_size": 2.5, "voxel_unit": "um"}
 VOXELS = random_voxels((6, 40, 50))
 
 
@@ -35,16 +33,6 @@ def write(path: Path, name: str = "exchange/data", voxels: Any = VOXELS, **optio
     with h5py.File(path, "a") as file:
         file.create_dataset(name, data=voxels, **options)
     return path
-
-
-def assert_opens_as(path: Any, voxels: Any = VOXELS, **options: Any) -> Dataset:
-    scan = Dataset.from_path(path, **(UM | options))
-    assert scan.dtype == voxels.dtype.newbyteorder("=")
-    np.testing.assert_array_equal(scan.data.compute(scheduler="synchronous"), voxels)
-    source = pickle.loads(pickle.dumps(scan.source))
-    for region in np.s_[1, :, :], np.s_[2:5, 7:31, 11:12], np.s_[:, 3, ::-2], np.s_[0:0]:
-        np.testing.assert_array_equal(source[region], voxels[region])
-    return scan
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -75,12 +63,12 @@ def test_plain_and_gzip_do_not_go_through_h5py(
 
     monkeypatch.setattr(netcdf_storage, "_read_by_hdf5", refuse)
     for name in ("contiguous", "slices", "gzip", "shuffle"):
-        assert_opens_as(write(tmp_path / f"{name}.h5", **WAYS[name]))
+        assert_opens_as(write(tmp_path / f"{name}.h5", **WAYS[name]), VOXELS)
 
 
 def test_an_array_is_named_where_there_are_several(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5")
-    assert_opens_as(f"{path}::/exchange/data")
+    assert_opens_as(f"{path}::/exchange/data", VOXELS)
     write(path, "exchange/data_white", VOXELS[:2])
     write(path, "exchange/theta", np.arange(6.0))
     with pytest.raises(InvalidArgumentError, match=r"a.h5::PATH. They are /exchange/data \(6, 40"):
@@ -119,14 +107,14 @@ def test_the_axes_of_nxdata(tmp_path: Path, axes: str) -> None:
     scan = Dataset.from_path(nxdata(tmp_path / "a.nxs", axes))
     assert scan.voxel_size == pytest.approx((3.0, 2.0, 1.5))
     assert str(scan.voxel_unit) == "um"
-    assert_opens_as(tmp_path / "a.nxs")
+    assert_opens_as(tmp_path / "a.nxs", VOXELS)
 
 
 @pytest.mark.parametrize("options", [{"unit": "pixel"}, {"unit": ""}, {"steps": "irregular"}])
 def test_an_unknown_voxel_size_is_asked_for(tmp_path: Path, options: Any) -> None:
     with pytest.raises(MetadataError, match=r"a.nxs::/entry/data/data does not say the"):
         Dataset.from_path(nxdata(tmp_path / "a.nxs", "zyx", **options))
-    assert_opens_as(tmp_path / "a.nxs")
+    assert_opens_as(tmp_path / "a.nxs", VOXELS)
 
 
 def test_the_element_size_of_imagej_and_ilastik(tmp_path: Path) -> None:
@@ -148,7 +136,7 @@ def virtual(folder: Path) -> Path:
 
 def test_a_virtual_dataset_and_its_files(tmp_path: Path) -> None:
     path = virtual(tmp_path)
-    scan = assert_opens_as(path)
+    scan = assert_opens_as(path, VOXELS)
     other = (tmp_path / "p3.h5").rename(tmp_path / "away.h5")
     for use in (scan.data.compute, scan.source.check_unchanged):
         with pytest.raises(IncompleteSourceError, match=r"p3.h5 is gone"):

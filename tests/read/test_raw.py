@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import pickle
 import zlib
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,9 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.read import deflated
-from tests.builders import random_voxels, run_here
+from tests.builders import UM, assert_opens_as, random_voxels, run_here
 
-UM = {"voxel_size": 2.5, "voxel_unit": "um"}
 VOXELS = random_voxels((6, 40, 50))
-
-
-def assert_opens_as(path: Path, voxels: Any = VOXELS, **options: Any) -> Dataset:
-    scan = Dataset.from_path(path, **(UM | options))
-    assert scan.dtype == voxels.dtype
-    np.testing.assert_array_equal(scan.data.compute(scheduler="synchronous"), voxels)
-    source = pickle.loads(pickle.dumps(scan.source))
-    for region in np.s_[1, :, :], np.s_[2:5, 7:31, 11:12], np.s_[:, 3, ::-2], np.s_[0:0]:
-        np.testing.assert_array_equal(source[region], voxels[region])
-    return scan
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "i2", ">i4", "u4", ">f4", "f8"])
@@ -104,7 +92,7 @@ def test_nrrd_of_slices_in_files_and_of_spacings(tmp_path: Path) -> None:
     names = "".join(f"s{n:03d}.raw\n" for n in range(1, 7))
     (tmp_path / "b.nhdr").write_text(common + f"data file: LIST\n{names}")
     for path in (tmp_path / "a.nhdr", tmp_path / "b.nhdr"):
-        assert_opens_as(path)
+        assert_opens_as(path, VOXELS)
         assert Dataset.from_path(path, voxel_unit="um").voxel_size == (3.0, 2.0, 1.0)
         with pytest.raises(MetadataError, match=r"does not say the unit .*\(3.0, 2.0, 1.0\)"):
             Dataset.from_path(path)
@@ -129,7 +117,7 @@ def test_metaimage(tmp_path: Path, is_compressed: bool, is_local: bool) -> None:
     else:
         (tmp_path / "a.mha").write_text(header + "ElementDataFile = a.zraw\n")
         (tmp_path / "a.zraw").write_bytes(data)
-    assert_opens_as(tmp_path / "a.mha")
+    assert_opens_as(tmp_path / "a.mha", VOXELS)
     scan = Dataset.from_path(tmp_path / "a.mha", voxel_unit="mm")
     assert scan.voxel_size == (3.0, 2.0, 1.0)
 

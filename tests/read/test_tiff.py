@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,8 @@ from ctlab_dask_zarr import (
     verify,
 )
 from ctlab_dask_zarr.read.source import kind_of
-from tests.builders import random_voxels
+from tests.builders import UM, assert_opens_as, random_voxels
 
-UM = {"voxel_size": 2.5, "voxel_unit": "um"}
 VOXELS = random_voxels((6, 40, 50))
 
 
@@ -36,16 +34,6 @@ def stack(
     for number, page in enumerate(voxels):
         tifffile.imwrite(folder / name.format(number), page, **options)
     return folder
-
-
-def assert_opens_as(path: Path, voxels: Any, **options: Any) -> Dataset:
-    scan = Dataset.from_path(path, **(UM | options))
-    assert scan.dtype == voxels.dtype
-    np.testing.assert_array_equal(scan.data.compute(scheduler="synchronous"), voxels)
-    source = pickle.loads(pickle.dumps(scan.source))
-    for region in np.s_[1, :, :], np.s_[2:5, 7:31, 11:12], np.s_[:, 3, ::-2]:
-        np.testing.assert_array_equal(source[region], voxels[region])
-    return scan
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", ">u2", "i2", "u4", "f4", ">f4", "f8"])
