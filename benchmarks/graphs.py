@@ -90,8 +90,8 @@ def memory_rows(setting: Setting) -> list[Row]:
     for work, shape, blocks, bound in (
         ("aligned", (size,) * 3, (edge,) * 3, 1.25),
         ("slabs of 16, two rows of shards", (size,) * 3, (16, size, size), 3),
-        ("slabs of 16, one row of shards: parts", (edge, size, size), (16, size, size), 1.5),
-        ("slabs of 16, one shard: parts", (edge,) * 3, (16, edge, edge), 1.5),
+        ("slabs of 16, one row of shards: bands", (edge, size, size), (16, size, size), 1.5),
+        ("slabs of 16, one shard: bands", (edge,) * 3, (16, edge, edge), 1.5),
     ):
         values, planned = [], []
         for _ in range(setting.n_pairs):
