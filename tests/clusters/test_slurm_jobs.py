@@ -151,7 +151,8 @@ def test_a_write_that_never_fits_into_its_jobs_fails_and_says_why(
         dataset_to_zarr(gate.dataset, tmp_path / "out", chunks=BLOCK, shards=BLOCK)
     assert not (tmp_path / "out.zarr").exists()
     logs = "".join(path.read_text() for path in (tmp_path / "dask-worker-logs").iterdir())
-    assert "exceeded 95% memory budget" in logs
+    # Both watch the memory, and either may be the first to see it.
+    assert "exceeded 95% memory budget" in logs or "exceeded memory limit" in logs
 
 
 def test_a_worker_of_other_versions_is_an_error_that_names_both(
