@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -22,6 +23,8 @@ from distributed import Client, LocalCluster
 from ctlab_dask_zarr import (
     CTLabError,
     Dataset,
+    Stop,
+    WriteStoppedError,
     commit,
     dataset_from_zarr,
     dataset_to_zarr,
@@ -225,6 +228,62 @@ def _raising(write: Any) -> None:
         write.compute(scheduler="sync")
     except RuntimeError as error:
         raise CTLabError(str(error)) from error
+
+
+@pytest.mark.parametrize("why", ["SIGTERM", "the time is nearly up"])
+def test_a_stop_amid_bands_keeps_those_that_are_done(why: str, tmp_path: Path) -> None:
+    slabs, stop = Slabs(), Stop(3600)
+
+    def make(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+        if block_info[0]["array-location"][0][0] == 20:
+            if why == "SIGTERM":
+                stop.ask(why)
+            stop.saw(task_s=3600)
+        return block
+
+    data = slabs.dataset.data.map_blocks(make, dtype=VOXELS.dtype, meta=VOXELS[:0])
+    dataset = make_dataset(data, **KNOWN)
+    with threads(4):
+        assert plan(dataset, tmp_path / "a", levels=2, **LAYOUT).rechunk.band == 8
+        with pytest.raises(WriteStoppedError, match=why):
+            dataset_to_zarr(dataset, tmp_path / "a", levels=2, stop=stop, **LAYOUT)
+        n_there = Counter(
+            8 * int(p.name.split(".")[0])
+            for p in pieces_in(tmp_path)
+            if p.parent.name == "bands-8" and "of" not in p.name
+        )
+        # Voxels of shards that are whole may be made again, to see whether the source is the same.
+        kept = {start for start, n in n_there.items() if n == 4}
+        assert kept
+        before = Counter(slabs.made)
+        dataset_to_zarr(dataset, tmp_path / "a", levels=2, resume=True, **LAYOUT)
+    assert not {start // 8 * 8 for start in slabs.made - before}.intersection(kept)
+    assert verify(tmp_path / "a.zarr", slabs.dataset) == []
+
+
+@pytest.mark.parametrize("band", [0, -8, 7, 64, 8.0, "8", None], ids=repr)
+def test_a_plan_with_bands_that_cannot_be_never_makes_wrong_voxels(
+    band: Any, tmp_path: Path, snapshot: Any
+) -> None:
+    slabs = Slabs()
+    with threads(8), interrupted(slabs, 40):
+        dataset_to_zarr(slabs.dataset, tmp_path / "a", **LAYOUT)
+    place = tmp_path / ".a.zarr.staging" / "plan.json"
+    kept = json.loads(place.read_text())
+    assert kept["band"] == 8
+    place.write_text(json.dumps(kept | {"band": band}))
+    before = snapshot(tmp_path)
+    with pytest.raises(CTLabError, match=r"were not written|is not a staging folder"):
+        commit(tmp_path / "a.zarr")
+    assert snapshot(tmp_path) == before
+    with threads(8):
+        if isinstance(band, int | None):
+            dataset_to_zarr(slabs.dataset, tmp_path / "a", resume=True, **LAYOUT)
+            assert verify(tmp_path / "a.zarr", slabs.dataset) == []
+        else:
+            with pytest.raises(CTLabError, match=r"its plan\.json has band"):
+                dataset_to_zarr(slabs.dataset, tmp_path / "a", resume=True, **LAYOUT)
+            assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("damage", ["cut off", "flipped", "empty", "lost"])
