@@ -46,7 +46,6 @@ INSTEAD: dict[str, str] = {
     "dry_run": "call plan() with the same arguments, which shows what would be done",
     "dtype": "pass Dataset.from_modified(dataset, data=dataset.data.astype(...)) in place of it",
     "encoding": "pass chunks=, shards= and codec=",
-    "input_aligned_chunks": "pass shards= and chunks= that fit the blocks, as plan() shows",
     "layout": "pass ome_zarr_version=None for a plain array",
     "level": "levels= says how many to write; dataset_from_zarr(path, level=1) opens one of them",
     "method": "pass downsample='mode' or another for how levels are made",
@@ -64,7 +63,7 @@ ELSEWHERE: dict[str, frozenset[str]] = {
     for owner, names in {
         "a parameter of dataset_to_zarr": (
             "chunks shards codec part client progress stop levels downsample overwrite compute "
-            "resume restart storage_options create_array_kwargs"
+            "resume restart storage_options create_array_kwargs input_aligned_chunks"
         ),
         "a parameter of dataset_from_zarr": "level strict voxel_size voxel_unit follow_links",
         "a parameter of labels_to_zarr": "labels image_path name colors",
@@ -85,9 +84,9 @@ ELSEWHERE: dict[str, frozenset[str]] = {
         "a parameter of Dataset.map_masked": "func method depth",
         "an option of the command line, see `ctlab-zarr --help`": (
             "add added anisotropic as_json bin byte_order check_source cluster color crop "
-            "deadline example help json layout memory_limit mkdir neuroglancer no_browser "
-            "no_labels offset output pattern port quick quiet report scheduler scheduler_file "
-            "size slices storage_option threads to verify_after workers yes"
+            "deadline example help input_aligned json layout memory_limit mkdir neuroglancer "
+            "no_browser no_labels offset output pattern port quick quiet report scheduler "
+            "scheduler_file size slices storage_option threads to verify_after workers yes"
         ),
         "a parameter of xarray's to_zarr": (
             "store mode group encoding consolidated append_dim region safe_chunks align_chunks "

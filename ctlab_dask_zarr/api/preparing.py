@@ -173,7 +173,7 @@ def _with_settings(options: WriteOptions) -> WriteOptions:
     """Return the options; dask's configuration fills in what was left open."""
     found: dict[str, Any] = {}
     for name in ("chunks", "shards"):
-        if getattr(options, name) == "auto":
+        if getattr(options, name) == "auto" and not options.input_aligned_chunks:
             value = setting(name)
             found[name] = tuple(value) if isinstance(value, list) else value
     if found.get("shards") == "none":

@@ -95,9 +95,10 @@ def dataset_to_zarr(
     shards: ShardSpec = "auto",
     create_array_kwargs: Mapping[str, Any] | None = None,
     dimension_separator_threshold: int | None = 64,
+    input_aligned_chunks: bool = False,
+    compute: bool = True,
     *,
     codec: str | None = None,
-    compute: bool = True,
     overwrite: bool = False,
     scale_placement: ScalePlacement | None = None,
     levels: LevelSpec | None = None,
@@ -145,13 +146,18 @@ def dataset_to_zarr(
     dimension_separator_threshold
         Chunk keys are separated by ``/`` where there are more stored objects than this, by ``.``
         otherwise; None leaves it to zarr.
+    input_aligned_chunks
+        True makes each block of the dask array a shard (without sharding, a chunk), so that no
+        block is made twice; inner chunks divide it. The blocks along an axis have to be equally
+        long, but for a shorter last one. `shards` and `chunks` that are given have to divide the
+        blocks evenly, and a 0 in `shards` spans a block.
+    compute
+        False returns a `dask.delayed.Delayed`; computing it stages, writes and commits.
     codec
         How inner chunks are compressed: ``'zstd:3'``, ``'blosc:zstd:3:shuffle'``, ``'gzip:6'``,
         ``'lz4'`` or ``'none'``; by default what dask's configuration says, else ``'zstd'``.
         ``'auto'`` encodes a sample and takes the smallest that is fast enough, ``'auto:small'`` the
         smallest, ``'auto:fast'`` the fastest that still saves (docs/codecs.md).
-    compute
-        False returns a `dask.delayed.Delayed`; computing it stages, writes and commits.
     overwrite
         Replace a Zarr store at the destination, at the moment of the commit.
     scale_placement

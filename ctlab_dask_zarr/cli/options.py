@@ -89,6 +89,10 @@ WRITE: Options = {
         "--shards", "Shard: 512,512,512, a number of elements, auto (512^3; 8192^2 in 2-D), or "
         "none for no sharding. 0 spans an axis.  [default: auto]", type=SHAPE_OR_NONE,
     ),
+    "input_aligned_chunks": option(
+        "--input-aligned input_aligned_chunks", "Make each block of the source a shard.",
+        is_flag=True,
+    ),
     "codec": option(
         "--codec", "zstd[:LEVEL], blosc[:CNAME:CLEVEL:SHUFFLE], gzip[:LEVEL], lz4 or none; or "
         "auto, auto:small, auto:fast, chosen by measuring.  [default: zstd]", type=CODEC,

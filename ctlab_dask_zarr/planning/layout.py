@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from math import ceil, prod
+from math import ceil, isqrt, prod
 from typing import Literal
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
@@ -133,6 +133,74 @@ def resolve_layout(
                 f"({s} is not a multiple of {c}): change one of them"
             )
     return Layout(shape, inner, shard)
+
+
+def align_specs(
+    blocks: Sequence[Sequence[int]], chunks: ChunkSpec = "auto", shards: ShardSpec = "auto"
+) -> tuple[ChunkSpec, ShardSpec]:
+    """Return shapes, as `resolve_layout` takes them, by which each block is whole stored objects.
+
+    `blocks` are the lengths of the blocks along each axis: equal, the last may be shorter. Of what
+    is left open, the shard, or without sharding the chunk, is a block, and the inner chunk has
+    along each axis the divisor of the shard that is nearest to the automatic one. A long axis that
+    has one block gets whole automatic chunks instead.
+    """
+    block = tuple(_regular_length(axis, lengths) for axis, lengths in enumerate(blocks))
+    shape = tuple(map(sum, blocks))
+    is_one = tuple(map(int.__eq__, block, shape))
+    if shards is None:
+        return _aligned("chunks", chunks, shape, block, is_one), None
+    target = _parse_spec("chunks", chunks, shape, _INNER_CHUNK_ELEMENTS)
+    if not isinstance(shards, str):
+        shard = _aligned("shards", shards, shape, block, is_one)
+    else:
+        edges = _parse_spec("shards", shards, shape, _SHARD_ELEMENTS)
+        shard = tuple(
+            -(-b // t) * t if one and t and b > edge else b
+            for b, t, edge, one in zip(block, target, edges, is_one, strict=True)
+        )
+    if not _is_target(chunks):
+        return target, shard
+    return tuple(map(_nearest_divisor, shard, target)), shard
+
+
+def _regular_length(axis: int, lengths: Sequence[int]) -> int:
+    """Return the length of blocks along an axis, of which the last may be shorter."""
+    first = lengths[0]
+    if any(n != first for n in lengths[:-1]) or lengths[-1] > first:
+        shown = ", ".join(map(str, lengths[:8])) + (", ..." if len(lengths) > 8 else "")
+        raise InvalidArgumentError(
+            f"input_aligned_chunks=True needs regular aligned chunks, and along axis {axis} the "
+            f"blocks of the data have the lengths {shown}: rechunk the data, or leave it out"
+        )
+    return first
+
+
+def _aligned(
+    name: str, spec: ChunkSpec, shape: Shape, block: Shape, is_one: Sequence[bool]
+) -> Shape:
+    """Return the shape of stored objects of which each block has a whole number."""
+    if isinstance(spec, str) and spec == "auto":
+        return block
+    wanted = _parse_spec(name, spec, shape, _SHARD_ELEMENTS)
+    if _is_target(spec):
+        return tuple(map(_nearest_divisor, block, wanted))
+    found = tuple(n or b for n, b in zip(wanted, block, strict=True))
+    for axis, (n, b, one) in enumerate(zip(found, block, is_one, strict=True)):
+        if b % n and not (one and n > b):
+            raise InvalidArgumentError(
+                f"{name}={found} do not evenly divide the blocks of the data, {block}, along axis "
+                f"{axis}, as input_aligned_chunks=True asks: change one of them, or leave it out"
+            )
+    return found
+
+
+def _nearest_divisor(length: int, wanted: int) -> int:
+    """Return the divisor of a length whose ratio to the wanted one is nearest to 1."""
+    small = [n for n in range(1, isqrt(length) + 1) if length % n == 0]
+    return min(
+        {*small, *(length // n for n in small)}, key=lambda n: (max(n / wanted, wanted / n), n)
+    )
 
 
 def _rounded_up(shape: Shape, multiple: Shape) -> Shape:

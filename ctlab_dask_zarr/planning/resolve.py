@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE, stored_facts
 from ctlab_dask_zarr.formats.zarr_array import key_in
 from ctlab_dask_zarr.planning.codec import document_with_codec, refuse_wrong_codec
 from ctlab_dask_zarr.planning.identity import plan_identity, source_identity
-from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec, resolve_layout
+from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec, align_specs, resolve_layout
 from ctlab_dask_zarr.planning.levels import (
     DownsampleMethod,
     LevelSpec,
@@ -82,6 +82,7 @@ class WriteOptions:
     create_array_kwargs: Mapping[str, Any] | None = None
     codec: str | None = None
     dimension_separator_threshold: int | None = 64
+    input_aligned_chunks: bool = False
     overwrite: bool = False
     scale_placement: ScalePlacement | None = None
     levels: LevelSpec | None = None
@@ -138,6 +139,9 @@ def plan_write(
     if dataset_id is None and volume.datatype is not None:
         dataset_id = new_dataset_id(volume.datatype, now)
     attributes, requested = _metadata(volume, dataset_id, options)
+    if options.input_aligned_chunks:
+        chunks, shards = align_specs(block_lengths, options.chunks, options.shards)
+        options = replace(options, chunks=chunks, shards=shards)
     planned = _levels_to_write(volume, dtype, attributes, options, levels)
     downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=volume.is_discrete)
     name = dataset_id or os.path.basename(destination.path).removesuffix(".zarr")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ctlab_dask_zarr import (
     CTLabError,
     DatasetNotFoundError,
     IncompleteDatasetError,
+    InvalidArgumentError,
     MetadataError,
     OMEZarrVersion,
     UnsupportedFormatError,
@@ -327,3 +329,26 @@ class TestReading:
         (store / "zarr.json").write_text(json.dumps(document))
         with pytest.raises(MetadataError, match="out of the store"):
             dataset_from_zarr(store)
+
+
+def test_input_aligned_chunks_make_each_block_a_shard(tmp_path: Path) -> None:
+    dataset = make_dataset(VOXELS, (20, 40, 97), datatype="tomo")
+    given = (None, None, OMEZarrVersion.v05, None, None, None, "auto", "auto", None, 64)
+    with dask.config.set({"ctlab-zarr.shards": [8, 8, 8], "ctlab-zarr.chunks": [8, 8, 8]}):
+        # By position, as in the reference: input_aligned_chunks, then compute.
+        found = plan(dataset, tmp_path / "a", *given, True)
+        graph = dataset_to_zarr(dataset, tmp_path / "a", *given, True, False)
+    assert isinstance(graph, Delayed)
+    assert (found.rechunk.method, found.rechunk.made) == ("none", 1.0)
+    graph.compute()
+    array = zarr.open_array(tmp_path / "a.zarr" / "0", mode="r")
+    assert (array.shards, array.chunks) == ((20, 40, 97), (20, 40, 97))
+    np.testing.assert_array_equal(array, VOXELS)
+
+
+def test_shards_that_do_not_fit_the_blocks_touch_nothing(tmp_path: Path) -> None:
+    dataset = make_dataset(VOXELS, (20, 40, 97))
+    for options in ({"shards": (16, 40, 97)}, {"shards": None, "chunks": (20, 30, 97)}):
+        with pytest.raises(InvalidArgumentError, match="evenly divide the blocks"):
+            dataset_to_zarr(dataset, tmp_path / "a", input_aligned_chunks=True, **options)
+    assert list(tmp_path.iterdir()) == []

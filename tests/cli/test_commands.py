@@ -77,6 +77,19 @@ def test_convert_takes_layout_codec_voxel_size_and_type(source: Path, tmp_path: 
     assert block["dataset_id"] == "20200101_000000_mine"
 
 
+def test_input_aligned_makes_shards_of_the_blocks_of_the_source(tmp_path: Path) -> None:
+    voxels = random_voxels((40, 50, 60))
+    zarr.create_array(tmp_path / "in.zarr", data=voxels, chunks=(10, 10, 10), shards=(20, 50, 60))
+    more = ("--voxel-size", "2um", "--input-aligned")
+    planned = run("plan", tmp_path / "in.zarr", tmp_path / "out", *more, "--json")
+    assert json.loads(planned.stdout)["shards"] == [20, 50, 60], planned.stderr
+    done = run("convert", tmp_path / "in.zarr", tmp_path / "out", *more, "-q")
+    assert done.returncode == 0, done.stderr
+    array = zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")
+    assert (array.shards, array.chunks) == ((20, 50, 60), (20, 25, 30))
+    np.testing.assert_array_equal(array, voxels)
+
+
 def test_convert_on_a_running_scheduler(source: Path, tmp_path: Path) -> None:
     with LocalCluster(
         n_workers=1,

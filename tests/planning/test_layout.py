@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.planning.layout import resolve_layout
+from ctlab_dask_zarr.planning.layout import align_specs, resolve_layout
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,53 @@ def test_each_form_of_chunks_and_shards(chunks, shards, inner, shard) -> None:
 def test_a_layout_that_cannot_be_is_a_clear_error(chunks, shards, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_layout((100, 100, 100), chunks, shards)
+
+
+def lengths_of(shape: tuple[int, ...], block: tuple[int, ...]) -> list[list[int]]:
+    """The lengths of equal blocks along each axis; the last may be shorter."""
+    return [
+        [min(n - start, b) for start in range(0, n, b)] for n, b in zip(shape, block, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "options", "shard", "inner"),
+    [
+        ((40, 50, 60), (20, 50, 60), {}, (20, 50, 60), (20, 25, 30)),
+        ((45, 55, 65), (20, 50, 60), {}, (20, 50, 60), (20, 25, 30)),
+        ((40, 50, 60), (20, 50, 60), {"shards": None}, None, (20, 50, 60)),
+        ((40, 50, 60), (20, 50, 60), {"shards": None, "chunks": (10, 0, 30)}, None, (10, 50, 30)),
+        ((40, 50, 60), (20, 50, 60), {"shards": (10, 0, 30)}, (10, 50, 30), (10, 25, 30)),
+        ((40, 50, 60), (20, 50, 60), {"chunks": (5, 0, 15)}, (20, 50, 60), (5, 50, 15)),
+        ((512,) * 3, (256,) * 3, {"shards": 64**3, "chunks": 8**3}, (64,) * 3, (8,) * 3),
+        # A long axis of one block takes whole chunks, as no block ends inside it.
+        ((68, 2914, 2914), (32, 2914, 2914), {}, (32, 2944, 2944), (32, 32, 32)),
+        # A prime has no divisor near 32.
+        ((68, 1994, 1994), (32, 997, 997), {}, (32, 997, 997), (32, 997, 997)),
+        ((1, 600, 700), (1, 300, 700), {}, (1, 300, 700), (1, 300, 350)),
+        ((600, 700), (300, 350), {}, (300, 350), (300, 350)),
+    ],
+)
+def test_shards_that_are_the_blocks_of_the_data(shape, block, options, shard, inner) -> None:
+    layout = resolve_layout(shape, *align_specs(lengths_of(shape, block), **options))
+    assert (layout.shard_shape, layout.inner_chunk_shape) == (shard, inner)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "message"),
+    [
+        ([[20, 10, 20], [50], [60]], {}, "regular aligned chunks.*axis 0.*20, 10, 20"),
+        ([[20, 30], [50], [60]], {}, "regular aligned chunks"),
+        ([[20, 20], [50], [60]], {"shards": (15, 50, 60)}, "evenly divide.*axis 0"),
+        ([[20, 20], [50], [60]], {"shards": (40, 50, 60)}, "evenly divide"),
+        ([[20, 20], [50], [60]], {"shards": None, "chunks": (7, 50, 60)}, "evenly divide"),
+        ([[20, 20], [50], [60]], {"chunks": (7, 25, 30)}, "do not divide shards"),
+        ([[20, 20], [50], [60]], {"chunks": (20, 25)}, "dimensions"),
+    ],
+)
+def test_blocks_that_cannot_be_shards_are_a_clear_error(lengths, options, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        resolve_layout(tuple(map(sum, lengths)), *align_specs(lengths, **options))
 
 
 @pytest.mark.parametrize("shape", [(10,), (2, 3, 4, 5), (0, 3, 4), (3, 4, True)])
