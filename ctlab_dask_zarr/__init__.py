@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctlab_dask_zarr.api.add import add_levels as add_levels
     from ctlab_dask_zarr.api.add import labels_to_zarr as labels_to_zarr
+    from ctlab_dask_zarr.api.export import dataset_to_raw as dataset_to_raw
     from ctlab_dask_zarr.api.stores import Problems as Problems
     from ctlab_dask_zarr.api.stores import abort as abort
     from ctlab_dask_zarr.api.stores import check_source as check_source
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 #: against this list.
 _HOMES = {
     "api.add": "add_levels labels_to_zarr",
+    "api.export": "dataset_to_raw",
     "api.stores": "Problems abort check_source pull push status verify",
     "api.write": "WriteResult commit dataset_to_zarr plan write_dataset",
     "dataset": "Dataset",

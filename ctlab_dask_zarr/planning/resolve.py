@@ -321,7 +321,7 @@ def resolve_destination(path: str | os.PathLike[str]) -> Destination:
 
 
 def existing_write(path: str | os.PathLike[str]) -> Destination:
-    """Return the destination of a write that has begun, to commit it, look at it or give it up.
+    """Return the destination of what has begun, to commit it, look at it or give it up.
 
     ``IMAGE/labels/NAME`` names labels, which are staged beside their image.
     """
@@ -332,6 +332,9 @@ def existing_write(path: str | os.PathLike[str]) -> Destination:
         labels = Destination.at(stored, labels_of=image)
         if labels.files.kind(os.path.join(image, ROOT_DOCUMENT)) is not None:
             return labels
+    exported = Destination.at(stored)
+    if exported.can_rename and "export" in exported.staged_plan():
+        return exported
     return resolve_destination(path)
 
 

@@ -40,7 +40,7 @@ def plan_problem(plan: dict[str, Any]) -> str | None:
 
 def _plan_problems(plan: dict[str, Any]) -> Iterator[str]:
     levels, documents = plan.get("levels", []), plan.get("documents", [])
-    is_copy = "copy_of" in plan
+    is_copy = "copy_of" in plan or "export" in plan
     for entries in (levels, documents):
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             yield "does not describe its levels and documents"

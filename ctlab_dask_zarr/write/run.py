@@ -113,7 +113,8 @@ def _compute(
     result: CommitResult
     try:
         if client is None:
-            return _compute_here(graph, stop)
+            result = compute_here(graph, stop)
+            return result
         if shared is not None and not client.scheduler_info(n_workers=-1)["workers"]:
             # The first worker may not see the folder, and would stage in one of its own.
             reading = "no worker was there, and nothing is begun; give the same command again"
@@ -137,7 +138,7 @@ def _compute(
         raise WriteFailedError(message) from error
 
 
-def _compute_here(graph: Delayed, stop: Stop | None) -> CommitResult:
+def compute_here(graph: Delayed, stop: Stop | None) -> Any:
     """Compute on the scheduler in force; a failure in threads is told when all of them are done.
 
     A thread that still ran could put its shard beside the shards of the next write, which may have
@@ -151,15 +152,12 @@ def _compute_here(graph: Delayed, stop: Stop | None) -> CommitResult:
 
     get = dask.base.get_scheduler(collections=[graph])
     is_ours = get is dask.threaded.get and dask.config.get("pool", None) is None
-    result: CommitResult
     with Callback(pretask=refuse_to_begin) if stop is not None else nullcontext():
         if not is_ours:
-            result = graph.compute()
-            return result
+            return graph.compute()
         pool = ThreadPoolExecutor(dask.config.get("num_workers", None) or CPU_COUNT)
         try:
-            result = graph.compute(pool=pool)
-            return result
+            return graph.compute(pool=pool)
         except Exception:
             pool.shutdown(cancel_futures=True)
             raise

@@ -162,10 +162,13 @@ def with_staged_codec(request: StageRequest) -> StageRequest:
 
 def open_staged(destination: Destination) -> StagedWrite:
     """Return the write that is staged beside `destination`, to look at or to commit."""
-    if plan := destination.staged_plan():
+    plan = destination.staged_plan()
+    if plan and "export" not in plan:
         return StagedWrite(StageRequest.from_plan(destination, plan), plan["staging_id"])
     problem = "does not say what was being written; remove it by --restart"
-    if destination.files.kind(destination.staging) is None:
+    if plan:
+        problem = "holds an export, which the same call goes on with by resume=True (--resume)"
+    elif destination.files.kind(destination.staging) is None:
         problem = "does not exist"
     raise IncompleteDatasetError(
         f"no write to {destination.path} is under way: {destination.staging} {problem}"

@@ -1,0 +1,1 @@
+"""Volumes written as files of other formats: whole files, staged, and committed by one rename."""
