@@ -17,6 +17,7 @@ from ctlab_dask_zarr.api.preparing import (
     bound,
     in_force,
     plan_dataset,
+    reported,
     run_reported,
     started,
 )
@@ -58,7 +59,7 @@ def add_levels(
     resume: bool = False,
     restart: bool = False,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> CommitResult:
@@ -82,8 +83,9 @@ def add_levels(
     with storage_options_in_force(storage_options):
         writes = prepare_pyramid(path, levels, downsample, resume=resume, restart=restart)
         destination = Destination.at(storage_path(path))
-    running = started(client) if writes else None
-    results = [run_reported(prepared, running, progress, stop) for prepared in writes]
+    with reported(progress):
+        running = started(client) if writes else None
+        results = [run_reported(prepared, running, progress, stop) for prepared in writes]
     # A commit that was killed at its very end has left its staging folder.
     destination.discard_committed_staging()
     return results[-1] if results else committed_result(destination)
@@ -144,7 +146,7 @@ def labels_to_zarr(
     storage_options: Mapping[str, Any] | None = None,
     part: tuple[int, int] | None = None,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
 ) -> Delayed | None:
     """Write labels of an OME-Zarr image, in its folder ``labels``, with as many levels as it has.
@@ -190,23 +192,24 @@ def labels_to_zarr(
     >>> folder.cleanup()
     """
     options = bound(WriteOptions, locals())
-    running = started(client)
-    with storage_options_in_force(storage_options), in_force(running) as resources:
-        prepared = prepare_labels(
-            labels,
-            image_path,
-            name,
-            options,
-            colors=colors,
-            resume=resume,
-            restart=restart,
-            part=part,
-            resources=resources,
-        )
-    if not compute:
-        graph: Delayed = prepared.graph
-        return graph
-    run_reported(prepared, running, progress, stop)
+    with reported(progress if compute else False):
+        running = started(client)
+        with storage_options_in_force(storage_options), in_force(running) as resources:
+            prepared = prepare_labels(
+                labels,
+                image_path,
+                name,
+                options,
+                colors=colors,
+                resume=resume,
+                restart=restart,
+                part=part,
+                resources=resources,
+            )
+        if not compute:
+            graph: Delayed = prepared.graph
+            return graph
+        run_reported(prepared, running, progress, stop)
     return None
 
 

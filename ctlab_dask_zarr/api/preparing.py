@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,9 @@ from ctlab_dask_zarr.api.choosing import plan_with_codec
 from ctlab_dask_zarr.arguments import parameters_of, refuse_other_meanings
 from ctlab_dask_zarr.errors import DestinationExistsError, InvalidArgumentError
 from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
-from ctlab_dask_zarr.execution.progress import Progress, ProgressBar
+from ctlab_dask_zarr.execution.progress import Progress
 from ctlab_dask_zarr.execution.scheduler import scheduler_resources
+from ctlab_dask_zarr.execution.waits import current_watcher, logger, watched_by
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.planning.codec import OF_CODECS
 from ctlab_dask_zarr.planning.occupied import occupied_problem, refuse_missing_folder
@@ -34,6 +36,7 @@ from ctlab_dask_zarr.planning.resolve import (
 )
 from ctlab_dask_zarr.settings import setting
 from ctlab_dask_zarr.text import nbytes_text
+from ctlab_dask_zarr.views.progress import ProgressDisplay, outlet_for
 from ctlab_dask_zarr.volume import is_delayed, no_dataset
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare
 from ctlab_dask_zarr.write.run import run
@@ -49,8 +52,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 #: A client; a function that returns one, or None, when it is needed; for plans the size of workers.
 Executor: TypeAlias = "Client | Callable[[], Client | None] | Resources | None"
-#: True shows a bar; a function is called with the progress.
-ProgressSink: TypeAlias = bool | Callable[[Progress], None]
+#: None shows a bar in notebooks only, True everywhere; a function is called with the progress.
+ProgressSink: TypeAlias = bool | Callable[[Progress], None] | None
 
 
 @dataclass(frozen=True)
@@ -241,16 +244,27 @@ def run_reported(
 def reported(
     progress: ProgressSink, client: Client | None = None, noun: str = "shards"
 ) -> Iterator[Callable[[Progress], None] | None]:
-    """Yield the function that is told of progress; None if nobody asked for it."""
-    if not isinstance(progress, bool):
-        yield progress
-        return
-    if not progress:
-        yield None
-        return
-    count = None if client is None else lambda: len(client.scheduler_info(-1)["workers"])
-    with ProgressBar(noun, count) as bar:
-        yield bar.tell
+    """Yield the function that is told of progress; None if nobody asked for it.
+
+    Within another one, as where a public function starts its workers before it runs, that one's
+    display goes on. `client` computes, and `noun` is what its tasks make.
+    """
+    display = current_watcher()
+    with ExitStack() as stack:
+        if not isinstance(display, ProgressDisplay):
+            if callable(progress):
+                yield progress
+                return
+            outlet = outlet_for(progress)
+            if outlet is None and not logger.isEnabledFor(logging.INFO):
+                yield None
+                return
+            display = stack.enter_context(ProgressDisplay(outlet))
+            stack.enter_context(watched_by(display))
+        display.noun = noun
+        if client is not None:
+            display.count_workers = lambda: len(client.scheduler_info(-1)["workers"])
+        yield display.tell
 
 
 def refuse_taken(path: str | os.PathLike[str], *, overwrite: bool) -> None:

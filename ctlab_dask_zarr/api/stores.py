@@ -53,7 +53,7 @@ def verify(
     *,
     checksums: bool = True,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Problems:
@@ -120,18 +120,19 @@ def verify(
             with in_force(running) as found:
                 return found
 
-        checks = prepare_verification(path, volume, checksums=checksums, resources=resources)
-    for note in checks.notes:
-        warnings.warn(shown(note), stacklevel=3)
-    reading = f"{os.fspath(path)} was not verified to the end"
-    return _problems(checks, running, progress, stop, reading)
+        with reported(progress, noun="checks"):
+            checks = prepare_verification(path, volume, checksums=checksums, resources=resources)
+            for note in checks.notes:
+                warnings.warn(shown(note), stacklevel=3)
+            reading = f"{os.fspath(path)} was not verified to the end"
+            return _problems(checks, running, progress, stop, reading)
 
 
 def check_source(
     source: Volume | str | os.PathLike[str],
     *,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
 ) -> Problems:
     """Compare the files that a dataset was opened from with the checksums stored with them.
@@ -164,15 +165,17 @@ def check_source(
     for note in checks.notes:
         warnings.warn(shown(note), stacklevel=3)
     reading = "the source was being checked, and nothing is begun; give the same command again"
-    return _problems(checks, started(client), progress, stop, reading)
+    with reported(progress, noun="checks"):
+        return _problems(checks, started(client), progress, stop, reading)
 
 
 def _problems(
     checks: Verification, client: Any, progress: ProgressSink, stop: Stop | None, reading: str
 ) -> Problems:
     total = Progress(len(checks.keys), checks.nbytes, 0)
+    client = client or current_client()
     with (
-        waiting_for(checks.graph, client or current_client()),
+        waiting_for(checks.graph, client),
         reported(progress, client, "checks") as tell,
         counted(checks.graph, total, client, tell=tell),
     ):
@@ -250,7 +253,7 @@ def push(
     source: str | os.PathLike[str],
     url: str | os.PathLike[str],
     *,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> CopyResult:
     """Copy a committed store to an object store, or to another folder.
@@ -306,7 +309,7 @@ def pull(
     url: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> CopyResult:
     """Copy a committed store from a URL to a folder: `push` in the other direction.

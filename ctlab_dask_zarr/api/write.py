@@ -19,6 +19,7 @@ from ctlab_dask_zarr.api.preparing import (
     prepare_write,
     refuse_taken,
     refuse_too_little_memory,
+    reported,
     run_reported,
     started,
     takes_arguments_of,
@@ -108,7 +109,7 @@ def dataset_to_zarr(
     storage_options: Mapping[str, Any] | None = None,
     part: tuple[int, int] | None = None,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
     **extra_attrs: Any,
 ) -> Delayed | None:
@@ -187,8 +188,9 @@ def dataset_to_zarr(
         nothing stands in the way of the write. By default dask's scheduler in force. For `plan`
         and with ``compute=False`` the `Resources` of the workers are enough.
     progress
-        True shows a progress bar on standard error. A function is called with a `Progress` as
-        shards are written.
+        True shows a bar, on standard error or below the cell of a notebook, and False shows none;
+        by default only notebooks show it. A function is called with a `Progress` as shards are
+        written. The logger ``ctlab_dask_zarr`` is told the same at the level INFO.
     stop
         A `Stop`, which ends the write before a deadline, on a signal or on request.
     **extra_attrs
@@ -284,20 +286,22 @@ def _write(
     dataset: Volume, path: str | os.PathLike[str], options: WriteOptions, how: RunOptions
 ) -> WriteResult:
     start_s = time.monotonic()
-    client = how.client
-    if callable(client):
-        with storage_options_in_force(how.storage_options):
-            if not how.resume:
-                refuse_taken(path, overwrite=options.overwrite)
-            is_done = how.resume and _is_done(dataset, path, options, how)
-        # What is done already is looked at by this process.
-        client = None if is_done else client()
-    prepared = _prepare(dataset, path, options, how, client)
-    planned, remaining = prepared.plan, prepared.remaining
-    assert planned is not None
-    if client is not None:
-        refuse_too_little_memory(planned)
-    committed = run_reported(prepared, client, how.progress, how.stop)
+    # One display for all: workers start, and then shards are written.
+    with reported(how.progress):
+        client = how.client
+        if callable(client):
+            with storage_options_in_force(how.storage_options):
+                if not how.resume:
+                    refuse_taken(path, overwrite=options.overwrite)
+                is_done = how.resume and _is_done(dataset, path, options, how)
+            # What is done already is looked at by this process.
+            client = None if is_done else client()
+        prepared = _prepare(dataset, path, options, how, client)
+        planned, remaining = prepared.plan, prepared.remaining
+        assert planned is not None
+        if client is not None:
+            refuse_too_little_memory(planned)
+        committed = run_reported(prepared, client, how.progress, how.stop)
     return WriteResult(
         destination=planned.destination,
         n_shards=len(remaining.tasks) + remaining.n_done,
@@ -347,7 +351,7 @@ def commit(
     *,
     overwrite: bool = False,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> CommitResult:
@@ -377,5 +381,6 @@ def commit(
         prepared = prepare_commit(destination, overwrite=overwrite)
     if prepared is None:
         return committed_result(destination)
-    running = started(client) if prepared.needs_workers else None
-    return run_reported(prepared, running, progress, stop)
+    with reported(progress):
+        running = started(client) if prepared.needs_workers else None
+        return run_reported(prepared, running, progress, stop)

@@ -81,6 +81,11 @@ def _is_compiled_beside(kind: tuple[object, ...], signature: tuple[Any, ...]) ->
     return _compilers[kind].poll() is not None
 
 
+def is_compiling() -> bool:
+    """Whether a process beside this one compiles."""
+    return any(process.poll() is None for process in list(_compilers.values()))
+
+
 def compile_for(types: str) -> None:
     """Compile for types as `_is_compiled_beside` tells them, and keep that on disk."""
     _kernel(pickle.loads(base64.b64decode(types))).compile(pickle.loads(base64.b64decode(types)))

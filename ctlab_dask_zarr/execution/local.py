@@ -22,6 +22,7 @@ from distributed import LocalCluster
 
 from ctlab_dask_zarr.errors import ClusterError
 from ctlab_dask_zarr.execution.allocation import allocated_resources, files_problem
+from ctlab_dask_zarr.execution.waits import doing
 from ctlab_dask_zarr.planning.rechunk import Resources
 
 #: Part of the memory that workers may use together; client and scheduler need the rest.
@@ -55,11 +56,14 @@ class LocalWorkers:
         directory = dask.config.get("temporary-directory", None)
         timeout = dask.config.get("distributed.scheduler.no-workers-timeout", None)
         # The cluster keeps these settings; they are not for others in this process.
-        with dask.config.set(
-            {
-                "temporary-directory": directory or allocated_resources().local_directory,
-                "distributed.scheduler.no-workers-timeout": timeout or _NO_WORKERS_TIMEOUT,
-            }
+        with (
+            dask.config.set(
+                {
+                    "temporary-directory": directory or allocated_resources().local_directory,
+                    "distributed.scheduler.no-workers-timeout": timeout or _NO_WORKERS_TIMEOUT,
+                }
+            ),
+            doing(f"starting {self.n_workers} worker{'' if self.n_workers == 1 else 's'}"),
         ):
             cluster = self._started()
         with cluster:

@@ -331,7 +331,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     assert all(name in done.stdout for name in ("convert", "plan", "info", "demo"))
     check = (
         "import sys, ctlab_dask_zarr.cli; "
-        "print([m for m in ('dask', 'zarr', 'numpy', 'distributed', 'h5py', "
+        "print([m for m in ('dask', 'zarr', 'numpy', 'distributed', 'h5py', 'rich', "
         "'importlib.metadata') if m in sys.modules])"
     )
     loaded = subprocess.run(
