@@ -89,15 +89,14 @@ class Lines:
         self.interval_s = float(parse_timedelta(setting("progress-interval")))
 
     def show(self, view: View) -> None:
-        """Write a line."""
+        """Write a line, if there is anything to say."""
+        if not view.line:
+            return
         # Carriage returns would fill a log.
         self._stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {view.line}\n")
         self._stream.flush()
 
-    def end(self, view: View) -> None:
-        """Write the last line."""
-        if view.line:
-            self.show(view)
+    end = show
 
 
 class Terminal:
@@ -141,7 +140,7 @@ class Terminal:
         from rich.text import Text
 
         line = Text(view.line, overflow="ellipsis", no_wrap=view.part is not None)
-        if view.is_done:
+        if view.is_done or not view.line:
             return Text(view.line, style="green")
         grid = Table.grid(padding=(0, 1))
         if view.part is None:
