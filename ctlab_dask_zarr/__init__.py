@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.api.add import add_levels as add_levels
     from ctlab_dask_zarr.api.add import labels_to_zarr as labels_to_zarr
     from ctlab_dask_zarr.api.export import dataset_to_raw as dataset_to_raw
+    from ctlab_dask_zarr.api.export import dataset_to_tiff as dataset_to_tiff
+    from ctlab_dask_zarr.api.export import export_dataset as export_dataset
     from ctlab_dask_zarr.api.stores import Problems as Problems
     from ctlab_dask_zarr.api.stores import abort as abort
     from ctlab_dask_zarr.api.stores import check_source as check_source
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.execution.clusters import cluster_resources as cluster_resources
     from ctlab_dask_zarr.execution.progress import Progress as Progress
     from ctlab_dask_zarr.execution.stopping import Stop as Stop
+    from ctlab_dask_zarr.export.staged import ExportResult as ExportResult
     from ctlab_dask_zarr.formats.codecs import array_kwargs as array_kwargs
     from ctlab_dask_zarr.formats.datatype import DataType as DataType
     from ctlab_dask_zarr.formats.history import History as History
@@ -77,7 +80,7 @@ if TYPE_CHECKING:
 #: against this list.
 _HOMES = {
     "api.add": "add_levels labels_to_zarr",
-    "api.export": "dataset_to_raw",
+    "api.export": "dataset_to_raw dataset_to_tiff export_dataset",
     "api.stores": "Problems abort check_source pull push status verify",
     "api.write": "WriteResult commit dataset_to_zarr plan write_dataset",
     "dataset": "Dataset",
@@ -93,6 +96,7 @@ _HOMES = {
     "execution.clusters": "cluster_from_config cluster_resources",
     "execution.progress": "Progress",
     "execution.stopping": "Stop",
+    "export.staged": "ExportResult",
     "formats.codecs": "array_kwargs",
     "formats.datatype": "DataType",
     "formats.history": "History",

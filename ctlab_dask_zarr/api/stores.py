@@ -11,6 +11,7 @@ from ctlab_dask_zarr.api.preparing import Executor, ProgressSink, in_force, repo
 from ctlab_dask_zarr.execution.progress import Progress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import Stop, compute_until
+from ctlab_dask_zarr.export.run import slabs_of
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.manage.discard import AbortResult, abort_write
 from ctlab_dask_zarr.manage.status import WriteStatus, write_status
@@ -21,6 +22,7 @@ from ctlab_dask_zarr.read.source import open_to_compare
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.verification.checks import Verification
+from ctlab_dask_zarr.verification.files import are_files, prepare_file_comparison
 from ctlab_dask_zarr.verification.source import prepare_source_check
 from ctlab_dask_zarr.verification.verify import prepare_verification
 from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
@@ -66,10 +68,11 @@ def verify(
     Parameters
     ----------
     path
-        The store.
+        The store; or files of another format that were exported, if there is a `source`.
     source
-        What it was made from, to compare every voxel and the metadata with. The source itself is
-        compared with its own checksums: MD5 of mango netCDF, receipts of a Zarr store.
+        What it was made from, to compare every voxel and the metadata with; of files, shape, type
+        and voxel size. The source itself is compared with its own checksums: MD5 of mango netCDF,
+        receipts of a Zarr store.
     checksums
         False checks only documents, sizes and the index of each shard, and reads no voxels.
     client, progress, stop, storage_options
@@ -121,7 +124,13 @@ def verify(
                 return found
 
         with reported(progress, noun="checks"):
-            checks = prepare_verification(path, volume, checksums=checksums, resources=resources)
+            if volume is not None and are_files(path):
+                checks = prepare_file_comparison(path, volume, slabs_of(volume))
+                running = started(client)
+            else:
+                checks = prepare_verification(
+                    path, volume, checksums=checksums, resources=resources
+                )
             for note in checks.notes:
                 warnings.warn(shown(note), stacklevel=3)
             reading = f"{os.fspath(path)} was not verified to the end"

@@ -59,3 +59,21 @@ class FlatKind(Kind, Protocol):
 
         Returns the byte at which the voxels begin, in C order, and their dtype in the file.
         """
+
+
+@runtime_checkable
+class JoinedKind(SlabKind, Protocol):
+    """Files that become one file when all of them are there; only that one is published."""
+
+    is_folder: bool
+
+    def join(self, paths: Sequence[str], path: str) -> None:
+        """Make the one file at a path at which nothing is, of the files in their order."""
+
+
+@runtime_checkable
+class HeaderKind(Kind, Protocol):
+    """One file of voxels, with a header in a file of its own beside it."""
+
+    def header_file(self) -> tuple[str, bytes]:
+        """Return name and content of the header."""

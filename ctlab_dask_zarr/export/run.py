@@ -67,7 +67,7 @@ def prepare_export(
     destination = Destination.at(os.path.join(os.path.realpath(folder), name))
     refuse_contradictions(resume, restart)
     refuse_place(destination, volume.source)
-    source = _slabs(volume)
+    source = slabs_of(volume)
     blocks = Blocks.of(volume, source)
     settings = {"shape": list(volume.shape), "dtype": str(blocks.dtype), **kind.settings()}
     if not blocks.are_slabs or isinstance(kind, FlatKind):
@@ -83,7 +83,7 @@ def prepare_export(
     return PreparedExport(graph, request, total)
 
 
-def _slabs(volume: Volume) -> SourceGraph:
+def slabs_of(volume: Volume) -> SourceGraph:
     """Return the graph of a volume, of one that was opened in slabs that are read together."""
     data, source = volume.data, volume.source
     if source is not None and data.ndim > 1:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from ctlab_dask_zarr.errors import (
     MetadataError,
     StagingExistsError,
 )
-from ctlab_dask_zarr.export.kind import Kind
+from ctlab_dask_zarr.export.kind import HeaderKind, JoinedKind, Kind
 from ctlab_dask_zarr.planning.identity import requested_difference, source_difference
 from ctlab_dask_zarr.planning.occupied import (
     refuse_long_name,
@@ -241,8 +241,9 @@ def commit(staged: StagedExport, sources: Iterable[Any]) -> ExportResult:
                 f"{store.root}"
             )
         _remove_temporary(staged)
+        only_file = _joined(staged, names) if isinstance(kind, JoinedKind) else names[0]
         files.sync_folder(store.root)
-        _publish(staged, store.path(names[0]), folder)
+        _publish(staged, store.path(only_file), folder)
     elif destination.staged_plan().get("run_id") not in (request.run_id, None):
         raise StagingExistsError(
             f"another export has removed {store.root}, in which this one was staged: check whether "
@@ -254,13 +255,28 @@ def commit(staged: StagedExport, sources: Iterable[Any]) -> ExportResult:
         if destination.staged_plan().get("staging_id") == staged.staging_id:
             destination.discard_staging()
     places = [os.path.join(path, name) for name in names] if kind.is_folder else [path]
+    if isinstance(kind, HeaderKind):
+        places.append(os.path.join(folder, kind.header_file()[0]))
     return ExportResult(path, len(places), sum(files.stat(place)[0] for place in places))
+
+
+def _joined(staged: StagedExport, names: Sequence[str]) -> str:
+    """Make one file of all, unless a commit that died has made it, and return its name."""
+    kind, joined = staged.request.kind, "joined"
+    if isinstance(kind, JoinedKind) and not staged.has(joined):
+        with staged.new_file(joined) as path:
+            kind.join([staged.store.path(name) for name in names], path)
+    return joined
 
 
 def _publish(staged: StagedExport, only_file: str, folder: str) -> None:
     destination, files = staged.request.destination, staged.request.destination.files
     path = destination.path
-    if not staged.request.kind.is_folder:
+    kind = staged.request.kind
+    if not kind.is_folder:
+        if isinstance(kind, HeaderKind):
+            # Before the voxels, so that these are never there without it.
+            Store(folder, files).put(*kind.header_file())
         files.rename(only_file, path)
         files.sync_folder(folder)
         remove_tree(files, staged.store.root)
@@ -295,13 +311,23 @@ def occupied_problem(destination: Destination, kind: Kind, *, overwrite: bool) -
         return (
             f"{path} would be inside {store}, which is a Zarr store: choose a place outside of it"
         )
+    advice = "choose another name, or replace it with overwrite=True (--overwrite)"
+    if isinstance(kind, HeaderKind):
+        name, content = kind.header_file()
+        header = os.path.join(os.path.dirname(path), name)
+        there = files.kind(header)
+        # A commit may have died after it put the header.
+        is_own = there == "file" and files.stat(header)[0] == len(content)
+        if there is not None and not (is_own and files.read(header) == content):
+            if not overwrite:
+                return f"{header} exists: {advice}"
+            if there != "file":
+                return f"{header} exists and is not replaced: it is no file"
     found = files.kind(path)
     if found is None:
         return None
     if not overwrite:
-        return (
-            f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)"
-        )
+        return f"{path} exists: {advice}"
     why = None
     if found == "link":
         why = "it is a symbolic link, give the path that it points to"

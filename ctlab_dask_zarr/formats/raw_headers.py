@@ -116,6 +116,63 @@ def parse_nrrd(text: str) -> RawHeader:
     )
 
 
+def nrrd_header(
+    shape: Shape,
+    dtype: np.dtype[Any],
+    voxel_size: Sequence[float],
+    unit: VoxelUnit,
+    origin: Sequence[float],
+    data_file: str | None = None,
+) -> str:
+    """Return the header of raw, little-endian voxels in C order; lengths are in the order z, y, x.
+
+    With `data_file`, the header is one of its own (``.nhdr``); else the voxels follow it. Raises
+    `UnsupportedFormatError` for a dtype that NRRD does not have.
+
+    Examples
+    --------
+    >>> size, origin = (3, 2, 1.5), (6, 0, 0)
+    >>> print(nrrd_header((3, 40, 50), np.dtype("u2"), size, VoxelUnit.UM, origin, "a.raw"))
+    NRRD0004
+    type: uint16
+    dimension: 3
+    space: left-posterior-superior
+    sizes: 50 40 3
+    space directions: (1.5,0,0) (0,2.0,0) (0,0,3.0)
+    kinds: domain domain domain
+    endian: little
+    encoding: raw
+    space units: "um" "um" "um"
+    space origin: (0.0,0.0,6.0)
+    data file: a.raw
+    <BLANKLINE>
+    """
+    ndim = len(shape)
+    key = dtype.newbyteorder("=").str[1:]
+    if key not in _NRRD_TYPES:
+        raise UnsupportedFormatError(f"NRRD has no voxels of type {dtype}")
+    # Readers split the vectors at spaces, so they have none inside.
+    vectors = (
+        ",".join(str(float(length)) if n == axis else "0" for n in range(ndim))
+        for axis, length in enumerate(reversed(voxel_size))
+    )
+    lines = {
+        "type": _NRRD_TYPES[key] if dtype.kind == "f" else dtype.name,
+        "dimension": str(ndim),
+        # Slicer turns volumes round whose space it does not know.
+        **({"space": "left-posterior-superior"} if ndim == 3 else {"space dimension": str(ndim)}),
+        "sizes": " ".join(map(str, reversed(shape))),
+        "space directions": " ".join(f"({vector})" for vector in vectors),
+        "kinds": " ".join(["domain"] * ndim),
+        "endian": "little",
+        "encoding": "raw",
+        "space units": " ".join([f'"{unit}"'] * ndim),
+        "space origin": f"({','.join(str(float(first)) for first in reversed(origin))})",
+        **({} if data_file is None else {"data file": data_file}),
+    }
+    return "NRRD0004\n" + "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
 def parse_metaimage(text: str) -> RawHeader:
     """Parse the header of a MetaImage, up to its ``ElementDataFile``.
 

@@ -160,7 +160,7 @@ class SourceComparison:
             assert self._found is not None
             assert self._found.source is not None
             stored, mask_value = self._found.source, self._found.mask_value
-            check = partial(_check_block, topic_of(checks.token), stored, mask_value)
+            check = partial(check_block, topic_of(checks.token), stored, mask_value)
             name = f"compare-block-{checks.token}"
             checks.keys += add_block_tasks(checks.tasks, self._blocks, check, name)
             checks.nbytes += int(self._source.data.nbytes)
@@ -214,7 +214,7 @@ def _compare_rows(
     return found
 
 
-def _check_block(
+def check_block(
     topic: str,
     stored: Source,
     mask_value: Number | None,
@@ -222,5 +222,6 @@ def _check_block(
     shape: Shape,
     block: Any,
 ) -> list[Finding]:
+    """Compare a block with the same region of what is stored, and report progress."""
     nbytes = prod(shape) * stored.dtype.itemsize
     return reported(topic, nbytes, block_problems, stored, mask_value, start, shape, block)

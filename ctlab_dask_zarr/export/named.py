@@ -1,0 +1,60 @@
+"""Which kind of output a name stands for."""
+
+from __future__ import annotations
+
+import os
+
+from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.export.hdf5 import CompressedHDF5Kind, HDF5Kind
+from ctlab_dask_zarr.export.kind import Kind
+from ctlab_dask_zarr.export.nrrd import NrrdKind
+from ctlab_dask_zarr.export.raw import RawKind
+from ctlab_dask_zarr.export.tiff import TiffSlicesKind, TiffStackKind
+from ctlab_dask_zarr.volume import Volume
+
+TIFF_ENDINGS = (".tif", ".tiff")
+_HDF5_ENDINGS = (".h5", ".hdf5", ".nxs")
+_HEADER_ENDING = ".nhdr"
+#: Names for messages, and what they stand for.
+_EXAMPLES = {
+    "slices/": "a folder of TIFF, a file for each slice",
+    "scan.tif": "one TIFF",
+    "scan.ome.tif": "one OME-TIFF",
+    "scan.nhdr": "raw voxels with a header of NRRD beside them",
+    "scan.raw": "raw voxels without a header",
+    "scan.h5": "HDF5 (NeXus)",
+}
+
+
+def kind_named(
+    volume: Volume, path: str | os.PathLike[str], compression_level: int = 0
+) -> tuple[Kind, str]:
+    """Return the kind that a name stands for, and the path of its voxels.
+
+    Raises
+    ------
+    InvalidArgumentError
+        No kind has such a name, or it cannot hold these voxels, or not compressed.
+    """
+    text = os.fspath(path)
+    name = text.lower()
+    if compression_level and not name.endswith(_HDF5_ENDINGS):
+        raise InvalidArgumentError(
+            f"{text} would not be compressed: compression_level={compression_level} is for HDF5"
+        )
+    if name.endswith("/"):
+        return TiffSlicesKind.of(volume), text.rstrip("/")
+    if name.endswith(TIFF_ENDINGS):
+        is_ome = os.path.splitext(name)[0].endswith(".ome")
+        return TiffStackKind.of(volume, ome=is_ome), text
+    if name.endswith(_HDF5_ENDINGS):
+        level = compression_level
+        return CompressedHDF5Kind.of(volume, level) if level else HDF5Kind.of(volume), text
+    if name.endswith(_HEADER_ENDING):
+        data = f"{text[: -len(_HEADER_ENDING)]}.raw"
+        return NrrdKind.of(volume, os.path.basename(text), os.path.basename(data)), data
+    if name.endswith(".raw"):
+        return RawKind(volume.shape, volume.dtype), text
+    names = "; ".join(f"{name} is {what}" for name, what in _EXAMPLES.items())
+    zarr = "; a Zarr store is written by `convert` and dataset_to_zarr" * (".zarr" in name)
+    raise InvalidArgumentError(f"{text!r} is a name of no kind of output: {names}{zarr}")
