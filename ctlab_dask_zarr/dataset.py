@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.mango import new_dataset_id
-from ctlab_dask_zarr.volume import Volume
+from ctlab_dask_zarr.interop.derivable import DerivableVolume
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import xarray as xr
     from dask.delayed import Delayed
+    from PIL.Image import Image
 
-    from ctlab_dask_zarr.interop.masked import MaskedMethod
 
-
-class Dataset(Volume):
+class Dataset(DerivableVolume):
     """A lazy dask array and what is known about it.
 
     Each parameter is an attribute too, which cannot be set: `from_modified` makes a new dataset.
@@ -28,13 +28,14 @@ class Dataset(Volume):
     Parameters
     ----------
     data
-        The voxels, a dask array of two or three axes.
+        The voxels, a dask or NumPy array of two or three axes.
     dimension_names
-        One name for each axis, usually ``("z", "y", "x")``.
+        One name for each axis; by default ``("z", "y", "x")``, or the last two of them.
     voxel_unit
         Unit of `voxel_size`: a `VoxelUnit` or its name.
     voxel_size
-        Edge lengths of a voxel, in the order of `dimension_names`.
+        Edge lengths of a voxel in the order of `dimension_names`, or one for all axes; or text that
+        says the unit too, as ``"2.5um"``.
     datatype
         The mango data type, or its name; None if it is not known.
     history
@@ -59,11 +60,7 @@ class Dataset(Volume):
     Examples
     --------
     >>> import dask.array as da
-    >>> ds = Dataset(
-    ...     da.zeros((4, 5, 6), dtype="uint16"), dimension_names=("z", "y", "x"),
-    ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
-    ... )
-    >>> ds
+    >>> Dataset(da.zeros((4, 5, 6), dtype="uint16"), voxel_size="2.5um", datatype="tomo")
     <Dataset tomo (z: 4, y: 5, x: 6) uint16, voxel 2.5 um>
     """
 
@@ -144,208 +141,65 @@ class Dataset(Volume):
             vars(dataset)["dataset_id"] = None
         return dataset_to_zarr(dataset, path, dataset_id=dataset_id, compute=compute, **kwargs)
 
-    def map_masked(
-        self,
-        func: Callable[..., Any],
-        *,
-        method: MaskedMethod = "linear",
-        depth: int | tuple[int, ...] | None = None,
-        datatype: DataType | str | None = None,
-        history_key: str | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Return a new, lazy dataset whose valid voxels went through a filter.
-
-        Masked voxels, and NaN of floats, never enter a value, and are masked in the result.
+    @classmethod
+    def from_array(cls, array: Any, *, chunks: Any = "auto", **facts: Any) -> Self:
+        """Return any array as a dataset: of NumPy, dask, h5py, Zarr, xarray, or one that slices.
 
         Parameters
         ----------
-        func
-            Takes a block and returns one of its shape: `scipy.ndimage.gaussian_filter`.
-        method
-            How the mask is kept out. Where `func` makes NaN, the result is masked.
-
-            ``'linear'``: masked voxels count as zero, and the result is divided by the share of the
-            kernel's weight that lies on valid voxels (normalised convolution; Knutsson and Westin,
-            1993). For smoothing, which is linear filters with weights that are not negative and add
-            up to one: Gaussian, uniform. Derivatives are refused. A median is not linear, but that
-            cannot be seen: its result is wrong.
-
-            ``'pointwise'``: `func` gets the valid voxels alone, as one row. For functions of one
-            voxel.
-
-            ``'nan'``: `func` gets masked voxels as NaN. For functions that leave NaN out, such as
-            `scipy.ndimage.generic_filter` with `numpy.nanmedian`, and for derivatives, such as
-            `scipy.ndimage.sobel` and `gaussian_laplace`: voxels whose window meets the mask are
-            masked. Wrong for running sums such as `uniform_filter`, which carry NaN along a whole
-            line, and for sorting such as `median_filter`, which cannot order NaN.
-        depth
-            How many voxels the filter looks to each side: one number for all axes, or one each; for
-            a Gaussian ``int(4 * sigma + 0.5)``. It has to be given where there are several blocks;
-            if it is too small, seams between them are visible.
-        datatype
-            The mango data type of the result; by default that of this dataset. Integers are
-            rounded, and negative values become 0 in unsigned types: for derivatives use
-            ``'tomo_float'``.
-        history_key
-            Key of the entry that is added to the history; by default the time and the name of
-            `func`.
-        **kwargs
-            For `func`.
+        array
+            The voxels, two or three axes. What is not in memory stays where it is, and open.
+        chunks
+            The blocks of the dask array, as `dask.array.from_array` takes them.
+        **facts
+            What `Dataset` takes: ``voxel_size="2.5um"``, ``datatype``, ``origin``, ... The axes
+            have the names that xarray gives them; its coordinates are for `from_xarray`.
 
         Raises
         ------
         InvalidArgumentError
-            An argument is wrong. When it is computed: `func` changes the shape, makes NaN that the
-            data type cannot hold, or does not smooth with ``method='linear'``.
+            It is no array, or a fact is wrong or missing.
 
         Examples
         --------
-        >>> import dask.array as da, numpy as np
-        >>> from scipy.ndimage import uniform_filter
-        >>> ds = Dataset(
-        ...     da.from_array(np.array([[4, 8, 65535, 6]], "uint16")), dimension_names=("y", "x"),
-        ...     voxel_unit="um", voxel_size=(2.5, 2.5), datatype="tomo",
-        ... )
-        >>> ds.map_masked(uniform_filter, depth=(0, 1), size=(1, 3)).data.compute().tolist()
-        [[5, 6, 65535, 6]]
+        >>> import numpy as np
+        >>> Dataset.from_array(np.zeros((4, 5, 6), "uint16"), voxel_size="2.5um")
+        <Dataset (z: 4, y: 5, x: 6) uint16, voxel 2.5 um>
         """
-        from ctlab_dask_zarr.interop.masked import map_masked
+        from ctlab_dask_zarr.read.arrays import volume_from_array
 
-        return type(self)._of(map_masked(self, func, method, depth, datatype, history_key, kwargs))
+        return cls._of(volume_from_array(array, chunks=chunks, **facts))
 
-    def __getitem__(self, index: Any) -> Self:
-        """Return a part of the dataset as a dataset of its own, still lazy.
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """Return the voxels in memory, as ``numpy.asarray(scan)`` asks for them."""
+        return np.asarray(self.data, dtype)
 
-        Its origin is where its voxels lie, its identifier that of the dataset with ``_crop``, and
-        its history has an entry that says which voxels it has.
+    def preview(
+        self, path: str | os.PathLike[str] | None = None, *, size: int = 512, **options: Any
+    ) -> Image:
+        """Return a picture of the slices through the middle: see `ctlab_dask_zarr.preview`."""
+        from ctlab_dask_zarr.views.preview import preview
+
+        return preview(self, path, size=size, **options)
+
+    def plot(self, axes: Any = None, *, size: int = 512, **imshow: Any) -> Any:
+        """Plot the slices through the middle with matplotlib, along axes in `voxel_unit`.
 
         Parameters
         ----------
-        index
-            Slices of step 1 and whole numbers, in the order of the axes; a whole number leaves its
-            axis out, and two axes have to remain.
+        axes
+            As many matplotlib axes as there are slices: three, or one for two axes. By default a
+            new figure.
+        size
+            Voxels along the longest edge; if a store has levels, a coarser one is read.
+        **imshow
+            For `matplotlib.axes.Axes.imshow`, as ``cmap="viridis"``.
 
-        Raises
-        ------
-        InvalidArgumentError
-            Nothing is there, or not all of it.
-
-        Examples
-        --------
-        >>> import dask.array as da
-        >>> ds = Dataset(
-        ...     da.zeros((40, 50, 60), dtype="uint16"), dimension_names=("z", "y", "x"),
-        ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
-        ... )
-        >>> part = ds[10:20, :, 30:]
-        >>> part, part.origin
-        (<Dataset tomo (z: 10, y: 50, x: 30) uint16, voxel 2.5 um>, (25.0, 0.0, 75.0))
+        Returns the axes. Raises `MissingExtraError` without matplotlib.
         """
-        from ctlab_dask_zarr.interop.crop import cropped
+        from ctlab_dask_zarr.views.plot import plot
 
-        return type(self)._of(cropped(self, index))
-
-    def crop(self, **ranges: slice | tuple[int, int]) -> Self:
-        """Return a part of the dataset, by ranges of voxels along named axes.
-
-        Parameters
-        ----------
-        **ranges
-            First voxel and the one after the last, as in ``scan.crop(z=(100, 200))``, or a slice;
-            axes that are not named stay whole.
-
-        Raises
-        ------
-        InvalidArgumentError
-            There is no such axis, or a range is not inside it.
-
-        Examples
-        --------
-        >>> import dask.array as da
-        >>> ds = Dataset(
-        ...     da.zeros((40, 50, 60), dtype="uint16"), dimension_names=("z", "y", "x"),
-        ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
-        ... )
-        >>> ds.crop(z=(10, 20)).shape
-        (10, 50, 60)
-        """
-        from ctlab_dask_zarr.interop.crop import by_name
-
-        slices = {n: slice(*r) if isinstance(r, tuple | list) else r for n, r in ranges.items()}
-        return self[tuple(by_name(self, slices, "crop"))]
-
-    def sel(self, **positions: slice | float) -> Self:
-        """Return a part of the dataset, by positions along named axes in `voxel_unit`.
-
-        Parameters
-        ----------
-        **positions
-            ``z=slice(0.5, 1.2)`` takes the voxels whose centres lie there, both ends included, as
-            xarray does; ``z=0.5`` takes the nearest plane. Positions begin at `origin`.
-
-        Raises
-        ------
-        InvalidArgumentError
-            There is no such axis, or no voxel there; the message says where the axis begins and
-            ends.
-
-        Examples
-        --------
-        >>> import dask.array as da
-        >>> ds = Dataset(
-        ...     da.zeros((40, 50, 60), dtype="uint16"), dimension_names=("z", "y", "x"),
-        ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
-        ... )
-        >>> ds.sel(z=slice(10, 20), x=slice(None, 50)).shape
-        (5, 50, 21)
-        """
-        from ctlab_dask_zarr.interop.crop import selected
-
-        return type(self)._of(selected(self, positions))
-
-    def binned(self, factor: int = 2, *, method: str | None = None) -> Self:
-        """Return the dataset with voxels `factor` times as large along each axis, still lazy.
-
-        The rules are those of levels: masked voxels do not enter a mean (docs/pyramids.md).
-
-        Parameters
-        ----------
-        factor
-            2, 4, 8 or another power of two.
-        method
-            ``'mean'``, ``'mode'``, ``'nearest'`` or ``'max'``; by default that of levels.
-
-        Raises `InvalidArgumentError` for another factor, or a method that does not fit the voxels.
-        """
-        from ctlab_dask_zarr.interop.resample import binned
-
-        return type(self)._of(binned(self, factor, method))
-
-    def rescaled(
-        self,
-        dtype: Any,
-        *,
-        window: tuple[float, float] | None = None,
-        values: tuple[float, float] | None = None,
-    ) -> Self:
-        """Return the dataset with its grey values in another dtype, still lazy.
-
-        Parameters
-        ----------
-        dtype
-            ``'uint8'``, ``'uint16'`` (data type tomo) or ``'float32'`` (tomo_float). Masked voxels
-            stay masked: the mask value of that type, and 0 in uint8, whose valid voxels begin at 1.
-        window, values
-            For integers: which greys to keep, as percentiles of the valid voxels of 16 planes
-            (``(0.5, 99.5)``; all by default), or as values. What lies outside becomes the first or
-            the last one.
-
-        Raises `InvalidArgumentError` for classes, another dtype, or limits that are not in order.
-        """
-        from ctlab_dask_zarr.interop.resample import rescaled
-
-        return type(self)._of(rescaled(self, dtype, window, values))
+        return plot(self, axes, size, imshow)
 
     def to_xarray(self) -> xr.DataArray:
         """Return the volume, still lazy, as a `xarray.DataArray`; coordinates begin at `origin`."""
@@ -378,7 +232,7 @@ class Dataset(Volume):
             Other axes, coordinates that are not regular, units that are not lengths or differ,
             or attributes that cannot be read.
         """
-        from ctlab_dask_zarr.interop.xarray import volume_from_xarray
+        from ctlab_dask_zarr.read.arrays import volume_from_xarray
 
         return cls._of(volume_from_xarray(array, datatype=datatype))
 
@@ -387,10 +241,3 @@ class Dataset(Volume):
         from ctlab_dask_zarr.views.card import dataset_card
 
         return dataset_card(self)
-
-    @classmethod
-    def _of(cls, volume: Volume) -> Self:
-        """Return a record as a dataset; both share the same data."""
-        dataset = cls.__new__(cls)
-        dataset.__dict__.update(volume.__dict__)
-        return dataset

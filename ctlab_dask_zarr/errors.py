@@ -6,7 +6,7 @@ Every class also derives from the built-in exception that Python programmers exp
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ctlab_dask_zarr.text import shown
 
@@ -102,3 +102,30 @@ class VerificationError(CTLabError, ValueError):
     """A dataset is not what it should be; `problems` has all that was found."""
 
     exit_code = 3
+
+
+def is_delayed(value: Any) -> bool:
+    """Whether a value is one of dask.delayed, which has every attribute that it is asked for."""
+    return type(value).__module__ == "dask.delayed"
+
+
+def no_dataset(value: Any, argument: str, wanted: str = "a Dataset") -> InvalidArgumentError:
+    """Return the error for what stands in place of a dataset: it shows the line to write."""
+    kind = type(value)
+    home = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]} "
+    return InvalidArgumentError(
+        f"{argument} is a {home}{kind.__name__}, where {wanted} is needed: write {_line(value)}"
+    )
+
+
+def _line(value: Any) -> str:
+    """Return what makes a dataset of a value."""
+    kind = type(value)
+    if kind.__module__.startswith("xarray.") and kind.__name__ != "DataArray":
+        name = next(iter(getattr(value, "data_vars", ())), "tomo")
+        return f"Dataset.from_xarray(ds[{name!r}]), for one of its variables"
+    if is_delayed(value):
+        return "Dataset(da.from_delayed(value, shape, dtype), ...), after `import dask.array as da`"
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return "Dataset.from_path(path), for what is stored at a path"
+    return "Dataset.from_array(array, voxel_size='2.5um'), with the size of its voxels"

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, cast
 
-from ctlab_dask_zarr.errors import InvalidArgumentError
+import numpy as np
+
+from ctlab_dask_zarr.errors import InvalidArgumentError, is_delayed, no_dataset
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.units import (
     VoxelUnit,
+    given_size,
     size_text,
     validated_axes,
     validated_origin,
@@ -21,6 +24,7 @@ from ctlab_dask_zarr.text import shown
 
 if TYPE_CHECKING:
     import dask.array as da
+    import numpy.typing as npt
 
     from ctlab_dask_zarr.formats.history import History, HistoryValue
     from ctlab_dask_zarr.formats.problems import Problem
@@ -107,11 +111,11 @@ class Volume:
 
     def __init__(
         self,
-        data: da.Array,
+        data: da.Array | npt.NDArray[Any],
         *,
-        dimension_names: Sequence[str],
-        voxel_unit: VoxelUnit | str,
-        voxel_size: Sequence[float],
+        dimension_names: Sequence[str] | None = None,
+        voxel_unit: VoxelUnit | str | None = None,
+        voxel_size: Sequence[float] | float | str,
         datatype: DataType | str | None = None,
         history: Mapping[str, HistoryValue] | None = None,
         dataset_id: str | None = None,
@@ -121,9 +125,21 @@ class Volume:
         is_discrete: bool | None = None,
         identity: str | None = None,
     ) -> None:
+        if isinstance(data, np.ndarray):
+            import dask.array as da
+
+            data = cast("da.Array", da.from_array(data))
         if is_delayed(data) or not hasattr(data, "dask"):
-            raise no_dataset(data, "data", "dask array")
+            raise no_dataset(data, "data", "a dask array")
         self.data = data
+        voxel_size, voxel_unit = given_size(voxel_size, voxel_unit)
+        if voxel_unit is None:
+            raise InvalidArgumentError(
+                f"the voxel size {voxel_size} has no unit: write voxel_size='2.5um', or "
+                "voxel_unit='um' beside it"
+            )
+        if dimension_names is None:
+            dimension_names = ("z", "y", "x")[-data.ndim :]
         self.dimension_names, self.voxel_size = validated_axes(
             dimension_names, voxel_size, data.ndim
         )
@@ -160,7 +176,7 @@ class Volume:
         source: Volume,
         *,
         data: da.Array | None = None,
-        voxel_size: Sequence[float] | None = None,
+        voxel_size: Sequence[float] | float | str | None = None,
         voxel_unit: VoxelUnit | str | None = None,
         dimension_names: Sequence[str] | None = None,
         datatype: DataType | str | None = None,
@@ -188,9 +204,11 @@ class Volume:
         datatype
             Another data type also decides `is_discrete`, unless that is given.
         history_entry, history_key
-            An entry to add, and its key (``YYYYMMDD_HHMMSS_modification`` by default).
+            An entry to add, and its key (``YYYYMMDD_HHMMSS_modification`` by default). Other voxels
+            get an entry that names the identifier of `source`, if none is given.
         dataset_id_suffix
-            Makes the identifier ``<id>_<suffix>``; ignored where the source has none.
+            Makes the identifier ``<id>_<suffix>``; ignored where the source has none. Other voxels
+            have the suffix ``modified``, unless a suffix or an identifier is given.
         identity
             As in `Dataset`; by default that of `source`, if the voxels are the same.
         extra_attrs
@@ -200,11 +218,18 @@ class Volume:
             raise no_dataset(source, "source")
         is_same_data = data is None
         data = source.data if data is None else data
-        size = source.voxel_size if voxel_size is None else voxel_size
+        voxel_size, voxel_unit = given_size(voxel_size, voxel_unit)
+        size: Any = source.voxel_size if voxel_size is None else voxel_size
         history = source.history
+        if not is_same_data and history_entry is None:
+            history_entry = {"operation": "other voxels"}
+            if source.dataset_id is not None:
+                history_entry["dataset_id"] = source.dataset_id
         if history_entry is not None:
             default = f"{datetime.now():%Y%m%d_%H%M%S}_modification"
             history[history_key or unused_key(default, history)] = history_entry
+        if dataset_id is None and not is_same_data:
+            dataset_id_suffix = dataset_id_suffix or "modified"
         dataset_id = source.dataset_id if dataset_id is None else dataset_id
         if dataset_id is not None and dataset_id_suffix is not None:
             dataset_id = f"{dataset_id}_{dataset_id_suffix}"
@@ -336,38 +361,3 @@ def copied_mapping(name: str, mapping: Mapping[str, Any] | None) -> dict[str, An
             f"{name} is a {type(mapping).__name__}, where a mapping of names is needed"
         )
     return copy.deepcopy(dict(mapping or {}))
-
-
-def is_delayed(value: Any) -> bool:
-    """Whether a value is one of dask.delayed, which has every attribute that it is asked for."""
-    return type(value).__module__ == "dask.delayed"
-
-
-def no_dataset(value: Any, argument: str, wanted: str = "Dataset") -> InvalidArgumentError:
-    """Return the error for what stands in place of a dataset: it shows the line to write."""
-    kind = type(value)
-    home = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]} "
-    return InvalidArgumentError(
-        f"{argument} is a {home}{kind.__name__}, where a {wanted} is needed: write {_line(value)}"
-    )
-
-
-def _line(value: Any) -> str:
-    """Return what makes a dataset of a value."""
-    kind = type(value)
-    if kind.__module__.startswith("xarray."):
-        if kind.__name__ == "DataArray":
-            return "Dataset.from_xarray(array)"
-        name = next(iter(getattr(value, "data_vars", ())), "tomo")
-        return f"Dataset.from_xarray(ds[{name!r}]), for one of its variables"
-    if is_delayed(value):
-        return "Dataset(da.from_delayed(value, shape, dtype), ...), after `import dask.array as da`"
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        return "Dataset.from_path(path), for what is stored at a path"
-    n_axes = 2 if len(value.shape) == 2 else 3
-    data = "data" if hasattr(value, "dask") else "da.from_array(data)"
-    imports = "" if hasattr(value, "dask") else ", after `import dask.array as da`"
-    return (
-        f"Dataset({data}, dimension_names={('z', 'y', 'x')[-n_axes:]}, voxel_unit='um', "
-        f"voxel_size={(2.5,) * n_axes}), with the size of its voxels{imports}"
-    )

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
-import numpy as np
 
 from ctlab_dask_zarr.api.preparing import (
     Executor,
@@ -21,20 +20,26 @@ from ctlab_dask_zarr.api.preparing import (
     run_reported,
     started,
 )
-from ctlab_dask_zarr.errors import InvalidArgumentError, UnsupportedFormatError
+from ctlab_dask_zarr.errors import (
+    InvalidArgumentError,
+    UnsupportedFormatError,
+    is_delayed,
+    no_dataset,
+)
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
+from ctlab_dask_zarr.read.arrays import says_voxel_size, volume_from_array, volume_from_xarray
 from ctlab_dask_zarr.read.zarr import open_volume, read_store_metadata
 from ctlab_dask_zarr.read.zarr_source import ZarrSource
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import drop_consolidated
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.store.store import files_at, storage_options_in_force
-from ctlab_dask_zarr.volume import Volume, no_dataset
+from ctlab_dask_zarr.volume import Volume
 from ctlab_dask_zarr.write.extend import (
     halved_levels,
     images_to_extend,
@@ -154,8 +159,8 @@ def labels_to_zarr(
     Parameters
     ----------
     labels
-        Integers with the image's shape: a `Dataset` with the image's voxel size, or an array of
-        dask or NumPy.
+        Integers with the image's shape: a `Dataset` or a `xarray.DataArray` with the image's voxel
+        size, or an array of dask, NumPy, h5py or Zarr.
     image_path
         The OME-Zarr 0.5 image.
     name
@@ -262,6 +267,8 @@ def prepare_labels(
 
 def _labels_dataset(labels: Any, image: Volume) -> Any:
     """Return labels as a dataset in the image's unit; an array gets the image's voxels."""
+    if says_voxel_size(labels):
+        labels = volume_from_xarray(labels)
     if isinstance(labels, Volume):
         units = (labels.voxel_unit, image.voxel_unit)
         if VoxelUnit.VOXEL in units:
@@ -270,11 +277,9 @@ def _labels_dataset(labels: Any, image: Volume) -> Any:
         return Volume.from_modified(labels, voxel_size=size, voxel_unit=image.voxel_unit)
     if hasattr(labels, "dimension_names"):
         return labels
-    if isinstance(labels, np.ndarray):
-        labels = da.from_array(labels)
-    if not hasattr(labels, "dask"):
+    if is_delayed(labels) or not hasattr(labels, "dtype"):
         raise no_dataset(labels, "labels")
-    return Volume(
+    return volume_from_array(
         labels,
         dimension_names=image.dimension_names,
         voxel_unit=image.voxel_unit,

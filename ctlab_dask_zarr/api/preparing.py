@@ -34,10 +34,10 @@ from ctlab_dask_zarr.planning.resolve import (
     refuse_contradictions,
     resolve_destination,
 )
+from ctlab_dask_zarr.read.arrays import given_volume
 from ctlab_dask_zarr.settings import setting
 from ctlab_dask_zarr.text import nbytes_text
 from ctlab_dask_zarr.views.progress import ProgressDisplay, outlet_for
-from ctlab_dask_zarr.volume import is_delayed, no_dataset
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare
 from ctlab_dask_zarr.write.run import run
 from ctlab_dask_zarr.write.staging.commit import CommitResult
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from ctlab_dask_zarr.execution.stopping import Stop
-    from ctlab_dask_zarr.volume import Volume
+from ctlab_dask_zarr.volume import Volume
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,8 +74,9 @@ def bound(record: Callable[..., T], given: Mapping[str, Any]) -> T:
     return record(**{name: given[name] for name in parameters_of(record) if name in given})
 
 
-def bound_write(given: Mapping[str, Any]) -> tuple[WriteOptions, RunOptions]:
-    """Return the arguments of `dataset_to_zarr`: what is written, and how."""
+def bound_write(given: Mapping[str, Any]) -> tuple[Any, WriteOptions, RunOptions]:
+    """Return the arguments of `dataset_to_zarr`: the dataset, as what it is written, and how."""
+    dataset = given_volume(given["dataset"], "dataset")
     ignored = [name for name in ("chunk_size_mb", "max_shard_size_mb") if given[name] is not None]
     if ignored:
         warnings.warn(
@@ -85,7 +86,7 @@ def bound_write(given: Mapping[str, Any]) -> tuple[WriteOptions, RunOptions]:
             stacklevel=3,
         )
     refuse_other_meanings(given["extra_attrs"], given.keys() - {"dataset", "path", "extra_attrs"})
-    return bound(WriteOptions, given), bound(RunOptions, given)
+    return dataset, bound(WriteOptions, given), bound(RunOptions, given)
 
 
 def takes_arguments_of(
@@ -102,8 +103,8 @@ def takes_arguments_of(
         def called(*args: P.args, **kwargs: P.kwargs) -> T:
             given = own.bind(*args, **kwargs)
             given.apply_defaults()
-            dataset, path = given.arguments["dataset"], given.arguments["path"]
-            return function(dataset, path, *bound_write(given.arguments))
+            dataset, options, how = bound_write(given.arguments)
+            return function(dataset, given.arguments["path"], options, how)
 
         names = ("__module__", "__name__", "__qualname__", "__doc__")
         update_wrapper(called, function, assigned=names)
@@ -192,9 +193,6 @@ def _with_settings(options: WriteOptions) -> WriteOptions:
 
 def analysed_source(dataset: Volume) -> SourceGraph:
     """Return the graph of a dataset's voxels, or raise if it cannot be written."""
-    is_array = hasattr(dataset, "dtype") and not hasattr(dataset, "dimension_names")
-    if is_delayed(dataset) or is_array or not hasattr(dataset, "data"):
-        raise no_dataset(dataset, "dataset")
     data: Any = dataset.data
     if not is_dask_collection(data) or not hasattr(data, "chunks"):
         raise InvalidArgumentError(

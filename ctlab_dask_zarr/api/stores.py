@@ -18,6 +18,7 @@ from ctlab_dask_zarr.manage.status import WriteStatus, write_status
 from ctlab_dask_zarr.manage.transfer import CopyResult, copy_dataset
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import existing_write, resolve_destination
+from ctlab_dask_zarr.read.arrays import given_volume
 from ctlab_dask_zarr.read.source import open_to_compare
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.text import shown
@@ -25,7 +26,7 @@ from ctlab_dask_zarr.verification.checks import Verification
 from ctlab_dask_zarr.verification.files import are_files, prepare_file_comparison
 from ctlab_dask_zarr.verification.source import prepare_source_check
 from ctlab_dask_zarr.verification.verify import prepare_verification
-from ctlab_dask_zarr.volume import Volume, is_delayed, no_dataset
+from ctlab_dask_zarr.volume import Volume
 
 
 class Problems(list[Problem]):
@@ -113,8 +114,8 @@ def verify(
     """
     with storage_options_in_force(storage_options):
         volume = open_to_compare(source) if isinstance(source, str | os.PathLike) else source
-        if is_delayed(volume) or not (volume is None or hasattr(volume, "dimension_names")):
-            raise no_dataset(volume, "source")
+        if volume is not None:
+            volume = given_volume(volume, "source")
         running = None
 
         def resources() -> Resources:

@@ -221,7 +221,7 @@ def dataset_to_zarr(
     <Dataset tomo (z: 40, y: 65, x: 97) uint16, voxel 2.5 um>
     >>> folder.cleanup()
     """
-    options, how = bound_write(locals())
+    dataset, options, how = bound_write(locals())
     if compute:
         _write(dataset, path, options, how)
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -88,15 +87,9 @@ def _deadline(value: str) -> Any:
 
 
 def _voxel_size(value: str) -> tuple[tuple[float, ...], str | None]:
-    number = value.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZµμÅå ")
-    unit = value[len(number) :].strip()
-    try:
-        sizes = tuple(float(part) for part in number.split(","))
-    except ValueError:
-        _wrong(value, "is not a voxel size: write 2.5um, or z,y,x as in 3,2.5,2.5um")
-    if not all(math.isfinite(size) and size > 0 for size in sizes):
-        _wrong(value, "holds a value that is not a length")
-    return sizes, _voxel_unit(unit) if unit else None
+    from ctlab_dask_zarr import VoxelUnit
+
+    return VoxelUnit.size_from_str(value)
 
 
 def _voxel_unit(value: str) -> str:

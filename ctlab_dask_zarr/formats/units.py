@@ -89,6 +89,35 @@ class VoxelUnit(StrEnum):
             f"{'; '.join(accepted)}"
         )
 
+    @classmethod
+    def size_from_str(cls, text: str) -> tuple[tuple[float, ...], VoxelUnit | None]:
+        """Return the lengths, one or one for each axis, and the unit, if there is one, of a text.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The text is no voxel size.
+
+        Examples
+        --------
+        >>> VoxelUnit.size_from_str("3,2.5,2.5um")
+        ((3.0, 2.5, 2.5), <VoxelUnit.UM: 'um'>)
+        """
+        number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZµμÅå ")
+        unit = text[len(number) :].strip()
+        try:
+            sizes = tuple(float(part) for part in number.split(","))
+            found = cls.from_str(unit) if unit else None
+        except ValueError as error:
+            names = ", ".join(cls)
+            raise InvalidArgumentError(
+                f"{text!r} is not a voxel size: write 2.5um, or z,y,x as in 3,2.5,2.5um; units are "
+                f"{names}"
+            ) from error
+        if not all(math.isfinite(size) and size > 0 for size in sizes):
+            raise InvalidArgumentError(f"{text!r} holds a value that is not a length")
+        return sizes, found
+
     def to_full_name(self) -> str:
         """Return the full name, as OME-Zarr spells it (``'millimeter'``)."""
         return _FULL_NAMES[self.value]
@@ -200,9 +229,26 @@ def size_text(size: Sequence[float], unit: VoxelUnit) -> str:
     return f"{' x '.join(f'{v:.6g}' for v in sizes)} {unit}"
 
 
-def lengths_along(ndim: int, voxel_size: Sequence[float] | float) -> tuple[float, ...]:
+def given_size(voxel_size: Any, voxel_unit: VoxelUnit | str | None) -> tuple[Any, Any]:
+    """Return the size and the unit of a caller; a size that is text may say both."""
+    if not isinstance(voxel_size, str):
+        return voxel_size, voxel_unit
+    size, unit = VoxelUnit.size_from_str(voxel_size)
+    if unit is not None and voxel_unit is not None and unit != voxel_unit:
+        raise InvalidArgumentError(
+            f"voxel_size={voxel_size!r} and voxel_unit={str(voxel_unit)!r} say two units: give one"
+        )
+    return size, voxel_unit or unit
+
+
+def lengths_along(ndim: int, voxel_size: Any) -> Sequence[float]:
     """Return one length for each axis, from one for all axes or one for each."""
-    lengths = (voxel_size,) if isinstance(voxel_size, int | float) else tuple(voxel_size)
+    lengths = _floats((voxel_size,) if np.ndim(voxel_size) == 0 else voxel_size)
+    if lengths is None:
+        raise InvalidArgumentError(
+            f"voxel_size={voxel_size!r} : pass one length, one for each axis as (3, 2.5, 2.5), or "
+            "text as '2.5um'"
+        )
     return lengths * ndim if len(lengths) == 1 else lengths
 
 
@@ -217,6 +263,7 @@ def chosen_voxel_size(
 
     Raises `VoxelSizeError` for one that neither says; `where` names the source.
     """
+    voxel_size, voxel_unit = given_size(voxel_size, voxel_unit)
     size = stored[0] if voxel_size is None else lengths_along(ndim, voxel_size)
     unit = stored[1] if voxel_unit is None else voxel_unit
     if size is None or unit is None:
@@ -229,7 +276,7 @@ def chosen_voxel_size(
 
 
 def validated_axes(
-    dimension_names: Sequence[str], voxel_size: Sequence[float], ndim: int
+    dimension_names: Sequence[str], voxel_size: Any, ndim: int
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Return dimension names and voxel size, or raise `InvalidArgumentError`."""
     is_list_of_names = isinstance(dimension_names, Sequence) and all(
@@ -239,11 +286,7 @@ def validated_axes(
         raise InvalidArgumentError(
             f"dimension_names={dimension_names!r}: pass one name for each axis, as ('z', 'y', 'x')"
         )
-    names, size = tuple(dimension_names), _floats(voxel_size)
-    if size is None:
-        raise InvalidArgumentError(
-            f"voxel_size={voxel_size!r} : pass one length for each axis, as (2.5, 2.5, 2.5)"
-        )
+    names, size = tuple(dimension_names), tuple(lengths_along(ndim, voxel_size))
     if len(names) != ndim or len(set(names)) != ndim:
         raise InvalidArgumentError(
             f"dimension_names {names} do not name the {ndim} axes of the data, once each"

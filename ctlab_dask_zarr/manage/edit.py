@@ -28,7 +28,7 @@ from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.ome import parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import own_receipt, seal
-from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, lengths_along, size_text
+from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata, volume_of
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import CONSOLIDATED, swap_document, until_done
@@ -319,9 +319,9 @@ def _refuse_wrong_entries(entries: Mapping[str, Any], volume: Volume) -> None:
 def _wanted_size(volume: Volume, wanted: _Wanted) -> _Size | None:
     if wanted.voxel_size is None and wanted.voxel_unit is None:
         return None
-    size = wanted.voxel_size
-    lengths = None if size is None else lengths_along(len(volume.shape), size)
-    changed = Volume.from_modified(volume, voxel_size=lengths, voxel_unit=wanted.voxel_unit)
+    changed = Volume.from_modified(
+        volume, voxel_size=wanted.voxel_size, voxel_unit=wanted.voxel_unit
+    )
     if changed.voxel_unit is VoxelUnit.VOXEL:
         raise InvalidArgumentError("a voxel is not a length: give the size a unit, as um")
     return _Size(changed.voxel_size, changed.voxel_unit)

@@ -34,7 +34,7 @@ from ctlab_dask_zarr.formats.units import (
     Given,
     VoxelUnit,
     common_unit,
-    lengths_along,
+    given_size,
 )
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, key_in, parse_array_document
 from ctlab_dask_zarr.planning.layout import Layout
@@ -136,6 +136,7 @@ def open_volume(
 
     `parse_history` has no meaning here: a store holds a history as it is.
     """
+    voxel_size, voxel_unit = given_size(voxel_size, voxel_unit)
     given = Given(voxel_size is not None, voxel_unit is not None)
     with storage_options_in_force(storage_options):
         files = files_to_read(storage_path(path), follow_links)
@@ -154,8 +155,9 @@ def open_volume(
         )
     if given == NOTHING_GIVEN and datatype is None:
         return volume
-    size = None if voxel_size is None else lengths_along(volume.data.ndim, voxel_size)
-    return Volume.from_modified(volume, datatype=datatype, voxel_size=size, voxel_unit=voxel_unit)
+    return Volume.from_modified(
+        volume, datatype=datatype, voxel_size=voxel_size, voxel_unit=voxel_unit
+    )
 
 
 def volume_of(
