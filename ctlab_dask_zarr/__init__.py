@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.api.export import dataset_to_raw as dataset_to_raw
     from ctlab_dask_zarr.api.export import dataset_to_tiff as dataset_to_tiff
     from ctlab_dask_zarr.api.export import export_dataset as export_dataset
+    from ctlab_dask_zarr.api.mending import seal as seal
     from ctlab_dask_zarr.api.stores import Problems as Problems
     from ctlab_dask_zarr.api.stores import abort as abort
     from ctlab_dask_zarr.api.stores import check_source as check_source
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.planning.rechunk import Resources as Resources
     from ctlab_dask_zarr.settings import Setting as Setting
     from ctlab_dask_zarr.settings import settings_in_force as settings_in_force
+    from ctlab_dask_zarr.verification.sealing import SealResult as SealResult
     from ctlab_dask_zarr.views.compatibility import ReaderReport as ReaderReport
     from ctlab_dask_zarr.views.compatibility import check_readers as check_readers
     from ctlab_dask_zarr.views.info import DatasetInfo as DatasetInfo
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "api.add": "add_levels labels_to_zarr",
     "api.export": "dataset_to_raw dataset_to_tiff export_dataset",
+    "api.mending": "seal",
     "api.stores": "Problems abort check_source pull push status verify",
     "api.write": "WriteResult commit dataset_to_zarr plan write_dataset",
     "dataset": "Dataset",
@@ -110,6 +113,7 @@ _HOMES = {
     "planning.plan": "WritePlan",
     "planning.rechunk": "Resources",
     "settings": "Setting settings_in_force",
+    "verification.sealing": "SealResult",
     "views.compatibility": "ReaderReport check_readers",
     "views.info": "DatasetInfo info",
     "views.neuroglancer": "serve_store",

@@ -135,7 +135,8 @@ def verify(
             for note in checks.notes:
                 warnings.warn(shown(note), stacklevel=3)
             reading = f"{os.fspath(path)} was not verified to the end"
-            return _problems(checks, running, progress, stop, reading)
+            found = computed(checks, running, progress, stop, reading)
+            return Problems(checks.problems + found, checks.scope)
 
 
 def check_source(
@@ -176,12 +177,14 @@ def check_source(
         warnings.warn(shown(note), stacklevel=3)
     reading = "the source was being checked, and nothing is begun; give the same command again"
     with reported(progress, noun="checks"):
-        return _problems(checks, started(client), progress, stop, reading)
+        found = computed(checks, started(client), progress, stop, reading)
+        return Problems(checks.problems + found)
 
 
-def _problems(
+def computed(
     checks: Verification, client: Any, progress: ProgressSink, stop: Stop | None, reading: str
-) -> Problems:
+) -> list[Any]:
+    """Return what checks find; `reading` says what it means that they were stopped."""
     total = Progress(len(checks.keys), checks.nbytes, 0)
     client = client or current_client()
     with (
@@ -190,10 +193,8 @@ def _problems(
         counted(checks.graph, total, client, tell=tell),
     ):
         if client is None:
-            found = list(checks.graph.compute())
-        else:
-            found = compute_until(checks.graph, client, stop, reading=reading)
-    return Problems(checks.problems + found, checks.scope)
+            return list(checks.graph.compute())
+        return list(compute_until(checks.graph, client, stop, reading=reading))
 
 
 def status(

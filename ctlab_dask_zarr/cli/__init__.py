@@ -22,6 +22,7 @@ from ctlab_dask_zarr.cli.stores import (
     history_command,
     pull_command,
     push_command,
+    seal_command,
     set_id_command,
     set_voxel_command,
     verify_command,
@@ -66,6 +67,7 @@ def main(debug: bool) -> None:
     ctlab-zarr status scan.zarr                   how far a conversion is
     ctlab-zarr push scan.zarr s3://bucket/scan.zarr
     ctlab-zarr verify scan.zarr --source scan_nc  before the original is deleted
+    ctlab-zarr seal scan.zarr                     checksums for a store of another program
     ctlab-zarr pyramid scan.zarr                  add levels of detail
     ctlab-zarr add-labels scan.zarr segmented_nc --name phases
     ctlab-zarr info scan.zarr                     what a dataset is
@@ -80,7 +82,14 @@ def main(debug: bool) -> None:
 
 for command in (
     *(convert_command, plan_command, commit_command, status_command, abort_command, push_command),
-    *(pull_command, verify_command, pyramid_command, add_labels_command, info_command),
+    *(
+        pull_command,
+        verify_command,
+        seal_command,
+        pyramid_command,
+        add_labels_command,
+        info_command,
+    ),
     *(history_command, set_voxel_command, set_id_command, preview_command, view_command),
     *(check_command, config_command, demo_command),
 ):

@@ -67,6 +67,35 @@ def verify_command(
         say(f"{path}: {problems.scope}{against}")
 
 
+@click.command("seal")
+@click.argument("path", type=click.Path())
+@with_options(*CLUSTER, QUIET, JSON)
+def seal_command(path: str, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Give the OME-Zarr at PATH, of any program, receipts and checksums.
+
+    Every stored object is read and decoded once. From then on `verify`, `push` and `pull` find any
+    changed bit, as in what this program writes. No voxel is changed. A store that is damaged is not
+    sealed (exit code 3): what cannot be decoded is named.
+    """
+    with running(options, quiet=quiet) as how:
+        from ctlab_dask_zarr import seal
+
+        result = seal(path, **how)
+    if as_json:
+        say(json.dumps(asdict(result)))
+        return
+    for problem in result.problems:
+        say(f"left as it is: {problem}", err=True)
+    if not result.arrays:
+        say(f"{result.path}: sealed already; `ctlab-zarr verify` compares it with its checksums")
+        return
+    absent = f", {result.n_absent} absent (fill value)" if result.n_absent else ""
+    say(
+        f"{result.path}: sealed, {result.n_objects} objects{absent} of {len(result.arrays)} "
+        f"arrays, {nbytes_text(result.nbytes)}"
+    )
+
+
 @click.command("push")
 @click.argument("source", type=click.Path())
 @click.argument("url")

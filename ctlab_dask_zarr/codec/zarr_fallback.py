@@ -74,7 +74,16 @@ def read_object(store: Store, key: str, array: StoredArray) -> npt.NDArray[Any]:
 
     Raises `ShardDecodeError` where it cannot be decoded, or would become larger than that.
     """
-    data = store.get(key, _encoded_limit(array.object_shape) + array.index_nbytes)
+    return decode_bounded(array, store.get(key, encoded_limit(array)))
+
+
+def encoded_limit(array: StoredArray) -> int:
+    """Return the upper limit for the size of a stored object, in bytes, whatever its codecs are."""
+    return _largest(array.object_shape) + array.index_nbytes
+
+
+def decode_bounded(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
+    """Decode one stored object as `decode_object` does, unless it would become too large."""
     _refuse_inflated(json.loads(array.document)["codecs"], array.object_shape, data)
     return decode_object(array, data)
 
@@ -111,7 +120,7 @@ def _buffer(data: bytes) -> Any:
     return default_buffer_prototype().buffer.from_bytes(data)
 
 
-def _encoded_limit(shape: Shape) -> int:
+def _largest(shape: Shape) -> int:
     return prod(shape) * _ELEMENT_NBYTES + _SURPLUS_NBYTES
 
 
@@ -124,7 +133,7 @@ def _refuse_inflated(codecs: list[Any], shape: Shape, data: Any) -> None:
     place = next((n for n, (name, _) in enumerate(steps) if name in _ARRAY_TO_BYTES), None)
     if place is None:
         return
-    limit = _encoded_limit(shape)
+    limit = _largest(shape)
     for name, options in reversed(steps[place + 1 :]):
         data = _inflated(name, options, data, limit)
         if data is None:

@@ -35,6 +35,10 @@ RECEIPT_ATTRIBUTE = "ctlab_dask_zarr"
 _IS_DISCRETE, _ORIGIN = "is_discrete", "origin_voxels"
 #: Field that says how a codec was chosen by measuring (`planning.codec`).
 CODEC_CHOICE = "codec_choice"
+#: Size of an object that is not there, as it is all fill value; only stores of others have those.
+ABSENT = -1
+#: Field of the record of a level that was sealed: when. And how many objects were absent then.
+SEALED, N_ABSENT = "sealed", "n_absent"
 #: Object below an array that holds its receipts.
 RECEIPTS_OBJECT = "receipts.json"
 #: Field of the root's attribute that holds the checksum of the root document itself.
@@ -51,7 +55,8 @@ Number = int | float
 class ShardReceipt(NamedTuple):
     """Key below the root, size and CRC-32C of a stored object, and the range of its voxels.
 
-    The range ignores masked voxels and non-finite ones; None if there are no others.
+    The size is `ABSENT` for an object that is not stored. The range ignores masked voxels and
+    non-finite ones; None if there are no others.
     """
 
     key: str
@@ -63,7 +68,10 @@ class ShardReceipt(NamedTuple):
 
 @dataclass(frozen=True)
 class ReceiptTable:
-    """Sizes (int64) and checksums (uint32) of an array's objects, in the shape of their grid."""
+    """Sizes (int64) and checksums (uint32) of an array's objects, in the shape of their grid.
+
+    The size is `ABSENT` where there is no object.
+    """
 
     nbytes: npt.NDArray[np.int64]
     crc32c: npt.NDArray[np.uint32]
@@ -73,6 +81,11 @@ def own_receipt(attributes: Any) -> dict[str, Any] | None:
     """Return the record of the write in a root's attributes; None if another program wrote it."""
     receipt = attributes.get(RECEIPT_ATTRIBUTE) if isinstance(attributes, dict) else None
     return receipt if isinstance(receipt, dict) else None
+
+
+def is_of_this_package(attributes: Any) -> bool:
+    """Whether this package wrote at least one level of an image: a sealed one may have none."""
+    return (own_receipt(attributes) or {}).get("run_id") is not None
 
 
 def stored_facts(

@@ -239,8 +239,8 @@ class _Wanted(NamedTuple):
 
 def _planned(path: str | os.PathLike[str], now: datetime, wanted: _Wanted) -> MetadataEdit:
     metadata = read_store_metadata(path)
-    _refuse_level(metadata)
-    _refuse_unfinished(metadata)
+    refuse_level(metadata)
+    refuse_unfinished(metadata)
     volume = volume_of(metadata)
     entries: dict[str, Any] = dict(wanted.history or {})
     _refuse_wrong_entries(entries, volume)
@@ -271,7 +271,7 @@ def _planned(path: str | os.PathLike[str], now: datetime, wanted: _Wanted) -> Me
     return MetadataEdit(metadata.path, tuple(changes), tuple(documents))
 
 
-def _refuse_level(metadata: StoreMetadata) -> None:
+def refuse_level(metadata: StoreMetadata) -> None:
     """Raise for a level of an image: both would disagree, and its checksum would be wrong."""
     if metadata.ome is not None:
         return
@@ -287,7 +287,8 @@ def _refuse_level(metadata: StoreMetadata) -> None:
         )
 
 
-def _refuse_unfinished(metadata: StoreMetadata) -> None:
+def refuse_unfinished(metadata: StoreMetadata) -> None:
+    """Raise while something is written that has the present root document, and over plain HTTP."""
     if metadata.path.startswith("http"):
         raise UnsupportedFormatError(f"{metadata.path}: plain HTTP is read, not changed")
     destination = Destination(metadata.path, metadata.files)

@@ -15,7 +15,7 @@ from ctlab_dask_zarr.errors import (
     IncompleteDatasetError,
     UnsupportedFormatError,
 )
-from ctlab_dask_zarr.formats.receipts import RECEIPTS_OBJECT, object_key, own_receipt
+from ctlab_dask_zarr.formats.receipts import ABSENT, RECEIPTS_OBJECT, object_key, own_receipt
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.read.receipts import array_receipts, seal_of
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
@@ -46,14 +46,16 @@ def take_inventory(metadata: StoreMetadata) -> Inventory:
         key: size for key, (size, _) in metadata.store.stats().items() if key != ROOT_DOCUMENT
     }
     shards = _shards(metadata)
-    missing = min(shards.keys() - nbytes.keys(), default=None)
-    if missing is not None:
-        raise IncompleteDatasetError(f"{metadata.path} lacks {missing}: it is not copied")
     arrays: dict[str, str] = {}
     # Labels that cannot be parsed are copied anyway.
     with suppress(CTLabError):
         for prefix, image in _images(metadata):
             arrays |= {f"{prefix}{path}": text for path, text in image.arrays}
+            if prefix:
+                shards |= {f"{prefix}{key}": facts for key, facts in _shards(image).items()}
+    missing = min(shards.keys() - nbytes.keys(), default=None)
+    if missing is not None:
+        raise IncompleteDatasetError(f"{metadata.path} lacks {missing}: it is not copied")
     return Inventory(nbytes, {key: crc32c for key, (_, crc32c) in shards.items()}, arrays)
 
 
@@ -65,13 +67,12 @@ def _inventory_from_documents(metadata: StoreMetadata) -> Inventory:
     for prefix, image in _images(metadata):
         shards = _shards(image)
         for path, text in image.arrays:
-            array = parse_array_document(text)
-            if object_key(path, array, (0,) * len(array.shape)) not in shards:
+            if seal_of(image.attributes, path) is None:
                 raise UnsupportedFormatError(
-                    f"{image.path} was not written by this package: its documents do not say which "
-                    "objects it has, and plain HTTP cannot list them. Copy it by the URL of its "
-                    f"object store (s3://), or copy its voxels by `ctlab-zarr convert {image.path} "
-                    "DESTINATION`"
+                    f"{image.path} was neither written nor sealed by this package: its documents "
+                    "do not say which objects it has, and plain HTTP cannot list them. Copy it by "
+                    "the URL of its object store (s3://), or copy its voxels by `ctlab-zarr "
+                    f"convert {image.path} DESTINATION`"
                 )
             arrays[f"{prefix}{path}"] = text
             below = f"{prefix}{path}/".lstrip("/")
@@ -108,7 +109,7 @@ def _shards(metadata: StoreMetadata) -> dict[str, tuple[int, int]]:
         if problems:
             raise IncompleteDatasetError(f"{metadata.path}: {problems[0].message}")
         if table is not None:
-            for coords in np.ndindex(table.nbytes.shape):
+            for coords in map(tuple, np.argwhere(table.nbytes != ABSENT).tolist()):
                 entry = int(table.nbytes[coords]), int(table.crc32c[coords])
                 found[object_key(path, array, coords)] = entry
     return found

@@ -13,6 +13,7 @@ from ctlab_dask_zarr.codec.region import object_crc32c
 from ctlab_dask_zarr.errors import CTLabError, MetadataError, ShardDecodeError
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.receipts import (
+    ABSENT,
     RECEIPTS_OBJECT,
     ReceiptTable,
     level_entry,
@@ -34,11 +35,19 @@ CHECKSUM_TEXT = "is not the bytes that were committed: its CRC-32C differs"
 
 
 class Expected(NamedTuple):
-    """One object that has to be there; size in bytes and CRC-32C where they are known."""
+    """One object that has to be there; size in bytes and CRC-32C where they are known.
+
+    The size is `ABSENT` if the object must not be there.
+    """
 
     coords: tuple[int, ...]
     nbytes: int | None = None
     crc32c: int | None = None
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether there was no object when the receipts were made."""
+        return self.nbytes == ABSENT
 
 
 def seal_of(attributes: Any, array_path: str) -> Seal | None:
@@ -70,8 +79,8 @@ def array_receipts(
     if seal is None:
         message = (
             f"{key} is there, but {ROOT_DOCUMENT} says nothing of it: another program rewrote that "
-            "document, and the checksums of the commit are lost. Put it back from a copy, or write "
-            "the dataset again"
+            "document, and the checksums of the commit are lost. Put it back from a copy, or let "
+            "`ctlab-zarr seal` compare every object with this, and note it again"
         )
         problems.append(Problem(key, "receipts", message))
     elif google_crc32c.value(text) != seal[0]:
@@ -112,7 +121,9 @@ def object_change(
 
     Without `read` its size alone is compared, and not its checksum.
     """
-    if expected.nbytes is not None and nbytes != expected.nbytes:
+    if expected.is_absent:
+        yield "stray", "is there, but was absent when the receipts were made: remove it"
+    elif expected.nbytes is not None and nbytes != expected.nbytes:
         yield "size", f"has {nbytes} bytes, {expected.nbytes} were committed"
     elif read and expected.crc32c not in (None, object_crc32c(store, key, nbytes)):
         yield "checksum", CHECKSUM_TEXT
@@ -131,7 +142,7 @@ def object_problems(
         try:
             found = list(look(key, one))
         except FileNotFoundError:
-            found = [("missing", "is missing")]
+            found = [] if one.is_absent else [("missing", "is missing")]
         except (OSError, CTLabError) as error:
             found = [("unreadable", f"cannot be read: {error}")]
         problems += [Problem(key, kind, f"{key} {text}") for kind, text in found]
@@ -153,7 +164,13 @@ def refuse_damaged(
     for coords in grid_coords:
         key = object_key(path, array, coords)
         one = Expected(coords, int(table.nbytes[coords]), int(table.crc32c[coords]))
-        if any(object_change(store, key, store.nbytes(key), one)):
+        try:
+            is_damaged = any(object_change(store, key, store.nbytes(key), one))
+        except FileNotFoundError:
+            if not one.is_absent:
+                raise
+            is_damaged = False
+        if is_damaged:
             raise ShardDecodeError(
                 f"{store.path(key)} is not the bytes that were committed, so nothing is made of "
                 "it: put it back from a copy, or write the dataset again"

@@ -24,6 +24,8 @@ from ctlab_dask_zarr.formats.level import Level, with_shapes
 from ctlab_dask_zarr.formats.mango import MangoBlock, parse_mango_block
 from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import (
+    N_ABSENT,
+    is_of_this_package,
     level_entry,
     own_receipt,
     stored_discreteness,
@@ -108,7 +110,7 @@ def is_ours(path: str) -> bool:
     if is_url(path):
         return False
     metadata = read_store_metadata(path)
-    if own_receipt(metadata.attributes) is not None:
+    if is_of_this_package(metadata.attributes):
         return True
     mango = metadata.attributes.get("mango")
     if not isinstance(mango, dict) or "basename" not in mango:
@@ -200,10 +202,11 @@ def source_of(metadata: StoreMetadata, number: int, *, strict: bool | None = Non
     path, document = metadata.arrays[number]
     attributes = metadata.attributes
     if strict is None:
-        # Where this package wrote the array, it wrote every object.
+        # Where this package wrote the array, it wrote every object; others leave some out.
         receipt = own_receipt(attributes) or {"levels": []}
+        entry = level_entry(attributes, path)
         is_listed = isinstance(receipt.get("levels"), list)
-        strict = not is_listed or level_entry(attributes, path) is not None
+        strict = not is_listed or (entry is not None and not entry.get(N_ABSENT))
     seal = seal_of(attributes, path)
     return ZarrSource(
         metadata.store,

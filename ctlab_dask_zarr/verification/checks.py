@@ -14,11 +14,13 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from ctlab_dask_zarr.execution.graphs import add_tree
 from ctlab_dask_zarr.execution.progress import Reporter
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.verification.objects import Finding, joined_findings
+from ctlab_dask_zarr.verification.objects import joined_findings
 
 
 class Verification:
     """Checks that are prepared, and the problems that are known before they run.
+
+    `end` makes the result of all findings, by default a list of problems.
 
     Attributes
     ----------
@@ -32,7 +34,8 @@ class Verification:
         What a user should know about the source, though it is not a problem of the dataset.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end: Callable[[Sequence[Any]], Any] = joined_findings) -> None:
+        self._end = end
         self.token = uuid.uuid4().hex[:8]
         self.tasks: dict[Any, GraphNode] = {}
         self.keys: list[Any] = []
@@ -41,7 +44,7 @@ class Verification:
         self.nbytes = 0
         self.scope = ""
 
-    def add(self, name: str, check: Callable[..., Sequence[Finding]], *arguments: Any) -> None:
+    def add(self, name: str, check: Callable[..., Sequence[Any]], *arguments: Any) -> None:
         """Add a check."""
         key = (f"{name}-{self.token}", len(self.keys))
         self.tasks[key] = Task(key, check, *arguments)
@@ -49,20 +52,20 @@ class Verification:
 
     @cached_property
     def graph(self) -> Delayed:
-        """All checks; the result is a list of the problems that they find."""
+        """All checks; the result is what `end` makes of the list of all that they find."""
         root = add_tree(self.tasks, self.keys, _joined, f"join-problems-{self.token}")
         end = f"verify-{self.token}"
-        self.tasks[end] = Task(end, joined_findings, TaskRef(root))
+        self.tasks[end] = Task(end, self._end, TaskRef(root))
         return Delayed(end, HighLevelGraph({end: MaterializedLayer(self.tasks)}, {end: set()}))
 
 
-def _joined(parts: Sequence[Sequence[Finding]]) -> list[Finding]:
+def _joined(parts: Sequence[Sequence[Any]]) -> list[Any]:
     return [finding for part in parts for finding in part]
 
 
 def reported(
-    topic: str, nbytes: int, check: Callable[..., Sequence[Finding]], *arguments: Any
-) -> list[Finding]:
+    topic: str, nbytes: int, check: Callable[..., Sequence[Any]], *arguments: Any
+) -> list[Any]:
     """Run a check, then tell that it has looked at so many bytes of voxels."""
     reporter = Reporter(topic)
     found = [*check(*arguments)]

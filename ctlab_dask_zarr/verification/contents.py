@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,6 +83,13 @@ class Image:
     metadata: StoreMetadata
     problems: tuple[Problem, ...]
     has_finest: bool
+
+    def placed(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Return problems whose keys are relative to the image, with keys of the store."""
+        return [
+            Problem(f"{self.prefix}{p.location}", p.kind, f"{self.prefix}{p.message}")
+            for p in problems
+        ]
 
     @property
     def arrays(self) -> list[tuple[str, StoredArray]]:

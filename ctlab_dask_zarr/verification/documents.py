@@ -13,7 +13,12 @@ from ctlab_dask_zarr.errors import CTLabError
 from ctlab_dask_zarr.formats.mango import parse_mango_block
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion
 from ctlab_dask_zarr.formats.problems import Problem
-from ctlab_dask_zarr.formats.receipts import document_checksum, level_entry, own_receipt
+from ctlab_dask_zarr.formats.receipts import (
+    document_checksum,
+    is_of_this_package,
+    level_entry,
+    own_receipt,
+)
 from ctlab_dask_zarr.formats.units import are_same_sizes, common_unit
 from ctlab_dask_zarr.planning.plan import group_document
 from ctlab_dask_zarr.store.documents import CONSOLIDATED
@@ -89,7 +94,11 @@ def _mango_problems(contents: Contents, image: Image) -> Iterator[Problem]:
     if unknown:
         yield _of_root("mango", f": the unit {unknown[0]} of the mango block is not known")
     # The reference implementation writes the same list in two orders: only our blocks must agree.
-    if metadata.ome is None or mango.voxel_size is None or own_receipt(metadata.attributes) is None:
+    if (
+        metadata.ome is None
+        or mango.voxel_size is None
+        or not is_of_this_package(metadata.attributes)
+    ):
         return
     found = metadata.ome.levels[0].voxel_size
     if not are_same_sizes(found, mango.voxel_size):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial, reduce
 from itertools import groupby
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,11 +59,12 @@ class ShardCheck:
         self._is_first = rows.start == 0
         self._found: list[Finding] = []
         self._scan: ShardScan | None = None
-        self._nbytes = 0
+        self.nbytes = 0
         try:
             self._open()
         except FileNotFoundError:
-            self._tell_once("missing", "is missing")
+            if not expected.is_absent:
+                self._tell_once("missing", "is missing")
         except (OSError, CTLabError) as error:
             self._tell_once("unreadable", f"cannot be read: {error}")
 
@@ -70,8 +72,8 @@ class ShardCheck:
         store, key, expected = self._store, self._key, self._expected
         shard = store.open(key)
         tail = shard.read_end(self._array.index_nbytes)
-        self._nbytes = shard.nbytes
-        for kind, text in object_change(store, key, self._nbytes, expected, read=False):
+        self.nbytes = shard.nbytes
+        for kind, text in object_change(store, key, self.nbytes, expected, read=False):
             self._tell_once(kind, text)
             self._expected = expected._replace(crc32c=None)
         try:
@@ -86,7 +88,18 @@ class ShardCheck:
     @property
     def absent(self) -> npt.NDArray[np.bool_]:
         """Which inner chunks of the shard are not stored, as they are all fill value."""
-        return np.zeros(0, bool) if self._scan is None else self._scan.absent
+        if self._scan is None:
+            n_chunks = prod(self._array.chunks_per_object) if self._expected.is_absent else 0
+            return np.ones(n_chunks, bool)
+        absent: npt.NDArray[np.bool_] = self._scan.absent
+        return absent
+
+    @property
+    def crc32c(self) -> int:
+        """The checksum of the shard, after all rows were read together and nothing was found."""
+        assert self._scan is not None
+        assert self._scan.is_read_whole
+        return self._scan.crc32c
 
     def chunks(self, rows: range) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield number and elements of each inner chunk of some rows that can be had."""
@@ -107,11 +120,11 @@ class ShardCheck:
             place = np.unravel_index(number, self._array.chunks_per_object)
             coords = tuple(map(int, place))
             self._tell("decode", f"has an inner chunk {coords} that cannot be decoded: {text}")
-        if not scan.in_order:
+        if not (scan.in_order or scan.is_read_whole):
             self._compare_whole()
         elif committed is not None and len(self._rows) < scan.n_rows:
             band = (*scan.span(self._rows), scan.crc32c)
-            self._found.append(BandChecksum(self._key, *band, self._nbytes, committed))
+            self._found.append(BandChecksum(self._key, *band, self.nbytes, committed))
         elif committed not in (None, scan.crc32c):
             self._tell("checksum", CHECKSUM_TEXT)
         return self._found
@@ -120,7 +133,7 @@ class ShardCheck:
         committed = self._expected.crc32c
         if not self._is_first or committed is None:
             return
-        if object_crc32c(self._store, self._key, self._nbytes) != committed:
+        if object_crc32c(self._store, self._key, self.nbytes) != committed:
             self._tell("checksum", CHECKSUM_TEXT)
 
     def _tell_once(self, kind: str, text: str) -> None:

@@ -65,7 +65,8 @@ class ShardScan:
             firsts = np.searchsorted(self._rows, np.arange(1, self.n_rows))
             ends = np.append(self._starts, nbytes - len(tail))
             self._bounds[1:1] = ends[firsts].tolist()
-        self.crc32c = 0
+        self.crc32c = self._n_read = 0
+        self._nbytes = nbytes
         self.broken: list[tuple[int, str]] = []
 
     def span(self, rows: range) -> Span:
@@ -74,6 +75,11 @@ class ShardScan:
         Together rows have every byte; those of the index belong to the last.
         """
         return self._bounds[rows.start], self._bounds[min(rows.stop, len(self._bounds) - 1)]
+
+    @property
+    def is_read_whole(self) -> bool:
+        """Whether `crc32c` is of every byte of the shard."""
+        return self._n_read == self._nbytes
 
     def decoded(self, rows: range) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield number and elements of the inner chunks of some rows, in the order of their bytes.
@@ -91,6 +97,7 @@ class ShardScan:
         for ((start, _), places), data in zip(pieces, parts, strict=True):
             if is_complete:
                 self.crc32c = google_crc32c.extend(self.crc32c, data)
+                self._n_read += len(data)
             view = memoryview(data)
             offsets, stops = self._starts[places] - start, self._stops[places] - start
             table = zip(

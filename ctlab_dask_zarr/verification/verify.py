@@ -15,6 +15,8 @@ from ctlab_dask_zarr.errors import CTLabError, DatasetNotFoundError
 from ctlab_dask_zarr.execution.progress import topic_of
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.problems import Problem
+from ctlab_dask_zarr.formats.receipts import ABSENT
+from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.read.receipts import (
     TASK_NBYTES,
@@ -47,7 +49,7 @@ from ctlab_dask_zarr.verification.source import SourceComparison
 from ctlab_dask_zarr.volume import Volume
 
 #: More than any file system holds; a document that claims so is damaged or hostile.
-_MAX_OBJECTS = 100_000_000
+MAX_OBJECTS = 100_000_000
 #: At most this many missing objects are named. One more problem says how many others there are, so
 #: that a claim of millions does not fill the memory.
 _MAX_MISSING = 1000
@@ -95,7 +97,7 @@ def prepare_verification(
         found = list(document_problems(contents, image))
         for path_below, array in image.arrays:
             n = prod(array.grid_shape)
-            if n > _MAX_OBJECTS:
+            if n > MAX_OBJECTS:
                 key = document_key(path_below)
                 text = f"{key} claims an array of {array.shape}, which would be {n:,} objects"
                 found.append(Problem(key, "shape", text))
@@ -114,10 +116,7 @@ def prepare_verification(
             found += more
             n_objects += n
             n_unchecked += 0 if is_checked else n
-        checks.problems += [
-            Problem(f"{image.prefix}{p.location}", p.kind, f"{image.prefix}{p.message}")
-            for p in found
-        ]
+        checks.problems += image.placed(found)
     if comparison is not None:
         comparison.add_rest()
     checks.scope = "documents and index verified"
@@ -152,8 +151,13 @@ def _add_objects(
     array = dict(image.arrays)[path]
     seal = seal_of(image.metadata.attributes, path)
     table, problems = array_receipts(image.metadata.store, path, array, seal)
-    n_missing = prod(array.grid_shape) - len(there)
     missing = (c for c in product(*map(range, array.grid_shape)) if c not in there)
+    absent: list[Shape] = []
+    if table is not None and (table.nbytes == ABSENT).any():
+        lost = table.nbytes != ABSENT
+        absent = [c for c in product(*map(range, array.grid_shape)) if not (lost[c] or c in there)]
+        missing = (c for c in product(*map(range, array.grid_shape)) if lost[c] and c not in there)
+    n_missing = prod(array.grid_shape) - len(there) - len(absent)
     named = islice(missing, min(n_missing, _MAX_MISSING))
     if n_missing > _MAX_MISSING:
         place = path or ROOT_DOCUMENT
@@ -163,18 +167,17 @@ def _add_objects(
     objects, place = sorted([*there, *named]), f"{image.prefix}{path}"
     rechunk = None if comparison is None else comparison.rechunk(path, array, resources)
     if comparison is not None and rechunk is not None:
-        groups = expected_objects(array, objects, table)
+        groups = expected_objects(array, [*objects, *absent], table)
         comparison.add_rows(
             store, place, array, [one for group in groups for one in group], rechunk
         )
         return table is not None, problems
     itemsize, topic = array.dtype.itemsize, topic_of(checks.token)
     object_nbytes = prod(array.object_shape) * itemsize
-    n_tasks = _TASKS_PER_THREAD * resources.n_threads
-    task_nbytes = max(_LEAST_NBYTES, prod(array.shape) * itemsize // n_tasks)
+    nbytes_each = task_nbytes(array, resources)
     is_scanned = read and array.is_direct and array.is_sharded
-    n_bands = min(object_nbytes // task_nbytes, len(all_rows(array))) if is_scanned else 1
-    for group in expected_objects(array, objects, table, min(task_nbytes, TASK_NBYTES)):
+    n_bands = min(object_nbytes // nbytes_each, len(all_rows(array))) if is_scanned else 1
+    for group in expected_objects(array, objects, table, min(nbytes_each, TASK_NBYTES)):
         nbytes = len(group) * object_nbytes
         arguments = store, place, array.document, group
         for rows in _cut(all_rows(array), n_bands):
@@ -184,6 +187,12 @@ def _add_objects(
             else:
                 checks.add(*report, whole_object_problems, *arguments, read)
     return table is not None, problems
+
+
+def task_nbytes(array: StoredArray, resources: Resources) -> int:
+    """Return how many bytes of the voxels of an array one task should look at."""
+    n_tasks = _TASKS_PER_THREAD * resources.n_threads
+    return max(_LEAST_NBYTES, prod(array.shape) * array.dtype.itemsize // n_tasks)
 
 
 def _cut(rows: range, n_parts: int) -> Iterator[range]:

@@ -21,6 +21,7 @@ from ctlab_dask_zarr import (
     dataset_from_zarr,
     dataset_to_zarr,
     labels_to_zarr,
+    seal,
     verify,
 )
 from ctlab_dask_zarr.errors import StagingExistsError
@@ -28,6 +29,7 @@ from ctlab_dask_zarr.manage.transfer import copy_dataset
 from ctlab_dask_zarr.store.destination import Destination
 from tests.stores.conftest import LAYOUT, Server
 from tests.stores.test_object_stores import cli, failing_after, with_event
+from tests.verification.test_sealing import write_with_zarr
 
 
 @pytest.fixture
@@ -96,7 +98,9 @@ def test_what_the_documents_do_not_tell_is_not_copied_by_plain_http(
     with pytest.raises(CTLabError, match=r"lists \['\.\./\.\./escaped'\], not the names of"):
         copy_dataset(url, Destination.at(str(copy)))
     edit(store / "zarr.json", lambda a: a.pop("ctlab_dask_zarr"))
-    with pytest.raises(CTLabError, match=r"was not written by this package.* `ctlab-zarr convert"):
+    with pytest.raises(
+        CTLabError, match=r"was neither written nor sealed by this package.* `ctlab-zarr convert"
+    ):
         copy_dataset(url, Destination.at(str(copy)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scan.zarr"]
 
@@ -275,3 +279,31 @@ def test_nothing_is_replaced(s3: Server, bucket: str, store: Path, other: Path) 
     assert s3.keys(bucket) == before
     with pytest.raises(DestinationExistsError, match="another dataset"):
         copy_dataset(url, Destination.at(str(other)))
+
+
+def test_what_others_wrote_is_sealed_where_it_is_and_then_copied_by_http(
+    s3: Server, bucket: str, web: str, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs.zarr"
+    write_with_zarr(theirs, empty=True)
+    url = f"s3://{bucket}/theirs.zarr"
+    assert cli("push", theirs, url, "-q").returncode == 0
+    keys = set(s3.keys(bucket))
+    result = seal(url)
+    assert result.arrays == ("s0", "s1")
+    assert result.n_absent > 0
+    assert set(s3.keys(bucket)) == keys | {
+        *("theirs.zarr/s0/receipts.json", "theirs.zarr/s1/receipts.json")
+    }
+    problems = verify(url)
+    assert ([p for p in problems if p.kind != "ome"], problems.scope) == ([], "every byte verified")
+    assert seal(url).arrays == ()
+    assert cli("pull", url, tmp_path / "back.zarr", "-q").returncode == 0
+    by_http = cli("pull", f"{web}/back.zarr", tmp_path / "again.zarr", "-q")
+    assert by_http.returncode == 0, by_http.stderr
+    assert_same_files(tmp_path / "back.zarr", tmp_path / "again.zarr")
+    with pytest.raises(CTLabError, match="plain HTTP is read, not changed"):
+        seal(f"{web}/back.zarr")
+    shard = next(key for key in keys if "/s0/c/" in key)
+    s3.client().put_object(Bucket=bucket, Key=shard, Body=b"x" * 40)
+    assert {p.location for p in verify(url)} >= {shard.removeprefix("theirs.zarr/")}
