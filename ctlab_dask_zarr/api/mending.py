@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ctlab_dask_zarr.api.preparing import Executor, ProgressSink, in_force, started
+from ctlab_dask_zarr.api.preparing import Executor, ProgressSink, in_force, reported, started
 from ctlab_dask_zarr.api.stores import computed
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.manage.edit import refuse_level, refuse_unfinished
@@ -72,7 +72,7 @@ def seal(
     'every byte verified'
     >>> folder.cleanup()
     """
-    with storage_options_in_force(storage_options):
+    with storage_options_in_force(storage_options), reported(progress, noun="checks"):
         root = storage_path(path)
         metadata = read_store_metadata(path, files_at(root))
         refuse_level(metadata)
