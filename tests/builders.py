@@ -60,3 +60,12 @@ def assert_opens_as(path: Any, voxels: np.ndarray, **options: Any) -> Dataset:
     for region in np.s_[1, :, :], np.s_[2:5, 7:31, 11:12], np.s_[:, 3, ::-2], np.s_[0:0]:
         np.testing.assert_array_equal(source[region], voxels[region])
     return scan
+
+
+def with_voxels(dataset: Dataset, data: Any) -> Dataset:
+    """Return a dataset that says the same of other voxels, its name and history included."""
+    names = (
+        *("dimension_names", "voxel_unit", "voxel_size", "datatype", "history", "dataset_id"),
+        *("extra_attrs", "is_discrete"),
+    )
+    return Dataset(data, **{name: getattr(dataset, name) for name in names})

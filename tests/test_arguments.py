@@ -270,8 +270,8 @@ def test_an_array_in_place_of_a_dataset_is_told_the_line_to_write(tmp_path: Path
             if not hasattr(value, "dask") and value is not VOXELS:
                 with pytest.raises(InvalidArgumentError, match=f"^data is .*{line}"):
                     Dataset(value, dimension_names="zyx", voxel_unit="um", voxel_size=(1, 1, 1))
-    with pytest.raises(InvalidArgumentError, match=r"^labels is .*from_xarray\(array\)"):
-        labels_to_zarr(array, tmp_path / "a.zarr", "x")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match=r"^labels is .*from_xarray\(ds\['tomo'\]\)"):
+        labels_to_zarr(array.to_dataset(), tmp_path / "a.zarr", "x")  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "a.zarr"]
     # The lines that are shown make datasets that are written.
     size: dict[str, Any] = {"voxel_unit": "um", "voxel_size": (2.5, 2.5, 2.5)}

@@ -26,7 +26,7 @@ from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import DatasetNotFoundError, IncompleteSourceError
 from ctlab_dask_zarr.store.files import LocalFiles
 from ctlab_dask_zarr.store.opened import OpenedObject
-from tests.builders import make_dataset
+from tests.builders import make_dataset, with_voxels
 
 SHAPE = (16, 16, 64)
 OLD, NEW = np.full(SHAPE, 1, "uint16"), np.full(SHAPE, 2, "uint16")
@@ -62,7 +62,7 @@ def written_meanwhile(opened: Dataset, happens: Callable[[], Any], at_block: int
         return voxels
 
     data = opened.data.map_blocks(block, dtype=opened.dtype, meta=np.empty((0, 0, 0), opened.dtype))
-    return Dataset.from_modified(opened, data=data)
+    return with_voxels(opened, data)
 
 
 @pytest.mark.parametrize("at_block", [2, 4])

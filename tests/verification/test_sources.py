@@ -20,7 +20,6 @@ from click.testing import CliRunner, Result
 from distributed import Client
 
 from ctlab_dask_zarr import (
-    Dataset,
     add_levels,
     dataset_from_zarr,
     dataset_to_zarr,
@@ -30,7 +29,7 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import InvalidArgumentError, ShardDecodeError
-from tests.builders import make_dataset
+from tests.builders import make_dataset, with_voxels
 
 VOXELS = np.random.default_rng(0).integers(0, 60000, (16, 16, 32)).astype("uint16")
 SMALL: dict[str, Any] = {"chunks": (8, 8, 8), "shards": (16, 16, 16)}
@@ -89,7 +88,7 @@ def test_a_damaged_store_is_no_source_that_a_copy_is_equal_to(source: Path, tmp_
     assert str(problem).startswith("source: 0/c.0.0.1 is not the bytes that were committed")
     # What was computed of it by dask is read from there too.
     opened = dataset_from_zarr(source)
-    same = Dataset.from_modified(opened, data=opened.data.map_blocks(np.copy, dtype="uint16"))
+    same = with_voxels(opened, opened.data.map_blocks(np.copy, dtype="uint16"))
     assert [p.location for p in verify(tmp_path / "copy.zarr", same)] == ["0/c.0.0.1"]
 
 
@@ -157,14 +156,14 @@ def test_a_dataset_is_not_compared_with_itself(run: Any, source: Path, tmp_path:
 
 def test_what_was_computed_from_a_dataset_is_compared_with_it(source: Path) -> None:
     scan = dataset_from_zarr(source)
-    assert verify(source, Dataset.from_modified(scan, data=scan.data + 0)) == []
-    changed = Dataset.from_modified(scan, data=scan.data.map_blocks(np.flip))
+    assert verify(source, with_voxels(scan, scan.data + 0)) == []
+    changed = with_voxels(scan, scan.data.map_blocks(np.flip))
     assert {problem.kind for problem in verify(source, changed)} == {"voxels"}
     assigned = dataset_from_zarr(source)
     assigned.data[3] = 7
     assert {problem.kind for problem in verify(source, assigned)} == {"voxels"}
     with pytest.raises(InvalidArgumentError, match="was to be compared with itself"):
-        verify(source, Dataset.from_modified(scan, data=scan.data[:]))
+        verify(source, with_voxels(scan, scan.data[:]))
 
 
 def test_every_byte_is_verified_only_where_checksums_cover_it(

@@ -20,7 +20,7 @@ from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.execution.graphs import analyse_source
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.verification.verify import prepare_verification
-from tests.builders import make_dataset, random_voxels
+from tests.builders import make_dataset, random_voxels, with_voxels
 
 LAYOUT = {"chunks": (4, 8, 8), "shards": (16, 16, 16)}
 #: Shards that reach beyond the array, and one that ends with it.
@@ -92,7 +92,7 @@ def test_slabs_and_aligned_blocks_are_compared_by_rows_and_others_one_by_one(
 
 
 def replace_data(dataset: Dataset, data: da.Array) -> Dataset:
-    return Dataset.from_modified(dataset, data=data)
+    return with_voxels(dataset, data)
 
 
 def test_differences_in_a_block_are_one_problem(tmp_path: Path, threads: int) -> None:
