@@ -22,11 +22,12 @@ def dataset_from_zarr(
     follow_links: bool | None = None,
     **kwargs: Any,
 ) -> Dataset:
-    """Open a Zarr v3 store lazily, as a `Dataset` whose blocks are shards.
+    """Open a Zarr store lazily, as a `Dataset` whose blocks are shards.
 
-    OME-Zarr 0.5 images and plain arrays are read, with or without mango's metadata; nothing is ever
-    written. The voxel size of an image is that of its OME metadata, the voxel size of a plain array
-    its ``voxel_size_xyz``, in the order x, y, z. Axes of channels and times with one element are
+    OME-Zarr images of 0.1 to 0.6 and plain arrays of Zarr v3 and v2 are read, with or without
+    mango's metadata; nothing is ever written. The voxel size of an image is that of its OME
+    metadata, the voxel size of a plain array its ``voxel_size_xyz``, in the order x, y, z. Axes of
+    channels and times with one element are
     left out. If axes have different units, all lengths are converted to one unit. If a unit is not
     known, such as ``pixel``, lengths are taken for voxels, with a warning.
 
@@ -57,7 +58,7 @@ def dataset_from_zarr(
     DatasetNotFoundError
         There is nothing at the path.
     UnsupportedFormatError
-        It is not a Zarr v3 store, its version of OME-Zarr or of mango's metadata is unknown, or it
+        It is not a Zarr store, its version of OME-Zarr or of mango's metadata is unknown, or it
         is an image without two or three axes of space, or with several channels or times.
     IncompleteDatasetError
         An array that the metadata lists is missing.

@@ -81,8 +81,8 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         storage_options: dict[str, Any] | None = None,
     ) -> dict[str, xr.Dataset]:
         """Open all levels and labels, by their group."""
+        from ctlab_dask_zarr.read.zarr_documents import read_label_names
         from ctlab_dask_zarr.read.zarr_source import ZarrSource
-        from ctlab_dask_zarr.store.hierarchy import label_names
 
         options: dict[str, Any] = {}
         if storage_options is not None:
@@ -90,7 +90,7 @@ class CTLabBackendEntrypoint(BackendEntrypoint):
         source = Dataset.from_path(filename_or_obj, **options).source
         images = {"": filename_or_obj}
         if isinstance(source, ZarrSource):
-            for name in label_names(source.store.files, source.location):
+            for name in read_label_names(source.store):
                 images[f"/labels/{name}"] = source.store.path(f"labels/{name}")
         groups = {"/": xr.Dataset()}
         for group, path in images.items():

@@ -34,6 +34,7 @@ from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
 from ctlab_dask_zarr.read.arrays import says_voxel_size, volume_from_array, volume_from_xarray
 from ctlab_dask_zarr.read.zarr import open_volume, read_store_metadata
+from ctlab_dask_zarr.read.zarr_documents import refuse_old
 from ctlab_dask_zarr.read.zarr_source import ZarrSource
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import drop_consolidated
@@ -112,6 +113,7 @@ def prepare_pyramid(
     """
     refuse_contradictions(resume, restart)
     image = read_store_metadata(path)
+    image.refuse_changes()
     wanted, lacking = images_to_extend(image, levels)
     if not lacking and not (resume and levels in ("auto", len(wanted))):
         raise InvalidArgumentError(f"{image.path} has {len(wanted)} levels already")
@@ -245,6 +247,7 @@ def prepare_labels(
             f"{path} has axes of channels or times; labels are written only for images whose "
             "axes are all spatial: convert it first"
         )
+    refuse_old(path, image.source.stored.zarr_format, image.source.ome_version)
     dataset = _labels_dataset(labels, image)
     refuse_unfit_labels(dataset, image, path)
     options = replace(options, downsample=options.downsample or "mode")

@@ -29,7 +29,6 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import CodecSpec, StoredArray
 from ctlab_dask_zarr.store.store import Store
 
-_DOCUMENT_KEY = "zarr.json"
 #: The largest size of an element, in any dtype that filters convert a volume to.
 _ELEMENT_NBYTES = 16
 #: What codecs may add to a chunk.
@@ -84,14 +83,19 @@ def encoded_limit(array: StoredArray) -> int:
 
 def decode_bounded(array: StoredArray, data: bytes) -> npt.NDArray[Any]:
     """Decode one stored object as `decode_object` does, unless it would become too large."""
-    _refuse_inflated(json.loads(array.document)["codecs"], array.object_shape, data)
+    document = json.loads(array.document)
+    if array.zarr_format == 2:
+        from ctlab_dask_zarr.formats.zarr_v2 import array_document_of_v2
+
+        document = array_document_of_v2(document)
+    _refuse_inflated(document["codecs"], array.object_shape, data)
     return decode_object(array, data)
 
 
 def dtype_in_zarr(array: StoredArray) -> np.dtype[Any]:
-    """Return the NumPy dtype that zarr reads the array as."""
+    """Return the NumPy dtype that zarr reads the array as, in the byte order of this machine."""
     opened, _ = _open_single(array, {})
-    dtype: np.dtype[Any] = np.dtype(opened.dtype)
+    dtype: np.dtype[Any] = np.dtype(opened.dtype).newbyteorder("=")
     return dtype
 
 
@@ -102,14 +106,17 @@ def _open_single(array: StoredArray, objects: dict[str, Any], **changes: Any) ->
 
     document = json.loads(array.document) | changes
     document["shape"] = list(array.object_shape)
-    objects[_DOCUMENT_KEY] = _buffer(json.dumps(document).encode())
+    objects[array.document_name] = _buffer(json.dumps(document).encode())
     try:
         opened = zarr.open_array(
-            MemoryStore(objects), mode="r+", zarr_format=3, config={"write_empty_chunks": True}
+            MemoryStore(objects),
+            mode="r+",
+            zarr_format=2 if array.zarr_format == 2 else 3,
+            config={"write_empty_chunks": True},
         )
     except Exception as error:  # zarr raises a different class for each part it does not know
         raise UnsupportedFormatError(
-            f"zarr does not accept the array's zarr.json: {error}"
+            f"zarr does not accept the array's {array.document_name}: {error}"
         ) from error
     return opened, array.key((0,) * len(array.object_shape))
 

@@ -14,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import google_crc32c
@@ -30,7 +31,8 @@ Decode = Callable[[Buffer, int, Buffer | None], Buffer]
 #: What users write to have a codec chosen by measuring (`planning.codec`).
 AUTO_CODECS = ("auto", "auto:small", "auto:fast")
 _BLOSC_SHUFFLE = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
-_GZIP_WBITS = 31
+#: zlib's `wbits`: the window, and 16 more for the header of gzip.
+_ZLIB_WBITS, _GZIP_WBITS = 15, 31
 
 
 @dataclass(frozen=True)
@@ -197,17 +199,17 @@ def _blosc(options: dict[str, Any]) -> tuple[Encode, Decode]:
     return encode, decode
 
 
-def _gzip(options: dict[str, Any]) -> tuple[Encode, Decode]:
+def _deflated(wbits: int, options: dict[str, Any]) -> tuple[Encode, Decode]:
     level = options["level"]
 
     def encode(data: Buffer) -> Buffer:
-        return zlib.compress(data, level, _GZIP_WBITS)
+        return zlib.compress(data, level, wbits)
 
     def decode(data: Buffer, limit: int, memory: Buffer | None) -> Buffer:
-        inflater = zlib.decompressobj(_GZIP_WBITS)
+        inflater = zlib.decompressobj(wbits)
         decoded = inflater.decompress(data, limit + 1)
         if not inflater.eof:
-            raise ShardDecodeError(f"its gzip stream is cut off or longer than {limit} bytes")
+            raise ShardDecodeError(f"its deflated stream is cut off or longer than {limit} bytes")
         return decoded
 
     return encode, decode
@@ -255,7 +257,9 @@ CODECS = {
         },
         most_nbytes=2**31 - 17,
     ),
-    "gzip": Codec(_gzip, "gzip", {"level": (5, range(10))}),
+    "gzip": Codec(partial(_deflated, _GZIP_WBITS), "gzip", {"level": (5, range(10))}),
     "numcodecs.lz4": Codec(_lz4, "lz4", fixed={"acceleration": 1}, most_nbytes=0x7E000000),
+    # Of arrays of Zarr v2, where it is usual.
+    "numcodecs.zlib": Codec(partial(_deflated, _ZLIB_WBITS)),
     "crc32c": Codec(_crc32c),
 }

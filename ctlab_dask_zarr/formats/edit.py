@@ -10,6 +10,7 @@ from ctlab_dask_zarr.errors import UnsupportedFormatError
 from ctlab_dask_zarr.formats.json_values import plain_json
 from ctlab_dask_zarr.formats.mango import build_mango_block, to_xyz
 from ctlab_dask_zarr.formats.ome import spatial_axes
+from ctlab_dask_zarr.formats.ome_versions import plain_multiscale, with_multiscale
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
 from ctlab_dask_zarr.formats.units import VoxelUnit, common_unit
 
@@ -73,7 +74,7 @@ def _rescaled(
         raise UnsupportedFormatError(
             f"the image has {len(ome['multiscales'])} multiscales; only one can be changed here"
         )
-    multiscale = dict(ome["multiscales"][0])
+    multiscale = plain_multiscale(ome)
     axes = multiscale["axes"]
     space = spatial_axes(multiscale)
     # Each axis of the file has its own unit; `before` and `after` are in one unit for all axes.
@@ -104,7 +105,7 @@ def _rescaled(
     multiscale["axes"] = [
         {**axis, "unit": unit} if n in space else axis for n, axis in enumerate(axes)
     ]
-    return {**ome, "multiscales": [multiscale]}
+    return with_multiscale(ome, multiscale)
 
 
 def _renamed(ome: Mapping[str, Any], before: str, after: str) -> dict[str, Any]:

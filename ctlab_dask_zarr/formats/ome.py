@@ -1,4 +1,4 @@
-"""OME-Zarr 0.5 image metadata, both directions.
+"""OME-Zarr image metadata, both directions: 0.5, and what others say by way of it.
 
 Specification: https://ngff.openmicroscopy.org/0.5/ , section "multiscales" metadata.
 """
@@ -6,7 +6,7 @@ Specification: https://ngff.openmicroscopy.org/0.5/ , section "multiscales" meta
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -14,9 +14,22 @@ from typing import Any, Literal
 import numpy as np
 
 from ctlab_dask_zarr._version import __version__
-from ctlab_dask_zarr.errors import InvalidArgumentError, MetadataError, UnsupportedFormatError
+from ctlab_dask_zarr.errors import (
+    CTLabError,
+    InvalidArgumentError,
+    MetadataError,
+    UnsupportedFormatError,
+)
 from ctlab_dask_zarr.formats.json_values import are_numbers
 from ctlab_dask_zarr.formats.level import Level
+from ctlab_dask_zarr.formats.ome_versions import (
+    OLD_VERSIONS,
+    example_inside,
+    other_systems,
+    plain_multiscale,
+    refuse_other_version,
+    with_multiscale,
+)
 from ctlab_dask_zarr.formats.units import NOTHING_GIVEN, Given, VoxelUnit, common_unit
 
 _DESCRIPTIONS = {
@@ -30,6 +43,8 @@ _MASK_RULE = "a voxel is masked where at least half of those it is made of are"
 #: The type of an axis with this name if it has none; all other axes are spatial.
 _KINDS = {"t": "time", "c": "channel"}
 
+_SIZE_ADVICE = ": open it with a voxel_size=, as 2.5 (--voxel-size 2.5um)"
+
 ScalePlacement = Literal["dataset", "multiscales"]
 
 
@@ -37,6 +52,7 @@ class OMEZarrVersion(Enum):
     """Version of the OME-Zarr specification to write."""
 
     v05 = "0.5"
+    v06 = "0.6"
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,11 @@ class OMEImage:
     levels: tuple[Level, ...]
     array_axes: tuple[str, ...]
     unknown_units: tuple[str, ...] = ()
+    version: str = OMEZarrVersion.v05.value
+    #: Transformations that are not applied, as messages name them.
+    not_applied: tuple[str, ...] = ()
+    #: Axes whose scale is 0, which is taken as 1: they have to have one element.
+    unscaled: tuple[str, ...] = ()
 
 
 def build_ome_attributes(
@@ -93,7 +114,7 @@ def build_ome_attributes(
         multiscale.update(_described(downsample))
     if scale_placement == "multiscales":
         multiscale["coordinateTransformations"] = [{"type": "scale", "scale": list(base)}]
-    return {"version": version.value, "multiscales": [multiscale]}
+    return with_multiscale({"version": version.value}, multiscale)
 
 
 def _dataset(path: str, scale: Sequence[float], translation: Sequence[float]) -> dict[str, Any]:
@@ -123,7 +144,7 @@ def add_ome_levels(
 
     `added` has the path of each new level, and its factors to the one before along each axis.
     """
-    multiscale, *others = ome["multiscales"]
+    multiscale = plain_multiscale(ome)
     (finest,) = multiscale["datasets"]
     ndim = len(multiscale["axes"])
     scale, translation = _parse_transforms(finest["coordinateTransformations"], ndim)
@@ -136,7 +157,7 @@ def add_ome_levels(
         scale = tuple(s * f for s, f in zip(scale, factors, strict=True))
         datasets.append(_dataset(path, scale, translation))
     changed = {**multiscale, "datasets": datasets, **_described(downsample)}
-    return {**ome, "multiscales": [changed, *others]}
+    return with_multiscale(ome, changed)
 
 
 def build_image_label(
@@ -190,38 +211,40 @@ def build_omero(
 
 
 def parse_ome_attributes(ome: Any, given: Given = NOTHING_GIVEN) -> OMEImage:
-    """Read the ``ome`` attribute of an image group of any program.
+    """Read the ``ome`` attribute of an image group of any program and version.
 
     The transformations of a level and of the multiscales entry are combined. Of several multiscales
     the first is read. Axes of different units get one unit. What is `given` may be wrong here: then
-    a scale that is not a length becomes 1, and lengths are taken as they are.
+    a scale that is not a length becomes 1, a transformation that is not of lengths is left out, and
+    lengths are taken as they are.
 
     Raises
     ------
     UnsupportedFormatError
-        The version is not 0.5, or the image does not have two or three spatial axes.
+        The version is not known, the image does not have two or three spatial axes, or its voxels
+        do not lie along them.
     MetadataError
         Something that the specification requires is missing or contradicts itself.
     """
     if not isinstance(ome, Mapping):
         raise MetadataError(f"the ome attribute is a {type(ome).__name__}, not an object")
-    version = ome.get("version")
-    if version != OMEZarrVersion.v05.value:
-        raise UnsupportedFormatError(f"OME-Zarr version {version!r} is not read here, only '0.5'")
+    refuse_other_version(ome)
     if "multiscales" not in ome:
         raise UnsupportedFormatError(
             f"this OME-Zarr group is not an image (it holds {', '.join(sorted(ome))}): give the "
-            "path of an image inside it"
+            f"path of an image inside it{example_inside(ome)}"
         )
     try:
-        return _parse_multiscale(ome["multiscales"][0], given)
+        return _parse_multiscale(plain_multiscale(ome), given, ome["version"], other_systems(ome))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise MetadataError(
             f"multiscales lacks or misspells a required part ({error!r})"
         ) from error
 
 
-def _parse_multiscale(multiscale: Mapping[str, Any], given: Given) -> OMEImage:
+def _parse_multiscale(
+    multiscale: Mapping[str, Any], given: Given, version: str, other_systems: tuple[str, ...]
+) -> OMEImage:
     axes = tuple(str(axis["name"]) for axis in multiscale["axes"])
     if len(set(axes)) != len(axes):
         raise MetadataError(f"the axes {', '.join(axes)} are not named once each")
@@ -233,25 +256,16 @@ def _parse_multiscale(multiscale: Mapping[str, Any], given: Given) -> OMEImage:
         )
     units = [None if given.unit else multiscale["axes"][number].get("unit") for number in space]
     unit, factors, unknown = common_unit(units)
-
-    def parsed(transforms: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-        """Return scale and translation along the spatial axes."""
-        every_scale, every_shift = _parse_transforms(transforms, len(axes))
-        scale = [every_scale[n] for n in space]
-        if given.size:
-            scale = [size if size > 0 else 1.0 for size in scale]
-        if min(scale) <= 0:
-            raise MetadataError(f"the scale {scale} holds a value that is not a length")
-        return scale, [every_shift[n] for n in space]
-
-    outer_scale, outer_shift = parsed(multiscale.get("coordinateTransformations") or [])
+    read = _Transforms(axes, space, given)
+    outer_scale, outer_shift = read.parsed(multiscale.get("coordinateTransformations") or [])
     levels = []
     for dataset in multiscale["datasets"]:
         key = "coordinateTransformations"
-        transforms = (dataset.get(key) or []) if given.size else dataset[key]
+        is_old = given.size or version in OLD_VERSIONS
+        transforms = (dataset.get(key) or []) if is_old else dataset[key]
         if not transforms and not given.size:
-            raise MetadataError(f"dataset {dataset['path']!r} has no scale")
-        scale, shift = parsed(transforms)
+            raise MetadataError(f"dataset {dataset['path']!r} has no scale{_SIZE_ADVICE}")
+        scale, shift = read.parsed(transforms)
         along = list(zip(scale, shift, outer_scale, outer_shift, factors, strict=True))
         levels.append(
             Level(
@@ -263,13 +277,62 @@ def _parse_multiscale(multiscale: Mapping[str, Any], given: Given) -> OMEImage:
     if not levels:
         raise MetadataError("multiscales lists no datasets")
     return OMEImage(
-        name=str(multiscale.get("name", "")),
+        name=str(multiscale.get("name") or ""),
         axes=tuple(axes[n] for n in space),
         voxel_unit=unit,
         levels=tuple(levels),
         array_axes=axes,
         unknown_units=unknown,
+        version=version,
+        not_applied=(*read.left_out, *other_systems),
+        unscaled=tuple(axes[n] for n in space if n in read.unscaled),
     )
+
+
+class _Transforms:
+    """Reads transformations of an image, and notes what it could not take as it stands."""
+
+    def __init__(self, axes: Sequence[str], space: Sequence[int], given: Given) -> None:
+        self._axes, self._space, self._given = axes, space, given
+        self.left_out: dict[str, None] = {}
+        #: Axes, by their number, whose scale is 0.
+        self.unscaled: set[int] = set()
+
+    def parsed(self, transforms: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+        """Return scale and translation along the spatial axes."""
+        ndim = len(self._axes)
+        try:
+            every_scale, every_shift = _parse_transforms(transforms, ndim)
+        except (CTLabError, LookupError, TypeError) as error:
+            if not self._given.size:
+                raise
+            kinds = ", ".join(str(t.get("type")) for t in transforms if isinstance(t, Mapping))
+            self.left_out[f"{kinds} ({error})"] = None
+            every_scale, every_shift = (1.0,) * ndim, (0.0,) * ndim
+        scale = {n: every_scale[n] for n in self._space}
+        if not self._given.size:
+            if min(scale.values()) < 0:
+                sizes = list(scale.values())
+                raise MetadataError(
+                    f"the scale {sizes} holds a value that is not a length{_SIZE_ADVICE}"
+                )
+            self.unscaled.update(n for n, size in scale.items() if size == 0)
+        sizes = [size if size > 0 else 1.0 for size in scale.values()]
+        return sizes, [every_shift[n] for n in self._space]
+
+
+def refuse_unscaled(image: OMEImage, shapes: Iterable[Sequence[int]]) -> None:
+    """Raise `MetadataError` where an axis of several elements has a scale of 0.
+
+    `shapes` are those of the arrays, along all of their axes.
+    """
+    for shape in shapes:
+        for axis, n in zip(image.array_axes, shape, strict=False):
+            if axis in image.unscaled and n != 1:
+                raise MetadataError(
+                    f"the scale of the axis {axis!r}, of {n} elements, is 0, which is not a length"
+                    f"{_SIZE_ADVICE}"
+                )
 
 
 def spatial_axes(multiscale: Mapping[str, Any]) -> list[int]:
@@ -287,7 +350,10 @@ def _parse_transforms(
         if kind == "identity":
             continue
         if kind not in ("scale", "translation") or not isinstance(transform.get(kind), list):
-            raise UnsupportedFormatError(f"the transformation {dict(transform)} is not read here")
+            raise UnsupportedFormatError(
+                f"the transformation {dict(transform)} is not read here: voxels lie along the "
+                f"axes, moved and scaled alone{_SIZE_ADVICE}"
+            )
         # OME-Zarr 0.5: "exactly one scale", then optionally one translation.
         if kind in found or (kind == "scale" and found):
             raise MetadataError(f"the transformations {transforms} are not scale and translation")

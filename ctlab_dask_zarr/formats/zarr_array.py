@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
@@ -26,6 +26,7 @@ _DIRECT_DTYPES = frozenset(
     [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
     + ["float16", "float32", "float64"]
 )
+_V2_ARRAY = ".zarray"
 #: A document with a longer axis is hostile or damaged.
 _MAX_AXIS_LENGTH = 2**48
 _NUMBER = re.compile("[0-9]+")
@@ -94,6 +95,12 @@ class StoredArray:
     key_encoding: str
     separator: str
     dimension_names: tuple[str | None, ...] | None
+    zarr_format: int = 3
+
+    @property
+    def document_name(self) -> str:
+        """The name of the array's document in the store."""
+        return _V2_ARRAY if self.zarr_format == 2 else "zarr.json"
 
     @property
     def fill_value(self) -> Any:
@@ -158,16 +165,28 @@ class StoredArray:
 
 @lru_cache(maxsize=256)
 def parse_array_document(text: str) -> StoredArray:
-    """Read an array's ``zarr.json``, or raise `MetadataError` or `UnsupportedFormatError`."""
+    """Read an array's ``zarr.json``, or its ``.zarray`` of Zarr v2.
+
+    Raises `MetadataError` or `UnsupportedFormatError`.
+    """
+    name = "zarr.json"
     try:
-        return _parse(json.loads(text), text)
+        document = json.loads(text)
+        if document.get("zarr_format") != 2:
+            return _parse(document, text)
+        # Not for workers, which rarely meet one.
+        from ctlab_dask_zarr.formats.zarr_v2 import array_document_of_v2
+
+        name = _V2_ARRAY
+        described = array_document_of_v2(document)
+        return replace(_parse(described, text), zarr_format=2)
     except RecursionError:
-        raise MetadataError("the array's zarr.json is nested too deeply to be metadata") from None
+        raise MetadataError(f"the array's {name} is nested too deeply to be metadata") from None
     except CTLabError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise MetadataError(
-            f"the array's zarr.json lacks or misspells a required part ({error!r})"
+            f"the array's {name} lacks or misspells a required part ({error!r})"
         ) from error
 
 

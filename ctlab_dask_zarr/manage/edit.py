@@ -239,6 +239,7 @@ class _Wanted(NamedTuple):
 
 def _planned(path: str | os.PathLike[str], now: datetime, wanted: _Wanted) -> MetadataEdit:
     metadata = read_store_metadata(path)
+    metadata.refuse_changes()
     refuse_level(metadata)
     refuse_unfinished(metadata)
     volume = volume_of(metadata)

@@ -31,6 +31,7 @@ from ctlab_dask_zarr.formats.receipts import own_receipt
 from ctlab_dask_zarr.manage.inventory import Inventory, take_inventory
 from ctlab_dask_zarr.planning.occupied import refuse_long_name, refuse_missing_folder, store_around
 from ctlab_dask_zarr.read.zarr import read_store_metadata
+from ctlab_dask_zarr.read.zarr_documents import refuse_old
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import is_url
@@ -71,6 +72,7 @@ def copy_dataset(
     object that is copied, and the size of all; first with 0.
     """
     metadata = read_store_metadata(source)
+    refuse_old(metadata.path, metadata.zarr_format)
     root = metadata.store.get(ROOT_DOCUMENT)
     if _is_there(destination, root):
         return CopyResult(destination.path, 0, 0, 0)

@@ -5,24 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 from ctlab_dask_zarr.errors import (
-    CTLabError,
-    DatasetNotFoundError,
-    IncompleteDatasetError,
     InvalidArgumentError,
     MetadataError,
     UnsupportedFormatError,
 )
 from ctlab_dask_zarr.formats.datatype import DataType
-from ctlab_dask_zarr.formats.json_values import parse_json_object
 from ctlab_dask_zarr.formats.level import Level, with_shapes
 from ctlab_dask_zarr.formats.mango import MangoBlock, parse_mango_block
-from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes
+from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes, refuse_unscaled
 from ctlab_dask_zarr.formats.receipts import (
     N_ABSENT,
     is_of_this_package,
@@ -38,12 +34,13 @@ from ctlab_dask_zarr.formats.units import (
     common_unit,
     given_size,
 )
-from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, key_in, parse_array_document
+from ctlab_dask_zarr.formats.zarr_array import StoredArray, is_key, parse_array_document
+from ctlab_dask_zarr.formats.zarr_v2 import V2_DOCUMENTS
 from ctlab_dask_zarr.planning.layout import Layout
 from ctlab_dask_zarr.read.lazy import lazy_array
 from ctlab_dask_zarr.read.receipts import seal_of
-from ctlab_dask_zarr.read.zarr_source import Version, ZarrSource, read_version
-from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.read.zarr_documents import read_array_document, read_root, refuse_old
+from ctlab_dask_zarr.read.zarr_source import Version, ZarrSource
 from ctlab_dask_zarr.store.files import LOCAL_FILES, Files
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import is_url, storage_path
@@ -53,8 +50,6 @@ from ctlab_dask_zarr.volume import Volume
 
 NAME = "zarr"
 DESCRIPTION = "a Zarr store"
-#: A store of version 2 is refused when it is opened, with what to do.
-_V2_DOCUMENTS = (".zgroup", ".zarray", ".zattrs")
 #: A petabyte in shards of 512**3 has 4 million.
 _MAX_BLOCKS = 10_000_000
 
@@ -75,6 +70,7 @@ class StoreMetadata:
     versions: Mapping[str, Version] = field(default_factory=dict)
     #: What the user has said, so that it is not taken from here.
     given: Given = NOTHING_GIVEN
+    zarr_format: int = 3
 
     @property
     def store(self) -> Store:
@@ -86,6 +82,25 @@ class StoreMetadata:
         """Whether the image says that it is labels of another."""
         return self.ome is not None and "image-label" in self.attributes["ome"]
 
+    def refuse_changes(self) -> None:
+        """Raise `UnsupportedFormatError` where the store is of a version that is only read."""
+        refuse_old(self.path, self.zarr_format, self.ome.version if self.ome else None)
+
+    def remarks(self) -> Iterator[str]:
+        """Yield what the OME metadata say that is not taken as it stands, but for units."""
+        if self.ome is not None and self.ome.not_applied:
+            yield (
+                f"{shown(self.path)} is placed by more than scale and translation "
+                f"({shown('; '.join(self.ome.not_applied))}): that is not applied here, and not "
+                "kept by a conversion"
+            )
+        if self.ome is not None and self.ome.unscaled:
+            yield (
+                f"{shown(self.path)} has a scale of 0 along {', '.join(self.ome.unscaled)}, where "
+                "it has one element: 1 is taken. Say what it is when it is opened, as "
+                "voxel_size=2.5 (--voxel-size 2.5um)"
+            )
+
     @property
     def mango_block(self) -> Any:
         """The mango block as it stands there, or what this package keeps in its place."""
@@ -96,7 +111,7 @@ class StoreMetadata:
 def can_open(path: str) -> bool:
     """Whether a path is a Zarr store: every URL is, and a folder with one of Zarr's documents."""
     return is_url(path) or any(
-        os.path.lexists(os.path.join(path, name)) for name in (ROOT_DOCUMENT, *_V2_DOCUMENTS)
+        os.path.lexists(os.path.join(path, name)) for name in (ROOT_DOCUMENT, *V2_DOCUMENTS)
     )
 
 
@@ -134,7 +149,7 @@ def open_volume(
     follow_links: bool | None = None,
     **kwargs: Any,
 ) -> Volume:
-    """Open a Zarr v3 store lazily: see `ctlab_dask_zarr.dataset_from_zarr`.
+    """Open a Zarr store lazily: see `ctlab_dask_zarr.dataset_from_zarr`.
 
     `parse_history` has no meaning here: a store holds a history as it is.
     """
@@ -144,6 +159,8 @@ def open_volume(
         files = files_to_read(storage_path(path), follow_links)
         metadata = read_store_metadata(path, files, given=given)
     volume = volume_of(metadata, level, strict=strict, chunks=chunks, **kwargs)
+    for text in metadata.remarks():
+        warnings.warn(text, stacklevel=4)
     unknown = metadata.ome.unknown_units if metadata.ome else ()
     if not (metadata.ome or given.unit):
         unknown = common_unit([metadata.mango_block.get("voxel_unit")]).unknown
@@ -176,7 +193,7 @@ def volume_of(
         there_is = "one level, 0" if n_levels == 1 else f"the levels 0 to {n_levels - 1}"
         raise InvalidArgumentError(f"level={level!r}: {metadata.path} has {there_is}")
     source = source_of(metadata, level, strict=strict)
-    names = _dimension_names(metadata.ome, source.stored)
+    names = _dimension_names(metadata, source.stored)
     given = metadata.given if metadata.ome is None else Given(size=True, unit=True)
     mango = parse_mango_block(metadata.mango_block, names, given)
     levels, unit = _levels(metadata, mango, len(names))
@@ -216,6 +233,7 @@ def source_of(metadata: StoreMetadata, number: int, *, strict: bool | None = Non
         strict=strict,
         space=_space(metadata, document),
         seal=seal,
+        ome_version=metadata.ome.version if metadata.ome else None,
         version=metadata.versions.get(path if seal is None else ""),
     )
 
@@ -232,18 +250,11 @@ def read_store_metadata(
     files = files_to_read(root) if files is None else files
     store = Store(root, files)
     versions: dict[str, Version] = {}
-    text = _read(store, "", versions)
-    document = parse_json_object(text, os.path.join(root, ROOT_DOCUMENT))
-    attributes = document.get("attributes") or {}
-    if not isinstance(attributes, dict):
-        raise MetadataError(f"the attributes of {root} are not an object")
-    if document.get("zarr_format") != 3:
-        raise UnsupportedFormatError(
-            f"{root} is of Zarr format {document.get('zarr_format')!r}; only 3 is read here"
-        )
-    ome = None
-    arrays: tuple[tuple[str, str], ...] = (("", text),)
-    if document.get("node_type") != "array":
+    found = read_root(store, versions)
+    attributes, ome = found.attributes, None
+    if found.array is not None:
+        arrays: tuple[tuple[str, str], ...] = (("", found.array),)
+    else:
         if "ome" not in attributes:
             raise UnsupportedFormatError(
                 f"{root} is a Zarr group without OME metadata: give the path of an array or an "
@@ -253,63 +264,14 @@ def read_store_metadata(
         for level in ome.levels:
             if not is_key(level.path):
                 raise MetadataError(f"the path {level.path!r} in {root} leads out of the store")
-        arrays = tuple((lv.path, _read(store, lv.path, versions)) for lv in ome.levels)
-    root_hash = hashlib.sha256(text.encode()).hexdigest()
-    return StoreMetadata(root, attributes, arrays, ome, root_hash, files, versions, given)
-
-
-def _read(store: Store, node: str, versions: dict[str, Version]) -> str:
-    """Return the document of a node; its version is noted first, so that it is never too new."""
-    root, key = store.root, key_in(node, ROOT_DOCUMENT)
-    try:
-        version = read_version(store.files, store.path(key))
-        if version is not None:
-            versions[node] = version
-        return store.get(key).decode()
-    except CTLabError:
-        raise
-    except ValueError as error:  # no UTF-8 inside, or a NUL or half a character in the path
-        raise MetadataError(f"{key!r} in {root} cannot be read as text: {error}") from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if not node:
-            raise _no_store(root, store.files, error) from None
-        raise IncompleteDatasetError(
-            f"{root} lists the array {node!r}, but {key} is missing: the dataset is incomplete"
-        ) from None
-
-
-def _no_store(root: str, files: Files, error: OSError) -> Exception:
-    """Return the error for a place without a root document: it says what is there instead."""
-    if isinstance(error, NotADirectoryError):
-        return UnsupportedFormatError(f"{root} is a file; a Zarr store is a folder")
-    if any(files.kind(os.path.join(root, name)) for name in _V2_DOCUMENTS):
-        array = root if files.kind(os.path.join(root, ".zarray")) else f"{root}/0"
-        return UnsupportedFormatError(
-            f"{root} is a Zarr v2 store; only v3 is read here, and what converts one to the other "
-            "loses the voxel size. Open its array with dask, and say what is known of it: Dataset("
-            f"dask.array.from_zarr({array!r}), dimension_names=('z', 'y', 'x'), voxel_unit='um', "
-            "voxel_size=(2.5, 2.5, 2.5))"
+        arrays = tuple(
+            (lv.path, read_array_document(store, lv.path, found.zarr_format, versions))
+            for lv in ome.levels
         )
-    destination = Destination(root, files)
-    is_staged = files.kind(destination.staging) == "folder"
-    if files.kind(root) == "folder" and not (is_url(root) and is_staged):
-        return IncompleteDatasetError(
-            f"{root} has no {ROOT_DOCUMENT}: it is not a Zarr store, or one whose writing was not "
-            "finished"
-        )
-    aside = list(destination.all_replaced().values())
-    if aside:
-        return DatasetNotFoundError(
-            f"{root} was being replaced when its commit died between two renames; the old dataset "
-            f"is {aside[0]}. `ctlab-zarr commit {root}` puts the new one in its place, or the old "
-            "one back where the new one is not complete"
-        )
-    if is_staged:
-        return DatasetNotFoundError(
-            f"{root} does not exist yet: a write to it is under way or was interrupted (its "
-            f"staging folder is {destination.staging})"
-        )
-    return DatasetNotFoundError(f"{root} does not exist")
+    root_hash = hashlib.sha256(found.text.encode()).hexdigest()
+    return StoreMetadata(
+        *(root, attributes, arrays, ome, root_hash, files, versions, given, found.zarr_format)
+    )
 
 
 def _default_blocks(source: ZarrSource) -> tuple[int, ...]:
@@ -330,8 +292,11 @@ def _default_blocks(source: ZarrSource) -> tuple[int, ...]:
     return blocks
 
 
-def _dimension_names(ome: OMEImage | None, stored: StoredArray) -> tuple[str, ...]:
-    ndim, names = len(stored.shape), stored.dimension_names
+def _dimension_names(metadata: StoreMetadata, stored: StoredArray) -> tuple[str, ...]:
+    ome, ndim, names = metadata.ome, len(stored.shape), stored.dimension_names
+    of_xarray = metadata.attributes.get("_ARRAY_DIMENSIONS")
+    if ome is None and isinstance(of_xarray, list) and len(of_xarray) == ndim:
+        names = tuple(map(str, of_xarray))
     if ome is not None:
         axes = ome.array_axes
         if len(axes) != ndim:
@@ -376,6 +341,8 @@ def _levels(
     # The reference implementation writes one list to voxel_size_xyz and to the z, y, x scale, so
     # that its anisotropic groups contradict themselves: of a group, the OME scale is believed.
     if metadata.ome is not None:
+        every = [parse_array_document(document).shape for _, document in metadata.arrays]
+        refuse_unscaled(metadata.ome, every)
         return with_shapes(metadata.ome.levels, shapes), metadata.ome.voxel_unit
     size = mango.voxel_size or (1.0,) * ndim
     origin = stored_origin(own_receipt(metadata.attributes), size)

@@ -60,6 +60,8 @@ class ZarrSource:
     #: Of the document that tells the store from another, when it was opened: the root's where
     #: there is a seal, else the array's. None where it is not known.
     version: Version | None = None
+    #: Of the image that the array belongs to; None for an array by itself.
+    ome_version: str | None = None
 
     @property
     def stored(self) -> StoredArray:
@@ -69,7 +71,7 @@ class ZarrSource:
     @property
     def document_key(self) -> str:
         """The key of the array's document."""
-        return key_in(self.array_path, ROOT_DOCUMENT)
+        return key_in(self.array_path, self.stored.document_name)
 
     @property
     def location(self) -> str:
@@ -173,8 +175,9 @@ class ZarrSource:
     def facts(self) -> dict[str, Any]:
         """Return the format and the layout."""
         stored = self.stored
+        kind = f"OME-Zarr {self.ome_version}" if self.ome_version else "plain array"
         return {
-            "format": "Zarr v3, OME-Zarr 0.5" if self.array_path else "Zarr v3, plain array",
+            "format": f"Zarr v{stored.zarr_format}, {kind}",
             "shards": stored.object_shape if stored.is_sharded else None,
             "chunks": stored.inner_chunk_shape,
             "codecs": [spec.name for spec in stored.codecs] if stored.is_direct else None,

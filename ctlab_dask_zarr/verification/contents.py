@@ -21,7 +21,7 @@ from zarr.storage import MemoryStore
 from ctlab_dask_zarr.errors import CTLabError, MetadataError, UnsupportedFormatError
 from ctlab_dask_zarr.formats.json_values import parse_json_object
 from ctlab_dask_zarr.formats.level import Shape
-from ctlab_dask_zarr.formats.ome import parse_ome_attributes
+from ctlab_dask_zarr.formats.ome import parse_ome_attributes, refuse_unscaled
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, key_in, parse_array_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata
@@ -204,6 +204,11 @@ def _read_image(contents: Contents, prefix: str) -> Image:
         paths = [level.path for level in ome.levels]
     arrays = tuple(_read_levels(contents, prefix, paths, problems))
     readable = {path for path, _ in arrays}
+    if ome is not None:
+        try:
+            refuse_unscaled(ome, (parse_array_document(text).shape for _, text in arrays))
+        except CTLabError as error:
+            problems.append(Problem(ROOT_DOCUMENT, "ome", f"{ROOT_DOCUMENT}: {error}"))
     if ome is not None:
         ome = replace(ome, levels=tuple(level for level in ome.levels if level.path in readable))
     metadata = StoreMetadata(

@@ -25,6 +25,7 @@ from ctlab_dask_zarr.read.receipts import (
     seal_of,
 )
 from ctlab_dask_zarr.read.zarr import read_store_metadata
+from ctlab_dask_zarr.read.zarr_documents import refuse_old
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.store.store import Store, files_at
@@ -79,7 +80,7 @@ def prepare_verification(
     checks = Verification()
     if store.files.kind(store.path(ROOT_DOCUMENT)) is None:
         try:
-            read_store_metadata(store.root, store.files)
+            refuse_old(root, read_store_metadata(root, store.files).zarr_format)
         except DatasetNotFoundError:
             raise
         except CTLabError as error:

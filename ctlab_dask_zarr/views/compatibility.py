@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
+from ctlab_dask_zarr.formats.ome_versions import plain_multiscale
 from ctlab_dask_zarr.formats.units import OME_UNITS, VoxelUnit
 from ctlab_dask_zarr.formats.zarr_array import StoredArray, parse_array_document
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
@@ -59,7 +60,9 @@ def check_readers(path: str | os.PathLike[str]) -> list[ReaderReport]:
     >>> reports["Neuroglancer"], reports["ngff-zarr"]
     ('does not show it', 'shows it')
     """
-    facts = _Facts(read_store_metadata(path))
+    metadata = read_store_metadata(path)
+    metadata.refuse_changes()
+    facts = _Facts(metadata)
     reports = []
     for reader, (obstacles, flaws) in _READERS.items():
         if found := _remarks(obstacles, facts):
@@ -82,7 +85,8 @@ class _Facts:
         self.has_dotted_keys = any(array.separator == "." for array in arrays)
         self.image = metadata.ome
         self.ome: dict[str, Any] = metadata.attributes["ome"] if metadata.ome else {}
-        self.multiscale: dict[str, Any] = self.ome["multiscales"][0] if metadata.ome else {}
+        self.multiscale = plain_multiscale(self.ome) if metadata.ome else {}
+        self.version = metadata.ome.version if metadata.ome else ""
         self.has_outer_scale = bool(self.multiscale.get("coordinateTransformations"))
         mango = metadata.attributes.get("mango")
         self.mango: dict[str, Any] = mango if isinstance(mango, dict) else {}

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import MetadataError
 from ctlab_dask_zarr.read.zarr import read_store_metadata, volume_of
+from ctlab_dask_zarr.read.zarr_documents import read_label_names
 from ctlab_dask_zarr.read.zarr_source import ZarrSource
-from ctlab_dask_zarr.store.hierarchy import label_names
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.volume import Volume
 
@@ -52,7 +52,7 @@ def read_label_images(image: Volume) -> tuple[LabelImage, ...]:
     if not isinstance(source, ZarrSource):
         return ()
     store = source.store
-    names = label_names(source.store.files, source.location, strict=True)
+    names = read_label_names(store, strict=True)
     return tuple(_read_label_image(store, name) for name in names)
 
 
@@ -64,7 +64,7 @@ def _read_label_image(store: Store, name: str) -> LabelImage:
         entries = label.get("colors") or []
         colors = dict(_color(entry) for entry in entries if entry.get("rgba") is not None)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise MetadataError(f"the colours in {path}/zarr.json are wrong: {error!r}") from error
+        raise MetadataError(f"the colours of the labels in {path} are wrong: {error!r}") from error
     return LabelImage(name, volume_of(metadata), colors)
 
 

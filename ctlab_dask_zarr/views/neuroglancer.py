@@ -33,6 +33,8 @@ SHOWN_DTYPES = frozenset(
 )
 #: The data types of labels and segmentations (layer/segmentation).
 LABEL_DTYPES = SHOWN_DTYPES - {"float32"}
+#: Of OME-Zarr, whose metadata the client of the Python package reads (2.41).
+_SHOWN_VERSIONS = ("0.4", "0.5")
 #: The client expects these paths (python_integration/api.ts): its own folder, and an event stream
 #: by which the page notices that the server is still running.
 _CLIENT = "v/client"
@@ -83,6 +85,11 @@ def serve_store(
         raise UnsupportedFormatError(
             f"{os.fspath(path)} is not a Zarr store: `ctlab-zarr convert` makes one from it, and "
             "`ctlab-zarr preview` draws it as it is"
+        )
+    if volume.source.ome_version not in _SHOWN_VERSIONS and volume.source.space is not None:
+        raise UnsupportedFormatError(
+            f"{os.fspath(path)} is OME-Zarr {volume.source.ome_version} with axes of channels or "
+            "times, which Neuroglancer does not read: `ctlab-zarr convert` makes 0.5 of it"
         )
     root = local_path(volume.source.location)
     known = LABEL_DTYPES if volume.is_discrete else SHOWN_DTYPES
@@ -162,11 +169,20 @@ def _state(
 
 
 def _source(volume: Volume, url: str) -> dict[str, Any]:
-    source: dict[str, Any] = {"url": f"{url}|zarr3:"}
-    if not volume.levels[0].path:
-        # A plain array has no OME metadata with this.
-        source["transform"] = {"outputDimensions": _dimensions(volume)}
-    return source
+    stored = volume.source
+    assert isinstance(stored, ZarrSource)
+    kind = f"zarr{stored.stored.zarr_format}"
+    if stored.ome_version in _SHOWN_VERSIONS:
+        return {"url": f"{url}|{kind}:"}
+    # A plain array has no OME metadata with this, and those of 0.6 are not known to the client that
+    # is served here: it gets the finest level.
+    path = f"{quote(stored.array_path)}/" if stored.array_path else ""
+    transform: dict[str, Any] = {"outputDimensions": _dimensions(volume)}
+    if any(volume.origin):
+        shifts = [o / size for o, size in zip(volume.origin, volume.voxel_size, strict=True)]
+        unit = np.eye(len(shifts))
+        transform["matrix"] = np.column_stack([unit, shifts]).tolist()
+    return {"url": f"{url}{path}|{kind}:", "transform": transform}
 
 
 def _dimensions(volume: Volume) -> dict[str, list[Any]]:

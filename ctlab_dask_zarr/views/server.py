@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
+from ctlab_dask_zarr.formats.zarr_v2 import V2_DOCUMENTS
+
 _CONTENT_TYPES = {
     ".css": "text/css",
     ".html": "text/html; charset=utf-8",
@@ -213,7 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _is_forbidden(part: str) -> bool:
     """Whether a part of a path is never served: empty, hidden, '..', or not a file name."""
-    return not part or part.startswith(".") or any(sign in part for sign in "/\\\0")
+    is_hidden = part.startswith(".") and part not in V2_DOCUMENTS
+    return not part or is_hidden or any(sign in part for sign in "/\\\0")
 
 
 def _open_inside(root: str, parts: list[str]) -> BinaryIO | None:

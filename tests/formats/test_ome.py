@@ -97,7 +97,7 @@ TRANSFORMS = (*M, "datasets", 0, "coordinateTransformations")
     [
         (None, MetadataError, "not an object"),
         ({}, UnsupportedFormatError, "version None"),
-        (edited("version", value="0.6"), UnsupportedFormatError, "0.6"),
+        (edited("version", value="0.7"), UnsupportedFormatError, "0.7"),
         (edited("multiscales"), UnsupportedFormatError, "not an image"),
         (edited("multiscales", value=[]), MetadataError, "multiscales"),
         (edited(*M, "axes"), MetadataError, "axes"),
@@ -113,7 +113,7 @@ TRANSFORMS = (*M, "datasets", 0, "coordinateTransformations")
         (edited(*TRANSFORMS, value=[]), MetadataError, "scale"),
         (edited(*TRANSFORMS, 0, "type", value="affine"), UnsupportedFormatError, "affine"),
         (edited(*TRANSFORMS, 0, "scale", value=[1.0, 1.0]), MetadataError, "3 axes"),
-        (edited(*TRANSFORMS, 0, "scale", value=[1.0, 1.0, 0.0]), MetadataError, "not a length"),
+        (edited(*TRANSFORMS, 0, "scale", value=[1.0, 1.0, -1.0]), MetadataError, "not a length"),
         (edited(*TRANSFORMS, 0, "scale", value=[1.0, 1.0, "1"]), MetadataError, "scale"),
         (edited(*TRANSFORMS, 0, "scale", value=[1.0, 1.0, True]), MetadataError, "scale"),
         (edited(*TRANSFORMS, 0, "scale", value=[1.0, 1.0, 10**400]), MetadataError, "scale"),

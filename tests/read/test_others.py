@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from distributed import Client
 
 from ctlab_dask_zarr import (
+    CTLabError,
     Dataset,
     MetadataError,
     UnsupportedFormatError,
@@ -223,20 +225,60 @@ def test_neuroglancer_is_said_to_refuse_a_unit_that_it_does_not_know(tmp_path: P
     assert shown == [False, True]
 
 
-@pytest.mark.parametrize("kind", ["group", "array"])
-def test_the_line_that_is_shown_for_a_zarr_v2_store_opens_it(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "a.zarr"
-    if kind == "array":
-        zarr.create_array(path, data=VOXELS, zarr_format=2)
-    else:
-        zarr.create_group(path, zarr_format=2).create_array("0", data=VOXELS)
-    with pytest.raises(UnsupportedFormatError) as refused:
-        dataset_from_zarr(path)
-    assert "migrate" not in str(refused.value)
-    line = str(refused.value).partition("known of it: ")[2]
-    dataset = eval(line, {"Dataset": Dataset, "dask": dask})
+def test_a_zarr_v2_group_without_ome_metadata_names_what_to_open(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    group.create_array("0", data=VOXELS)
+    with pytest.raises(UnsupportedFormatError, match="give the path of an array"):
+        dataset_from_zarr(tmp_path / "a.zarr")
+    dataset = dataset_from_zarr(tmp_path / "a.zarr" / "0", voxel_size=2.5, voxel_unit="um")
     np.testing.assert_array_equal(dataset.data.compute(), VOXELS)
     assert dataset.voxel_size == (2.5, 2.5, 2.5)
+
+
+def test_a_scale_of_0_of_an_axis_with_one_element_is_read_with_a_warning(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=3)
+    group.create_array("0", data=VOXELS[:1])
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    transforms = [{"type": "scale", "scale": [0, 2.0, 2.0]}]
+    datasets = [{"path": "0", "coordinateTransformations": transforms}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    with pytest.warns(UserWarning, match="scale of 0 along z, where it has one element"):
+        found = dataset_from_zarr(tmp_path / "a.zarr")
+    assert found.voxel_size == (1.0, 2.0, 2.0)
+    group.create_array("0", data=VOXELS, overwrite=True)
+    with pytest.raises(MetadataError, match=r"'z', of \d+ elements, is 0.*--voxel-size"):
+        dataset_from_zarr(tmp_path / "a.zarr")
+    assert [problem.kind for problem in verify(tmp_path / "a.zarr")] == ["ome"]
+    given = dataset_from_zarr(tmp_path / "a.zarr", voxel_size=2.5)
+    assert given.voxel_size == (2.5, 2.5, 2.5)
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [{"type": "affine", "affine": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]}],
+        [{"type": "scale", "scale": [1.0, 1.0]}],
+        [{"type": "scale", "scale": "big"}],
+        [{"type": "scale"}],
+        ["scale"],
+        [],
+    ],
+)
+def test_a_size_from_the_user_overrides_any_transformation(
+    tmp_path: Path, transforms: list[Any]
+) -> None:
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=3)
+    group.create_array("0", data=VOXELS)
+    axes = [{"name": name, "type": "space"} for name in "zyx"]
+    datasets = [{"path": "0", "coordinateTransformations": transforms}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    with pytest.raises(CTLabError):
+        dataset_from_zarr(tmp_path / "a.zarr")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = dataset_from_zarr(tmp_path / "a.zarr", voxel_size=2.5, voxel_unit="um")
+    assert (found.voxel_size, found.voxel_unit) == ((2.5, 2.5, 2.5), "um")
+    assert ["not applied" in str(warning.message) for warning in told] == [True] * bool(transforms)
 
 
 @pytest.fixture

@@ -260,14 +260,6 @@ class TestRefused:
         (tmp_path / "file").write_text("x")
         refuse(tmp_path / "file" / "a.zarr", CTLabError, "file")
 
-    @pytest.mark.parametrize("kind", ["group", "array"])
-    def test_version_2(self, kind: str, tmp_path: Path, refuse: Any) -> None:
-        if kind == "group":
-            zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
-        else:
-            zarr.create_array(tmp_path / "a.zarr", shape=(2, 2), dtype="u1", zarr_format=2)
-        refuse(tmp_path / "a.zarr", UnsupportedFormatError, "Zarr v2 store")
-
     def test_a_version_to_come(self, store: Path, refuse: Any) -> None:
         edit(store / "zarr.json", lambda d: d.update(zarr_format=4))
         refuse(store, UnsupportedFormatError, "format 4")
