@@ -248,7 +248,7 @@ def test_a_scale_of_0_of_an_axis_with_one_element_is_read_with_a_warning(tmp_pat
     group.create_array("0", data=VOXELS, overwrite=True)
     with pytest.raises(MetadataError, match=r"'z', of \d+ elements, is 0.*--voxel-size"):
         dataset_from_zarr(tmp_path / "a.zarr")
-    assert [problem.kind for problem in verify(tmp_path / "a.zarr")] == ["ome"]
+    assert any("is 0, which" in problem.message for problem in verify(tmp_path / "a.zarr"))
     given = dataset_from_zarr(tmp_path / "a.zarr", voxel_size=2.5)
     assert given.voxel_size == (2.5, 2.5, 2.5)
 
