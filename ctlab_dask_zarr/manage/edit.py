@@ -239,7 +239,6 @@ class _Wanted(NamedTuple):
 
 def _planned(path: str | os.PathLike[str], now: datetime, wanted: _Wanted) -> MetadataEdit:
     metadata = read_store_metadata(path)
-    metadata.refuse_changes()
     refuse_level(metadata)
     refuse_unfinished(metadata)
     volume = volume_of(metadata)
@@ -290,6 +289,7 @@ def refuse_level(metadata: StoreMetadata) -> None:
 
 def refuse_unfinished(metadata: StoreMetadata) -> None:
     """Raise while something is written that has the present root document, and over plain HTTP."""
+    metadata.refuse_changes()
     if metadata.path.startswith("http"):
         raise UnsupportedFormatError(f"{metadata.path}: plain HTTP is read, not changed")
     destination = Destination(metadata.path, metadata.files)

@@ -31,6 +31,7 @@ from ctlab_dask_zarr import (
     plan,
     preview,
     push,
+    seal,
     verify,
     write_dataset,
 )
@@ -231,6 +232,7 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
     "labels": lambda path: labels_to_zarr((VOXELS % 3).astype("u1"), path, "more"),
     "size": lambda path: edit_metadata(path, voxel_size=2.5, voxel_unit="um"),
     "copy": lambda path: push(path, path.parent / "copy.zarr"),
+    "seal": seal,
     "check": check_readers,
 }
 
