@@ -306,7 +306,7 @@ class TestReading:
             ({"mango": {"basename": "nonsense"}}, MetadataError, "nonsense"),
             ({"mango": {"metadata_version_major": 2}}, UnsupportedFormatError, "newer"),
             ({"mango": 3}, MetadataError, "mango"),
-            ({"ome": {"version": "0.6"}}, UnsupportedFormatError, "0.6"),
+            ({"ome": {"version": "0.7"}}, UnsupportedFormatError, "0.7"),
             ({"ome": {"version": "0.5", "plate": {}}}, UnsupportedFormatError, "not an image"),
             ({"ome": None}, MetadataError, "ome"),
         ],
