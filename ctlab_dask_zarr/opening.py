@@ -9,6 +9,7 @@ from typing import Any
 from ctlab_dask_zarr.arguments import refuse_unknown
 from ctlab_dask_zarr.dataset import Dataset
 from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.waits import opening
 
 
 def dataset_from_zarr(
@@ -70,14 +71,15 @@ def dataset_from_zarr(
     from ctlab_dask_zarr.read.zarr import open_volume
 
     refuse_unknown(dataset_from_zarr, kwargs)
-    volume = open_volume(
-        path,
-        level=level,
-        strict=strict,
-        storage_options=storage_options,
-        voxel_size=voxel_size,
-        voxel_unit=voxel_unit,
-        follow_links=follow_links,
-        **kwargs,
-    )
+    with opening(path):
+        volume = open_volume(
+            path,
+            level=level,
+            strict=strict,
+            storage_options=storage_options,
+            voxel_size=voxel_size,
+            voxel_unit=voxel_unit,
+            follow_links=follow_links,
+            **kwargs,
+        )
     return Dataset._of(volume)

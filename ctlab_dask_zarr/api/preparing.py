@@ -22,7 +22,6 @@ from ctlab_dask_zarr.errors import DestinationExistsError, InvalidArgumentError
 from ctlab_dask_zarr.execution.graphs import SourceGraph, analyse_source
 from ctlab_dask_zarr.execution.progress import Progress
 from ctlab_dask_zarr.execution.scheduler import scheduler_resources
-from ctlab_dask_zarr.execution.waits import current_watcher, logger, watched_by
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.planning.codec import OF_CODECS
 from ctlab_dask_zarr.planning.occupied import occupied_problem, refuse_missing_folder
@@ -38,6 +37,7 @@ from ctlab_dask_zarr.read.arrays import given_volume
 from ctlab_dask_zarr.settings import setting
 from ctlab_dask_zarr.text import nbytes_text
 from ctlab_dask_zarr.views.progress import ProgressDisplay, outlet_for
+from ctlab_dask_zarr.waits import current_watcher, logger, watched_by
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare
 from ctlab_dask_zarr.write.run import run
 from ctlab_dask_zarr.write.staging.commit import CommitResult

@@ -27,6 +27,7 @@ from ctlab_dask_zarr.verification.files import are_files, prepare_file_compariso
 from ctlab_dask_zarr.verification.source import prepare_source_check
 from ctlab_dask_zarr.verification.verify import prepare_verification
 from ctlab_dask_zarr.volume import Volume
+from ctlab_dask_zarr.waits import opening
 
 
 class Problems(list[Problem]):
@@ -129,9 +130,10 @@ def verify(
                 checks = prepare_file_comparison(path, volume, slabs_of(volume))
                 running = started(client)
             else:
-                checks = prepare_verification(
-                    path, volume, checksums=checksums, resources=resources
-                )
+                with opening(path):
+                    checks = prepare_verification(
+                        path, volume, checksums=checksums, resources=resources
+                    )
             for note in checks.notes:
                 warnings.warn(shown(note), stacklevel=3)
             reading = f"{os.fspath(path)} was not verified to the end"
@@ -230,7 +232,7 @@ def status(
     >>> found.n_done, found.n_shards, found.is_committed
     (12, 24, False)
     """
-    with storage_options_in_force(storage_options):
+    with storage_options_in_force(storage_options), opening(path):
         return write_status(existing_write(path))
 
 

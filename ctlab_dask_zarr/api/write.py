@@ -35,6 +35,7 @@ from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import WriteOptions, existing_write, refuse_contradictions
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.store import storage_options_in_force
+from ctlab_dask_zarr.waits import opening
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare_commit
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
 from ctlab_dask_zarr.write.staging.request import StageRequest
@@ -334,7 +335,11 @@ def _prepare(
     how: RunOptions,
     client: Client | Resources | None,
 ) -> PreparedWrite:
-    with storage_options_in_force(how.storage_options), in_force(client) as resources:
+    with (
+        storage_options_in_force(how.storage_options),
+        in_force(client) as resources,
+        opening(path),
+    ):
         return prepare_write(
             dataset,
             path,

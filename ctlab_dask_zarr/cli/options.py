@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctlab_dask_zarr.cli.output import allow_many_files, exit_codes, say
+from ctlab_dask_zarr.cli.output import allow_many_files, exit_codes
 from ctlab_dask_zarr.cli.parameters import (
     CODEC,
     CROP,
@@ -314,12 +313,7 @@ class CommandClient:
         from ctlab_dask_zarr import cluster_from_config
 
         enter = self._stack.enter_context
-        told = partial(say, err=True)
-        client: Client = enter(
-            Client(enter(cluster_from_config(**self._workers, stop=self._stop, on_wait=told)))
-        )
-        if not self._quiet and not client.scheduler_info(n_workers=-1)["workers"]:
-            say("the scheduler has no workers yet: waiting for them", err=True)
+        client: Client = enter(Client(enter(cluster_from_config(**self._workers, stop=self._stop))))
         if self._report is not None:
             enter(performance_report(filename=self._report))
         return client

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +37,14 @@ def exit_codes() -> Iterator[None]:
     keeps its traceback and ends with exit code 1, as in Python.
     """
 
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            now = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+            say(f"{now} {record.getMessage()}", err=True)
+
+    handler = Handler(logging.WARNING)
+    logging.getLogger("ctlab_dask_zarr").addHandler(handler)
+
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         say(str(message), err=True)
 
@@ -52,6 +62,8 @@ def exit_codes() -> Iterator[None]:
             raise
         say(f"ctlab-zarr: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, CTLabError) else 1)
+    finally:
+        logging.getLogger("ctlab_dask_zarr").removeHandler(handler)
 
 
 def allow_many_files() -> None:

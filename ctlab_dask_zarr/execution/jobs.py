@@ -35,6 +35,8 @@ from ctlab_dask_zarr.execution.allocation import (
 )
 from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop
 from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.text import duration_text
+from ctlab_dask_zarr.waits import LONG_S, doing
 
 _logger = logging.getLogger(__name__)
 
@@ -183,7 +185,16 @@ class JobWorkers:
                 ) from error
 
     def _wait_for_worker(self, queue: _Queue) -> None:
-        start_s = asked_s = time.monotonic()
+        """Wait for the first worker, and say now and then what the queue says."""
+        longest = duration_text(self.timeout_s)
+        advice = f"It waits for {longest} at most; fewer or shorter jobs start sooner"
+        with doing(f"waiting for workers: {self.n_jobs} jobs of {self.system}", advice) as show:
+            self._await_worker(queue, show)
+
+    def _await_worker(self, queue: _Queue, show: Callable[[str], None]) -> None:
+        start_s = time.monotonic()
+        # The first question comes sooner.
+        asked_s = start_s - max(0.0, ASK_INTERVAL_S - LONG_S)
         n_gone = 0
         while not queue.cluster.scheduler_info["workers"]:
             if len(queue.refusals) >= self.n_jobs and all(queue.refusals):
@@ -211,6 +222,7 @@ class JobWorkers:
                 )
             if is_time_to_ask:
                 asked_s = now_s
+                show(f"waiting for workers: {said}")
                 self.on_wait(f"waiting for workers: {said}")
                 n_gone = n_gone + 1 if are_gone else 0
                 if n_gone == _N_GONE:

@@ -22,8 +22,8 @@ from distributed import LocalCluster
 
 from ctlab_dask_zarr.errors import ClusterError
 from ctlab_dask_zarr.execution.allocation import allocated_resources, files_problem
-from ctlab_dask_zarr.execution.waits import doing
 from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.waits import doing
 
 #: Part of the memory that workers may use together; client and scheduler need the rest.
 WORKERS_SHARE = 0.9

@@ -16,6 +16,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.execution.scheduler import scheduler_resources
 from ctlab_dask_zarr.execution.versions import same_versions
 from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.waits import doing, unknown_host
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,13 @@ class RunningWorkers:
             None answers within dask's ``distributed.comm.timeouts.connect``.
         """
         try:
-            with Client(self.address or self._address_in_file(), set_as_default=False) as client:
+            address = self.address or self._address_in_file()
+            if problem := unknown_host(address):
+                raise ValueError(problem)
+            with (
+                doing(f"connecting to the scheduler at {address}", "Look whether it runs there"),
+                Client(address, set_as_default=False) as client,
+            ):
                 address = str(client.scheduler_info()["address"])
         except (OSError, ValueError) as error:
             raise InvalidArgumentError(
@@ -55,11 +62,18 @@ class RunningWorkers:
         """
         timeout_s = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
         stop_s = time.monotonic() + timeout_s
-        while True:
-            try:
-                with open(str(self.scheduler_file)) as file:
-                    return str(json.load(file)["address"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                if time.monotonic() > stop_s:
-                    raise ValueError(f"no address in that file after {timeout_s:.0f} s") from error
-            time.sleep(0.1)
+        start = f"start one by `dask scheduler --scheduler-file {self.scheduler_file}`"
+        with doing(
+            f"waiting for a scheduler to write {self.scheduler_file}",
+            f"If it is not another file, {start}; this gives up after {timeout_s:.0f} s",
+        ):
+            while True:
+                try:
+                    with open(str(self.scheduler_file)) as file:
+                        return str(json.load(file)["address"])
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    if time.monotonic() > stop_s:
+                        raise ValueError(
+                            f"no address in that file after {timeout_s:.0f} s: {start}"
+                        ) from error
+                time.sleep(0.1)

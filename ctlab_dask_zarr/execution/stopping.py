@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ctlab_dask_zarr.errors import ClusterError, InvalidArgumentError, WriteStoppedError
+from ctlab_dask_zarr.execution.workforce import Workforce
 from ctlab_dask_zarr.text import duration_text
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ def compute_until(
     future = client.compute(graph)
     future.add_done_callback(lambda _: done.set())
     try:
-        with _thread_given_back():
+        workforce = Workforce(client)
+        with _thread_given_back(), workforce.watched():
             while not future.done():
                 reason = stop.reason()
                 if reason is not None:
@@ -188,6 +190,9 @@ def compute_until(
                     future.cancel(reason=str(shared.problem))
                     _wait_for_running_tasks(client, stop.grace_s())
                     raise shared.problem
+                if workforce.problem is not None:
+                    future.cancel(reason=str(workforce.problem))
+                    raise workforce.problem
                 done.wait(_POLL_S)
             return future.result()
     finally:

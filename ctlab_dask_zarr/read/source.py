@@ -18,6 +18,7 @@ from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read import hdf5, netcdf, raw, tiff, zarr
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.volume import Volume
+from ctlab_dask_zarr.waits import opening
 
 
 class SourceKind(Protocol):
@@ -112,7 +113,8 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 
 def open_volume(path: str | os.PathLike[str], filetype: str = "auto", **options: Any) -> Volume:
     """Open a source of any kind: see `Dataset.from_path`, and `SourceKind.open_volume`."""
-    kind = kind_of(path) if filetype == "auto" else _kind_named(filetype)
+    with opening(path):
+        kind = kind_of(path) if filetype == "auto" else _kind_named(filetype)
     for name in options:
         if name in parameters_of(kind.open_volume):
             continue
@@ -123,7 +125,8 @@ def open_volume(path: str | os.PathLike[str], filetype: str = "auto", **options:
                 f"{others[0].DESCRIPTION}; leave it out"
             )
     refuse_unknown(kind.open_volume, options, "Dataset.from_path")
-    return kind.open_volume(path, **options)
+    with opening(path):
+        return kind.open_volume(path, **options)
 
 
 def open_to_compare(path: str | os.PathLike[str]) -> Volume:

@@ -12,6 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import cache, lru_cache
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, MissingExtraError, StorageError
 from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.waits import unknown_host
 
 #: Options of a store by obstore's names, as they are compared and sent to workers.
 Options = tuple[tuple[str, str], ...]
@@ -162,8 +164,11 @@ def _open(root: str, options: Options, variables: Options, retry_timeout: timede
     config: Any = {}
     for key, value in options:
         (client if key in _CLIENT_OPTIONS else config)[key] = value
-    if (endpoint_in_force(scheme, config) or root).startswith("http://"):
+    server = endpoint_in_force(scheme, config) or root
+    if server.startswith("http://"):
         client["allow_http"] = True
+    if server.startswith("http") and "proxy_url" not in client and (why := unknown_host(server)):
+        raise StorageError(errno.EHOSTUNREACH, why, root)
     if scheme in ("s3", "gs", "az") and not _may_have_credentials(scheme, config):
         raise StorageError(errno.EACCES, NO_CREDENTIALS, root)
     if scheme == "az" and "AZURE_STORAGE_ACCOUNT_NAME" in os.environ:
@@ -201,11 +206,10 @@ def _may_have_credentials(scheme: str, options: Mapping[str, str]) -> bool:
 
 def _listens(service: str) -> bool:
     parts = urlsplit(service)
-    try:
+    with suppress(OSError):
         socket.create_connection((parts.hostname, parts.port or 80), _METADATA_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _is_at_google() -> bool:
@@ -218,11 +222,7 @@ def _is_at_google() -> bool:
         if number:
             time.sleep(_FIRST_WAIT.total_seconds())
         connection = HTTPConnection(address, timeout=_METADATA_TIMEOUT_S)
-        try:
+        with suppress(OSError, HTTPException), closing(connection):
             connection.request("GET", "/", headers={"Metadata-Flavor": "Google"})
             return connection.getresponse().headers.get("Metadata-Flavor") == "Google"
-        except (OSError, HTTPException):
-            continue
-        finally:
-            connection.close()
     return False

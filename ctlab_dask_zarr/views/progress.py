@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Protocol, TextIO
 from dask.utils import parse_timedelta
 
 from ctlab_dask_zarr.execution.progress import Progress
-from ctlab_dask_zarr.execution.waits import LONG_S, Doing, logger
 from ctlab_dask_zarr.settings import setting
-from ctlab_dask_zarr.text import duration_text, nbytes_text, shown
+from ctlab_dask_zarr.text import duration_text, nbytes_text
+from ctlab_dask_zarr.waits import LONG_S, Doing, logger
 
 _BAR_INTERVAL_S = 0.2
 #: Seconds of work that a rate remembers.
@@ -231,11 +231,15 @@ class ProgressDisplay:
 
     def doing(self, doing: Doing | None) -> None:
         """Show what is under way while no voxels are written."""
-        is_new = doing is not None and (self._doing is None or self._doing.what != doing.what)
-        self._doing = doing
+        before, self._doing = self._doing, doing
         self._moved_s = time.monotonic()
-        if is_new:
+        is_back = before is not None and doing is not None and before.start_s > doing.start_s
+        if doing is None or doing == before or is_back:
+            return
+        if not doing.is_usually_short:
             self._begin()
+        elif self._thread.ident is None:
+            self._thread.start()
 
     def __enter__(self) -> ProgressDisplay:
         return self
@@ -247,6 +251,8 @@ class ProgressDisplay:
         # The thread may be asking a scheduler that does not answer; a job has to end in time.
         self._thread.join(_JOIN_S)
         self._doing = None
+        if kind is None and not self._thread.is_alive():
+            self._count()
         view = self._last_view() if kind is None else self._view()
         self._log(view, is_last=True)
         if self._outlet is not None:
@@ -304,14 +310,14 @@ class ProgressDisplay:
         noun = self.noun.removesuffix("s") if n_tasks == 1 else self.noun
         took = f"{seconds:.1f} s" if seconds < 60 else duration_text(seconds)
         rate = f", {nbytes_text(nbytes / seconds)}/s" if nbytes and seconds > 0 else ""
-        line = f"✔ {n_tasks} {noun}, {nbytes_text(nbytes)}, {took}{rate}"
+        line = f"✔ {n_tasks} {noun}, {nbytes_text(nbytes)}, {took}{rate}{self._workers}"
         return View(line, part=1.0, is_done=True)
 
     def _view(self) -> View:
         now_s = time.monotonic()
         told = self._told
         if told is None:
-            return View(shown(self._doing.text(now_s)) if self._doing else "", None)
+            return View(self._doing.text(now_s) if self._doing else "", None)
         is_work = self._doing is None and not told.doing
         self._speed.saw(now_s, told.nbytes_done, is_work=is_work)
         rate = self._speed.rate
@@ -326,7 +332,8 @@ class ProgressDisplay:
         line += self._workers
         still_s = now_s - self._moved_s
         if self._doing is not None:
-            line += f"; {shown(self._doing.text(now_s))}"
+            doing = self._doing.text(now_s)
+            line += doing and f"; {doing}"
         elif told.doing:
             line += f"; {told.doing}"
         elif still_s >= LONG_S:

@@ -439,4 +439,4 @@ def test_a_performance_report_is_written_where_it_is_asked_for(
     done = run_cli("convert", source, tmp_path / "out", "--workers", "1", "--report", report)
     assert done.returncode == 0, done.stderr
     assert "write-shard" in report.read_text()
-    assert ", 1 workers" in done.stderr
+    assert ", 1 worker\n" in done.stderr

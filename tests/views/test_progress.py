@@ -20,8 +20,8 @@ from distributed import Client, LocalCluster
 
 from ctlab_dask_zarr import Progress, add_levels, dataset_to_zarr, labels_to_zarr, verify
 from ctlab_dask_zarr.execution.progress import Reporter, counted, topic_of
-from ctlab_dask_zarr.execution.waits import doing, watched_by
 from ctlab_dask_zarr.views.progress import Lines, ProgressDisplay, Speed, outlet_for
+from ctlab_dask_zarr.waits import doing, watched_by
 from tests.builders import make_dataset, random_voxels
 
 QUARTER = Progress(4, 400, 100)

@@ -99,7 +99,7 @@ def _make_staging(request: StageRequest) -> StagedWrite | None:
         return staged
     prepared = destination.beside_staging()
     try:
-        files.make_folder(prepared)
+        _make_first_folder(destination, prepared)
         # Whoever may not look into what is replaced or added to, or into the image of labels, may
         # not look into this either.
         places = (destination.path, destination.labels_of or destination.path)
@@ -117,6 +117,22 @@ def _make_staging(request: StageRequest) -> StagedWrite | None:
             return None
         raise
     return staged
+
+
+def _make_first_folder(destination: Destination, folder: str) -> None:
+    """Make a folder; raise at once where the file system makes none, as that of /proc."""
+    try:
+        destination.files.make_folder(folder)
+    except FileNotFoundError as error:
+        parent = os.path.dirname(folder)
+        if destination.files.kind(parent) != "folder":
+            raise
+        raise OSError(
+            errno.EROFS,
+            f"no folder can be made in it, though it is there ({error.strerror}): this is no place "
+            "for files; give another one",
+            parent,
+        ) from error
 
 
 def _enter_existing(request: StageRequest) -> StagedWrite | None:
