@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import statistics
@@ -141,12 +142,11 @@ def write_source(folder: str, size: int, out: str) -> None:
 
 def round_trip(who: str, source: str, out: str) -> float:
     """Return the seconds from one store to another; modules are loaded before."""
-    import dask.array  # noqa: F401
-    import distributed  # noqa: F401  dask loads it when it first looks for a scheduler
-    import zarr  # noqa: F401
-
-    if who == "zarrs":
-        import zarrs  # noqa: F401
+    # dask loads distributed when it first looks for a scheduler.
+    loaded = ["dask.array", "distributed", "zarr"]
+    loaded += {"ours": ["ctlab_dask_zarr.api.write", "ctlab_dask_zarr.read.zarr"]}.get(who, [who])
+    for module in loaded:
+        importlib.import_module(module)
     trip = {"ours": _trip_ours, "tensorstore": _trip_tensorstore, "zarrs": _trip_dask}[who]
     start = time.perf_counter()
     trip(source, out)
