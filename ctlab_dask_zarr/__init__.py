@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctlab_dask_zarr.api.add import add_levels as add_levels
     from ctlab_dask_zarr.api.add import labels_to_zarr as labels_to_zarr
+    from ctlab_dask_zarr.api.export import dataset_to_netcdf as dataset_to_netcdf
     from ctlab_dask_zarr.api.export import dataset_to_raw as dataset_to_raw
     from ctlab_dask_zarr.api.export import dataset_to_tiff as dataset_to_tiff
     from ctlab_dask_zarr.api.export import export_dataset as export_dataset
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.manage.status import PartStatus as PartStatus
     from ctlab_dask_zarr.manage.status import WriteStatus as WriteStatus
     from ctlab_dask_zarr.manage.transfer import CopyResult as CopyResult
+    from ctlab_dask_zarr.opening import dataset_from_netcdf as dataset_from_netcdf
     from ctlab_dask_zarr.opening import dataset_from_zarr as dataset_from_zarr
     from ctlab_dask_zarr.planning.plan import WritePlan as WritePlan
     from ctlab_dask_zarr.planning.rechunk import Resources as Resources
@@ -82,12 +84,12 @@ if TYPE_CHECKING:
 #: against this list.
 _HOMES = {
     "api.add": "add_levels labels_to_zarr",
-    "api.export": "dataset_to_raw dataset_to_tiff export_dataset",
+    "api.export": "dataset_to_netcdf dataset_to_raw dataset_to_tiff export_dataset",
     "api.mending": "seal",
     "api.stores": "Problems abort check_source pull push status verify",
     "api.write": "WriteResult commit dataset_to_zarr plan write_dataset",
     "dataset": "Dataset",
-    "opening": "dataset_from_zarr",
+    "opening": "dataset_from_netcdf dataset_from_zarr",
     "demo": "synthetic_volume write_mango_netcdf",
     "errors": (
         "BlockError CTLabError ClusterError DatasetNotFoundError DestinationExistsError "

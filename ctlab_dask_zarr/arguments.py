@@ -66,6 +66,11 @@ ELSEWHERE: dict[str, frozenset[str]] = {
             "resume restart storage_options create_array_kwargs input_aligned_chunks"
         ),
         "a parameter of dataset_from_zarr": "level strict voxel_size voxel_unit follow_links",
+        "a parameter of dataset_to_netcdf": (
+            "compression_level elements_per_file mango_compatible_slices_per_file_rounding "
+            "max_file_size_mb"
+        ),
+        "a parameter of dataset_from_netcdf": "ignore_block_chunks",
         "a parameter of labels_to_zarr": "labels image_path name colors",
         "a parameter of verify": "source checksums",
         "a parameter of cluster_from_config": "config jobs worker_timeout on_wait",

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.arguments import refuse_unknown
 from ctlab_dask_zarr.formats.mango import new_dataset_id
 from ctlab_dask_zarr.interop.derivable import DerivableVolume
+from ctlab_dask_zarr.volume import Volume, as_volume
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -104,42 +105,44 @@ class Dataset(DerivableVolume):
         compute: bool = True,
         **kwargs: Any,
     ) -> Delayed | None:
-        """Write the dataset.
+        """Write the dataset, as Zarr, as mango netCDF, or the voxels alone.
 
         Parameters
         ----------
         path
-            Where to: a name that ends in ``.zarr``.
+            Where to. A name that ends in ``.zarr``, in ``.nc`` or ``_nc`` (mango netCDF), or in
+            ``.raw`` tells what is written; one that begins with the data type is of mango netCDF.
         filetype
-            ``'zarr'``, or ``'auto'``: by the name of the path.
+            ``'zarr'``, ``'NetCDF'``, ``'raw'``, or ``'auto'``: by the name of the path.
         dataset_id
             ``'auto'``: that of the dataset; None: a new one; else this one.
         compute, **kwargs
-            For `dataset_to_zarr`.
+            For `dataset_to_zarr`, `dataset_to_netcdf` or `dataset_to_raw`.
 
         Raises
         ------
         InvalidArgumentError
             The name or the file type is of another format.
         """
+        from ctlab_dask_zarr.api.export import dataset_to_netcdf, dataset_to_raw, filetype_of
         from ctlab_dask_zarr.api.write import dataset_to_zarr
 
-        named_zarr = os.fspath(path).rstrip("/").endswith(".zarr")
-        if filetype.lower() != "zarr" and not (filetype == "auto" and named_zarr):
-            raise InvalidArgumentError(
-                f"cannot tell a format to write from {os.fspath(path)!r} and filetype "
-                f"{filetype!r}: use a name that ends in .zarr, or filetype='zarr'"
-            )
-        dataset = self
+        # Not only of this class: what anu_ctlab_io makes is written as well.
+        kind = filetype_of(path, filetype, self)
+        if kind == "raw":
+            refuse_unknown(dataset_to_raw, kwargs, "Dataset.to_path of raw")
+            return dataset_to_raw(self, path, compute, **kwargs)
+        dataset: Volume = as_volume(self)
         if dataset_id == "auto":
-            dataset_id = self.dataset_id
-        elif dataset_id is None and (kwargs.get("datatype") or self.datatype) is None:
+            dataset_id = dataset.dataset_id
+        elif dataset_id is None and (kwargs.get("datatype") or dataset.datatype) is None:
             dataset_id = new_dataset_id(None, datetime.now())
         elif dataset_id is None:
             # The plan makes a new one then, which does not count as given by the caller.
-            dataset = copy.copy(self)
+            dataset = copy.copy(dataset)
             vars(dataset)["dataset_id"] = None
-        return dataset_to_zarr(dataset, path, dataset_id=dataset_id, compute=compute, **kwargs)
+        write = dataset_to_netcdf if kind == "netcdf" else dataset_to_zarr
+        return write(dataset, path, dataset_id=dataset_id, compute=compute, **kwargs)
 
     @classmethod
     def from_array(cls, array: Any, *, chunks: Any = "auto", **facts: Any) -> Self:

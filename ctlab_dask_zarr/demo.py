@@ -18,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.errors import InvalidArgumentError
+from ctlab_dask_zarr.export.netcdf_file import (
+    add_attributes,
+    add_checksum,
+    add_variable,
+    new_netcdf_file,
+)
 from ctlab_dask_zarr.formats.datatype import DataType
+from ctlab_dask_zarr.formats.netcdf_output import VOXELS_PER_FILE, common_attributes
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.lazy import split_index
 
@@ -30,8 +37,6 @@ _GRAIN_SHARES = (0.60, 0.36, 0.04)
 #: can compress those.
 _NOISE_SIGMA = 500.0
 _MASK = 65535
-#: mango closes a block at about this many voxels.
-_VOXELS_PER_BLOCK = 2**28
 
 
 class _Sliceable(Protocol):
@@ -192,9 +197,12 @@ def write_mango_netcdf(
         step = max(n_z, 1)
     else:
         os.makedirs(root, exist_ok=True)
-        step = slices_per_block or max(_VOXELS_PER_BLOCK // max(n_y * n_x, 1), 1)
+        step = slices_per_block or max(VOXELS_PER_FILE // max(n_y * n_x, 1), 1)
     starts = range(0, n_z, step)
-    common = _common_attributes(kind, volume.shape, voxel_size, str(voxel_unit), len(starts))
+    unit = VoxelUnit.from_str(str(voxel_unit))
+    common, _ = common_attributes(
+        kind, (n_z, n_y, n_x), voxel_size, unit, ("z", "y", "x"), {}, len(starts)
+    )
     of_first = {"dataset_id": dataset_id}
     for key, (parameters, output) in (history or {}).items():
         of_first |= {f"history_{key}": parameters, f"history_{key}_output": output}
@@ -221,28 +229,6 @@ def write_mango_netcdf(
     return root
 
 
-def _common_attributes(
-    kind: DataType,
-    shape: Sequence[int],
-    voxel_size: Sequence[float],
-    voxel_unit: str,
-    n_files: int,
-) -> dict[str, Any]:
-    """Return the attributes that all files of a volume have."""
-    return {
-        "data_description": f"Synthetic volume <{kind.dtype.name}>",
-        "voxel_size_xyz": np.array(voxel_size[::-1], np.float32),
-        "voxel_unit": str(VoxelUnit.from_str(voxel_unit)),
-        "coord_transform": "\n",
-        "intensity_f2i_offset_scale": np.array([0, 1], np.float32),
-        "offset_to_coordinate_origin_xyz": np.zeros(3, np.float32),
-        "total_grid_size_xyz": np.array(shape[::-1], np.int32),
-        "coordinate_origin_xyz": np.zeros(3, np.int32),
-        "zdim_total": np.array(shape[:1], np.int32),
-        "number_of_files": np.array([n_files], np.int32),
-    }
-
-
 def _write_file(
     name: str,
     kind: DataType,
@@ -251,8 +237,6 @@ def _write_file(
     md5: bool,
     filters: Mapping[str, Any],
 ) -> None:
-    import h5py
-
     chunks, level, shuffle = filters["chunks"], filters["level"], filters["shuffle"]
     is_compressed = level is not None and stored.size
     is_direct = chunks is None and is_compressed and not shuffle
@@ -260,45 +244,15 @@ def _write_file(
     compressed = zlib.compress(stored.data, level) if is_direct else None
     options: dict[str, Any] = {}
     if is_compressed:
-        options = {"compression": "gzip", "compression_opts": level, "shuffle": shuffle}
+        options = {"level": level, "shuffle": shuffle}
     if is_compressed or chunks:
         options["chunks"] = tuple(map(min, chunks or stored.shape, stored.shape))
-    with h5py.File(name, "w", track_order=True) as file:
-        file.attrs["_NCProperties"] = np.bytes_(
-            f"version=2,h5py={h5py.__version__},hdf5={h5py.version.hdf5_version}"
-        )
-        scales = [
-            _add_dimension(file, f"{kind.value}_{axis}dim", n, number)
-            for number, (axis, n) in enumerate(zip("zyx", stored.shape, strict=True))
-        ]
-        dataset = file.create_dataset(
-            kind.value, stored.shape, stored.dtype, track_order=True, **options
-        )
+    with new_netcdf_file(name) as file:
+        variable = add_variable(file, kind, stored.shape, **options)
         if compressed is None:
-            dataset[...] = stored
+            variable[...] = stored
         else:
-            dataset.id.write_direct_chunk((0, 0, 0), compressed)
-        _attach_dimensions(dataset, scales, range(3))
+            variable.id.write_direct_chunk((0, 0, 0), compressed)
         if md5:
-            digest = hashlib.md5(stored.data, usedforsecurity=False).digest()
-            scale = _add_dimension(file, "md5sums_dim", len(digest), 3)
-            checksum = file.create_dataset("md5_checksum", data=np.frombuffer(digest, np.int8))
-            _attach_dimensions(checksum, [scale], [3])
-        for key, value in attributes.items():
-            if isinstance(value, str):
-                value = np.bytes_(value.encode()) if value else h5py.Empty("S1")
-            file.attrs[key] = value
-
-
-def _add_dimension(file: Any, name: str, n: int, number: int) -> Any:
-    """Make a netCDF dimension without coordinates: a scale that says so in its name."""
-    scale = file.create_dataset(name, (n,), ">f4", track_order=True)
-    scale.make_scale(f"This is a netCDF dimension but not a netCDF variable.{n:10d}")
-    scale.attrs["_Netcdf4Dimid"] = np.int32(number)
-    return scale
-
-
-def _attach_dimensions(dataset: Any, scales: Sequence[Any], numbers: Sequence[int]) -> None:
-    dataset.attrs["_Netcdf4Coordinates"] = np.array(numbers, np.int32)
-    for axis, scale in enumerate(scales):
-        dataset.dims[axis].attach_scale(scale)
+            add_checksum(file, hashlib.md5(stored.data, usedforsecurity=False).digest())
+        add_attributes(file, attributes)

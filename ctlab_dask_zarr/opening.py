@@ -8,6 +8,7 @@ from typing import Any
 
 from ctlab_dask_zarr.arguments import refuse_unknown
 from ctlab_dask_zarr.dataset import Dataset
+from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.waits import opening
 
@@ -82,4 +83,58 @@ def dataset_from_zarr(
             follow_links=follow_links,
             **kwargs,
         )
+    return Dataset._of(volume)
+
+
+def dataset_from_netcdf(
+    path: str | os.PathLike[str],
+    *,
+    parse_history: bool = True,
+    ignore_block_chunks: bool | None = None,
+    datatype: DataType | str | None = None,
+    voxel_size: Sequence[float] | float | None = None,
+    voxel_unit: VoxelUnit | str | None = None,
+    **kwargs: Any,
+) -> Dataset:
+    """Open mango netCDF lazily, a file or a folder of blocks, as a `Dataset`.
+
+    All blocks are opened and checked against each other first, so that a missing one is known.
+
+    Parameters
+    ----------
+    path
+        The file, or the folder.
+    parse_history
+        Whether the text of the history becomes nested parameters.
+    ignore_block_chunks
+        True makes one block of the dask array for each file, False one for each run of slices that
+        a file stores together. By default large files are divided where their storage allows it.
+    datatype
+        Where the name of the variable in the file is wrong; its dtype has to be that of the file.
+    voxel_size, voxel_unit
+        Edge lengths of a voxel (one for all axes, or one each) and their unit, instead of what the
+        file says.
+    **kwargs
+        For `dask.array.from_array`, for example ``chunks=(64, 512, 512)``.
+
+    Raises
+    ------
+    DatasetNotFoundError, UnsupportedFormatError, IncompleteSourceError, MetadataError
+        As `Dataset.from_path`: there is nothing, it is no netCDF, blocks are missing or damaged, or
+        they contradict themselves.
+    InvalidArgumentError
+        `datatype` cannot be that of the file.
+    """
+    from ctlab_dask_zarr.read.netcdf import open_volume
+
+    refuse_unknown(dataset_from_netcdf, kwargs)
+    volume = open_volume(
+        path,
+        parse_history=parse_history,
+        ignore_block_chunks=ignore_block_chunks,
+        datatype=datatype,
+        voxel_size=voxel_size,
+        voxel_unit=voxel_unit,
+        **kwargs,
+    )
     return Dataset._of(volume)

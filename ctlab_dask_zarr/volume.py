@@ -354,6 +354,23 @@ class Volume:
         return shown(f"<{type(self).__name__} {kind}({sizes}) {self.dtype}, voxel {voxel}>")
 
 
+def as_volume(dataset: Any) -> Volume:
+    """Return a dataset as a record; it may be any object with the properties of a `Dataset`."""
+    if isinstance(dataset, Volume):
+        return dataset
+    more = ("dataset_id", "extra_attrs", "origin", "is_discrete", "identity")
+    return Volume(
+        dataset.data,
+        dimension_names=dataset.dimension_names,
+        voxel_unit=dataset.voxel_unit,
+        voxel_size=dataset.voxel_size,
+        # An anu_ctlab_io.Dataset keeps its data type in a private attribute.
+        datatype=getattr(dataset, "datatype", None) or getattr(dataset, "_datatype", None),
+        history=dataset.history,
+        **{name: getattr(dataset, name, None) for name in more},
+    )
+
+
 def copied_mapping(name: str, mapping: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a deep copy of an argument that has to be a mapping; of None an empty one."""
     if not isinstance(mapping, Mapping | None):

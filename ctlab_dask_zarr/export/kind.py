@@ -25,8 +25,10 @@ class Kind(Protocol):
 
     #: As messages name it: ``mango netCDF``.
     name: str
-    #: Whether the destination is a folder of the files, or the only file itself.
-    is_folder: bool
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the destination is a folder of the files, or the only file itself."""
 
     def files(self) -> Sequence[File]:
         """Return the files in the order of their slices, which cover the volume."""

@@ -7,12 +7,14 @@ import os
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.export.hdf5 import CompressedHDF5Kind, HDF5Kind
 from ctlab_dask_zarr.export.kind import Kind
+from ctlab_dask_zarr.export.netcdf import NetCDFKind
 from ctlab_dask_zarr.export.nrrd import NrrdKind
 from ctlab_dask_zarr.export.raw import RawKind
 from ctlab_dask_zarr.export.tiff import TiffSlicesKind, TiffStackKind
 from ctlab_dask_zarr.volume import Volume
 
 TIFF_ENDINGS = (".tif", ".tiff")
+_NETCDF_ENDINGS = (".nc", "_nc")
 _HDF5_ENDINGS = (".h5", ".hdf5", ".nxs")
 _HEADER_ENDING = ".nhdr"
 #: Names for messages, and what they stand for.
@@ -23,6 +25,8 @@ _EXAMPLES = {
     "scan.nhdr": "raw voxels with a header of NRRD beside them",
     "scan.raw": "raw voxels without a header",
     "scan.h5": "HDF5 (NeXus)",
+    "tomo_nc": "mango netCDF in blocks",
+    "tomo.nc": "mango netCDF",
 }
 
 
@@ -38,15 +42,18 @@ def kind_named(
     """
     text = os.fspath(path)
     name = text.lower()
-    if compression_level and not name.endswith(_HDF5_ENDINGS):
+    if compression_level and not name.endswith(_HDF5_ENDINGS + _NETCDF_ENDINGS):
         raise InvalidArgumentError(
-            f"{text} would not be compressed: compression_level={compression_level} is for HDF5"
+            f"{text} would not be compressed: compression_level={compression_level} is for "
+            "HDF5 and netCDF"
         )
     if name.endswith("/"):
         return TiffSlicesKind.of(volume), text.rstrip("/")
     if name.endswith(TIFF_ENDINGS):
         is_ome = os.path.splitext(name)[0].endswith(".ome")
         return TiffStackKind.of(volume, ome=is_ome), text
+    if name.endswith(_NETCDF_ENDINGS):
+        return NetCDFKind.of(volume, text, level=compression_level)
     if name.endswith(_HDF5_ENDINGS):
         level = compression_level
         return CompressedHDF5Kind.of(volume, level) if level else HDF5Kind.of(volume), text

@@ -220,3 +220,94 @@ def _parse_number(text: str) -> HistoryValue:
         number = float(text)
         return number if math.isfinite(number) else text
     return text
+
+
+def mango_history_text(parameters: Mapping[str, Any]) -> str:
+    """Return parameters as the text from which `parse_mango_history` reads them again.
+
+    anu_ctlab_io reads the same from it, but for what it cannot read of any text: of a key that
+    occurs several times the values before the last, and parameters without sections of which one
+    has no text or several lines. White space in keys becomes ``_``, because a key ends there.
+    """
+    values = {str(key): value for key, value in parameters.items()}
+    if list(values) == ["_raw_history"]:
+        return str(values["_raw_history"])
+    if values and all(_is_log_value(key, value) for key, value in values.items()):
+        return "".join(_log_lines(values))
+    return "".join(_section_lines(values, 0))
+
+
+def history_attributes(history: Mapping[str, Any]) -> dict[str, str]:
+    """Return a history as attributes of a netCDF file, from which the same history is read.
+
+    An entry that is no pair of parameters and output counts as its parameters.
+    """
+    attributes = {}
+    for key, entry in history.items():
+        is_pair = isinstance(entry, Mapping) and entry.keys() == {"parameters", "output"}
+        parameters = entry["parameters"] if is_pair else entry
+        is_nested = isinstance(parameters, Mapping)
+        text = mango_history_text(parameters) if is_nested else _scalar_text(parameters)
+        attributes[f"history_{key}"] = text
+        if is_pair:
+            attributes[f"history_{key}_output"] = _scalar_text(entry["output"])
+    return attributes
+
+
+def _is_log_value(key: str, value: Any) -> bool:
+    if key == LEFT_OVER_KEY:
+        return isinstance(value, list) and not any(map(_LOG_LINE.fullmatch, map(str, value)))
+    texts = _texts(value)
+    is_key = re.fullmatch(r"[A-Za-z][\w ]*\w", key) is not None
+    return is_key and texts is not None and all(text.strip() for text in texts)
+
+
+def _texts(value: Any) -> list[str] | None:
+    """Return a value as the texts of its lines, if each has one; None for a section."""
+    values = value if isinstance(value, list) and not _is_bracketed(value) else [value]
+    if not values or any(isinstance(v, Mapping) for v in values):
+        return None
+    texts = [_scalar_text(v) for v in values]
+    return None if any("\n" in text for text in texts) else texts
+
+
+def _is_bracketed(value: Any) -> bool:
+    """Whether a list is written as ``<a><b>``."""
+    return (
+        isinstance(value, list)
+        and len(value) > 1
+        and all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in value)
+        and not any(set("<>\n") & set(str(v)) for v in value)
+    )
+
+
+def _scalar_text(value: Any) -> str:
+    if _is_bracketed(value):
+        return "".join(f"<{v}>" for v in value)
+    return "" if value is None else str(value)
+
+
+def _log_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    # The first line decides that it is a log.
+    for key, value in sorted(values.items(), key=lambda item: item[0] == LEFT_OVER_KEY):
+        if key == LEFT_OVER_KEY:
+            yield from (f"{line}\n" for line in value)
+        else:
+            yield from (f"{key}: {text}\n" for text in _texts(value) or ())
+
+
+def _section_lines(values: Mapping[str, Any], depth: int) -> Iterator[str]:
+    indent = " " * (4 * depth)
+    for key, value in values.items():
+        name = "_".join(str(key).split()) or "_"
+        items = value if isinstance(value, list) and not _is_bracketed(value) else [value]
+        for item in items:
+            if isinstance(item, Mapping):
+                yield f"{indent}BeginSection {name}\n"
+                yield from _section_lines(item, depth + 1)
+                yield f"{indent}EndSection\n"
+                continue
+            text = _scalar_text(item)
+            if "\n" in text.strip("\n"):
+                text = f"{_MULTI_START}\n{text}\n{_MULTI_END}"
+            yield f"{indent}{name:<23} {text}\n"

@@ -21,7 +21,7 @@ from ctlab_dask_zarr.formats.units import VoxelUnit
 
 #: Attributes of the files and not of the volume, which are not carried over. They include the
 #: parameters of the histogram, because the histogram itself, an array, is not carried over either.
-_BOOKKEEPING_KEYS = frozenset(
+BOOKKEEPING_KEYS = frozenset(
     {
         *("zdim_total", "zdim_range", "number_of_files", "total_grid_size_xyz", "_NCProperties"),
         *("data_histogram_binsize", "data_histogram_offset"),
@@ -200,7 +200,7 @@ def carried_attributes(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], l
     carried: dict[str, Any] = {}
     refused = []
     for key, value in attributes.items():
-        if key in _BOOKKEEPING_KEYS or key in RESERVED_KEYS or key.startswith("history"):
+        if key in BOOKKEEPING_KEYS or key in RESERVED_KEYS or key.startswith("history"):
             continue
         values = value if isinstance(value, list) else [value]
         if all(

@@ -52,7 +52,7 @@ from ctlab_dask_zarr.planning.rechunk import Resources, choose_rechunk
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import is_url, storage_path
-from ctlab_dask_zarr.volume import Volume, copied_mapping
+from ctlab_dask_zarr.volume import Volume, as_volume, copied_mapping
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.formats.history import History
@@ -171,20 +171,8 @@ def plan_write(
 
 def _volume_to_write(dataset: Any, options: WriteOptions) -> Volume:
     """Return the volume with what the options say in place of what it says itself."""
-    if not isinstance(dataset, Volume):
-        more = ("dataset_id", "extra_attrs", "origin", "is_discrete", "identity")
-        dataset = Volume(
-            dataset.data,
-            dimension_names=dataset.dimension_names,
-            voxel_unit=dataset.voxel_unit,
-            voxel_size=dataset.voxel_size,
-            # An anu_ctlab_io.Dataset keeps its data type in a private attribute.
-            datatype=getattr(dataset, "datatype", None) or getattr(dataset, "_datatype", None),
-            history=dataset.history,
-            **{name: getattr(dataset, name, None) for name in more},
-        )
     volume = Volume.from_modified(
-        dataset,
+        as_volume(dataset),
         datatype=options.datatype,
         dataset_id=options.dataset_id,
         extra_attrs=options.extra_attrs,

@@ -102,6 +102,7 @@ def open_volume(
     datatype: DataType | str | None = None,
     parse_history: bool = True,
     chunks: Any = None,
+    ignore_block_chunks: bool | None = None,
     voxel_size: Sequence[float] | float | None = None,
     voxel_unit: VoxelUnit | str | None = None,
     **kwargs: Any,
@@ -121,6 +122,8 @@ def open_volume(
     chunks
         By default one block for each file, and several for a file above 512 MiB where its storage
         allows that.
+    ignore_block_chunks
+        True: one block for each file; False: one for each run of slices that is stored together.
     parse_history, voxel_size, voxel_unit, **kwargs
         As in `source.SourceKind.open_volume`.
 
@@ -157,6 +160,10 @@ def open_volume(
         variable=first.variable,
         dataset_id=first.dataset_id,
     )
+    if chunks is None and ignore_block_chunks is not None:
+        blocks = tuple(_heights(source, ignore_block_chunks)), *((n,) for n in source.shape[1:])
+    else:
+        blocks = _blocks(source, chunks)
     extra_attrs, refused = carried_attributes(first.attributes)
     if refused:
         names = ", ".join(refused)
@@ -164,7 +171,7 @@ def open_volume(
         warnings.warn(shown(text), stacklevel=2)
     history = {key: str(value) for key, value in first.attributes.items()}
     return Volume(
-        lazy_array(source, "netcdf", _blocks(source, chunks), {"inline_array": True} | kwargs),
+        lazy_array(source, "netcdf", blocks, {"inline_array": True} | kwargs),
         dimension_names=("z", "y", "x"),
         voxel_unit=unit,
         voxel_size=size,
@@ -269,8 +276,20 @@ def _default_heights(source: NetCDFSource) -> Iterator[int]:
     slice_nbytes = math.prod(source.shape[1:]) * source.dtype.itemsize
     for block in source.blocks:
         rest = block.z_stop - block.z_start
-        unit = 1 if isinstance(block.storage, Contiguous) else block.storage.chunk_shape[0]
+        unit = _stored_height(block)
         step = max(_BLOCK_NBYTES // max(slice_nbytes * unit, 1), 1) * unit
         while rest:
             yield min(step, rest)
             rest -= min(step, rest)
+
+
+def _heights(source: NetCDFSource, is_whole: bool) -> Iterator[int]:
+    """Yield the slices of each file, or of each run of slices that a file stores together."""
+    for block in source.blocks:
+        n_slices = block.z_stop - block.z_start
+        step = n_slices if is_whole else _stored_height(block)
+        yield from (min(step, n_slices - z) for z in range(0, n_slices, step))
+
+
+def _stored_height(block: StoredBlock) -> int:
+    return 1 if isinstance(block.storage, Contiguous) else block.storage.chunk_shape[0]
