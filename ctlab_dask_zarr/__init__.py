@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.api.write import dataset_to_zarr as dataset_to_zarr
     from ctlab_dask_zarr.api.write import plan as plan
     from ctlab_dask_zarr.api.write import write_dataset as write_dataset
+    from ctlab_dask_zarr.api.writer import ZarrWriter as ZarrWriter
+    from ctlab_dask_zarr.api.writer import zarr_writer as zarr_writer
     from ctlab_dask_zarr.dataset import Dataset as Dataset
     from ctlab_dask_zarr.demo import synthetic_volume as synthetic_volume
     from ctlab_dask_zarr.demo import write_mango_netcdf as write_mango_netcdf
@@ -88,6 +90,7 @@ _HOMES = {
     "api.mending": "seal",
     "api.stores": "Problems abort check_source pull push status verify",
     "api.write": "WriteResult commit dataset_to_zarr plan write_dataset",
+    "api.writer": "ZarrWriter zarr_writer",
     "dataset": "Dataset",
     "opening": "dataset_from_netcdf dataset_from_zarr",
     "demo": "synthetic_volume write_mango_netcdf",

@@ -28,7 +28,7 @@ def write_bands(write: StagedWrite, group: Sequence[Shape], blocks: Iterable[Laz
     write.refuse_taken_over()
     bands = write.bands
     assert bands is not None
-    missing = [coords for coords in group if not _is_done(write, bands, coords)]
+    missing = [coords for coords in group if not is_done(write, bands, coords)]
     reporter = write.reporter()
     n_there = sum(map(bands.layout.n_elements, set(group).difference(missing)))
     reporter.add(n_there * bands.array.dtype.itemsize)
@@ -63,7 +63,7 @@ def merge_bands(write: StagedWrite, coords: Shape) -> list[ShardReceipt]:
     return receipts
 
 
-def _is_done(write: StagedWrite, bands: StagedArray, coords: Shape) -> bool:
+def is_done(write: StagedWrite, bands: StagedArray, coords: Shape) -> bool:
     """Whether a band is there whole, or the shard that it belongs to."""
     if is_whole(bands, coords):
         return True

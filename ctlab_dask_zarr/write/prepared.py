@@ -31,6 +31,7 @@ from ctlab_dask_zarr.write.staging.remaining import (
 )
 from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.stage import open_staged
+from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -105,6 +106,11 @@ def prepare_commit(destination: Destination, *, overwrite: bool) -> PreparedWrit
         staged = replace(staged, request=replace(staged.request, overwrite=True, replaces=found))
     if staged.request.extends is None:
         refuse_missing(staged, staged.recorded(staged.sizes()), staged.level_keys(0))
+    return prepare_rest(staged)
+
+
+def prepare_rest(staged: StagedWrite) -> PreparedWrite:
+    """Do the same for the further levels and the commit of a write whose level 0 is there."""
     remaining = find_remaining(staged, all_tasks(staged.request.levels, first=1))
     if remaining.tasks:
         # A run of its own, so that its progress is not taken for that of a part.
