@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise, product
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.chunk import ChunkCodec, chunk_codec
+from ctlab_dask_zarr.codec.pace import Pace
 from ctlab_dask_zarr.codec.shard import ABSENT, copy_runs
 from ctlab_dask_zarr.codec.shard_index import confirm_shard, open_shard
 from ctlab_dask_zarr.codec.together import Step
@@ -33,10 +35,11 @@ Region = tuple[slice, ...]
 
 #: Requests to an object store that one read has under way at once.
 N_REQUESTS = 64
-#: Chunks are read together while the gap between them is no longer, in files and in object stores,
-#: and together they are no longer than that.
-_GAP_NBYTES = {False: 64 << 10, True: 256 << 10}
-_TOGETHER_NBYTES = {False: 512 << 10, True: 8 << 20}
+#: Of a file, chunks are read together while the gap between them is no longer, and together they
+#: are no longer than that. Of an object store its `Pace` knows.
+_GAP_NBYTES, _TOGETHER_NBYTES = 64 << 10, 512 << 10
+#: What is read of an object store with the index, where it is wanted; or of a small shard anyway.
+_TAIL_NBYTES, _SMALL_TAIL_NBYTES = 8 << 20, 256 << 10
 #: Of a shard in a file, chunks that have fewer bytes together, decoded, are read in one short step.
 _SHORT_NBYTES = 128 << 10
 #: Absent chunks that are filled in one step.
@@ -138,7 +141,7 @@ class ObjectRead:
     """The region `wanted` of one stored object, to be put into `target`.
 
     A missing object is an error with `strict`, and else fill values. Threads take `turns` to
-    decode.
+    decode. `pace` is that of an object store, None for a file.
     """
 
     store: Store
@@ -148,7 +151,7 @@ class ObjectRead:
     target: npt.NDArray[Any]
     strict: bool
     turns: threading.Semaphore
-    is_remote: bool
+    pace: Pace | None
     confirmation: Confirmation
 
     def first_step(self) -> Step:
@@ -164,9 +167,18 @@ class ObjectRead:
         touched = self._touched()
         nbytes = len(touched.numbers) * array.inner_chunk_nbytes
         # The bytes of chunks may be a little more than what they decode to.
-        is_short = not self.is_remote and nbytes <= _SHORT_NBYTES
-        held = 2 * array.index_nbytes + (4 * _SHORT_NBYTES if is_short else 0)
-        return Step(held, partial(self._named, self._open, touched, is_short), is_short)
+        is_short = self.pace is None and nbytes <= _SHORT_NBYTES
+        tail_nbytes = self._tail_nbytes(nbytes)
+        held = 2 * array.index_nbytes + tail_nbytes + (4 * _SHORT_NBYTES if is_short else 0)
+        run = partial(self._named, self._open, touched, is_short, tail_nbytes)
+        return Step(held, run, is_short)
+
+    def _tail_nbytes(self, nbytes: int) -> int:
+        """Return how much to read with the index, so that no request is needed for it."""
+        shard_nbytes = prod(self.array.object_shape) * self.array.dtype.itemsize
+        if self.pace is None or (shard_nbytes > _SMALL_TAIL_NBYTES and 2 * nbytes < shard_nbytes):
+            return 0
+        return min(shard_nbytes, _TAIL_NBYTES)
 
     def _touched(self) -> _Touched:
         wanted = tuple((part.start, part.stop) for part in self.wanted)
@@ -202,10 +214,11 @@ class ObjectRead:
             chunk = np.frombuffer(decoded, array.dtype).reshape(array.inner_chunk_shape)
             copy_runs(chunk[self.wanted], self.target)
 
-    def _open(self, touched: _Touched, is_short: bool) -> Iterable[Step]:
+    def _open(self, touched: _Touched, is_short: bool, tail_nbytes: int) -> Iterable[Step]:
         """Open the shard; return the steps that read its chunks, unless that is done at once."""
         array = self.array
-        shard = open_shard(self.store, self.key, array, self.confirmation.dataset)
+        dataset = self.confirmation.dataset
+        shard = open_shard(self.store, self.key, array, dataset, tail_nbytes)
         opened, index = shard.opened, shard.entries
         if not shard.is_confirmed:
             self.confirmation.add(self.store, self.key, array, opened.version)
@@ -222,13 +235,29 @@ class ObjectRead:
             Step(0, partial(self._fill, places, absent[n : n + _N_FILLED]))
             for n in range(0, len(absent), _N_FILLED)
         ]
-        extents = _extents(stored, index[stored].astype(np.int64), self.is_remote)
+        chunks = np.column_stack([stored, index[stored].astype(np.int64)])
+        chunks = chunks[np.argsort(chunks[:, 1], kind="stable")]
+        if tail_nbytes and shard.tail:
+            tail_start = opened.nbytes - len(shard.tail)
+            n_before = int(np.searchsorted(chunks[:, 1], tail_start))
+            extent = _Extent(tail_start, opened.nbytes, chunks[n_before:])
+            chunks = chunks[:n_before]
+            run = partial(self._decode_extent, places, extent, shard.tail)
+            # First, so that the thread that has read it goes on with it.
+            steps.insert(0, Step(len(shard.tail), partial(self._named, run), is_held=True))
+        extents = _extents(chunks, *self._limits()) if len(chunks) else []
         opened.expect((extent.start, extent.stop) for extent in extents)
-        for group in _groups(extents, self.is_remote):
+        for group in _groups(extents, 1 if self.pace else _TOGETHER_NBYTES // 2):
             nbytes = sum(extent.stop - extent.start for extent in group)
             run = partial(self._read_extents, opened, places, group)
             steps.append(Step(nbytes + array.inner_chunk_nbytes, partial(self._named, run)))
         return steps
+
+    def _limits(self) -> tuple[int, int]:
+        """Return the longest gap between chunks that are read together, and how long they are."""
+        if self.pace is None:
+            return _GAP_NBYTES, _TOGETHER_NBYTES
+        return self.pace.gap_nbytes(), self.pace.together_nbytes()
 
     def _read_at_once(
         self, opened: OpenedObject, touched: _Touched, entries: list[list[int]]
@@ -240,7 +269,7 @@ class ObjectRead:
         if first == ABSENT:
             self.target[...] = array.fill_value
             return True
-        if last - first > _GAP_NBYTES[False] + _SHORT_NBYTES:
+        if last - first > _GAP_NBYTES + _SHORT_NBYTES:
             return False
         data = opened.read(first, last - first, _memory("read"))
         memory = _memory("chunk")(len(entries) * nbytes)
@@ -284,23 +313,29 @@ class ObjectRead:
         return ()
 
     def _read_extents(self, opened: OpenedObject, places: Any, extents: list[_Extent]) -> None:
-        array, nbytes = self.array, self.array.inner_chunk_nbytes
-        codec = chunk_codec(array.codecs)
         for extent in extents:
-            data = opened.read(extent.start, extent.stop - extent.start, _memory("read"))
-            with self.turns:
-                memory = _memory("chunk")(nbytes)
-                for coords, (number, offset, size) in zip(
-                    _coords(extent.chunks[:, 0], array), extent.chunks.tolist(), strict=True
-                ):
-                    start = offset - extent.start
-                    chunk = data[start : start + size]
-                    decoded = self._decoded(codec, chunk, (number, offset, size), memory)
-                    voxels = np.frombuffer(decoded, array.dtype).reshape(array.inner_chunk_shape)
-                    inside, at = zip(
-                        *[along[c] for along, c in zip(places, coords, strict=True)], strict=True
-                    )
-                    copy_runs(voxels[inside], self.target[at])
+            nbytes = extent.stop - extent.start
+            with nullcontext() if self.pace is None else self.pace.request(nbytes):
+                data = opened.read(extent.start, nbytes, _memory("read"))
+            self._decode_extent(places, extent, data)
+
+    def _decode_extent(self, places: Any, extent: _Extent, data: Any) -> None:
+        """Put the chunks of an extent, of which these are the bytes, in their places."""
+        array = self.array
+        codec = chunk_codec(array.codecs)
+        with self.turns:
+            memory = _memory("chunk")(array.inner_chunk_nbytes)
+            for coords, (number, offset, size) in zip(
+                _coords(extent.chunks[:, 0], array), extent.chunks.tolist(), strict=True
+            ):
+                start = offset - extent.start
+                chunk = data[start : start + size]
+                decoded = self._decoded(codec, chunk, (number, offset, size), memory)
+                voxels = np.frombuffer(decoded, array.dtype).reshape(array.inner_chunk_shape)
+                inside, at = zip(
+                    *[along[c] for along, c in zip(places, coords, strict=True)], strict=True
+                )
+                copy_runs(voxels[inside], self.target[at])
 
     def _decoded(
         self, codec: ChunkCodec, chunk: Buffer, entry: Sequence[int], memory: Buffer
@@ -322,29 +357,25 @@ def _coords(numbers: npt.NDArray[Any], array: StoredArray) -> list[Shape]:
     return list(zip(*[axis.tolist() for axis in axes], strict=True))
 
 
-def _extents(
-    numbers: npt.NDArray[np.intp], entries: npt.NDArray[np.int64], is_remote: bool
-) -> list[_Extent]:
-    """Return what to read of a shard: chunks with small gaps are together, up to a size."""
-    order = np.argsort(entries[:, 0], kind="stable")
-    chunks = np.column_stack([numbers, entries])[order]
+def _extents(chunks: npt.NDArray[np.int64], gap_nbytes: int, together_nbytes: int) -> list[_Extent]:
+    """Return what to read for chunks in the order of a shard: those with small gaps together."""
     start, stop = chunks[:, 1], np.maximum.accumulate(chunks[:, 1] + chunks[:, 2])
-    is_first = np.append(True, start[1:] - stop[:-1] > _GAP_NBYTES[is_remote])
+    is_first = np.append(True, start[1:] - stop[:-1] > gap_nbytes)
     begins = start[is_first][np.cumsum(is_first) - 1]
-    piece = (start - begins) // _TOGETHER_NBYTES[is_remote]
+    piece = (start - begins) // together_nbytes
     is_first[1:] |= piece[1:] != piece[:-1]
     cuts = [*np.flatnonzero(is_first).tolist(), len(chunks)]
     return [_Extent(int(start[a]), int(stop[b - 1]), chunks[a:b]) for a, b in pairwise(cuts)]
 
 
-def _groups(extents: list[_Extent], is_remote: bool) -> Iterator[list[_Extent]]:
+def _groups(extents: list[_Extent], enough_nbytes: int) -> Iterator[list[_Extent]]:
     """Yield what one step reads: one request, or reads of a file up to a size."""
     group: list[_Extent] = []
     nbytes = 0
     for extent in extents:
         group.append(extent)
         nbytes += extent.stop - extent.start
-        if is_remote or nbytes >= _TOGETHER_NBYTES[is_remote] // 2:
+        if nbytes >= enough_nbytes:
             yield group
             group, nbytes = [], 0
     if group:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import product
 from math import prod
 from typing import Any
+from urllib.parse import urlsplit
 
 import google_crc32c
 import numpy as np
@@ -19,6 +21,7 @@ from ctlab_dask_zarr.codec.object_read import (
     cells,
     relative,
 )
+from ctlab_dask_zarr.codec.pace import pace_of
 from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.codec.shard_index import forget_index
 from ctlab_dask_zarr.codec.together import cores_for_a_read, run_steps
@@ -87,7 +90,10 @@ def _read(
         confirmation.is_needed = True
         return outs, confirmation
     cores = cores_for_a_read()
-    is_remote = is_url(store.root)
+    pace = None
+    if is_url(store.root):
+        scheme, place, *_ = urlsplit(store.root)
+        pace = pace_of(f"{scheme}://{place}", os.getpid())
     reads = (
         ObjectRead(
             store,
@@ -97,13 +103,13 @@ def _read(
             out[relative(inside, tuple(part.start for part in region))],
             strict,
             cores.turns,
-            is_remote,
+            pace,
             confirmation,
         )
         for region, out in zip(regions, outs, strict=True)
         for coords, origin, inside in cells(region, array.object_shape)
     )
-    run_steps((read.first_step() for read in reads), N_REQUESTS if is_remote else cores.n_cores)
+    run_steps((read.first_step() for read in reads), cores.n_cores if pace is None else N_REQUESTS)
     return outs, confirmation
 
 

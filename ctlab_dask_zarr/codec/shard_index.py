@@ -69,22 +69,30 @@ class OpenedShard(NamedTuple):
     opened: OpenedObject
     entries: npt.NDArray[np.uint64]
     is_confirmed: bool
+    #: Bytes that came with its index, up to its end.
+    tail: bytes | memoryview = b""
 
 
-def open_shard(store: Store, key: str, array: StoredArray, dataset: Hashable = None) -> OpenedShard:
-    """Open a shard and return it with its index (see `parse_index`)."""
+def open_shard(
+    store: Store, key: str, array: StoredArray, dataset: Hashable = None, tail_nbytes: int = 0
+) -> OpenedShard:
+    """Open a shard and return it with its index (see `parse_index`).
+
+    Where the index has to be read, up to `tail_nbytes` bytes before it are read by the same call.
+    """
     name = _name(store, key, array)
     kept = _kept.get(name)
     opened = store.open(key, None if kept is None else kept.version)
     if kept is not None and opened.version == kept.version:
         return OpenedShard(opened, kept.entries, dataset is not None and kept.dataset == dataset)
-    tail = opened.read_end(array.index_nbytes)
+    tail = opened.read_end(array.index_nbytes + tail_nbytes)
     if opened.nbytes < array.index_nbytes:
         raise ShardDecodeError(f"it has {opened.nbytes} bytes, fewer than its index has alone")
-    index = parse_index(tail, array, opened.nbytes)
+    # A copy, so that the rest is not kept with it.
+    index = parse_index(bytes(tail[-array.index_nbytes :]), array, opened.nbytes)
     if opened.is_settled:
         _kept.put(name, _Kept(opened.version, index))
-    return OpenedShard(opened, index, False)
+    return OpenedShard(opened, index, False, tail)
 
 
 def confirm_shard(

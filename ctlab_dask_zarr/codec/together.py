@@ -39,6 +39,8 @@ class Step:
     #: Whether it is over sooner than a helper is called, unless it waits: many calls of Python and
     #: of the system, between which two threads would hand Python's lock to each other.
     is_short: bool = False
+    #: Whether it holds them already: what gave the step has read them.
+    is_held: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,9 @@ class _Steps:
             with self._changed:
                 if step.is_short:
                     self._n_waited = min(max(0, self._n_waited + waited), _N_WAITED)
-                self._ready.extend(more)
+                for given in more:
+                    self._ready.append(given)
+                    self._nbytes += given.nbytes * given.is_held
                 self._n_running -= 1
                 self._nbytes -= step.nbytes
                 self._error = self._error or error
@@ -144,11 +148,13 @@ class _Steps:
         with self._changed:
             if self._error is not None or not self._is_more():
                 return None
-            if self._n_running and self._nbytes + self._ready[0].nbytes > _MAX_NBYTES:
+            step = self._ready[0]
+            more_nbytes = step.nbytes * (not step.is_held)
+            if self._n_running and more_nbytes and self._nbytes + more_nbytes > _MAX_NBYTES:
                 return None
-            step = self._ready.popleft()
+            self._ready.popleft()
             self._n_running += 1
-            self._nbytes += step.nbytes
+            self._nbytes += more_nbytes
             # One calls the next, so that there are no more of them than steps.
             is_called = self._n_helpers_left > 0 and self._is_more()
             if is_called and self._ready[0].is_short:

@@ -33,8 +33,7 @@ RETRY_TIMEOUT = timedelta(seconds=120)
 #: obstore's first wait, 0.1 s, ten tries were over before a server was back from a restart.
 _FIRST_WAIT = timedelta(seconds=1)
 _LONGEST_WAIT = timedelta(seconds=15)
-_REQUEST_TIMEOUT = timedelta(seconds=60)
-_CONNECT_TIMEOUT = timedelta(seconds=10)
+_REQUEST_TIMEOUT, _CONNECT_TIMEOUT = timedelta(seconds=60), timedelta(seconds=10)
 #: Parts of the names of options that are refused as credentials, and names that are none.
 _SECRET = ("secret", "token", "password", "key", "sas", "credential", "header")
 _NO_SECRET = ("sse_kms_key_id", "sse_bucket_key_enabled")

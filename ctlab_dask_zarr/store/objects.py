@@ -30,8 +30,9 @@ from ctlab_dask_zarr.store.files import DOCUMENT_NBYTES, Kind
 from ctlab_dask_zarr.store.opened import Memory, ObjectChangedError
 
 #: Parts of an upload, and how many are under way at once: what a shard holds in memory.
-_PART_NBYTES = 8 << 20
-_N_PARTS_AT_ONCE = 2
+_PART_NBYTES, _N_PARTS_AT_ONCE = 8 << 20, 2
+#: Errors of servers that cannot give the end; some give a range that begins before the object.
+_NO_END = ("status code: 4", "CONTENT_RANGE")
 #: Times of objects are whole seconds.
 _CLOCK_STEP_S = 3
 
@@ -276,9 +277,9 @@ class RemoteObject:
     def expect(self, spans: Iterable[tuple[int, int]]) -> None:
         """Do nothing: what is asked for is asked for together."""
 
-    def read_end(self, nbytes: int) -> bytes:
+    def read_end(self, nbytes: int) -> memoryview:
         """Return the last bytes, or all where it has no more."""
-        return bytes(self._get(nbytes))
+        return self._get(nbytes)
 
     def read_whole(self, limit: int) -> bytes:
         """Return all of it; more than `limit` bytes are refused."""
@@ -298,14 +299,14 @@ class RemoteObject:
 
 
 def _get_end(store: Any, key: str, nbytes: int, path: str) -> Any:
-    """Return the end of an object; Azure and some servers of plain HTTP have no request for it."""
+    """Return the end of an object, or all: Azure and some plain HTTP have no request for it."""
     from obstore.exceptions import GenericError
 
     if not path.startswith("az:"):
         try:
             return store.get(key, options={"range": {"suffix": nbytes}})
         except GenericError as error:
-            if not (path.startswith("http") and "status code: 4" in str(error)):
+            if not path.startswith("http") or not any(s in str(error) for s in _NO_END):
                 raise
     size = store.head(key)["size"]
     return store.get(key, options={"range": (max(size - nbytes, 0), size)})

@@ -41,7 +41,7 @@ class OpenedObject(Protocol):
     def expect(self, spans: Iterable[tuple[int, int]]) -> None:
         """Say what is going to be read: (first byte, the one after the last) of each part."""
 
-    def read_end(self, nbytes: int) -> bytes:
+    def read_end(self, nbytes: int) -> bytes | memoryview:
         """Return the last bytes, or all where it has no more."""
 
     def read_whole(self, limit: int) -> bytes:

@@ -71,7 +71,7 @@ class ShardCheck:
     def _open(self) -> None:
         store, key, expected = self._store, self._key, self._expected
         shard = store.open(key)
-        tail = shard.read_end(self._array.index_nbytes)
+        tail = bytes(shard.read_end(self._array.index_nbytes))
         self.nbytes = shard.nbytes
         for kind, text in object_change(store, key, self.nbytes, expected, read=False):
             self._tell_once(kind, text)
@@ -179,7 +179,7 @@ def _problems(
     if array.is_direct and array.is_sharded:
         try:
             shard = store.open(key)
-            tail = shard.read_end(array.index_nbytes)
+            tail = bytes(shard.read_end(array.index_nbytes))
             if ShardScan(store, shard, array, tail).overlaps:
                 yield "index", OVERLAP_TEXT
         except ShardDecodeError as error:

@@ -74,8 +74,8 @@ def take_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read small shards in several steps, each with several reads, as if they were large."""
     monkeypatch.setattr(object_read, "_SHORT_NBYTES", 0)
     monkeypatch.setattr(LocalObject, "small_nbytes", 0)
-    monkeypatch.setitem(object_read._TOGETHER_NBYTES, False, 5000)
-    monkeypatch.setitem(object_read._GAP_NBYTES, False, 500)
+    monkeypatch.setattr(object_read, "_TOGETHER_NBYTES", 5000)
+    monkeypatch.setattr(object_read, "_GAP_NBYTES", 500)
 
 
 @pytest.fixture(params=[1, 2, 9, "short steps"])

@@ -44,12 +44,17 @@ class Handler(BaseHTTPRequestHandler):
             return
         match = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted)
         assert match is not None
-        start = int(match[1]) if match[1] else len(data) - int(match[2])
+        start = int(match[1]) if match[1] else max(0, len(data) - int(match[2]))
         stop = int(match[2]) + 1 if match[1] else len(data)
         if self.server.fault is not None:
             self.server.fault(self, data[start:stop], start, stop, len(data))
         else:
             self.part(data[start:stop], start, stop, len(data))
+
+    def do_HEAD(self) -> None:
+        self.answer(
+            200, b"", **{"Content-Length": str((self.server.root / self.path[1:]).stat().st_size)}
+        )
 
     def part(self, data: bytes, start: int, stop: int, size: int) -> None:
         self.answer(206, data, **{"Content-Range": f"bytes {start}-{stop - 1}/{size}"})
@@ -169,10 +174,20 @@ def test_a_failure_that_passes_is_not_seen(server: Server) -> None:
     assert n_failed[0] > 2
 
 
+def test_an_object_that_is_shorter_than_the_end_that_is_asked_for(server: Server) -> None:
+    def careless(handler: Handler, data: bytes, start: int, stop: int, size: int) -> None:
+        is_end = handler.headers["Range"].startswith("bytes=-")
+        handler.part(data, start - 7 if is_end and len(data) == size else start, stop, size)
+
+    server.fault = careless
+    data = dataset_from_zarr(f"http://127.0.0.1:{server.server_port}/a.zarr").data
+    np.testing.assert_array_equal(data.compute(scheduler="threads"), VOXELS)
+
+
 def test_what_was_read_before_costs_one_request_each(server: Server) -> None:
     data = dataset_from_zarr(f"http://127.0.0.1:{server.server_port}/a.zarr").data
     where = (slice(3, 4), slice(0, 64), slice(0, 48))
-    for n_shard_requests, n_document_requests in ((12, 1), (6, 0)):
+    for n_shard_requests, n_document_requests in ((6, 1), (6, 0)):
         server.n_requests.clear()
         np.testing.assert_array_equal(data[where].compute(scheduler="threads"), VOXELS[where])
         assert server.n_requests["shard"] == n_shard_requests

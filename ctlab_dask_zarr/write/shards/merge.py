@@ -138,7 +138,7 @@ def _found(pieces: StagedArray, coords: Shape) -> _FoundPiece | None:
     tail_nbytes = array.index_nbytes + dtype.itemsize
     try:
         opened = store.open(key)
-        tail = opened.read_end(tail_nbytes)
+        tail = bytes(opened.read_end(tail_nbytes))
         nbytes = opened.nbytes - tail_nbytes
         if nbytes < 0:
             return None
