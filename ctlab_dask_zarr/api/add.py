@@ -27,6 +27,7 @@ from ctlab_dask_zarr.errors import (
     no_dataset,
 )
 from ctlab_dask_zarr.execution.stopping import Stop
+from ctlab_dask_zarr.formats.ome import OMEZarrVersion
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
@@ -250,7 +251,12 @@ def prepare_labels(
     refuse_old(path, image.source.stored.zarr_format, image.source.ome_version)
     dataset = _labels_dataset(labels, image)
     refuse_unfit_labels(dataset, image, path)
-    options = replace(options, downsample=options.downsample or "mode")
+    version = image.source.ome_version
+    options = replace(
+        options,
+        downsample=options.downsample or "mode",
+        ome_zarr_version=OMEZarrVersion.v05 if version == "0.5" else OMEZarrVersion.v06,
+    )
     if options.downsample not in ("mode", "nearest"):
         raise InvalidArgumentError(
             f"downsample={options.downsample!r} makes no sense for labels, which name classes: use "

@@ -132,7 +132,8 @@ def dataset_to_zarr(
         time and the data type.
     ome_zarr_version
         `OMEZarrVersion.v05` for an OME-Zarr 0.5 group with the array at ``0``, or None for a plain
-        Zarr v3 array with mango metadata.
+        Zarr v3 array with mango metadata. `OMEZarrVersion.v06` is for programs that ask for 0.6:
+        others do not read it yet (`check_readers` says which).
     max_shard_size_mb, chunk_size_mb
         Deprecated and ignored.
     history

@@ -98,8 +98,12 @@ WRITE: Options = {
     ),
     **SOURCE,
     "layout": option(
-        "--layout", "An OME-Zarr 0.5 group, or a plain Zarr v3 array.  [default: ome]",
+        "--layout", "An OME-Zarr group, or a plain Zarr v3 array.  [default: ome]",
         type=LAYOUT,
+    ),
+    "ome_version": option(
+        "--ome-version", "Version of OME-Zarr; few programs read 0.6.  [default: 0.5]",
+        type=click.Choice(["0.5", "0.6"]),
     ),
     "scale_placement": option(
         "--scale-placement", "Where OME metadata holds the voxel size; mango's own files: "
@@ -216,8 +220,15 @@ def api_arguments(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     if given.get("shards") == "none":
         given["shards"] = None
+    version = given.pop("ome_version", None)
     if given.pop("layout", "ome") == "plain":
+        if version is not None:
+            raise click.UsageError("a plain array is no OME-Zarr: leave --ome-version out")
         given["ome_zarr_version"] = None
+    elif version is not None:
+        from ctlab_dask_zarr import OMEZarrVersion
+
+        given["ome_zarr_version"] = OMEZarrVersion(version)
     return given
 
 

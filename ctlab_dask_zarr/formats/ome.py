@@ -94,6 +94,10 @@ def build_ome_attributes(
     of the finest level, and each level has only its factor, as in mango's own files; Drishti
     expects that. `downsample` is how levels were made, if there are several.
     """
+    if scale_placement == "multiscales" and version is OMEZarrVersion.v06:
+        raise InvalidArgumentError(
+            "scale_placement='multiscales' is for OME-Zarr 0.5: in 0.6 each level says its own"
+        )
     unit = {} if voxel_unit == VoxelUnit.VOXEL else {"unit": voxel_unit.to_full_name()}
     base = levels[0].voxel_size if scale_placement == "multiscales" else (1.0,) * len(axes)
     datasets = [

@@ -93,7 +93,7 @@ class WriteOptions:
         version, threshold = self.ome_zarr_version, self.dimension_separator_threshold
         if not isinstance(version, OMEZarrVersion | None):
             raise InvalidArgumentError(
-                f"ome_zarr_version={version!r}: pass OMEZarrVersion.v05, or None for a plain array"
+                f"ome_zarr_version={version!r}: pass an OMEZarrVersion, or None for a plain array"
             )
         if isinstance(threshold, bool) or not isinstance(threshold, int | None):
             raise InvalidArgumentError(
@@ -216,6 +216,8 @@ def _metadata(
         origin = list(volume.origin) if any(volume.origin) else None
         placement = options.scale_placement or "dataset"
         requested |= {"translation": origin, "scale_placement": placement, "image-label": None}
+        if options.ome_zarr_version is not OMEZarrVersion.v05:
+            requested["ome_zarr_version"] = options.ome_zarr_version.value
     return attributes, requested
 
 

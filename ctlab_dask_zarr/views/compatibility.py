@@ -133,6 +133,10 @@ def _has_shifted_levels(facts: _Facts) -> bool:
     )
 
 
+def _new_version(facts: _Facts) -> str:
+    return facts.version if facts.version.startswith("0.6") else ""
+
+
 _NO_GROUP: _Rule = (
     lambda f: not f.image,
     "it is a plain array, not an OME-Zarr group: convert it with --layout ome",
@@ -164,6 +168,14 @@ _DOTTED_KEYS: _Rule = (
     "them, and this one was not tried. If it shows nothing, write the store from Python with "
     "dimension_separator_threshold=0",
 )
+_VERSION: _Rule = (
+    _new_version,
+    "it does not read OME-Zarr {} yet: convert without --ome-version",
+)
+_UNTRIED_VERSION: _Rule = (
+    _new_version,
+    "OME-Zarr {} was not tried with it: most programs read 0.5",
+)
 _UNSHOWN = "voxels of {} are not shown: convert them to float32 or uint16"
 _FLAWS_OF_IMAGES = (_OUTER_SCALE, _UNUSUAL_CODECS, _UNCOMMON_CODECS)
 
@@ -179,7 +191,13 @@ _READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
             ),
         ),
     ),
-    "ome-zarr-py": ((_NO_GROUP,), _FLAWS_OF_IMAGES),
+    "ome-zarr-py": (
+        (_NO_GROUP,),
+        (
+            *_FLAWS_OF_IMAGES,
+            (_new_version, "it reads voxels of OME-Zarr {}, and neither its axes nor its sizes"),
+        ),
+    ),
     "ngff-zarr": ((_NO_GROUP,), _FLAWS_OF_IMAGES),
     "Neuroglancer": (
         (
@@ -187,6 +205,10 @@ _READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
             (
                 lambda f: any(spec.name.startswith("numcodecs.") for spec in f.array.codecs),
                 "it does not know the codec: convert with --codec zstd:3",
+            ),
+            (
+                _new_version,
+                "until 2.41 it does not read OME-Zarr {}; `ctlab-zarr view` shows the finest level",
             ),
             (_refused_units, "it refuses {!r} as the unit of an axis: correct it (set-voxel)"),
         ),
@@ -211,6 +233,7 @@ _READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
                 "its axes have no unit: nanometres are assumed",
             ),
             *(_UNUSUAL_CODECS, _UNCOMMON_CODECS, _DOTTED_KEYS, _SHIFTED, _ONE_LEVEL),
+            _UNTRIED_VERSION,
             (lambda f: True, "this is from its documentation; it was not tried with this package"),
         ),
     ),
@@ -230,7 +253,7 @@ _READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
                 lambda f: f.mango and "data_min_max" not in f.mango,
                 "the mango block has no data_min_max: set the contrast by hand",
             ),
-            *(_UNUSUAL_CODECS, _UNCOMMON_CODECS, _DOTTED_KEYS),
+            *(_UNUSUAL_CODECS, _UNCOMMON_CODECS, _DOTTED_KEYS, _UNTRIED_VERSION),
         ),
     ),
     "anu_ctlab_io": (
@@ -243,6 +266,7 @@ _READERS: dict[str, tuple[tuple[_Rule, ...], tuple[_Rule, ...]]] = {
                 lambda f: f.image and len(f.image.axes) != 3,
                 "it reads groups of three axes only",
             ),
+            _VERSION,
         ),
         (
             (lambda f: f.n_levels > 1, "it reads level 0 only"),

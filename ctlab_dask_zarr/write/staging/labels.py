@@ -25,6 +25,7 @@ from ctlab_dask_zarr.store.hierarchy import (
 from ctlab_dask_zarr.store.store import Store
 
 _GEOMETRY = ("axes", "datasets", "coordinateTransformations")
+_SYSTEMS = "coordinateSystems"
 
 
 def image_identity(files: Files, path: str) -> ImageIdentity:
@@ -46,7 +47,9 @@ def image_identity(files: Files, path: str) -> ImageIdentity:
             voxels.append((array_path, text, read_version(files, document)))
         else:
             voxels.append((array_path, seal))
-    return _hash(voxels), _hash([multiscale.get(key) for key in _GEOMETRY])
+    # Where 0.6 has its axes.
+    systems = [multiscale[_SYSTEMS]] if _SYSTEMS in multiscale else []
+    return _hash(voxels), _hash([*(multiscale.get(key) for key in _GEOMETRY), *systems])
 
 
 def _hash(content: Any) -> str:
@@ -90,6 +93,8 @@ def register_labels(destination: Destination) -> None:
         return
     folder = os.path.dirname(destination.path)
     found = label_names(destination.files, destination.labels_of)
+    image = read_ome(destination.files, destination.labels_of)
+    version = image.get("version") or OMEZarrVersion.v05.value
 
     def listing_all(document: dict[str, Any] | None) -> dict[str, Any]:
         problem = _list_problem(document or {})
@@ -97,7 +102,7 @@ def register_labels(destination: Destination) -> None:
             raise MetadataError(f"{os.path.join(folder, ROOT_DOCUMENT)} {problem}")
         changed = document or json.loads(group_document({}))
         attributes = dict(changed.get("attributes") or {})
-        ome = {"version": OMEZarrVersion.v05.value} | (attributes.get("ome") or {})
+        ome = {"version": version} | (attributes.get("ome") or {})
         known = list(ome.get("labels") or [])
         ome["labels"] = known + [name for name in found if name not in known]
         changed = {name: value for name, value in changed.items() if name != CONSOLIDATED}
