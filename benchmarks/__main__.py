@@ -16,7 +16,7 @@ import tempfile
 import time
 from importlib.metadata import version
 
-from benchmarks import calls, compared, graphs, reads, report, shard, sleep, start, writes
+from benchmarks import calls, compared, exports, graphs, reads, report, shard, sleep, start, writes
 from benchmarks.measure import HEADER, Job, Row, Setting
 
 PACKAGES = (
@@ -35,7 +35,7 @@ PACKAGES = (
     "icechunk",
 )
 JOBS: dict[str, Job] = {}
-for module in (shard, sleep, graphs, reads, writes, compared, calls, start):
+for module in (shard, sleep, graphs, reads, writes, compared, exports, calls, start):
     JOBS |= module.JOBS
 
 #: Names that stand for several rows.
@@ -52,7 +52,7 @@ GROUPS = {
     # One of each kind of work.
     "quick": (
         "shard", "sleep-shard", "build", "schedule", "read", "read-http", "read-many",
-        "aligned-threads", "netcdf-cluster", "levels-aligned-cluster", "verify",
+        "aligned-threads", "netcdf-cluster", "levels-aligned-cluster", "verify", "export-raw",
         "peers-uint16-blosc", "round-trip", "calls", "start", "first-levels",
     ),
 }  # fmt: skip
