@@ -361,16 +361,21 @@ def put_region(
     n_outer = len(shape) - 1 - n_whole
     strides = [math.prod(shape[axis + 1 :]) * voxels.itemsize for axis in range(len(shape))]
     base = offset + sum(s * n for s, n in zip(strides, start, strict=True))
-    flat = voxels.reshape(*voxels.shape[:n_outer], -1).view(np.uint8)
+    content = memoryview(np.ascontiguousarray(voxels)).cast("B")
+    nbytes = len(content) // math.prod(voxels.shape[:n_outer])
+    # Listed at once: of lines of a block, there are hundreds of thousands.
+    places = np.full(voxels.shape[:n_outer], base, np.int64)
+    for axis in range(n_outer):
+        steps = np.arange(voxels.shape[axis], dtype=np.int64) * strides[axis]
+        places += np.expand_dims(steps, tuple(n for n in range(n_outer) if n != axis))
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
     try:
-        for index in np.ndindex(voxels.shape[:n_outer]):
-            at = base + sum(s * i for s, i in zip(strides, index, strict=False))
-            part = memoryview(flat[index])
+        for number, at in enumerate(places.reshape(-1).tolist()):
+            part = content[number * nbytes : (number + 1) * nbytes]
+            n = os.pwrite(file, part, at)
             # A file system may take less than it is given.
-            while part:
-                n = os.pwrite(file, part, at)
-                part, at = part[n:], at + n
+            while n < nbytes:
+                n += os.pwrite(file, part[n:], at + n)
     finally:
         os.close(file)
 

@@ -22,6 +22,7 @@ from ctlab_dask_zarr.planning.occupied import refuse_place
 from ctlab_dask_zarr.planning.resolve import refuse_contradictions
 from ctlab_dask_zarr.read.files import slab_blocks
 from ctlab_dask_zarr.read.lazy import lazy_array
+from ctlab_dask_zarr.read.source_array import SourceArray
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.paths import local_path
 from ctlab_dask_zarr.store.shared_folder import SharedFolder
@@ -84,15 +85,23 @@ def prepare_export(
 
 
 def slabs_of(volume: Volume) -> SourceGraph:
-    """Return the graph of a volume, of one that was opened in slabs that are read together."""
+    """Return the graph of a volume; what was opened, or a part of it, is read in whole slices."""
     data, source = volume.data, volume.source
-    if source is not None and data.ndim > 1:
-        chunks: Any = source.facts().get("chunks")
-        unit = int(chunks[-data.ndim]) if chunks else max(data.chunks[0])
-        blocks = slab_blocks(data.shape, data.dtype.itemsize, unit)
-        largest = max(blocks[0]) * data.nbytes // data.shape[0]
-        if largest <= _MAX_SLAB_NBYTES or all(len(lengths) == 1 for lengths in data.chunks[1:]):
-            data = lazy_array(source, "slabs", blocks, {})
+    region = (source, (slice(None),) * data.ndim) if source is not None else None
+    if isinstance(data, SourceArray):
+        region = data.region
+    if region is None or data.ndim < 2:
+        return analyse_source(data)
+    source, index = region
+    axis = next(n for n, part in enumerate(index) if isinstance(part, slice))
+    # Of all axes that are stored, these are the last ones.
+    chunks: Any = source.facts().get("chunks")
+    unit = int(chunks[len(chunks) - len(index) + axis]) if chunks else max(data.chunks[0])
+    height = slab_blocks(data.shape, data.dtype.itemsize, unit)[0][0]
+    is_small = height * data.nbytes // data.shape[0] <= _MAX_SLAB_NBYTES
+    if is_small or all(len(lengths) == 1 for lengths in data.chunks[1:]):
+        blocks = tuple(height if n == axis else -1 for n in range(len(index)))
+        data = lazy_array(source, "slabs", blocks, {})[index]
     return analyse_source(data)
 
 

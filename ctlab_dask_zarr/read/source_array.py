@@ -45,14 +45,23 @@ class SourceArray(da.Array):
             return part
         return SourceArray.of(part, source, cut)
 
+    @property
+    def region(self) -> tuple[Source, tuple[int | slice, ...]] | None:
+        """The source and the index of what this array is of it; None if it was changed."""
+        source, axes, name = self._region
+        if self.name != name:
+            return None
+        return source, tuple(n if isinstance(n, int) else slice(n.start, n.stop) for n in axes)
+
     def compute(self, **options: Any) -> Any:
         """Return the voxels in memory, as `dask.array.Array.compute` does."""
         scheduler = get_scheduler(scheduler=options.get("scheduler"), cls=type(self))
-        source, axes, name = self._region
+        region = self.region
         # Who watches tasks, with a progress bar for example, sees them.
-        if scheduler not in _OF_THIS_PROCESS or Callback.active or self.name != name:
+        if scheduler not in _OF_THIS_PROCESS or Callback.active or region is None:
             return da.Array.compute(self, **options)
-        return source[tuple(n if isinstance(n, int) else slice(n.start, n.stop) for n in axes)]
+        source, index = region
+        return source[index]
 
 
 def _cut(axes: tuple[int | range, ...], index: Any) -> tuple[int | range, ...] | None:
