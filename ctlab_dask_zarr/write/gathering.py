@@ -15,6 +15,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import Any, NamedTuple
 
+import dask
 import numpy as np
 import numpy.typing as npt
 from dask.system import CPU_COUNT
@@ -45,7 +46,8 @@ class Gathering:
 
     def __init__(self, slabs: SlabWrite) -> None:
         self._slabs = slabs
-        self._pool = ThreadPoolExecutor(CPU_COUNT)
+        n_threads: int = dask.config.get("num_workers", None) or CPU_COUNT
+        self._pool = ThreadPoolExecutor(n_threads)
         self._lock = Lock()
         #: Slices of each layer that somebody has, as far as this process knows.
         self._taken: dict[int, Flags] = {}
@@ -56,7 +58,7 @@ class Gathering:
         self._failure: BaseException | None = None
         n_columns = len(slabs.columns(0))
         #: So many layers keep all threads busy.
-        self._n_encoding = 1 + -(-CPU_COUNT // n_columns)
+        self._n_encoding = 1 + -(-n_threads // n_columns)
         self._n_buffers = slabs.layers_per_row
 
     def add(self, start: int, slab: Voxels) -> None:

@@ -101,9 +101,10 @@ def objects_in(store: Path) -> dict[str, bytes]:
         ((42, 33, 40), {"ome_zarr_version": None, "codec": "none"}),
         ((42, 33), {"chunks": (4, 8), "shards": (16, 16), "levels": 2}),
         ((1, 33, 40), {"chunks": (1, 8, 8), "shards": (1, 16, 16), "levels": 2}),
-        (
+        pytest.param(
             (42, 33, 40),
             {**LAYOUT, "create_array_kwargs": {"filters": [TransposeCodec(order=(2, 1, 0))]}},
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -202,6 +203,8 @@ def test_a_slab_that_does_not_fit_is_refused_whole(
         ({"codec": "auto"}, "measuring"),
         ({"codec": "nonsense"}, "nonsense"),
         ({"chunk": (1, 2, 3)}, "did you mean chunks"),
+        ({"client": None}, "a parameter of dataset_to_zarr"),
+        ({"attributes": {}}, "each field as a keyword"),
         ({"resume": True, "restart": True}, "exclude"),
         ({"shards": (15, 16, 16)}, "do not divide"),
         ({"path": "missing/a.zarr"}, "does not exist"),

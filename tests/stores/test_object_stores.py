@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from ctlab_dask_zarr import (
     Dataset,
     DatasetNotFoundError,
     DestinationExistsError,
+    IncompleteDatasetError,
     InvalidArgumentError,
     StagingExistsError,
     add_levels,
@@ -36,6 +38,7 @@ from ctlab_dask_zarr import (
     labels_to_zarr,
     plan,
     verify,
+    zarr_writer,
 )
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.errors import StorageError
@@ -179,6 +182,32 @@ def test_bands_of_shards_are_put_together_and_removed(
             dataset_to_zarr(dataset, url, **LAYOUT)
         fails[0] = False
         dataset_to_zarr(dataset, url, resume=True, **LAYOUT)
+    assert verify(url, dataset) == []
+    assert all(key.startswith("scans/scan.zarr/") for key in s3.keys(bucket)), "staging is gone"
+
+
+def test_slices_that_come_one_after_the_other_and_are_gone_on_with(
+    s3: Server, bucket: str, voxels: np.ndarray
+) -> None:
+    url = f"s3://{bucket}/scans/scan.zarr"
+    known: dict[str, Any] = {"datatype": "tomo", "voxel_size": 2.0, "voxel_unit": "um"}
+
+    def write(first: int, *, resume: bool = False) -> None:
+        with zarr_writer(url, shape=voxels.shape, resume=resume, **known, **LAYOUT) as writer:
+            elsewhere = pickle.loads(pickle.dumps(writer))
+            for z in range(first, 64, 11):
+                (writer if z % 2 else elsewhere).write(z, voxels[z : z + 11])
+
+    with pytest.raises(IncompleteDatasetError, match="slices 0:20 were not written"):
+        write(20)
+    with pytest.raises(DatasetNotFoundError, match="under way or was interrupted"):
+        dataset_from_zarr(url)
+    with pytest.raises(InvalidArgumentError, match="written before"):
+        write(9, resume=True)
+    with zarr_writer(url, shape=voxels.shape, resume=True, **known, **LAYOUT) as writer:
+        for run in writer.missing():
+            writer.write(run.start, voxels[run.start : run.stop])
+    dataset = make_dataset(voxels, datatype="tomo", voxel_size=(2.0, 2.0, 2.0))
     assert verify(url, dataset) == []
     assert all(key.startswith("scans/scan.zarr/") for key in s3.keys(bucket)), "staging is gone"
 
