@@ -7,11 +7,10 @@ together are read together.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import pairwise, product
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -19,6 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ctlab_dask_zarr.codec.chunk import ChunkCodec, chunk_codec
+from ctlab_dask_zarr.codec.extents import (
+    Extent,
+    Region,
+    Touched,
+    along_axis,
+    extents_of,
+    groups_of,
+    touched_chunks,
+)
 from ctlab_dask_zarr.codec.pace import Pace
 from ctlab_dask_zarr.codec.shard import ABSENT, copy_runs
 from ctlab_dask_zarr.codec.shard_index import confirm_shard, open_shard
@@ -30,8 +38,6 @@ from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.zarr_array import StoredArray
 from ctlab_dask_zarr.store.opened import ObjectChangedError, OpenedObject
 from ctlab_dask_zarr.store.store import Store
-
-Region = tuple[slice, ...]
 
 #: Requests to an object store that one read has under way at once.
 N_REQUESTS = 64
@@ -50,67 +56,32 @@ _KEPT_NBYTES = 4 << 20
 _thread = threading.local()
 
 
-@dataclass(frozen=True)
-class _Extent:
-    """Bytes of a shard that are read together, and the chunks in them."""
+class _Joined(NamedTuple):
+    """Memory of a thread for the chunks of a short step, and what is made of it."""
 
-    start: int
-    stop: int
-    #: Number in the shard, offset and size of each, shape (n, 3).
-    chunks: npt.NDArray[np.int64]
-
-
-def cells(region: Region, cell: Shape) -> Iterator[tuple[Shape, Shape, Region]]:
-    """Yield (coords, origin, what of the region it holds) of each cell that the region touches."""
-    ranges = [
-        range(part.start // size, -(-part.stop // size))
-        for part, size in zip(region, cell, strict=True)
-    ]
-    for coords in product(*ranges):
-        origin = tuple(c * size for c, size in zip(coords, cell, strict=True))
-        inside = tuple(
-            slice(max(part.start, o), min(part.stop, o + size))
-            for part, o, size in zip(region, origin, cell, strict=True)
-        )
-        yield coords, origin, inside
+    array: StoredArray
+    touched: Touched
+    codec: ChunkCodec
+    #: Of each chunk.
+    parts: list[memoryview]
+    chunks: npt.NDArray[Any]
+    #: The axes of `chunks` in the order of the region.
+    ordered: npt.NDArray[Any]
 
 
-class _Touched(NamedTuple):
-    """The inner chunks that a region of a shard touches, and how they become the region.
-
-    They lie in a grid, as one array with the axes of the grid and then those of a chunk. Of this
-    `before` takes what is wanted along axes with one chunk; the axes are put in an `order`, so that
-    it is the `shape` of the joined chunks; and `after` takes the rest of what is wanted.
-    """
-
-    numbers: npt.NDArray[np.intp]
-    grid: Shape
-    before: tuple[slice, ...]
-    order: tuple[int, ...]
-    shape: Shape
-    after: Region
-
-
-@lru_cache(maxsize=64)
-def _touched(wanted: tuple[tuple[int, int], ...], chunk: Shape, chunks: Shape) -> _Touched:
-    """Return the chunks of a region, (start, stop) along each axis; of most shards it is one."""
-    axes = [np.arange(a // n, -(-b // n)) for (a, b), n in zip(wanted, chunk, strict=True)]
-    numbers = np.ravel_multi_index(np.ix_(*axes), chunks).ravel()
-    numbers.setflags(write=False)
-    grid, ndim = tuple(map(len, axes)), len(axes)
-    before, after, shape = [slice(None)] * ndim, [slice(None)] * ndim, []
-    for axis, ((a, b), n) in enumerate(zip(wanted, chunk, strict=True)):
-        at_once = grid[axis] == 1
-        (before if at_once else after)[axis] = slice(a % n, a % n + b - a)
-        shape.append(b - a if at_once else grid[axis] * n)
-    order = tuple(axis for n in range(ndim) for axis in (n, ndim + n))
-    every = (slice(None),) * ndim
-    return _Touched(numbers, grid, (*every, *before), order, tuple(shape), tuple(after))
-
-
-def relative(region: Region, origin: Shape) -> Region:
-    """Return a region as it is seen from `origin`."""
-    return tuple(slice(p.start - o, p.stop - o) for p, o in zip(region, origin, strict=True))
+def _joined(array: StoredArray, touched: Touched) -> _Joined:
+    """Return this thread's memory; most shards of a read take the same."""
+    kept: _Joined | None = getattr(_thread, "joined", None)
+    if kept is None or kept.array is not array or kept.touched is not touched:
+        nbytes, n_chunks = array.inner_chunk_nbytes, len(touched.numbers)
+        memory = memoryview(bytearray(n_chunks * nbytes))
+        parts = [memory[n * nbytes : (n + 1) * nbytes] for n in range(n_chunks)]
+        chunks = np.frombuffer(memory, array.dtype).reshape(-1, *array.inner_chunk_shape)
+        grid = chunks.reshape(*touched.grid, *array.inner_chunk_shape)[touched.before]
+        ordered = grid.transpose(touched.order)
+        kept = _Joined(array, touched, chunk_codec(array.codecs), parts, chunks, ordered)
+        _thread.joined = kept
+    return kept
 
 
 class Confirmation:
@@ -175,14 +146,16 @@ class ObjectRead:
 
     def _tail_nbytes(self, nbytes: int) -> int:
         """Return how much to read with the index, so that no request is needed for it."""
+        if self.pace is None:
+            return 0
         shard_nbytes = prod(self.array.object_shape) * self.array.dtype.itemsize
-        if self.pace is None or (shard_nbytes > _SMALL_TAIL_NBYTES and 2 * nbytes < shard_nbytes):
+        if shard_nbytes > _SMALL_TAIL_NBYTES and 2 * nbytes < shard_nbytes:
             return 0
         return min(shard_nbytes, _TAIL_NBYTES)
 
-    def _touched(self) -> _Touched:
+    def _touched(self) -> Touched:
         wanted = tuple((part.start, part.stop) for part in self.wanted)
-        return _touched(wanted, self.array.inner_chunk_shape, self.array.chunks_per_object)
+        return touched_chunks(wanted, self.array.inner_chunk_shape, self.array.chunks_per_object)
 
     def _named(self, run: Any, *arguments: Any) -> Iterable[Step]:
         """Run a step; errors name the object."""
@@ -214,7 +187,7 @@ class ObjectRead:
             chunk = np.frombuffer(decoded, array.dtype).reshape(array.inner_chunk_shape)
             copy_runs(chunk[self.wanted], self.target)
 
-    def _open(self, touched: _Touched, is_short: bool, tail_nbytes: int) -> Iterable[Step]:
+    def _open(self, touched: Touched, is_short: bool, tail_nbytes: int) -> Iterable[Step]:
         """Open the shard; return the steps that read its chunks, unless that is done at once."""
         array = self.array
         dataset = self.confirmation.dataset
@@ -240,14 +213,14 @@ class ObjectRead:
         if tail_nbytes and shard.tail:
             tail_start = opened.nbytes - len(shard.tail)
             n_before = int(np.searchsorted(chunks[:, 1], tail_start))
-            extent = _Extent(tail_start, opened.nbytes, chunks[n_before:])
+            extent = Extent(tail_start, opened.nbytes, chunks[n_before:])
             chunks = chunks[:n_before]
             run = partial(self._decode_extent, places, extent, shard.tail)
             # First, so that the thread that has read it goes on with it.
             steps.insert(0, Step(len(shard.tail), partial(self._named, run), is_held=True))
-        extents = _extents(chunks, *self._limits()) if len(chunks) else []
+        extents = extents_of(chunks, *self._limits()) if len(chunks) else []
         opened.expect((extent.start, extent.stop) for extent in extents)
-        for group in _groups(extents, 1 if self.pace else _TOGETHER_NBYTES // 2):
+        for group in groups_of(extents, 1 if self.pace else _TOGETHER_NBYTES // 2):
             nbytes = sum(extent.stop - extent.start for extent in group)
             run = partial(self._read_extents, opened, places, group)
             steps.append(Step(nbytes + array.inner_chunk_nbytes, partial(self._named, run)))
@@ -260,51 +233,39 @@ class ObjectRead:
         return self.pace.gap_nbytes(), self.pace.together_nbytes()
 
     def _read_at_once(
-        self, opened: OpenedObject, touched: _Touched, entries: list[list[int]]
+        self, opened: OpenedObject, touched: Touched, entries: list[list[int]]
     ) -> bool:
         """Read and decode all chunks in one go; return False where they are far apart."""
-        array, nbytes = self.array, self.array.inner_chunk_nbytes
-        first = min(offset for offset, _ in entries)
-        last = max((offset + size for offset, size in entries if offset != ABSENT), default=first)
+        array = self.array
+        first = min([offset for offset, _ in entries])
         if first == ABSENT:
             self.target[...] = array.fill_value
             return True
+        last = max([offset + size for offset, size in entries if offset != ABSENT])
         if last - first > _GAP_NBYTES + _SHORT_NBYTES:
             return False
         data = opened.read(first, last - first, _memory("read"))
-        memory = _memory("chunk")(len(entries) * nbytes)
-        chunks = np.frombuffer(memory, array.dtype).reshape(-1, *array.inner_chunk_shape)
-        codec = chunk_codec(array.codecs)
+        joined = _joined(array, touched)
         with self.turns:
-            for n, (offset, size) in enumerate(entries):
+            for n, ((offset, size), part) in enumerate(zip(entries, joined.parts, strict=True)):
                 if offset == ABSENT:
-                    chunks[n] = array.fill_value
+                    joined.chunks[n] = array.fill_value
                     continue
-                part = memory[n * nbytes : (n + 1) * nbytes]
                 chunk = data[offset - first : offset - first + size]
-                decoded = self._decoded(codec, chunk, (touched.numbers[n], offset, size), part)
+                decoded = self._decoded(
+                    joined.codec, chunk, (touched.numbers[n], offset, size), part
+                )
                 if decoded is not part:
                     part[:] = decoded
-            grid = chunks.reshape(*touched.grid, *array.inner_chunk_shape)[touched.before]
-            joined = grid.transpose(touched.order).reshape(touched.shape)
-            self.target[...] = joined[touched.after]
+            self.target[...] = joined.ordered.reshape(touched.shape)[touched.after]
             return True
 
-    def _places(self) -> list[list[tuple[slice, slice]]]:
+    def _places(self) -> list[dict[int, tuple[slice, slice]]]:
         """Return, by axis and number of a chunk along it, what of it is wanted, and where."""
-        places = []
-        for part, size in zip(self.wanted, self.array.inner_chunk_shape, strict=True):
-            along = [(slice(0), slice(0))] * (part.start // size)
-            for n in range(part.start // size, -(-part.stop // size)):
-                first, last = max(part.start, n * size), min(part.stop, (n + 1) * size)
-                along.append(
-                    (
-                        slice(first - n * size, last - n * size),
-                        slice(first - part.start, last - part.start),
-                    )
-                )
-            places.append(along)
-        return places
+        return [
+            {n: (wanted, at) for n, wanted, at in along_axis(part, size)}
+            for part, size in zip(self.wanted, self.array.inner_chunk_shape, strict=True)
+        ]
 
     def _fill(self, places: Any, numbers: npt.NDArray[np.intp]) -> tuple[()]:
         for coords in _coords(numbers, self.array):
@@ -312,14 +273,14 @@ class ObjectRead:
             self.target[at] = self.array.fill_value
         return ()
 
-    def _read_extents(self, opened: OpenedObject, places: Any, extents: list[_Extent]) -> None:
+    def _read_extents(self, opened: OpenedObject, places: Any, extents: list[Extent]) -> None:
         for extent in extents:
             nbytes = extent.stop - extent.start
             with nullcontext() if self.pace is None else self.pace.request(nbytes):
                 data = opened.read(extent.start, nbytes, _memory("read"))
             self._decode_extent(places, extent, data)
 
-    def _decode_extent(self, places: Any, extent: _Extent, data: Any) -> None:
+    def _decode_extent(self, places: Any, extent: Extent, data: Any) -> None:
         """Put the chunks of an extent, of which these are the bytes, in their places."""
         array = self.array
         codec = chunk_codec(array.codecs)
@@ -355,31 +316,6 @@ def _coords(numbers: npt.NDArray[Any], array: StoredArray) -> list[Shape]:
     """Return the coordinates in a shard of the inner chunks with these numbers."""
     axes = np.unravel_index(numbers, array.chunks_per_object)
     return list(zip(*[axis.tolist() for axis in axes], strict=True))
-
-
-def _extents(chunks: npt.NDArray[np.int64], gap_nbytes: int, together_nbytes: int) -> list[_Extent]:
-    """Return what to read for chunks in the order of a shard: those with small gaps together."""
-    start, stop = chunks[:, 1], np.maximum.accumulate(chunks[:, 1] + chunks[:, 2])
-    is_first = np.append(True, start[1:] - stop[:-1] > gap_nbytes)
-    begins = start[is_first][np.cumsum(is_first) - 1]
-    piece = (start - begins) // together_nbytes
-    is_first[1:] |= piece[1:] != piece[:-1]
-    cuts = [*np.flatnonzero(is_first).tolist(), len(chunks)]
-    return [_Extent(int(start[a]), int(stop[b - 1]), chunks[a:b]) for a, b in pairwise(cuts)]
-
-
-def _groups(extents: list[_Extent], enough_nbytes: int) -> Iterator[list[_Extent]]:
-    """Yield what one step reads: one request, or reads of a file up to a size."""
-    group: list[_Extent] = []
-    nbytes = 0
-    for extent in extents:
-        group.append(extent)
-        nbytes += extent.stop - extent.start
-        if nbytes >= enough_nbytes:
-            yield group
-            group, nbytes = [], 0
-    if group:
-        yield group
 
 
 def _memory(name: str) -> Any:

@@ -13,13 +13,11 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from ctlab_dask_zarr.codec.extents import Region, cells
 from ctlab_dask_zarr.codec.object_read import (
     N_REQUESTS,
     Confirmation,
     ObjectRead,
-    Region,
-    cells,
-    relative,
 )
 from ctlab_dask_zarr.codec.pace import pace_of
 from ctlab_dask_zarr.codec.shard import row_axis_of
@@ -99,15 +97,15 @@ def _read(
             store,
             object_key(path, array, coords),
             array,
-            relative(inside, origin),
-            out[relative(inside, tuple(part.start for part in region))],
+            wanted,
+            out[at],
             strict,
             cores.turns,
             pace,
             confirmation,
         )
         for region, out in zip(regions, outs, strict=True)
-        for coords, origin, inside in cells(region, array.object_shape)
+        for coords, wanted, at in cells(region, array.object_shape)
     )
     run_steps((read.first_step() for read in reads), cores.n_cores if pace is None else N_REQUESTS)
     return outs, confirmation
