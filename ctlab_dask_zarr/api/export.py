@@ -50,7 +50,7 @@ def dataset_to_netcdf(
     resume: bool = False,
     restart: bool = False,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
     **extra_attrs: Any,
 ) -> Delayed | None:
@@ -155,7 +155,7 @@ def dataset_to_raw(
     resume: bool = False,
     restart: bool = False,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
 ) -> Delayed | None:
     """Write the voxels alone, in C order and little-endian, in one file without a header.
@@ -218,7 +218,7 @@ def dataset_to_tiff(
     resume: bool = False,
     restart: bool = False,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
 ) -> Delayed | None:
     """Write TIFF, uncompressed: a folder with a file for each slice, or one file of all slices.
@@ -275,7 +275,7 @@ def export_dataset(
     resume: bool = False,
     restart: bool = False,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
 ) -> ExportResult:
     """Write a dataset as files of another format, and tell what was written.
@@ -343,18 +343,21 @@ def export_as(
     given: dict[str, Any],
 ) -> Delayed | ExportResult:
     """Export a volume, or return the graph that does; `given` has the arguments of all exports."""
-    client = started(given["client"])
-    with in_force(client) as resources:
-        prepared = prepare_export(
-            volume, path, kind, resources,
-            **{name: given[name] for name in ("overwrite", "resume", "restart")},
-        )  # fmt: skip
-        if not compute:
-            return prepared.graph
-    if isinstance(client, Resources):
-        raise InvalidArgumentError(f"client={client}: a size of workers is enough for plans only")
-    with reported(given["progress"], client, "files") as tell:
-        return run_export(prepared, client, tell, given["stop"])
+    with reported(given["progress"] if compute else False, noun="files"):
+        client = started(given["client"])
+        with in_force(client) as resources:
+            prepared = prepare_export(
+                volume, path, kind, resources,
+                **{name: given[name] for name in ("overwrite", "resume", "restart")},
+            )  # fmt: skip
+            if not compute:
+                return prepared.graph
+        if isinstance(client, Resources):
+            raise InvalidArgumentError(
+                f"client={client}: a size of workers is enough for plans only"
+            )
+        with reported(given["progress"], client, "files") as tell:
+            return run_export(prepared, client, tell, given["stop"])
 
 
 def filetype_of(path: str | os.PathLike[str], filetype: str, dataset: Volume) -> str:

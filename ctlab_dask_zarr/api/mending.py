@@ -21,7 +21,7 @@ def seal(
     path: str | os.PathLike[str],
     *,
     client: Executor = None,
-    progress: ProgressSink = False,
+    progress: ProgressSink = None,
     stop: Stop | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> SealResult:

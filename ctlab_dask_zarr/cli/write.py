@@ -239,6 +239,7 @@ def _status_lines(status: WriteStatus) -> Iterator[str]:
     if status.latest_s is not None:
         latest = f"the latest shard {duration_text(status.latest_s)} ago"
     yield f"since {since} ({duration_text(status.seconds)}); {latest}"
+    yield from _runner_lines(status)
     if status.rate and status.seconds_left is not None:
         left = duration_text(status.seconds_left)
         yield f"{nbytes_text(status.rate)}/s, {left} left at this rate"
@@ -246,6 +247,23 @@ def _status_lines(status: WriteStatus) -> Iterator[str]:
         yield f"part {job.number} of {len(status.parts)}: {job.n_done} of {job.n_shards} shards"
     if status.parts and part == 1.0:
         yield f"all parts are there: ctlab-zarr commit {status.destination}"
+
+
+def _runner_lines(status: WriteStatus) -> Iterator[str]:
+    """Yield whether it is running, by what, and how to go on if it is not."""
+    since = ""
+    if status.since_s is not None:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.since_s))
+    by = f" by {status.runner}" if status.runner else ""
+    why = f": {status.why}" if status.why else ""
+    if status.state == "running":
+        yield f"running{by}; last sign of life {since}{why}"
+    elif status.state == "stopped":
+        yield f"stopped at {since}{why}; it was run{by}"
+    elif by:
+        yield f"whether it is running is not known; it was begun{by}"
+    if status.how_to_go_on and not status.parts:
+        yield f"go on by: {status.how_to_go_on}"
 
 
 @click.command("abort")

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.write.staging.remaining import part_of
+from ctlab_dask_zarr.write.staging.runner import run_state
 from ctlab_dask_zarr.write.staging.stage import open_staged
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
@@ -47,6 +49,13 @@ class WriteStatus:
         Bytes of voxels per second since it began; None if no shard was finished since.
     parts
         The parts of a shared write.
+    state, since_s, why
+        ``'running'``, ``'stopped'`` or ``'unknown'``; since when, in seconds since the epoch; and
+        why it has stopped. A running one has its last sign of life instead.
+    runner
+        The process that runs it, or that did.
+    how_to_go_on
+        The command that goes on with it where it is not running.
     """
 
     destination: str
@@ -61,6 +70,11 @@ class WriteStatus:
     latest_s: float | None = None
     rate: float | None = None
     parts: tuple[PartStatus, ...] = ()
+    state: Literal["running", "stopped", "unknown"] = "unknown"
+    since_s: float | None = None
+    why: str = ""
+    runner: str | None = None
+    how_to_go_on: str | None = None
 
     @property
     def seconds_left(self) -> float | None:
@@ -88,6 +102,8 @@ def write_status(destination: Destination) -> WriteStatus:
         nbytes_since += size * (is_there and ended[key] >= started_s)
     latest_s = max(ended.values(), default=None)
     seconds = 0.0 if latest_s is None else latest_s - started_s
+    found = run_state(destination, latest_s)
+    goes_on = found.runner is not None and found.state != "running"
     return WriteStatus(
         destination=destination.path,
         is_committed=False,
@@ -101,6 +117,11 @@ def write_status(destination: Destination) -> WriteStatus:
         latest_s=None if latest_s is None else max(0.0, now_s - latest_s),
         rate=nbytes_since / seconds if seconds > 0 and nbytes_since else None,
         parts=tuple(PartStatus(part, n_done[part], n) for part, n in n_shards.items() if part),
+        state=found.state,
+        since_s=found.since_s,
+        why=found.why,
+        runner=None if found.runner is None else str(found.runner),
+        how_to_go_on=found.runner.how_to_go_on() if found.runner and goes_on else None,
     )
 
 

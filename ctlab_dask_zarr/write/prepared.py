@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from ctlab_dask_zarr.planning.occupied import identity_of_occupant
 from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.waits import logger
 from ctlab_dask_zarr.write.graph import build_graph
 from ctlab_dask_zarr.write.staging.commit import refuse_missing
 from ctlab_dask_zarr.write.staging.remaining import (
@@ -30,6 +32,7 @@ from ctlab_dask_zarr.write.staging.remaining import (
     resolve_request,
 )
 from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.staging.runner import Runner, run_state
 from ctlab_dask_zarr.write.staging.stage import open_staged
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
@@ -80,14 +83,30 @@ def prepare(
     """
     n_parts = None if part is None else part[1]
     request = StageRequest.of(plan, resume=resume, restart=restart, n_parts=n_parts)
-    request, remaining = resolve_request(request, part)
+    request, remaining = resolve_request(replace(request, runner=Runner.here()), part)
+    _tell_of_others(request)
     graph = build_graph(request, remaining, source, method=plan.rechunk.method)
     return PreparedWrite(graph, request, remaining, plan)
 
 
+def _tell_of_others(request: StageRequest) -> None:
+    """Say where another run of the write that is resumed still goes on: it will be taken over."""
+    if request.resumes is None or request.n_parts is not None:
+        return
+    found = run_state(request.destination)
+    is_other = found.runner is not None and found.runner != request.runner
+    if found.state == "running" and is_other:
+        logger.warning(
+            "another run of this write to %s goes on, by %s: it is taken over, and stops at its "
+            "next shard",
+            shown(request.destination.path), shown(str(found.runner)),
+        )  # fmt: skip
+
+
 def prepare_levels(request: StageRequest) -> PreparedWrite:
     """Do the same for the further levels of an image, as `extend.level_request` asks for them."""
-    request, remaining = resolve_request(request, None)
+    request, remaining = resolve_request(replace(request, runner=Runner.here()), None)
+    _tell_of_others(request)
     return PreparedWrite(build_graph(request, remaining), request, remaining)
 
 

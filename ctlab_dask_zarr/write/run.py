@@ -28,6 +28,7 @@ from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop, compute_until
 from ctlab_dask_zarr.store.shared_folder import SharedFolder
 from ctlab_dask_zarr.write.prepared import PreparedWrite
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
+from ctlab_dask_zarr.write.staging.runner import signs_of_life
 from ctlab_dask_zarr.write.staging.stage import is_committed
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def run(
     with (
         waiting_for(prepared.graph, running),
         counted(prepared.graph, total, running, tell=progress, stop=stop) as told,
+        signs_of_life(request.destination, request.run_id),
     ):
         if stop is None:
             return _run(prepared, running, None)

@@ -18,9 +18,10 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.plan import Document, PlannedLevel, WriteContent, WritePlan
 from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.write.staging.runner import Runner
 
 #: What one run asks, and the next one may ask otherwise.
-_NOT_KEPT = {"destination", "resume", "restart", "resumes"}
+_NOT_KEPT = {"destination", "resume", "restart", "resumes", "runner"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class StageRequest(WriteContent):
     extends: str | None = None
     #: Identity of the dataset that was there at the staging, and is to be replaced.
     replaces: str | None = None
+    #: The process that runs it.
+    runner: Runner | None = None
 
     @property
     def n_existing(self) -> int:
@@ -86,6 +89,7 @@ class StageRequest(WriteContent):
         ]
         kept["documents"] = [asdict(document) for document in self.documents]
         kept |= {"staging_id": staging_id, "fingerprint": self.fingerprint}
+        kept["runner"] = self.runner and asdict(self.runner)
         return json.dumps(kept | {"started_s": time.time(), "version": __version__})
 
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 import uuid
 from dataclasses import replace
 
@@ -36,6 +37,7 @@ from ctlab_dask_zarr.store.staging_plan import N_DIGITS, STAGED_PLAN
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.staging.labels import image_problem
 from ctlab_dask_zarr.write.staging.request import StageRequest
+from ctlab_dask_zarr.write.staging.runner import run_state
 from ctlab_dask_zarr.write.staging.staged import StagedWrite, taken_over
 
 #: More than writers that begin at the same moment ever need.
@@ -129,8 +131,8 @@ def _make_first_folder(destination: Destination, folder: str) -> None:
             raise
         raise OSError(
             errno.EROFS,
-            f"no folder can be made in it, though it is there ({error.strerror}): this is no place "
-            "for files; give another one",
+            f"no folder can be made in it, though it is there ({error.strerror}): it holds no "
+            "files of users; give another place",
             parent,
         ) from error
 
@@ -277,6 +279,17 @@ def _extension_problem(request: StageRequest) -> str | None:
     return None
 
 
+def _how_it_is(destination: Destination) -> str:
+    """Say whether the write that is staged goes on or has stopped, as far as that is known."""
+    found = run_state(destination)
+    if found.state == "unknown":
+        return "is under way, or was interrupted"
+    if found.state == "running":
+        return f"is under way, by {found.runner}"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.since_s))
+    return f"was interrupted at {since} ({found.why}; {found.runner})"
+
+
 def staging_problem(request: StageRequest) -> str | None:
     """Return why the write cannot use the staging folder that is there, or None."""
     destination, by = request.destination, request.how_to_remove
@@ -297,8 +310,8 @@ def staging_problem(request: StageRequest) -> str | None:
     if request.n_parts is None or n_parts is None:
         if not request.resume:
             return (
-                f"{place} is there: another write to {destination.path} is under way, or was "
-                f"interrupted. Go on with it by resume=True (--resume), or remove it by {by}"
+                f"{place} is there: another write to {destination.path} {_how_it_is(destination)}. "
+                f"Go on with it by resume=True (--resume), or remove it by {by}"
             )
         return difference and (
             f"cannot resume in {place}: {difference}. Use the same source and settings, or remove "
