@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.api.export import dataset_to_raw as dataset_to_raw
     from ctlab_dask_zarr.api.export import dataset_to_tiff as dataset_to_tiff
     from ctlab_dask_zarr.api.export import export_dataset as export_dataset
+    from ctlab_dask_zarr.api.mending import repair as repair
     from ctlab_dask_zarr.api.mending import seal as seal
     from ctlab_dask_zarr.api.stores import Problems as Problems
     from ctlab_dask_zarr.api.stores import abort as abort
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from ctlab_dask_zarr.planning.rechunk import Resources as Resources
     from ctlab_dask_zarr.settings import Setting as Setting
     from ctlab_dask_zarr.settings import settings_in_force as settings_in_force
+    from ctlab_dask_zarr.verification.repairs import RepairResult as RepairResult
     from ctlab_dask_zarr.verification.sealing import SealResult as SealResult
     from ctlab_dask_zarr.views.compatibility import ReaderReport as ReaderReport
     from ctlab_dask_zarr.views.compatibility import check_readers as check_readers
@@ -87,7 +89,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "api.add": "add_levels labels_to_zarr",
     "api.export": "dataset_to_netcdf dataset_to_raw dataset_to_tiff export_dataset",
-    "api.mending": "seal",
+    "api.mending": "repair seal",
     "api.stores": "Problems abort check_source pull push status verify",
     "api.write": "WriteResult commit dataset_to_zarr plan write_dataset",
     "api.writer": "ZarrWriter zarr_writer",
@@ -118,6 +120,7 @@ _HOMES = {
     "planning.plan": "WritePlan",
     "planning.rechunk": "Resources",
     "settings": "Setting settings_in_force",
+    "verification.repairs": "RepairResult",
     "verification.sealing": "SealResult",
     "views.compatibility": "ReaderReport check_readers",
     "views.info": "DatasetInfo info",

@@ -28,6 +28,7 @@ from ctlab_dask_zarr.verification.source import prepare_source_check
 from ctlab_dask_zarr.verification.verify import prepare_verification
 from ctlab_dask_zarr.volume import Volume
 from ctlab_dask_zarr.waits import opening
+from ctlab_dask_zarr.write.repairing import Repairing
 
 
 class Problems(list[Problem]):
@@ -184,7 +185,11 @@ def check_source(
 
 
 def computed(
-    checks: Verification, client: Any, progress: ProgressSink, stop: Stop | None, reading: str
+    checks: Verification | Repairing,
+    client: Any,
+    progress: ProgressSink,
+    stop: Stop | None,
+    reading: str,
 ) -> list[Any]:
     """Return what checks find; `reading` says what it means that they were stopped."""
     total = Progress(len(checks.keys), checks.nbytes, 0)

@@ -22,6 +22,7 @@ from ctlab_dask_zarr.cli.stores import (
     history_command,
     pull_command,
     push_command,
+    repair_command,
     seal_command,
     set_id_command,
     set_voxel_command,
@@ -68,6 +69,7 @@ def main(debug: bool) -> None:
     ctlab-zarr push scan.zarr s3://bucket/scan.zarr
     ctlab-zarr verify scan.zarr --source scan_nc  before the original is deleted
     ctlab-zarr seal scan.zarr                     checksums for a store of another program
+    ctlab-zarr repair scan.zarr --source scan_nc  write again what is damaged
     ctlab-zarr pyramid scan.zarr                  add levels of detail
     ctlab-zarr add-labels scan.zarr segmented_nc --name phases
     ctlab-zarr info scan.zarr                     what a dataset is
@@ -86,6 +88,7 @@ for command in (
         pull_command,
         verify_command,
         seal_command,
+        repair_command,
         pyramid_command,
         add_labels_command,
         info_command,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ctlab_dask_zarr.cli.options import (
     CLUSTER,
+    DEADLINE_OPTION,
     JSON,
     MKDIR,
     QUIET,
@@ -26,6 +27,9 @@ from ctlab_dask_zarr.cli.output import ask, exit_codes, say
 from ctlab_dask_zarr.cli.parameters import VOXEL_SIZE
 from ctlab_dask_zarr.errors import VerificationError
 from ctlab_dask_zarr.text import nbytes_text
+
+if TYPE_CHECKING:
+    from ctlab_dask_zarr import Stop
 
 
 @click.command("verify")
@@ -94,6 +98,49 @@ def seal_command(path: str, quiet: bool, as_json: bool, **options: Any) -> None:
         f"{result.path}: sealed, {result.n_objects} objects{absent} of {len(result.arrays)} "
         f"arrays, {nbytes_text(result.nbytes)}"
     )
+
+
+@click.command("repair")
+@click.argument("path", type=click.Path())
+@option(
+    "--source",
+    "What it was made from; without it coarser levels alone are repaired.",
+    type=click.Path(),
+)
+@with_options(*SOURCE.values(), DEADLINE_OPTION, *CLUSTER, QUIET, JSON)
+def repair_command(
+    path: str, source: str | None, stop: Stop | None, quiet: bool, as_json: bool, **options: Any
+) -> None:
+    """Write again the shards at PATH that `verify` names, and no others.
+
+    The finest level is made of --source, coarser ones of the next finer one. What cannot be
+    repaired is named, with the reason (exit code 3). Repeat the options with which you corrected
+    the source in the conversion. After an interruption, the same command goes on.
+    """
+    given = given_source_options(options)
+    if given and source is None:
+        raise click.UsageError(f"{given[0]} is about the source: name the source by --source")
+    with running(options, stop, quiet=quiet) as how:
+        from ctlab_dask_zarr import repair
+
+        dataset = None if source is None else open_source(source, options, to_compare=True)
+        result = repair(path, dataset, **how)
+        if as_json:
+            say(json.dumps(asdict(result)))
+        else:
+            for problem in result.problems:
+                say(str(problem))
+            for key in result.repaired:
+                say(f"repaired: {key}")
+        if result.problems:
+            n = len(result.problems)
+            raise VerificationError(
+                f"{len(result.repaired)} objects of {path} were repaired; "
+                f"{'1 problem is' if n == 1 else f'{n} problems are'} left"
+            )
+    if not as_json:
+        what = f"{len(result.repaired)} objects were repaired, {nbytes_text(result.nbytes)}"
+        say(f"{result.path}: {what if result.repaired else 'there is nothing to repair'}")
 
 
 @click.command("push")

@@ -295,8 +295,8 @@ def refuse_unfinished(metadata: StoreMetadata) -> None:
     destination = Destination(metadata.path, metadata.files)
     if destination.is_being_extended():
         raise InvalidArgumentError(
-            f"{metadata.path} is being given further levels, which would undo the change: first "
-            "let that end, or resume it"
+            f"{metadata.path} is being repaired or given further levels, which would undo the "
+            "change: first let that end, or resume it"
         )
     for labels in destination.staged_labels():
         if labels.files.kind(labels.staging) is not None and not labels.is_staging_committed():

@@ -60,6 +60,7 @@ from ctlab_dask_zarr.verification.documents import consolidated_problems, docume
 from ctlab_dask_zarr.verification.objects import ShardCheck
 from ctlab_dask_zarr.verification.scan import all_rows
 from ctlab_dask_zarr.verification.verify import MAX_OBJECTS, task_nbytes
+from ctlab_dask_zarr.write.repairing import settle
 
 #: Of documents: what shows that a store is damaged. Other problems are told, and sealing goes on.
 _DAMAGE = ("checksum", "missing", "receipts", "shape", "unreadable")
@@ -172,7 +173,7 @@ class Sealing:
         text = build_receipts(place, array, receipts).encode()
         store.put(key_in(place, RECEIPTS_OBJECT), text)
         # Its name has to outlast a power failure before a document refers to it.
-        store.files.sync_folder(store.path(place) if place else store.root)
+        settle(store, [key_in(place, RECEIPTS_OBJECT)])
         entry = {
             "path": one.path,
             "shards": array.object_shape if array.is_sharded else None,

@@ -64,7 +64,7 @@ from ctlab_dask_zarr.write.staging.staged import StagedWrite
 Key = Any
 Group = Sequence[Shape]
 #: Writes the shards, or bands, at the coordinates of a group.
-Write = Callable[[StagedWrite, Group, Iterable[LazyBlock]], list[ShardReceipt] | None]
+Write = Callable[[Any, Group, Iterable[LazyBlock]], Any]
 #: The most cuts that the task of a shard gathers.
 _MAX_FAN_IN = 256
 
@@ -83,7 +83,7 @@ def build_graph(
     by `method`; None where only coarser levels are written. `staged` is the write where it is
     staged already. A part is not committed.
     """
-    graph = _WriteGraph(request, remaining)
+    graph = WriteGraph(request, remaining)
     if staged is None:
         sample = source and add_sample(graph.tasks, source, request, remaining.stored)
         graph.add(graph.staged.key, _stage, request, _refs(sample or ()))
@@ -98,14 +98,14 @@ def build_graph(
         graph.add(end, _commit, graph.staged, recorded, volumes)
     else:
         end = graph.add(f"part-{graph.token}", _end_part, graph.staged, recorded)
-    return Delayed(end, HighLevelGraph({end: MaterializedLayer(graph.tasks)}, {end: set()}))
+    return graph.ending(end)
 
 
 def _refs(keys: Sequence[Key]) -> List:
     return List(*map(TaskRef, keys))
 
 
-class _WriteGraph:
+class WriteGraph:
     """The tasks of a write; the name of each ends in the token of the write."""
 
     def __init__(self, request: StageRequest, remaining: Remaining) -> None:
@@ -124,11 +124,11 @@ class _WriteGraph:
         """Add the tasks that write the shards of level 0; return their keys by coordinates."""
         level, shards = self._request.levels[0], self._remaining.of_level(0)
         if self._request.band is None:
-            return self._add_tasks("write-shard", source, method, level.layout, shards)
+            return self.add_tasks("write-shard", source, method, level.layout, shards)
         layout = band_layout(level.layout, row_axis_of(level.array), self._request.band)
         made_of = {c: [*level.layout.cells(c, layout.task_shape)] for c in shards}
         bands = [band for shard in shards for band in made_of[shard]]
-        writers = self._add_tasks("write-band", source, method, layout, bands)
+        writers = self.add_tasks("write-band", source, method, layout, bands)
         merging = {}
         for coords in shards:
             awaited = _refs([*dict.fromkeys(writers[band] for band in made_of[coords])])
@@ -136,10 +136,20 @@ class _WriteGraph:
             merging[coords] = self.add(key, _merge_bands, self.staged, coords, awaited)
         return merging
 
-    def _add_tasks(
-        self, name: str, source: SourceGraph, method: Method, layout: Layout, coords: Group
+    def add_tasks(
+        self,
+        name: str,
+        source: SourceGraph,
+        method: Method,
+        layout: Layout,
+        coords: Group,
+        write: Write | None = None,
     ) -> dict[Shape, Key]:
-        """Add the tasks that write the cells of `layout`, shards or bands; return their keys."""
+        """Add the tasks that write the cells of `layout`, shards or bands; return their keys.
+
+        Another function than that of their name may `write` them, as one that compares.
+        """
+        write = write or _FUNCTIONS[name]
         is_band = name == "write-band"
         in_rows = method == "stream" or (
             method == "tasks" and is_band and are_wide(layout, source.chunks)
@@ -147,14 +157,13 @@ class _WriteGraph:
         groups = list(group_rows(layout, coords)) if in_rows else [[c] for c in coords]
         makes_inside = source.is_independent and method in ("none", "stream")
         add = self._add_making if makes_inside else self._add_gathering
-        keys = add(name, source, layout, groups)
+        keys = add(name, write, source, layout, groups)
         return {c: key for key, group in zip(keys, groups, strict=True) for c in group}
 
     def _add_making(
-        self, name: str, source: SourceGraph, layout: Layout, groups: Sequence[Group]
+        self, name: str, write: Write, source: SourceGraph, layout: Layout, groups: Sequence[Group]
     ) -> list[Key]:
         """Add a task for each group of cells that makes its blocks inside itself."""
-        write = _FUNCTIONS[name]
         used: set[Key] = set()
         keys = []
         for group, blocks in zip(groups, overlapping_blocks(source, layout, groups), strict=True):
@@ -177,10 +186,9 @@ class _WriteGraph:
         return keys
 
     def _add_gathering(
-        self, name: str, source: SourceGraph, layout: Layout, groups: Sequence[Group]
+        self, name: str, write: Write, source: SourceGraph, layout: Layout, groups: Sequence[Group]
     ) -> list[Key]:
         """Add a task for each group that gathers cuts of blocks, which are tasks of their own."""
-        write = _FUNCTIONS[name]
         dtype, mask_value = self._request.levels[0].array.dtype, self._request.mask_value
         accept = partial(accepted_block, dtype=dtype, mask_value=mask_value)
         used: dict[Key, Place] = {}
@@ -236,6 +244,16 @@ class _WriteGraph:
             self.add(key, _join, accept, places, axis, _refs(keys))
             joined.append(((start, (*shape[:axis], length, *shape[axis + 1 :])), key))
         return joined
+
+    def add_making(
+        self, key: Key, make: Callable[..., list[ShardReceipt]], *arguments: Any, awaited: Group
+    ) -> Key:
+        """Add a task that makes objects of the staged write after other tasks."""
+        return self.add(key, make, self.staged, *arguments, _refs(awaited))
+
+    def ending(self, end: Key) -> Delayed:
+        """Return the graph with its last task, by its key."""
+        return Delayed(end, HighLevelGraph({end: MaterializedLayer(self.tasks)}, {end: set()}))
 
     def add_coarser(self, writers: Mapping[Shape, Key]) -> list[Key]:
         """Add a task for each shard of the coarser levels; it waits for those it is made of.
@@ -322,7 +340,7 @@ def _write_making(
     group: Group,
     recipes: Sequence[BlockRecipe],
     shared: Mapping[Key, Any],
-) -> list[ShardReceipt] | None:
+) -> Any:
     blocks = [LazyBlock(r.start, r.shape, partial(r.make, shared)) for r in recipes]
     return write(staged, group, blocks)
 
@@ -345,7 +363,7 @@ def _write_gathering(
     group: Group,
     places: Sequence[Place],
     gathered: Sequence[Any],
-) -> list[ShardReceipt] | None:
+) -> Any:
     blocks = [LazyBlock(*place, partial(getitem, gathered, n)) for n, place in enumerate(places)]
     return write(staged, group, blocks)
 

@@ -18,9 +18,11 @@ from ctlab_dask_zarr import (
     Dataset,
     DestinationExistsError,
     IncompleteDatasetError,
+    abort,
     dataset_from_zarr,
     dataset_to_zarr,
     labels_to_zarr,
+    repair,
     seal,
     verify,
 )
@@ -307,3 +309,29 @@ def test_what_others_wrote_is_sealed_where_it_is_and_then_copied_by_http(
     shard = next(key for key in keys if "/s0/c/" in key)
     s3.client().put_object(Bucket=bucket, Key=shard, Body=b"x" * 40)
     assert {p.location for p in verify(url)} >= {shard.removeprefix("theirs.zarr/")}
+
+
+def test_what_is_damaged_in_an_object_store_is_repaired_there(
+    s3: Server, bucket: str, dataset: Dataset
+) -> None:
+    url = f"s3://{bucket}/scan.zarr"
+    dataset_to_zarr(dataset, url, **LAYOUT)
+    keys = s3.keys(bucket)
+    shards = sorted(key for key in keys if "/0/c" in key)
+    coarse = next(key for key in keys if "/1/c" in key)
+    s3.client().put_object(Bucket=bucket, Key=shards[0], Body=b"x" * 40)
+    s3.client().delete_object(Bucket=bucket, Key=shards[-1])
+    s3.client().put_object(Bucket=bucket, Key=coarse, Body=b"")
+    damaged = s3.keys(bucket)
+    with pytest.raises(OSError, match="on fire"):
+        repair(url, failing_after(0, np.asarray(dataset.data)))
+    assert {key: facts for key, facts in s3.keys(bucket).items() if "staging" not in key} == damaged
+    assert abort(url).was_staged
+    assert s3.keys(bucket) == damaged
+    assert len(repair(url, dataset).repaired) == 3
+    assert verify(url, dataset) == []
+    after = s3.keys(bucket)
+    assert after.keys() == keys.keys()
+    changed = {key for key, facts in after.items() if facts != keys[key]}
+    assert changed >= {shards[-1]}
+    assert not {key for key in changed if "/0/c" in key} - {shards[0], shards[-1]}

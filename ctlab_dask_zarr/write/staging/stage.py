@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from dataclasses import replace
+from typing import Any
 
 from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.errors import (
@@ -19,6 +20,7 @@ from ctlab_dask_zarr.errors import (
     IncompleteDatasetError,
     StagingExistsError,
 )
+from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.planning.identity import (
     identity_difference,
     requested_difference,
@@ -181,16 +183,23 @@ def with_staged_codec(request: StageRequest) -> StageRequest:
 def open_staged(destination: Destination) -> StagedWrite:
     """Return the write that is staged beside `destination`, to look at or to commit."""
     plan = destination.staged_plan()
-    if plan and "export" not in plan:
+    if plan and "export" not in plan and not is_repair(plan):
         return StagedWrite(StageRequest.from_plan(destination, plan), plan["staging_id"])
     problem = "does not say what was being written; remove it by --restart"
-    if plan:
+    if is_repair(plan):
+        problem = f"holds a repair, which `ctlab-zarr repair {destination.path}` goes on with"
+    elif plan:
         problem = "holds an export, which the same call goes on with by resume=True (--resume)"
     elif destination.files.kind(destination.staging) is None:
         problem = "does not exist"
     raise IncompleteDatasetError(
         f"no write to {destination.path} is under way: {destination.staging} {problem}"
     )
+
+
+def is_repair(plan: dict[str, Any]) -> bool:
+    """Whether a staged plan is that of a repair."""
+    return "repair" in json_object_or_empty(plan.get("identity", ""))
 
 
 def is_committed(request: StageRequest) -> bool:
