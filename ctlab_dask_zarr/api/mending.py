@@ -32,13 +32,8 @@ from ctlab_dask_zarr.verification.repairs import RepairResult, Repairs
 from ctlab_dask_zarr.verification.sealing import SealResult, prepare_sealing
 from ctlab_dask_zarr.verification.verify import prepare_verification
 from ctlab_dask_zarr.volume import Volume
-from ctlab_dask_zarr.write.repairing import (
-    finish_published,
-    prepare_making,
-    prepare_proof,
-    publish,
-    stage_repair,
-)
+from ctlab_dask_zarr.write.repairing import prepare_making, prepare_proof, stage_repair
+from ctlab_dask_zarr.write.staging.mended import finish_published, publish
 from ctlab_dask_zarr.write.staging.stage import is_repair
 
 
@@ -171,7 +166,7 @@ def repair(
     ...     voxel_unit="um", voxel_size=(2.5, 2.5, 2.5), datatype="tomo",
     ... )
     >>> folder = tempfile.TemporaryDirectory()
-    >>> dataset_to_zarr(ds, folder.name + "/scan.zarr", chunks=32, shards=64)
+    >>> dataset_to_zarr(ds, folder.name + "/scan.zarr", chunks=(32,) * 3, shards=(64,) * 3)
     >>> os.remove(folder.name + "/scan.zarr/0/c.0.1.1")
     >>> repair(folder.name + "/scan.zarr", ds).repaired
     ('0/c.0.1.1',)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctlab_dask_zarr.api.preparing import Executor, ProgressSink, in_force, reported, started
 from ctlab_dask_zarr.execution.progress import Progress, counted
@@ -28,7 +28,9 @@ from ctlab_dask_zarr.verification.source import prepare_source_check
 from ctlab_dask_zarr.verification.verify import prepare_verification
 from ctlab_dask_zarr.volume import Volume
 from ctlab_dask_zarr.waits import opening
-from ctlab_dask_zarr.write.repairing import Repairing
+
+if TYPE_CHECKING:
+    from ctlab_dask_zarr.write.repairing import Repairing
 
 
 class Problems(list[Problem]):

@@ -43,7 +43,8 @@ from ctlab_dask_zarr.verification.contents import (
     stored_objects,
 )
 from ctlab_dask_zarr.volume import Volume
-from ctlab_dask_zarr.write.repairing import MendedArray, NewRoot, StagedRepair, method_of
+from ctlab_dask_zarr.write.repairing import MendedArray, StagedRepair, method_of
+from ctlab_dask_zarr.write.staging.mended import NewRoot
 
 #: Of objects, what is mended; and of documents, what leaves open how.
 _OF_OBJECTS = ("checksum", "decode", "index", "missing", "size", "unreadable")

@@ -60,7 +60,7 @@ from ctlab_dask_zarr.verification.documents import consolidated_problems, docume
 from ctlab_dask_zarr.verification.objects import ShardCheck
 from ctlab_dask_zarr.verification.scan import all_rows
 from ctlab_dask_zarr.verification.verify import MAX_OBJECTS, task_nbytes
-from ctlab_dask_zarr.write.repairing import settle
+from ctlab_dask_zarr.write.staging.mended import settle
 
 #: Of documents: what shows that a store is damaged. Other problems are told, and sealing goes on.
 _DAMAGE = ("checksum", "missing", "receipts", "shape", "unreadable")

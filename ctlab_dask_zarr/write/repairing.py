@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
@@ -27,7 +25,7 @@ from ctlab_dask_zarr.codec.object_read import cells, relative
 from ctlab_dask_zarr.codec.region import read_region, rows_of
 from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.codec.values import have_same_bits
-from ctlab_dask_zarr.errors import CTLabError, WriteFailedError
+from ctlab_dask_zarr.errors import CTLabError
 from ctlab_dask_zarr.execution.graphs import SourceGraph, accepted_block, add_tree
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.receipts import Number, ShardReceipt, object_key
@@ -37,20 +35,14 @@ from ctlab_dask_zarr.planning.levels import DownsampleMethod
 from ctlab_dask_zarr.planning.plan import PlannedLevel
 from ctlab_dask_zarr.planning.rechunk import Resources, choose_rechunk
 from ctlab_dask_zarr.store.destination import Destination
-from ctlab_dask_zarr.store.documents import swap_document
-from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
-from ctlab_dask_zarr.store.objects import ObjectFiles
-from ctlab_dask_zarr.store.store import Store, is_temporary
-from ctlab_dask_zarr.store.streaming import read_spans, whole_spans
+from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.write.graph import Group, WriteGraph
 from ctlab_dask_zarr.write.shards.array import LazyBlock, ShardTask, StagedArray
 from ctlab_dask_zarr.write.staging.remaining import Remaining
 from ctlab_dask_zarr.write.staging.request import StageRequest
-from ctlab_dask_zarr.write.staging.stage import is_repair, stage
+from ctlab_dask_zarr.write.staging.stage import stage
 from ctlab_dask_zarr.write.staging.staged import StagedWrite
 
-#: In the staging folder: what is put where, once it is certain.
-_DECIDED = "publish.json"
 #: So many intact objects of a level tell by which method it was made.
 _N_SAMPLED = 4
 
@@ -330,81 +322,3 @@ def method_of(
         except CTLabError:
             continue
     return None
-
-
-@dataclass(frozen=True)
-class NewRoot:
-    """A root document that names other receipts: of the image at a prefix, before and after."""
-
-    prefix: str
-    before: str
-    text: str
-
-
-def publish(
-    staged: StagedRepair,
-    objects: Sequence[ShardReceipt],
-    receipts: Mapping[str, str],
-    roots: Sequence[NewRoot],
-) -> None:
-    """Put objects that were made into their places, then `receipts` by key and root documents.
-
-    What is put is decided first: whoever repairs next brings a publication that was killed to its
-    end.
-    """
-    decided = {
-        "objects": [[one.key, one.nbytes] for one in objects],
-        "receipts": dict(receipts),
-        "roots": [vars(root) for root in roots],
-    }
-    staged.pieces.put(_DECIDED, json.dumps(decided).encode())
-    finish_published(staged.request.destination)
-
-
-def finish_published(destination: Destination) -> None:
-    """Bring the publication of a repair to its end, if one has begun; then remove its staging."""
-    plan = destination.staged_plan()
-    if not is_repair(plan):
-        return
-    staged, store = destination.staged("store", plan["staging_id"]), destination.store
-    try:
-        decided = json.loads(destination.staged("pieces", plan["staging_id"]).get(_DECIDED))
-    except FileNotFoundError:
-        return
-    for key, nbytes in decided["objects"]:
-        if staged.may_have(key):
-            with store.create(key, permissions=store.files.permissions(store.path(key))) as writer:
-                for part in read_spans(staged, staged.open(key), whole_spans(staged, nbytes)):
-                    writer.write(part)
-    for key, text in decided["receipts"].items():
-        store.put(key, text.encode())
-    put = [*(key for key, _ in decided["objects"]), *decided["receipts"]]
-    settle(store, put)
-    for root in decided["roots"]:
-        image = Store(store.path(root["prefix"].rstrip("/")), store.files)
-        image = image if root["prefix"] else store
-        is_put = swap_document(image, root["before"], root["text"].encode())
-        if not is_put and image.get(ROOT_DOCUMENT) != root["text"].encode():
-            raise WriteFailedError(
-                f"{image.path(ROOT_DOCUMENT)} was changed by something else while the dataset was "
-                "repaired: it does not know the checksums of what was made again. Let `ctlab-zarr "
-                f"abort {destination.path}` remove what is staged, then verify and repair again"
-            )
-    destination.discard_staging()
-
-
-def settle(store: Store, keys: Iterable[str]) -> None:
-    """Make objects that were put durable, and remove what killed attempts left of the same ones."""
-    if isinstance(store.files, ObjectFiles):
-        return
-    folders: dict[str, set[str]] = {}
-    for key in keys:
-        folder, name = os.path.split(store.path(key))
-        folders.setdefault(folder, set()).add(name)
-    for folder, names in folders.items():
-        left = [entry for entry, _ in store.files.entries(folder) if is_temporary(entry)]
-        for entry in left:
-            if any(is_temporary(entry, of=name) for name in names):
-                with suppress(FileNotFoundError):
-                    store.files.remove_file(os.path.join(folder, entry))
-        store.files.sync_folder(folder)
