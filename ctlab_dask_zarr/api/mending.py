@@ -15,12 +15,13 @@ from ctlab_dask_zarr.api.preparing import (
     started,
 )
 from ctlab_dask_zarr.api.stores import computed
-from ctlab_dask_zarr.errors import StagingExistsError, is_delayed, no_dataset
+from ctlab_dask_zarr.errors import StagingExistsError
 from ctlab_dask_zarr.execution.graphs import is_read
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.manage.edit import refuse_level, refuse_unfinished
 from ctlab_dask_zarr.planning.identity import source_identity
 from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.read.arrays import given_volume
 from ctlab_dask_zarr.read.source import open_to_compare
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
@@ -32,6 +33,7 @@ from ctlab_dask_zarr.verification.repairs import RepairResult, Repairs
 from ctlab_dask_zarr.verification.sealing import SealResult, prepare_sealing
 from ctlab_dask_zarr.verification.verify import prepare_verification
 from ctlab_dask_zarr.volume import Volume
+from ctlab_dask_zarr.waits import opening
 from ctlab_dask_zarr.write.repairing import prepare_making, prepare_proof, stage_repair
 from ctlab_dask_zarr.write.staging.mended import finish_published, publish
 from ctlab_dask_zarr.write.staging.stage import is_repair
@@ -105,7 +107,8 @@ def seal(
             with in_force(running) as found:
                 return found
 
-        sealing = prepare_sealing(metadata.store, resources)
+        with opening(path):
+            sealing = prepare_sealing(metadata.store, resources)
         sealing.refuse_damage()
         found = []
         if sealing.checks.keys:
@@ -176,8 +179,8 @@ def repair(
     """
     with storage_options_in_force(storage_options), reported(progress, noun="checks"):
         volume = open_to_compare(source) if isinstance(source, str | os.PathLike) else source
-        if is_delayed(volume) or not (volume is None or hasattr(volume, "dimension_names")):
-            raise no_dataset(volume, "source")
+        if volume is not None:
+            volume = given_volume(volume, "source")
         destination, metadata = _to_repair(path)
         finish_published(destination)
         running = None
@@ -189,7 +192,8 @@ def repair(
                 return found
 
         how = progress, stop, f"{metadata.path} is as it was; the same command goes on"
-        checks = prepare_verification(metadata.path, None, checksums=True, resources=resources)
+        with opening(path):
+            checks = prepare_verification(metadata.path, None, checksums=True, resources=resources)
         found = [*checks.problems, *computed(checks, running, *how)]
         repairs = Repairs(metadata.store, found, volume)
         if not repairs.arrays:
