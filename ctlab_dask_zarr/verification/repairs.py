@@ -11,7 +11,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from ctlab_dask_zarr.codec.object_read import cells
+from ctlab_dask_zarr.codec.extents import cells
 from ctlab_dask_zarr.errors import CTLabError
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.problems import Problem

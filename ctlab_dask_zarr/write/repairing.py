@@ -21,7 +21,7 @@ import numpy.typing as npt
 from dask._task_spec import DataNode, List, TaskRef
 from dask.delayed import Delayed
 
-from ctlab_dask_zarr.codec.object_read import cells, relative
+from ctlab_dask_zarr.codec.extents import Region, cells
 from ctlab_dask_zarr.codec.region import read_region, rows_of
 from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.codec.values import have_same_bits
@@ -120,11 +120,11 @@ class StagedRepair(StagedWrite):
         one, there = self.arrays[number], self.request.destination.store
         out = np.empty(tuple(part.stop - part.start for part in region), one.array.dtype)
         start = tuple(part.start for part in region)
-        for coords, _, inside in cells(region, one.array.object_shape):
+        for coords, _, at in cells(region, one.array.object_shape):
             store = self.store if coords in one.damaged else there
             strict = coords not in one.absent
-            part = read_region(store, one.place, one.array, inside, strict=strict)
-            out[relative(inside, start)] = part
+            inside = _moved(at, start)
+            out[at] = read_region(store, one.place, one.array, inside, strict=strict)
         return out
 
     def made(self, number: int, region: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -136,6 +136,10 @@ class StagedRepair(StagedWrite):
         finer = self.arrays[one.finer].array
         voxels = self.voxels(one.finer, one.finer_region(region, finer))
         return halve(voxels, one.factors, one.method, one.mask_value)
+
+
+def _moved(region: Region, start: Shape) -> Region:
+    return tuple(slice(p.start + s, p.stop + s) for p, s in zip(region, start, strict=True))
 
 
 def stage_repair(
@@ -280,10 +284,11 @@ def _compare_shards(staged: StagedRepair, group: Group, blocks: Iterable[LazyBlo
             block.load(), block.start, block.shape, one.array.dtype, one.mask_value
         )
         region = tuple(slice(s, s + n) for s, n in zip(block.start, block.shape, strict=True))
-        for coords, _, inside in cells(region, one.array.object_shape):
+        for coords, _, at in cells(region, one.array.object_shape):
             if coords in mine and coords not in differ:
+                inside = _moved(at, block.start)
                 found = read_region(there, one.place, one.array, inside, strict=False)
-                wanted = np.ascontiguousarray(voxels[relative(inside, block.start)])
+                wanted = np.ascontiguousarray(voxels[at])
                 if not have_same_bits(found, wanted):
                     differ.add(coords)
     return [object_key(one.place, one.array, coords) for coords in differ]
