@@ -29,7 +29,10 @@ _OF_CLUSTERS = (
 _OF_DATASETS = "data dimension_names identity is_discrete origin voxel_size voxel_unit"
 _CODEC = "pass codec='blosc:zstd:3:shuffle' or another"
 _FIELDS_ONE_BY_ONE = "pass each field as a keyword of its own"
-_WHOLE = "a write covers a whole dataset and does not change one that is there"
+_WHOLE = (
+    "a write covers a whole dataset and does not change one that is there; zarr_writer() takes the "
+    "slices of a dataset one after the other"
+)
 #: What to do in place of a keyword of a write. `X=` outside of a call is a keyword of the write.
 INSTEAD: dict[str, str] = {
     **dict.fromkeys(_OF_CLUSTERS.split(), _WORKERS),
