@@ -18,7 +18,7 @@ _ASPECT, _EDGE = 6540 / 2520, 2520
 _COARSER = 1 / 7
 #: Calls to the file system's metadata that a shard takes, and a band: made, and removed again. The
 #: rows ``calls`` of the benchmarks count them.
-_CALLS_SHARD, _CALLS_BAND = 6, 25
+_CALLS_SHARD, _CALLS_BAND = 6, 8
 
 
 @dataclass(frozen=True)

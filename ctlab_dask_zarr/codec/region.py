@@ -31,7 +31,8 @@ from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.store.streaming import read_spans, whole_spans
 
 #: Of a sample, so many inner chunks along each axis are read; arrays up to this size, a level of
-#: 256**3, whole; and so many voxels are kept, of which 1,300 are beyond a percentile of 0.5.
+#: 256**3, in no more objects than there would be chunks, whole; and so many voxels are kept, of
+#: which 1,300 are beyond a percentile of 0.5.
 _N_SAMPLED, _WHOLE_SIZE, _MAX_SAMPLE = 4, 256**3, 2**18
 
 
@@ -114,7 +115,7 @@ def _read(
 def sample_voxels(store: Store, path: str, array: StoredArray) -> npt.NDArray[Any]:
     """Return voxels from all over an array, flat: all of a small one, some chunks of a large."""
     axes = [[slice(0, n)] for n in array.shape]
-    if prod(array.shape) > _WHOLE_SIZE:
+    if prod(array.shape) > _WHOLE_SIZE or prod(array.grid_shape) > _N_SAMPLED**3:
         axes = []
         for n, c in zip(array.shape, array.inner_chunk_shape, strict=True):
             n_chunks = -(-n // c)

@@ -77,9 +77,10 @@ class Reporter:
         self._next_s = time.monotonic() + _REPORT_INTERVAL_S
         if not (nbytes or task_s):
             return
-        # Looked up only where it is loaded: workers without levels never load it.
-        compiler = sys.modules.get(_COMPILER)
-        doing = COMPILING if compiler is not None and compiler.is_compiling() else ""
+        # Looked up only where it is loaded: workers without levels never load it. Where another
+        # thread is loading it, it has nothing yet.
+        is_compiling = getattr(sys.modules.get(_COMPILER), "is_compiling", None)
+        doing = COMPILING if is_compiling is not None and is_compiling() else ""
         listener = _listeners.get(self._topic)
         if listener is not None:
             listener(nbytes, task_s, doing)

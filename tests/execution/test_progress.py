@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,3 +23,14 @@ def test_progress_moves_inside_a_shard(tmp_path: Path, monkeypatch: pytest.Monke
     )  # fmt: skip
     (nbytes,) = {one.nbytes for one in told}
     assert {nbytes // 4, nbytes // 2} <= {one.nbytes_done for one in told}
+
+
+def test_a_write_goes_on_while_another_thread_loads_the_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A module is known from when its loading begins; its functions come later.
+    name = "ctlab_dask_zarr.codec.compiled"
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    told: list[Progress] = []
+    dataset_to_zarr(make_dataset(VOXELS, (32,) * 3), tmp_path / "a.zarr", progress=told.append)
+    assert told[-1].nbytes_done == VOXELS.nbytes
