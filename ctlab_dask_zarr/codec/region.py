@@ -30,10 +30,10 @@ from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.store.streaming import read_spans, whole_spans
 
-#: Of a sample, so many inner chunks along each axis are read; arrays up to this size, a level of
-#: 256**3, in no more objects than there would be chunks, whole; and so many voxels are kept, of
-#: which 1,300 are beyond a percentile of 0.5.
-_N_SAMPLED, _WHOLE_SIZE, _MAX_SAMPLE = 4, 256**3, 2**18
+#: Of a sample, so many inner chunks along each axis are read, and so many voxels are kept, of which
+#: 1,300 are beyond a percentile of 0.5. Where each read decodes a whole object, arrays up to this
+#: size are read at once.
+_N_SAMPLED, _MAX_SAMPLE, _WHOLE_SIZE = 4, 2**18, 256**3
 
 
 def read_region(
@@ -113,14 +113,14 @@ def _read(
 
 
 def sample_voxels(store: Store, path: str, array: StoredArray) -> npt.NDArray[Any]:
-    """Return voxels from all over an array, flat: all of a small one, some chunks of a large."""
-    axes = [[slice(0, n)] for n in array.shape]
-    if prod(array.shape) > _WHOLE_SIZE or prod(array.grid_shape) > _N_SAMPLED**3:
-        axes = []
-        for n, c in zip(array.shape, array.inner_chunk_shape, strict=True):
-            n_chunks = -(-n // c)
-            numbers = {(2 * k + 1) * n_chunks // (2 * _N_SAMPLED) for k in range(_N_SAMPLED)}
-            axes.append([slice(k * c, min((k + 1) * c, n)) for k in sorted(numbers)])
+    """Return voxels from all over an array, flat: some of all inner chunks, or of some of them."""
+    is_cut = array.is_direct or prod(array.shape) > _WHOLE_SIZE
+    edges = array.inner_chunk_shape if is_cut else array.shape
+    axes = []
+    for n, c in zip(array.shape, edges, strict=True):
+        n_chunks = -(-n // max(1, c))
+        numbers = {(2 * k + 1) * n_chunks // (2 * _N_SAMPLED) for k in range(_N_SAMPLED)}
+        axes.append([slice(k * c, min((k + 1) * c, n)) for k in sorted(numbers)])
     n_voxels = prod(sum(part.stop - part.start for part in along) for along in axes)
     # Odd, since the edges of chunks are even: voxels are from everywhere along the last axis.
     step = -(-n_voxels // _MAX_SAMPLE) | 1
