@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,8 +93,9 @@ def open_volume(
     chunks
         Blocks of the dask array; by default slabs of about 128 MiB of whole stored chunks.
     voxel_size, voxel_unit
-        Instead of what the file says: the axes of NXdata (their positions and ``units``), or an
-        attribute ``element_size_um`` of the array.
+        Instead of what the file says: the axes of NXdata (their positions and ``units``), an
+        attribute ``element_size_um`` of the array, or NXtomo's pixel size of the sample or, where
+        its beam does not magnify, of the detector.
     **kwargs
         For `dask.array.from_array`.
 
@@ -258,7 +259,7 @@ def _axes(array: Any) -> tuple[Shape, Sequence[float] | None, VoxelUnit | None]:
         return plain, [float(n) for n in sizes], VoxelUnit.UM
     names = _texts(group.attrs.get("axes", array.attrs.get("axes")))
     if len(names) != array.ndim:
-        return plain, None, None
+        return plain, *_pixel_size(array)
     wanted = ("z", "y", "x")[-array.ndim :]
     lower = [name.lower() for name in names]
     is_named = sorted(lower) == sorted(wanted)
@@ -266,8 +267,72 @@ def _axes(array: Any) -> tuple[Shape, Sequence[float] | None, VoxelUnit | None]:
     steps = [_step(group, names[axis], array.shape[axis]) for axis in order]
     units = {unit for _, unit in steps}
     if any(step is None for step, _ in steps) or len(units) != 1:
-        return order, None, None
+        return order, *_pixel_size(array)
     return order, [step for step, _ in steps if step is not None], units.pop()
+
+
+def _pixel_size(array: Any) -> tuple[Sequence[float] | None, VoxelUnit | None]:
+    """Return the pixel size that NXtomo gives of the sample, or else of the detector, for all axes.
+
+    It is none where the array is the frames of the detector, of which one axis is an angle; where
+    pixels are not square; where there are several detectors; or where the beam magnifies.
+    """
+    entry = array
+    while entry.name != "/" and _class_of(entry) != "NXentry":
+        entry = entry.parent
+    instrument = next(_groups_of(entry, "NXinstrument"), entry)
+    detectors = list(_groups_of(instrument, "NXdetector"))
+    if len(detectors) != 1 or any(detectors[0].get(key) == array for key in detectors[0]):
+        return None, None
+    for group in (*_groups_of(entry, "NXsample"), detectors[0]):
+        found = [_length(group.get(f"{axis}_pixel_size")) for axis in "yx"]
+        if None not in found:
+            (y, unit), (x, other) = (one for one in found if one is not None)
+            is_square = unit is other and abs(y - x) <= _ROUNDING * x
+            if not is_square or (group == detectors[0] and _magnifies(instrument, group)):
+                return None, None
+            return [x] * array.ndim, unit
+    return None, None
+
+
+def _magnifies(instrument: Any, detector: Any) -> bool:
+    """Whether the source is so near that a voxel is smaller than a pixel by 1 % or more."""
+    source: Any = next(_groups_of(instrument, "NXsource"), {})
+    to_detector, to_source = (_length(group.get("distance")) for group in (detector, source))
+    if to_detector is None or to_source is None:
+        return False
+    metres = [abs(n) * unit.conversion_factor(VoxelUnit.M) for n, unit in (to_detector, to_source)]
+    return metres[0] >= 1e-2 * metres[1]
+
+
+def _class_of(item: Any) -> str:
+    return "".join(_texts(item.attrs.get("NX_class")))
+
+
+def _groups_of(parent: Any, name: str) -> Iterator[Any]:
+    """Yield the groups of a NeXus class in another one; what a link does not lead to is left."""
+    import h5py
+
+    for key in parent if isinstance(parent, h5py.Group) else ():
+        item = parent.get(key)
+        if isinstance(item, h5py.Group) and _class_of(item) == name:
+            yield item
+
+
+def _length(item: Any) -> tuple[float, VoxelUnit] | None:
+    """Return a field of one number, not 0, and its unit of length; None where it is none."""
+    import h5py
+
+    if not isinstance(item, h5py.Dataset) or item.size != 1 or item.dtype.kind not in "iuf":
+        return None
+    value = float(np.asarray(item[...]).reshape(-1)[0])
+    try:
+        unit = VoxelUnit.from_str("".join(_texts(item.attrs.get("units"))))
+    except ValueError:
+        return None
+    if unit is VoxelUnit.VOXEL or not math.isfinite(value) or value == 0:
+        return None
+    return value, unit
 
 
 def _step(group: Mapping[str, Any], name: str, n: int) -> tuple[float | None, VoxelUnit | None]:

@@ -117,6 +117,62 @@ def test_an_unknown_voxel_size_is_asked_for(tmp_path: Path, options: Any) -> Non
     assert_opens_as(tmp_path / "a.nxs", VOXELS)
 
 
+def nxtomo(path: Path, **fields: tuple[float, str]) -> Path:
+    """A volume in a file of NXtomo, beside the frames; `fields` are those of the instrument."""
+    with h5py.File(path, "w") as file:
+        entry = file.create_group("entry")
+        entry.attrs["NX_class"] = "NXentry"
+        places = {
+            "instrument": "NXinstrument", "instrument/detector": "NXdetector",
+            "instrument/source": "NXsource", "sample": "NXsample",
+        }  # fmt: skip
+        for place, name in places.items():
+            entry.create_group(place).attrs["NX_class"] = name
+        for place, (value, unit) in fields.items():
+            key = place.replace("__", "/")
+            entry[key] = value
+            entry[key].attrs["units"] = unit
+        entry["instrument/detector/data"] = VOXELS
+        entry["process/volume"] = VOXELS
+    return path
+
+
+PIXELS = {f"instrument__detector__{axis}_pixel_size": (6.5, "um") for axis in "xy"}
+FAR = {"instrument__detector__distance": (0.1, "m"), "instrument__source__distance": (-145.0, "m")}
+NEAR = {"instrument__detector__distance": (100.0, "mm"), "instrument__source__distance": (0.1, "m")}
+
+
+def test_the_pixel_size_of_nxtomo(tmp_path: Path) -> None:
+    of_sample = {f"sample__{axis}_pixel_size": (3.25, "um") for axis in "xy"}
+    for number, (fields, size) in enumerate(
+        ((PIXELS, 6.5), (PIXELS | FAR, 6.5), (PIXELS | NEAR | of_sample, 3.25))
+    ):
+        path = nxtomo(tmp_path / f"{number}.nx", **fields)
+        scan = Dataset.from_path(f"{path}::/entry/process/volume")
+        assert (scan.voxel_size, str(scan.voxel_unit)) == ((size,) * 3, "um")
+        # One axis of the frames is an angle.
+        with pytest.raises(MetadataError, match="does not say the"):
+            Dataset.from_path(f"{path}::/entry/instrument/detector/data")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        PIXELS | NEAR,
+        PIXELS | {"instrument__detector__y_pixel_size": (7.0, "um")},
+        PIXELS | {"instrument__detector__y_pixel_size": (6.5, "mm")},
+        {"instrument__detector__x_pixel_size": (6.5, "um")},
+        {f"instrument__detector__{axis}_pixel_size": (6.5, "pixel") for axis in "xy"},
+    ],
+)
+def test_a_pixel_size_that_does_not_fit_the_voxels_is_not_taken(
+    tmp_path: Path, fields: Any
+) -> None:
+    path = nxtomo(tmp_path / "a.nx", **fields)
+    with pytest.raises(MetadataError, match="does not say the"):
+        Dataset.from_path(f"{path}::/entry/process/volume")
+
+
 def test_the_element_size_of_imagej_and_ilastik(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", "t0")
     with h5py.File(path, "a") as file:
