@@ -76,7 +76,10 @@ class Source(Protocol):
         """Return the voxels at integers and slices, a new array."""
 
     def facts(self) -> dict[str, Any]:
-        """Return how it is stored: its ``format``, maybe ``files``, ``shards``, ``chunks``, ..."""
+        """Return how it is stored: its ``format``, maybe ``files``, ``shards``, ``chunks``, ...
+
+        ``name``, ``omero`` and ``colors`` are those of an OME-Zarr image, which its copy keeps.
+        """
 
     def identity(self) -> dict[str, Any]:
         """Return what tells it from every other source, plain JSON with a ``kind``.

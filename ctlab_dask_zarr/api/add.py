@@ -262,6 +262,8 @@ def prepare_labels(
             f"downsample={options.downsample!r} makes no sense for labels, which name classes: use "
             "'mode' or 'nearest'"
         )
+    if colors is None and dataset.source is not None:
+        colors = dict(dataset.source.facts().get("colors") or ())
     source = analysed_source(dataset)
     placed = os.path.join(os.path.dirname(path), f"{name}.zarr")
     wanted = halved_levels(image, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ from ctlab_dask_zarr.errors import (
     ClusterError,
     DestinationExistsError,
     IncompleteSourceError,
+    InvalidArgumentError,
+    MetadataError,
+    UnsupportedFormatError,
     VerificationError,
     WriteStoppedError,
 )
@@ -96,6 +100,8 @@ def convert_command(
         if check_source:
             _check_source(dataset, destination, arguments, how)
         result = write_dataset(dataset, destination, **arguments, **how)
+        is_whole = part is None and arguments.get("ome_zarr_version", "") is not None
+        copied = is_whole and _copy_labels(source, dataset, result.destination, arguments, how)
         if verify_after:
             command = f"`ctlab-zarr verify {result.destination} --source {source}`"
             same = f" with the same {', '.join(given)}" if given else ""
@@ -123,7 +129,40 @@ def convert_command(
         f"{(result.stored_nbytes or 0) / max(result.nbytes, 1):.0%} of "
         f"{nbytes_text(result.nbytes)}, {result.seconds:.1f} s"
         + (", verified" if verify_after else "")
+        + (f", with the labels {', '.join(copied)}" if copied else "")
     )
+
+
+#: What a conversion is given for its labels too.
+_OF_LABELS = ("chunks", "shards", "codec", "resume", "restart", "storage_options")
+
+
+def _copy_labels(
+    source: str,
+    dataset: Dataset,
+    destination: str,
+    arguments: dict[str, Any],
+    how: dict[str, Any],
+) -> list[str]:
+    """Write the labels of a Zarr store with its image, but not with a part of that."""
+    from ctlab_dask_zarr import Dataset, info, labels_to_zarr
+
+    if dataset.source is None or not dataset.levels:
+        return []
+    options = {name: arguments[name] for name in _OF_LABELS if name in arguments}
+    copied = []
+    for name in info(source).labels or ():
+        try:
+            labels = Dataset.from_path(
+                f"{source.rstrip('/')}/labels/{name}",
+                voxel_size=dataset.voxel_size,
+                voxel_unit=dataset.voxel_unit,
+            )
+            labels_to_zarr(labels, destination, name, **options, **how)
+            copied.append(name)
+        except (InvalidArgumentError, MetadataError, UnsupportedFormatError) as error:
+            warnings.warn(f"the labels {name!r} are not copied: {error}", stacklevel=2)
+    return copied
 
 
 def _check_source(

@@ -144,8 +144,11 @@ def plan_write(
         options = replace(options, chunks=chunks, shards=shards)
     planned = _levels_to_write(volume, dtype, attributes, options, levels)
     downsample = resolve_downsample(options.downsample, dtype.kind, is_discrete=volume.is_discrete)
-    name = dataset_id or os.path.basename(destination.path).removesuffix(".zarr")
-    documents = _documents(volume, planned, attributes, options, name, downsample)
+    facts = {} if volume.source is None else volume.source.facts()
+    stem = os.path.basename(destination.path).removesuffix(".zarr")
+    name = dataset_id or facts.get("name") or stem
+    omero = None if volume.is_discrete else facts.get("omero")
+    documents = _documents(volume, planned, attributes, options, name, omero, downsample)
     source = source_identity(volume)
     return WritePlan(
         destination=destination.path,
@@ -259,6 +262,7 @@ def _documents(
     attributes: dict[str, Any],
     options: WriteOptions,
     name: str,
+    omero: Mapping[str, Any] | None,
     downsample: DownsampleMethod,
 ) -> tuple[Document, ...]:
     """Return the documents to put, leaf to root."""
@@ -273,7 +277,8 @@ def _documents(
             scale_placement=options.scale_placement or "dataset",
             downsample=None if len(levels) == 1 else downsample,
         )
-        documents.append(Document(ROOT_DOCUMENT, group_document(attributes | {"ome": ome})))
+        shown = {"omero": omero} if omero else {}
+        documents.append(Document(ROOT_DOCUMENT, group_document(attributes | {"ome": ome | shown})))
     return tuple(documents)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Level, with_shapes
 from ctlab_dask_zarr.formats.mango import MangoBlock, parse_mango_block
 from ctlab_dask_zarr.formats.ome import OMEImage, parse_ome_attributes, refuse_unscaled
+from ctlab_dask_zarr.formats.ome_shown import kept_colors, kept_omero
 from ctlab_dask_zarr.formats.receipts import (
     N_ABSENT,
     is_of_this_package,
@@ -234,8 +236,21 @@ def source_of(metadata: StoreMetadata, number: int, *, strict: bool | None = Non
         space=_space(metadata, document),
         seal=seal,
         ome_version=metadata.ome.version if metadata.ome else None,
+        shown_as=json.dumps(_shown_as(metadata)),
         version=metadata.versions.get(path if seal is None else ""),
     )
+
+
+def _shown_as(metadata: StoreMetadata) -> dict[str, Any]:
+    """Return name and contrast, but not of our own images, and the colours of labels."""
+    if metadata.ome is None:
+        return {}
+    ome = metadata.attributes["ome"]
+    found: dict[str, Any] = {"colors": kept_colors(ome)}
+    # A write finds those of our own images again.
+    if own_receipt(metadata.attributes) is None:
+        found |= {"name": metadata.ome.name, "omero": kept_omero(ome)}
+    return {key: value for key, value in found.items() if value}
 
 
 def read_store_metadata(

@@ -62,6 +62,8 @@ class ZarrSource:
     version: Version | None = None
     #: Of the image that the array belongs to; None for an array by itself.
     ome_version: str | None = None
+    #: Name, contrast and colours, as JSON: a copy of the image keeps them.
+    shown_as: str = "{}"
 
     @property
     def stored(self) -> StoredArray:
@@ -177,6 +179,7 @@ class ZarrSource:
         stored = self.stored
         kind = f"OME-Zarr {self.ome_version}" if self.ome_version else "plain array"
         return {
+            **json_object_or_empty(self.shown_as),
             "format": f"Zarr v{stored.zarr_format}, {kind}",
             "shards": stored.object_shape if stored.is_sharded else None,
             "chunks": stored.inner_chunk_shape,

@@ -12,6 +12,7 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 
 from ctlab_dask_zarr import (
     CTLabError,
@@ -35,6 +36,7 @@ from ctlab_dask_zarr import (
     verify,
     write_dataset,
 )
+from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.views.server import FolderServer
 from tests.builders import random_voxels, write_without_commit
 
@@ -316,6 +318,38 @@ def test_a_store_that_is_replaced_while_it_is_read_is_noticed(image: Path) -> No
     with pytest.raises(IncompleteSourceError, match=r"0/\.zarray was written again"):
         dataset_to_zarr(opened, image.parent / "new.zarr")
     assert not (image.parent / "new.zarr").exists()
+
+
+@unchecked
+def test_a_conversion_keeps_labels_colours_contrast_name_and_position(image: Path) -> None:
+    window = {"min": 0, "max": 99, "start": 5, "end": 50}
+    group = zarr.open_group(image, mode="r+", zarr_format=2)
+    group.attrs["omero"] = {"channels": [{"label": "dry", "color": "00FF00", "window": window}]}
+    new = str(image.parent / "new.zarr")
+    command = ["convert", str(image), new, "--levels", "2", "--quiet"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert "with the labels cells" in done.output
+    ome = json.loads(Path(new, "zarr.json").read_text())["attributes"]["ome"]
+    assert (ome["version"], ome["multiscales"][0]["name"]) == ("0.5", "theirs")
+    channel = ome["omero"]["channels"][0]
+    assert (channel["label"], channel["color"], channel["window"]) == ("dry", "00FF00", window)
+    labels = json.loads(Path(new, "labels", "cells", "zarr.json").read_text())["attributes"]["ome"]
+    assert labels["image-label"]["colors"] == [{"label-value": 2, "rgba": [9, 8, 7, 255]}]
+    np.testing.assert_array_equal(dataset_from_zarr(f"{new}/labels/cells").data, VOXELS % 3)
+    assert dataset_from_zarr(new).origin == (10.0, 20.0, 30.0)
+    assert info(new).labels == {"cells": 2}
+    assert not verify(new, image)
+    assert CliRunner().invoke(main, [*command, "--resume"]).exit_code == 0
+    part = CliRunner().invoke(main, ["convert", str(image), f"{new}2", "--crop", "1:5,:,:"])
+    assert (part.exit_code, info(f"{new}2.zarr").labels) == (0, {})
+
+
+def test_labels_that_do_not_fit_are_left_out_with_a_warning(image: Path) -> None:
+    array(image, "labels/cells/0", (VOXELS % 3).astype("u1")[:5], overwrite=True)
+    done = CliRunner().invoke(main, ["convert", str(image), str(image.parent / "new.zarr")])
+    assert (done.exit_code, "'cells' are not copied" in done.output) == (0, True)
+    assert info(image.parent / "new.zarr").labels == {}
 
 
 @unchecked
