@@ -55,6 +55,9 @@ class Source:
     def identity(self):
         return {"kind": "test"}
 
+    def facts(self):
+        return {}
+
 def slow(block):
     time.sleep(0.05)
     return block

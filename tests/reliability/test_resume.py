@@ -55,6 +55,9 @@ class Identity:
     def identity(self) -> dict[str, str]:
         return {"kind": "test"}
 
+    def facts(self) -> dict[str, str]:
+        return {}
+
 
 def scan(n_readable: int = 8, **options: Any) -> Dataset:
     """A scan of eight blocks of which only the first few can be read."""

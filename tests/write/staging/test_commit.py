@@ -184,6 +184,9 @@ class Identity:
     def identity(self) -> dict[str, str]:
         return {"kind": "test"}
 
+    def facts(self) -> dict[str, str]:
+        return {}
+
 
 def test_a_half_made_shard_is_made_again_when_resuming(tmp_path: Path) -> None:
     dataset = make_dataset(failing(), source=Identity())
