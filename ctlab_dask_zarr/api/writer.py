@@ -163,15 +163,16 @@ def _empty_volume(given: Mapping[str, Any]) -> Volume:
         if isinstance(error, CTLabError):
             raise
         raise InvalidArgumentError(f"shape={shape!r}, dtype={dtype!r}: {error}") from error
+    names, identity = given["dimension_names"], given["identity"]
     return Volume(
         data,
-        dimension_names=given["dimension_names"] or ("z", "y", "x")[-data.ndim :],
+        dimension_names=("z", "y", "x")[-data.ndim :] if names is None else names,
         voxel_unit=given["voxel_unit"],
         voxel_size=lengths_along(data.ndim, given["voxel_size"]),
         datatype=datatype,
         origin=given["origin"],
         is_discrete=given["is_discrete"],
-        identity=given["identity"] or "slabs of zarr_writer",
+        identity="slabs of zarr_writer" if identity is None else identity,
     )
 
 

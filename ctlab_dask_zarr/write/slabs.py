@@ -81,13 +81,6 @@ class Layer:
     #: Names of the files that say that it is encoded: one, or two processes have encoded it.
     done: list[str] = field(default_factory=list)
 
-    @property
-    def is_doubled(self) -> bool:
-        """Whether two processes have had the same slices."""
-        left = _identity_of([part.name for part in self.waiting])
-        is_left = bool(self.waiting) and not (self.done and self.done[0].endswith(left))
-        return len(self.done) > 1 or (bool(self.done) and is_left)
-
     def has(self, length: int) -> npt.NDArray[np.bool_]:
         """Return which of its slices are there."""
         found = np.full(length, bool(self.done))
@@ -245,7 +238,8 @@ class SlabWrite:
                 return
             raise
         # Two processes may do this at once: they say the same of it.
-        self._encode_all(layer, voxels, names, _identity_of(names))
+        same = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:32]
+        self._encode_all(layer, voxels, names, same)
 
     def _encode_all(self, layer: int, voxels: Voxels, names: Sequence[str], identity: str) -> None:
         for coords in self.columns(layer):
@@ -270,8 +264,8 @@ class SlabWrite:
         from that by another process.
         """
         pieces = self.write.pieces
-        with pieces.create(f"{_FOLDER}/{layer}.done.{identity}", durable=False):
-            pass
+        with pieces.create(f"{_FOLDER}/{layer}.done.{identity}", durable=False) as writer:
+            writer.write("\n".join(names).encode())
         for name in names:
             pieces.remove(f"{_FOLDER}/{name}")
         found = self.found()
@@ -297,7 +291,7 @@ class SlabWrite:
             if layer.waiting and not layer.done:
                 self.settle(number)
         found = self.found()
-        doubled = [number for number, layer in sorted(found.items()) if layer.is_doubled]
+        doubled = [number for number, layer in sorted(found.items()) if self._is_doubled(layer)]
         if doubled:
             raise self._doubled(doubled)
         missing = np.flatnonzero(self.missing())
@@ -334,8 +328,6 @@ class SlabWrite:
             for number in range(self.n_layers):
                 layer = found.get(number, Layer())
                 if layer.done and all(pool.map(is_whole, self.columns(number))):
-                    for part in layer.waiting:
-                        self.write.pieces.remove(f"{_FOLDER}/{part.name}")
                     continue
                 lost = [part.name for part in layer.waiting if self._read(part) is None]
                 for name in (*layer.done, *lost):
@@ -345,6 +337,17 @@ class SlabWrite:
                     for key in present.intersection(keys):
                         written.store.remove(key)
 
+    def _is_doubled(self, layer: Layer) -> bool:
+        """Whether two processes have had the same slices.
+
+        Slices may wait in vain: their layer was made of them, and its process died before it could
+        remove them.
+        """
+        if len(layer.done) != 1 or not layer.waiting:
+            return len(layer.done) > 1
+        used = self.write.pieces.get(f"{_FOLDER}/{layer.done[0]}").decode().split("\n")
+        return not {part.name for part in layer.waiting}.issubset(used)
+
     def _doubled(self, layers: Sequence[int]) -> IncompleteDatasetError:
         slices = np.concatenate([self.span(layer) for layer in layers])
         return IncompleteDatasetError(
@@ -352,11 +355,6 @@ class SlabWrite:
             f"{runs_text(slices)} some were written by two processes at the same moment, and which "
             "voxels are there is not known: begin anew by restart=True"
         )
-
-
-def _identity_of(names: Sequence[str]) -> str:
-    """Return what tells a layer that was encoded from files from others."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:32]
 
 
 def runs_of(numbers: Sequence[int] | npt.NDArray[Any]) -> list[range]:

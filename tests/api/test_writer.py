@@ -200,6 +200,8 @@ def test_a_slab_that_does_not_fit_is_refused_whole(
         ({"dtype": "uint8", "datatype": "tomo"}, "uint16"),
         ({"voxel_size": (1, 2)}, "voxel_size"),
         ({"voxel_unit": "ells"}, "ells"),
+        ({"dimension_names": np.arange(3)}, "one name for each axis"),
+        ({"identity": ""}, "identity"),
         ({"codec": "auto"}, "measuring"),
         ({"codec": "nonsense"}, "nonsense"),
         ({"chunk": (1, 2, 3)}, "did you mean chunks"),
@@ -342,6 +344,19 @@ def test_slices_that_two_processes_write_at_once_are_not_committed(
         with pytest.raises(IncompleteDatasetError, match=message):
             block.close()
     assert not (tmp_path / "a.zarr").exists()
+
+
+def test_slices_whose_process_died_before_it_removed_them_are_no_others(tmp_path: Path) -> None:
+    with make_writer(tmp_path / "a.zarr") as writer:
+        elsewhere = pickle.loads(pickle.dumps(writer))
+        elsewhere.write(0, VOXELS[:3])
+        (waiting,) = tmp_path.glob(".a.zarr.staging/pieces-*/slabs/*")
+        content = waiting.read_bytes()
+        elsewhere.write(3, VOXELS[3:8])
+        assert not waiting.exists()
+        waiting.write_bytes(content)
+        writer.write(8, VOXELS[8:])
+    assert_written(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("is_damaged", [pytest.param(False, marks=pytest.mark.slow), True])
