@@ -84,7 +84,12 @@ def extents_of(
     start, stop = chunks[:, 1], np.maximum.accumulate(chunks[:, 1] + chunks[:, 2])
     is_first = np.append(True, start[1:] - stop[:-1] > gap_nbytes)
     begins = start[is_first][np.cumsum(is_first) - 1]
-    piece = (start - begins) // together_nbytes
+    # Of about that size, so that no small one is left at the end of a run.
+    ends = stop[np.append(np.flatnonzero(is_first)[1:], len(chunks)) - 1]
+    nbytes = np.maximum(1, ends - start[is_first])[np.cumsum(is_first) - 1]
+    piece = (
+        (start - begins) * np.maximum(1, np.rint(nbytes / together_nbytes).astype(int)) // nbytes
+    )
     is_first[1:] |= piece[1:] != piece[:-1]
     cuts = [*np.flatnonzero(is_first).tolist(), len(chunks)]
     return [Extent(int(start[a]), int(stop[b - 1]), chunks[a:b]) for a, b in pairwise(cuts)]
