@@ -9,18 +9,14 @@ file whose own voxels have fixed places, which then needs no scratch file.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, product
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from dask._task_spec import DataNode, GraphNode, List, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
@@ -33,22 +29,24 @@ from ctlab_dask_zarr.execution.graphs import (
     add_tree,
     results_of,
 )
-from ctlab_dask_zarr.execution.progress import Reporter, topic_of
-from ctlab_dask_zarr.execution.recipe import BlockRecipe
-from ctlab_dask_zarr.export.kind import File, FlatKind, SlabKind
+from ctlab_dask_zarr.export.kind import File, FlatKind
 from ctlab_dask_zarr.export.staged import ExportRequest, ExportResult, StagedExport, commit, stage
+from ctlab_dask_zarr.export.tasks import (
+    SCRATCH,
+    allocate,
+    put_block,
+    put_made,
+    write_making,
+    write_scratch,
+)
 from ctlab_dask_zarr.formats.level import Shape
-from ctlab_dask_zarr.write.shards.array import LazyBlock
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr.volume import Volume
 
 Key = Any
-#: Of a slab that is read again from the scratch file.
-_SLAB_NBYTES = 64 << 20
 #: Tasks for each thread, so that the last ones end at about the same time.
 _TASKS_A_THREAD = 4
-_SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -125,6 +123,7 @@ class _ExportGraph:
         runs = self._runs(n_threads, max(shape[0] for _, _, shape in places))
         # Where there are fewer files than threads, a task has its next slabs made by others.
         n_ahead = n_threads // len(runs)
+        slice_nbytes = math.prod(self._blocks.shape[1:]) * self._blocks.dtype.itemsize
         keys: list[Key] = []
         used: set[Key] = set()
         for number, files in enumerate(runs):
@@ -137,8 +136,8 @@ class _ExportGraph:
             used.update(inputs)
             key = (f"write-files-{self.token}", number)
             self.tasks[key] = Task(
-                key, _write_making, self.staged, self._blocks.accept, files, tuple(recipes),
-                results_of(inputs), n_ahead, _data_producer=True,
+                key, write_making, self.staged, self._blocks.accept, files, tuple(recipes),
+                results_of(inputs), slice_nbytes, n_ahead, _data_producer=True,
             )  # fmt: skip
             keys.append(key)
         add_closure(self.tasks, source, used)
@@ -147,9 +146,9 @@ class _ExportGraph:
     def add_placing(self, name: str) -> list[Key]:
         """Add tasks that put each block into its place in a file; return their keys."""
         blocks = self._blocks
-        source, place = blocks.source, partial(_put_block, blocks.accept, name, blocks.shape)
+        source, place = blocks.source, partial(put_block, blocks.accept, name, blocks.shape)
         made = TaskRef(f"allocate-{self.token}")
-        self.tasks[made.key] = Task(made.key, _allocate, self.staged, name, blocks.dtype)
+        self.tasks[made.key] = Task(made.key, allocate, self.staged, name, blocks.dtype)
         keys: list[Key] = []
         used: set[Key] = set()
         for index, start, shape in blocks.lie_at():
@@ -158,7 +157,7 @@ class _ExportGraph:
                 recipe, needed = source.recipe(index, start, shape)
                 used.update(needed)
                 self.tasks[key] = Task(
-                    key, _put_made, place, self.staged, made, recipe, results_of(needed),
+                    key, put_made, place, self.staged, made, recipe, results_of(needed),
                     _data_producer=True,
                 )  # fmt: skip
             else:
@@ -173,13 +172,13 @@ class _ExportGraph:
         """Add tasks that put blocks into a scratch file, and files from there; return the keys."""
         blocks = self._blocks
         places = blocks.lie_at()
-        putting = dict(zip(places, self.add_placing(_SCRATCH), strict=True))
+        putting = dict(zip(places, self.add_placing(SCRATCH), strict=True))
         keys: list[Key] = []
         for number, files in enumerate(self._runs(n_threads, 1)):
             awaited = [TaskRef(putting[place]) for place in _between(places, files)]
             key = (f"write-files-{self.token}", number)
             self.tasks[key] = Task(
-                key, _write_scratch, self.staged, files, blocks.shape, blocks.dtype, List(*awaited)
+                key, write_scratch, self.staged, files, blocks.shape, blocks.dtype, List(*awaited)
             )
             keys.append(key)
         return keys
@@ -203,181 +202,6 @@ def _between(
         _, start, shape = place
         if start[0] < files[-1].stop and files[0].start < start[0] + shape[0]:
             yield place
-
-
-def _write_making(
-    staged: StagedExport,
-    accept: Accept,
-    files: Sequence[File],
-    recipes: Sequence[BlockRecipe],
-    shared: Mapping[Key, Any],
-    n_ahead: int,
-) -> None:
-    def load(recipe: BlockRecipe) -> npt.NDArray[Any]:
-        return accept(recipe.make(shared), recipe.start, recipe.shape)
-
-    slabs = [LazyBlock(r.start, r.shape, partial(load, r)) for r in recipes]
-    _write_files(staged, files, slabs, n_ahead)
-
-
-def _write_scratch(
-    staged: StagedExport, files: Sequence[File], shape: Shape, dtype: np.dtype[Any], put: Any
-) -> None:
-    """Write files from the scratch file, after the blocks of these slices are there."""
-    slice_nbytes = math.prod(shape[1:]) * dtype.itemsize
-    step = max(_SLAB_NBYTES // slice_nbytes, 1)
-
-    def load(start: int, stop: int) -> npt.NDArray[Any]:
-        n = (stop - start) * math.prod(shape[1:])
-        path = staged.marks.path(_SCRATCH)
-        voxels = np.fromfile(path, dtype, n, offset=start * slice_nbytes)
-        return voxels.reshape(stop - start, *shape[1:])
-
-    slabs = [
-        LazyBlock((z,), (min(z + step, files[-1].stop) - z,),
-                  partial(load, z, min(z + step, files[-1].stop)))
-        for z in range(files[0].start, files[-1].stop, step)
-    ]  # fmt: skip
-    _write_files(staged, files, slabs, 0)
-
-
-def _write_files(
-    staged: StagedExport, files: Sequence[File], slabs: Sequence[LazyBlock], n_ahead: int
-) -> None:
-    """Write the files of a run that are not there yet."""
-    reporter = Reporter(topic_of(staged.request.run_id[:8]))
-    kind = cast(SlabKind, staged.request.kind)
-    missing = [file for file in files if not staged.has(file.name)]
-    needed = [
-        slab
-        for slab in slabs
-        if any(f.start < slab.start[0] + slab.shape[0] and slab.start[0] < f.stop for f in missing)
-    ]
-    made = _made_in_order(needed, n_ahead)
-    first, voxels = 0, None
-    for file in missing:
-
-        def slices(file: File = file) -> Iterator[npt.NDArray[Any]]:
-            nonlocal first, voxels
-            at = file.start
-            while at < file.stop:
-                if voxels is None or first + len(voxels) <= at:
-                    # The old one is let go before the next one is made.
-                    voxels = None
-                    first, voxels = next(made)
-                    continue
-                part = voxels[at - first : file.stop - first]
-                at += len(part)
-                reporter.add(part.nbytes)
-                yield part
-
-        with staged.new_file(file.name) as path:
-            kind.write(path, file, slices())
-        reporter.finish()
-
-
-def _made_in_order(
-    slabs: Sequence[LazyBlock], n_ahead: int
-) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Yield the first slice and the voxels of slabs, with the next ones made meanwhile."""
-    if n_ahead < 2:
-        for slab in slabs:
-            yield slab.start[0], slab.load()
-        return
-    with ThreadPoolExecutor(n_ahead) as pool:
-        waiting: list[tuple[int, Future[npt.NDArray[Any]]]] = []
-        todo = iter(slabs)
-        try:
-            while True:
-                for slab in todo:
-                    waiting.append((slab.start[0], pool.submit(slab.load)))
-                    if len(waiting) >= n_ahead:
-                        break
-                if not waiting:
-                    return
-                start, future = waiting.pop(0)
-                yield start, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _allocate(staged: StagedExport, name: str, dtype: np.dtype[Any]) -> tuple[str, int, Any]:
-    """Make a file in which blocks have fixed places, if it is not there yet.
-
-    Returns its path, the byte at which the voxels begin, and their dtype in the file.
-    """
-    facts = f"{name}.json"
-    if name == _SCRATCH:
-        return staged.marks.path(name), 0, dtype
-    assert isinstance(staged.request.kind, FlatKind)
-    if not staged.has(name):
-        with staged.new_file(name) as path:
-            offset, stored = staged.request.kind.allocate(path)
-        staged.marks.put(facts, json.dumps([offset, np.dtype(stored).str]).encode())
-    offset, stored = json.loads(staged.marks.get(facts))
-    return staged.store.path(name), offset, np.dtype(stored)
-
-
-def _put_made(
-    place: Any, staged: StagedExport, made: Any, recipe: BlockRecipe, shared: Mapping[Key, Any]
-) -> None:
-    place(staged, made, recipe.start, recipe.shape, partial(recipe.make, shared))
-
-
-def _put_block(
-    accept: Accept,
-    name: str,
-    shape: Shape,
-    staged: StagedExport,
-    made: tuple[str, int, Any],
-    start: Shape,
-    block_shape: Shape,
-    block: Any,
-) -> None:
-    """Put a block into its place in a file, unless it has a mark."""
-    path, offset, dtype = made
-    mark = f"{'-'.join(map(str, start))}.{name}"
-    if staged.marks.may_have(mark):
-        return
-    reporter = Reporter(topic_of(staged.request.run_id[:8]))
-    voxels = accept(block() if callable(block) else block, start, block_shape)
-    voxels = np.ascontiguousarray(voxels, dtype)
-    put_region(path, offset, shape, start, voxels)
-    staged.request.destination.files.sync_folder(path)  # of a file, it syncs the content
-    with staged.marks.create(mark, durable=False):
-        pass
-    reporter.add(voxels.nbytes)
-    reporter.finish()
-
-
-def put_region(
-    path: str, offset: int, shape: Shape, start: Shape, voxels: npt.NDArray[Any]
-) -> None:
-    """Write a block of an array to its places in a file that has the array in C order."""
-    # As many axes as possible in one piece: the last ones that the block spans, and one more.
-    n_whole = 0
-    while n_whole < len(shape) - 1 and voxels.shape[-1 - n_whole] == shape[-1 - n_whole]:
-        n_whole += 1
-    n_outer = len(shape) - 1 - n_whole
-    strides = [math.prod(shape[axis + 1 :]) * voxels.itemsize for axis in range(len(shape))]
-    base = offset + sum(s * n for s, n in zip(strides, start, strict=True))
-    content = memoryview(np.ascontiguousarray(voxels)).cast("B")
-    nbytes = len(content) // math.prod(voxels.shape[:n_outer])
-    # Listed at once: of lines of a block, there are hundreds of thousands.
-    places = np.full(voxels.shape[:n_outer], base, np.int64)
-    for axis in range(n_outer):
-        steps = np.arange(voxels.shape[axis], dtype=np.int64) * strides[axis]
-        places += np.expand_dims(steps, tuple(n for n in range(n_outer) if n != axis))
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        for number, at in enumerate(places.reshape(-1).tolist()):
-            part = content[number * nbytes : (number + 1) * nbytes]
-            n = os.pwrite(file, part, at)
-            # A file system may take less than it is given.
-            while n < nbytes:
-                n += os.pwrite(file, part[n:], at + n)
-    finally:
-        os.close(file)
 
 
 def _commit(staged: StagedExport, written: int, sources: Sequence[Any]) -> ExportResult:

@@ -69,7 +69,7 @@ class ExportRequest:
         refuse_long_name(destination)
         if problem := occupied_problem(destination, self.kind, overwrite=self.overwrite):
             raise DestinationExistsError(problem)
-        if problem := self._staging_problem(destination.staged_plan()):
+        if problem := self._staging_problem(_plan_under_way(destination)):
             raise StagingExistsError(problem)
 
     def _staging_problem(self, found: dict[str, Any]) -> str | None:
@@ -149,7 +149,9 @@ def stage(request: ExportRequest) -> StagedExport:
     destination.sweep()
     repair(destination)
     request.refuse()
-    found = destination.staged_plan()
+    found = _plan_under_way(destination)
+    if not found and destination.staged_plan():
+        destination.discard_staging()
     if request.restart and found and found.get("run_id") != request.run_id:
         destination.discard_staging()
     for _ in range(_N_TRIES):
@@ -176,6 +178,14 @@ def stage(request: ExportRequest) -> StagedExport:
         f"{destination.staging} is no staging folder of an export: look what it is, and move it "
         "elsewhere"
     )
+
+
+def _plan_under_way(destination: Destination) -> dict[str, Any]:
+    """Return the plan in the staging folder; none if its files have been published."""
+    plan = destination.staged_plan()
+    root = destination.staged_store(str(plan.get("staging_id"))).root
+    is_published = "export" in plan and destination.files.kind(root) is None
+    return {} if is_published else plan
 
 
 def _made(request: ExportRequest) -> StagedExport | None:

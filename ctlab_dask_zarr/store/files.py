@@ -87,7 +87,7 @@ class Files(Protocol):
         """Remove an empty folder."""
 
     def sync_folder(self, path: str) -> None:
-        """Make the names in a folder durable (a file's own sync does not promise its name)."""
+        """Make the names in a folder durable, or the content of a file (not its name)."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from ctlab_dask_zarr import (
     CTLabError,
@@ -27,9 +27,13 @@ from ctlab_dask_zarr import (
     IncompleteSourceError,
     InvalidArgumentError,
     StagingExistsError,
+    Stop,
     WriteFailedError,
+    WriteStoppedError,
     abort,
+    dataset_from_netcdf,
     dataset_from_zarr,
+    dataset_to_netcdf,
     dataset_to_raw,
     dataset_to_zarr,
     status,
@@ -343,3 +347,51 @@ def test_a_killed_export_goes_on(tmp_path: Path) -> None:
     expected = np.arange(8 * 40 * 50, dtype="uint16")
     np.testing.assert_array_equal(np.fromfile(path, "<u2"), expected)
     assert names(tmp_path) == ["a.raw", "export.py"]
+
+
+@pytest.mark.parametrize("name", ["tomo.nc", "a.raw"])
+def test_a_stopped_export_goes_on_and_tells_how_far_it_is(tmp_path: Path, name: str) -> None:
+    dataset = make_dataset(BLOCKS["thin"]())
+    stop, told = Stop(), list[Any]()
+
+    def tell(progress: Any) -> None:
+        told.append(progress)
+        if progress.nbytes_done:
+            stop.ask("enough")
+
+    write = dataset_to_raw if name == "a.raw" else dataset_to_netcdf
+    if name == "a.raw":
+        with dask.config.set(scheduler="sync"), pytest.raises(WriteStoppedError, match="enough"):
+            write(dataset, tmp_path / name, progress=tell, stop=stop)
+        assert names(tmp_path) == [f".{name}.staging"]
+    write(dataset, tmp_path / name, resume=True, progress=tell)
+    assert names(tmp_path) == [name]
+    assert told[-1].nbytes_done == told[-1].nbytes == VOXELS.nbytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tomo_nc", "a.raw"])
+def test_an_export_outlives_a_killed_worker(tmp_path: Path, name: str) -> None:
+    """The worker is killed in the middle of its task, once."""
+    mark = tmp_path / "killed"
+
+    def kill_once(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+        if block_info[0]["chunk-location"][0] == 5 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block
+
+    data = BLOCKS["thin"]().map_blocks(kill_once, dtype="uint16")
+    workers = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+    with workers, Client(workers) as client:
+        if name == "a.raw":
+            dataset_to_raw(make_dataset(data), tmp_path / name, client=client)
+        else:
+            five = 5 * VOXELS[0].size
+            dataset_to_netcdf(
+                make_dataset(data), tmp_path / name, client=client, elements_per_file=five
+            )
+    assert mark.exists()
+    found = read(tmp_path / name) if name == "a.raw" else dataset_from_netcdf(tmp_path / name).data
+    np.testing.assert_array_equal(found, VOXELS)
+    assert names(tmp_path) == sorted([name, "killed"])

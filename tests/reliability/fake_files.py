@@ -209,7 +209,11 @@ class FakeFiles:
 
     def sync_folder(self, path: str) -> None:
         self._effect()
-        self.n_durable[self._get(path)] = len(self.changes)
+        node = self._get(path)
+        if node.is_folder:
+            self.n_durable[node] = len(self.changes)
+        else:
+            node.synced = node.data
 
     # Crashes
 
