@@ -77,6 +77,32 @@ def ome_voxel_size(xml: str) -> VoxelSize | None:
     return VoxelSize((z, y, x), unit)
 
 
+def ome_files(xml: str) -> tuple[frozenset[str], str | None]:
+    """Return the names of the files that hold the planes, as OME-XML lists them, and the master.
+
+    The master is named where the XML is only a reference to that of another file.
+
+    Examples
+    --------
+    >>> ome_files('<OME><BinaryOnly MetadataFile="a.ome.tif" UUID="u"/></OME>')
+    (frozenset(), 'a.ome.tif')
+    """
+    if len(xml) > _MAX_XML_NBYTES or "<!ENTITY" in xml:
+        return frozenset(), None
+    try:
+        root = ET.fromstring(xml)
+    except ET.ParseError:
+        return frozenset(), None
+    names, master = set(), None
+    for element in root.iter():
+        tag = element.tag.rpartition("}")[2]
+        if tag == "UUID" and element.get("FileName"):
+            names.add(str(element.get("FileName")))
+        if tag == "BinaryOnly":
+            master = element.get("MetadataFile")
+    return frozenset(names), master
+
+
 def _length(value: Any) -> float | None:
     try:
         length = float(value)

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ctlab_dask_zarr.errors import (
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.numbered import missing_numbers, numbered, parse_slices
-from ctlab_dask_zarr.formats.tiff_metadata import VoxelSize
+from ctlab_dask_zarr.formats.tiff_metadata import VoxelSize, ome_files, ome_voxel_size
 from ctlab_dask_zarr.formats.units import VoxelUnit, chosen_voxel_size
 from ctlab_dask_zarr.read.files import FilesSource, Run, RunsSource, SourceFile, slab_blocks
 from ctlab_dask_zarr.read.lazy import lazy_array
@@ -101,7 +102,8 @@ def open_volume(
     ----------
     path
         A file of one or many pages (also BigTIFF, an ImageJ stack, or OME-TIFF of one channel), or
-        a folder with one file for each slice.
+        a folder with one file for each slice. An OME-TIFF of several files is opened by the one
+        that has the metadata, or by their folder if it holds nothing else.
     datatype
         The mango data type, if the voxels are one.
     chunks
@@ -130,7 +132,7 @@ def open_volume(
     local = local_path(path)
     run = parse_slices(slices)
     is_folder = os.path.isdir(local)
-    files = _open_folder(local, run, pattern) if is_folder else [_open_file(local, run)]
+    files = _open_folder(local, run, pattern) if is_folder else _open_file(local, run)
     first = files[0]
     _refuse_others(local, files)
     shape = (sum(f.shape[0] for f in files), *first.shape[1:])
@@ -177,6 +179,8 @@ def _open_folder(folder: str, run: slice, pattern: str | None) -> list[Pages]:
     if not names:
         what = "TIFF files" if pattern is None else f"TIFF files named {pattern}"
         raise DatasetNotFoundError(f"{folder} has no {what}")
+    if (together := _open_ome_folder(folder, names, run)) is not None:
+        return together
     found = numbered(names, folder)
     found = [
         (number, name)
@@ -211,10 +215,67 @@ def _open_slice(folder: str, name: str) -> Pages:
         return described(file, path, [tiff.pages[0]], tiff, None)
 
 
-def _open_file(path: str, run: slice) -> Pages:
-    """Return the pages of a file that make a volume."""
-    file = SourceFile.at(os.path.dirname(path), os.path.basename(path))
+def _open_ome_folder(folder: str, names: list[str], run: slice) -> list[Pages] | None:
+    """Return the planes of an OME-TIFF of several files; None where each file is one by itself."""
+    name, listed, master = names[0], *_ome_files(os.path.join(folder, names[0]))
+    if master is not None:
+        if master not in names:
+            raise IncompleteSourceError(
+                f"{os.path.join(folder, name)} is a part of an OME-TIFF whose metadata is in "
+                f"{shown(master)}, which is not a TIFF file of that folder: put it there"
+            )
+        name, listed = master, _ome_files(os.path.join(folder, master))[0]
+    if len(listed) < 2:
+        return None
+    foreign = sorted(set(names) - listed)
+    if foreign:
+        raise UnsupportedFormatError(
+            f"{folder} holds an OME-TIFF of {len(listed)} files, and others, as {foreign[0]}: open "
+            f"{name} alone, or leave the others out with pattern="
+        )
+    return _open_file(os.path.join(folder, name), run)
+
+
+def _ome_files(path: str) -> tuple[frozenset[str], str | None]:
     with open_tiff(path) as tiff:
+        return ome_files(tiff.ome_metadata) if tiff.is_ome else (frozenset(), None)
+
+
+def _open_planes(path: str, planes: Sequence[tuple[str, int]]) -> list[Pages]:
+    """Return the planes of an OME-TIFF of several files, each by its file and number there."""
+    folder = os.path.dirname(path)
+    grouped = [
+        (place, [number for _, number in group])
+        for place, group in groupby(planes, key=lambda plane: plane[0])
+    ]
+
+    def look(place: str, numbers: Sequence[int]) -> Pages:
+        if os.path.realpath(os.path.dirname(place)) != os.path.realpath(folder):
+            raise UnsupportedFormatError(
+                f"{path} is an OME-TIFF with a part in another folder, {shown(place)}: put all of "
+                "them into one"
+            )
+        with open_tiff(place) as tiff:
+            pages = [tiff.pages[number] for number in numbers]
+            return described(
+                SourceFile.at(folder, os.path.basename(place)), place, pages, tiff, None
+            )
+
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        return list(pool.map(look, *zip(*grouped, strict=True)))
+
+
+def _open_file(path: str, run: slice) -> list[Pages]:
+    """Return the pages of a file that make a volume; also those of other files, where OME does."""
+    file_folder, name = os.path.split(path)
+    file = SourceFile.at(file_folder, name)
+    with open_tiff(path) as tiff:
+        listed, master = ome_files(tiff.ome_metadata) if tiff.is_ome else (frozenset(), None)
+        if master is not None:
+            raise UnsupportedFormatError(
+                f"{path} is one part of an OME-TIFF, whose metadata is in {shown(master)}: open "
+                "that file, or the folder"
+            )
         series = tiff.series[0]
         _refuse_series(path, series)
         for other in tiff.series[1:]:
@@ -227,13 +288,16 @@ def _open_file(path: str, run: slice) -> Pages:
                 )
         offset = series.dataoffset
         pages = [page for page in series.pages if page is not None]
-        if any(page.parent.filehandle.path != tiff.filehandle.path for page in pages):
-            raise UnsupportedFormatError(
-                f"{path} is one of several files of an OME-TIFF: open their folder"
-            )
         n_pages = int(np.prod(series.shape, dtype=int)) // (
             pages[0].imagelength * pages[0].imagewidth
         )
+        if len(listed) > 1 and len(pages) < n_pages:
+            lost = [n for n in sorted(listed) if not os.path.isfile(os.path.join(file_folder, n))]
+            raise IncompleteSourceError(
+                f"{path} is an OME-TIFF of {len(listed)} files with {n_pages} planes, of which "
+                f"{len(pages)} are there{f'; {shown(lost[0])} is missing' if lost else ''}: put "
+                "all of its files beside it"
+            )
         if n_pages != len(pages) and offset is None:
             raise IncompleteSourceError(
                 f"{path} has {len(pages)} of the {n_pages} pages that its metadata names: copy it "
@@ -247,8 +311,12 @@ def _open_file(path: str, run: slice) -> Pages:
             )
         if len(pages) < n_pages:
             # ImageJ writes one page alone for a stack above 4 GiB; the others follow it as bytes.
-            return described(file, path, pages[:1], tiff, (offset, start, stop))
-        return described(file, path, pages[start:stop], tiff, None)
+            return [described(file, path, pages[:1], tiff, (offset, start, stop))]
+        planes = [(page.parent.filehandle.path, page.index) for page in pages[start:stop]]
+        if all(place == tiff.filehandle.path for place, _ in planes):
+            return [described(file, path, pages[start:stop], tiff, None)]
+        size = ome_voxel_size(tiff.ome_metadata)
+    return [part._replace(voxel_size=size) for part in _open_planes(path, planes)]
 
 
 def _refuse_series(path: str, series: Any) -> None:

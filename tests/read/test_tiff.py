@@ -261,3 +261,59 @@ def test_written_resumed_and_verified_against_the_slices(tmp_path: Path) -> None
     tifffile.imwrite(folder / "slice_0002.tif", VOXELS[3])
     (problem,) = verify(tmp_path / "o.zarr", Dataset.from_path(folder, **UM))
     assert "z 2" in str(problem) or "differ" in str(problem)
+
+
+def ome_set(folder: Path, n_files: int = 3, *, compression: str | None = None) -> Path:
+    """An OME-TIFF of several files, whose planes lie in them one run after the other."""
+    folder.mkdir()
+    per_file = len(VOXELS) // n_files
+    names = [f"part{number}.ome.tif" for number in range(n_files)]
+    planes = "".join(
+        f'<TiffData IFD="{z % per_file}" FirstZ="{z}" FirstC="0" FirstT="0" PlaneCount="1">'
+        f'<UUID FileName="{names[z // per_file]}">urn:uuid:{z // per_file}</UUID></TiffData>'
+        for z in range(per_file * n_files)
+    )
+    depth, height, width = per_file * n_files, *VOXELS.shape[1:]
+    head = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{}">'
+    whole = (
+        f'{head}<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" '
+        f'SizeX="{width}" SizeY="{height}" SizeZ="{depth}" SizeC="1" SizeT="1" '
+        'PhysicalSizeX="1.5" PhysicalSizeY="2" PhysicalSizeZ="3">'
+        f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{planes}</Pixels></Image></OME>'
+    )
+    part = f'{head}<BinaryOnly MetadataFile="{names[1]}" UUID="urn:uuid:1"/></OME>'
+    for number, name in enumerate(names):
+        text = (whole if number == 1 else part).replace("{}", str(number))
+        voxels = VOXELS[number * per_file : (number + 1) * per_file]
+        options = {"description": text, "metadata": None, "compression": compression}
+        tifffile.imwrite(folder / name, voxels, photometric="minisblack", **options)
+    return folder
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_an_ome_tiff_of_several_files(tmp_path: Path, compression: str | None) -> None:
+    folder = ome_set(tmp_path / "set", compression=compression)
+    n = len(VOXELS) // 3 * 3
+    for path in (folder, folder / "part1.ome.tif"):
+        scan = Dataset.from_path(path)
+        assert scan.voxel_size == (3.0, 2.0, 1.5)
+        np.testing.assert_array_equal(scan.data.compute(scheduler="sync"), VOXELS[:n])
+    run = Dataset.from_path(folder, slices="1:3")
+    np.testing.assert_array_equal(run.data.compute(scheduler="sync"), VOXELS[1:3])
+
+
+def test_an_ome_tiff_of_several_files_that_is_not_whole_or_not_alone(tmp_path: Path) -> None:
+    folder = ome_set(tmp_path / "set")
+    with pytest.raises(UnsupportedFormatError, match=r"whose metadata is in part1.ome.tif: open"):
+        Dataset.from_path(folder / "part0.ome.tif")
+    tifffile.imwrite(folder / "z.tif", VOXELS[0])
+    with pytest.raises(UnsupportedFormatError, match=r"and others, as z.tif: open part1"):
+        Dataset.from_path(folder)
+    (folder / "z.tif").unlink()
+    (folder / "part2.ome.tif").rename(tmp_path / "kept")
+    with pytest.raises(IncompleteSourceError, match=r"part2.ome.tif is missing"):
+        Dataset.from_path(folder)
+    (tmp_path / "kept").rename(folder / "part2.ome.tif")
+    (folder / "part1.ome.tif").unlink()
+    with pytest.raises(IncompleteSourceError, match=r"which is not a TIFF file of that folder"):
+        Dataset.from_path(folder)
