@@ -500,7 +500,7 @@ def test_a_store_whose_levels_are_being_made_is_left_alone(tmp_path: Path) -> No
     path = make_store(tmp_path, levels=1)
     with dying_at_rename(lambda _, target: target == str(path / "1")):
         add_levels(path, levels=2)
-    with pytest.raises(InvalidArgumentError, match="being given further levels"):
+    with pytest.raises(InvalidArgumentError, match="given further levels"):
         edit_metadata(path, voxel_size=5)
 
 
