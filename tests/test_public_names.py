@@ -76,10 +76,13 @@ def test_options_have_one_table() -> None:
         if field.name != "extra_attrs":
             assert field.default == write[field.name].default
             assert field.type == write[field.name].annotation
+    of_volumes = {"shape", "voxel_size", "voxel_unit", "dtype", "dimension_names", "origin"}
+    of_volumes |= {"is_discrete", "identity"}
     for function, own in (
         (ctlab_dask_zarr.labels_to_zarr, {"labels", "image_path", "name", "colors"}),
         (ctlab_dask_zarr.add_levels, {"levels"}),
         (ctlab_dask_zarr.commit, set()),
+        (ctlab_dask_zarr.zarr_writer, of_volumes),
     ):
         parameters = inspect.signature(function).parameters
         for name in parameters.keys() - own:
