@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctlab_dask_zarr.cli.output import allow_many_files, exit_codes
+from ctlab_dask_zarr.cli.output import allow_many_files, exit_codes, say
 from ctlab_dask_zarr.cli.parameters import (
     CODEC,
     CROP,
@@ -325,9 +325,29 @@ class CommandClient:
 
         enter = self._stack.enter_context
         client: Client = enter(Client(enter(cluster_from_config(**self._workers, stop=self._stop))))
+        if not self._quiet:
+            for line in _dashboard_lines(client):
+                say(line, err=True)
         if self._report is not None:
             enter(performance_report(filename=self._report))
         return client
+
+
+def _dashboard_lines(client: Client) -> Iterator[str]:
+    """Yield where dask's dashboard is, and how to reach it where this is not one's own machine."""
+    link = client.dashboard_link
+    if find_spec("bokeh") is None or not link:
+        return
+    yield f"dashboard: {link}"
+    host, _, port = link.partition("://")[2].partition("/")[0].rpartition(":")
+    if any(os.environ.get(name) for name in ("SSH_CONNECTION", "SLURM_JOB_ID", "PBS_JOBID")):
+        from getpass import getuser
+        from socket import gethostname
+
+        yield (
+            f"  from your own machine: ssh -N -L 8787:{host}:{port} {getuser()}@{gethostname()}, "
+            "then http://127.0.0.1:8787/status"
+        )
 
 
 def make_folder_of(destination: str) -> None:

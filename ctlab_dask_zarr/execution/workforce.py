@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import Any
 
 from ctlab_dask_zarr.errors import ClusterError
-from ctlab_dask_zarr.waits import LONG_S, doing
+from ctlab_dask_zarr.waits import doing
 
 #: Seconds between two questions to the scheduler.
 _INTERVAL_S = 2.0
@@ -21,9 +20,8 @@ _ALIVE = ("undefined", "created", "init", "starting", "running", "partial", "pau
 class Workforce:
     """The workers of a client, as far as there are any; `problem` says that none will come."""
 
-    def __init__(self, client: Any, long_s: float = LONG_S) -> None:
+    def __init__(self, client: Any) -> None:
         self._client = client
-        self._long_s = long_s
         self._is_over = threading.Event()
         self.problem: ClusterError | None = None
 
@@ -55,15 +53,16 @@ class Workforce:
         """Wait for a worker, and say so; end that where all of a local cluster have ended."""
         address = self._client.scheduler.address
         advice = f"Start some, as by `dask worker {address}`, or look at their queue and their logs"
-        start_s = time.monotonic()
         with doing(f"waiting for workers: the scheduler at {address} has none", advice):
-            while not (self._is_over.wait(min(_INTERVAL_S, self._long_s)) or self._has_workers()):
-                if time.monotonic() - start_s >= self._long_s and self._have_ended():
+            while not self._has_workers():
+                if self._have_ended():
                     self.problem = ClusterError(
                         "all workers of this cluster have ended, and it starts no others, as after "
                         "the interruption of a notebook's cell, which reaches them too: make a new "
                         "Client, as by Client(n_workers=2), and go on by resume=True"
                     )
+                    return
+                if self._is_over.wait(_INTERVAL_S):
                     return
 
     def _have_ended(self) -> bool:

@@ -113,6 +113,8 @@ class Terminal:
         from rich.console import Console
         from rich.live import Live
 
+        if self._live is None and not view.line:
+            return
         if self._live is None:
 
             class Steady(Console):
@@ -162,6 +164,8 @@ class Notebook:
         """Replace what is below the cell."""
         from IPython.display import display
 
+        if self._handle is None and not view.line:
+            return
         bar = ""
         if not view.is_done:
             value = "" if view.part is None else f' value="{view.part:.4f}"'

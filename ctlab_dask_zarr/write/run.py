@@ -26,10 +26,14 @@ from ctlab_dask_zarr.execution.progress import Progress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop, compute_until
 from ctlab_dask_zarr.store.shared_folder import SharedFolder
+from ctlab_dask_zarr.waits import doing
 from ctlab_dask_zarr.write.prepared import PreparedWrite
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
 from ctlab_dask_zarr.write.staging.runner import signs_of_life
 from ctlab_dask_zarr.write.staging.stage import is_committed
+
+#: Threads of calls that were interrupted; tasks may be under way in them.
+_interrupted: set[ThreadPoolExecutor] = set()
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -152,6 +156,7 @@ def compute_here(graph: Delayed, stop: Stop | None) -> Any:
         if stop is not None and key in graph.dask and stop.reason() is not None:
             raise WriteStoppedError(f"stopped ({stop.reason()})")
 
+    _finish_what_was_interrupted()
     get = dask.base.get_scheduler(collections=[graph])
     is_ours = get is dask.threaded.get and dask.config.get("pool", None) is None
     with Callback(pretask=refuse_to_begin) if stop is not None else nullcontext():
@@ -163,8 +168,26 @@ def compute_here(graph: Delayed, stop: Stop | None) -> Any:
         except Exception:
             pool.shutdown(cancel_futures=True)
             raise
+        except BaseException:
+            _interrupted.add(pool)
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _finish_what_was_interrupted() -> None:
+    """Wait for the tasks that were under way when a call was interrupted, as of a notebook's cell.
+
+    Nothing can interrupt their threads, and what they write belongs to no later call.
+    """
+    while _interrupted:
+        pool = _interrupted.pop()
+        with doing(
+            "waiting for the tasks that an interrupted call has left under way",
+            "If they do not end, restart this process and go on by resume=True",
+            is_usually_short=True,
+        ):
+            pool.shutdown()
 
 
 def _stopped(prepared: PreparedWrite, stop: Stop, told: Progress) -> str:

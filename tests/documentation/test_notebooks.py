@@ -58,20 +58,6 @@ def test_notebooks_are_kept_without_outputs() -> None:
             assert not cell.get("outputs")
 
 
-@pytest.fixture
-def kernel(tmp_path: Path) -> Iterator[Any]:
-    """The manager and the client of a notebook's kernel, in a folder of its own."""
-    jupyter_client = pytest.importorskip("jupyter_client")
-    manager, client = jupyter_client.manager.start_new_kernel(
-        cwd=str(tmp_path), env=with_commands(tmp_path / "commands") | {"HOME": str(tmp_path)}
-    )
-    try:
-        yield manager, client
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-
-
 @pytest.mark.slow
 def test_an_interrupted_cell_leaves_its_shards_and_resume_makes_only_the_others(
     kernel: Any, tmp_path: Path

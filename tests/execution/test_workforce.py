@@ -60,7 +60,7 @@ def test_a_local_cluster_whose_workers_have_ended_is_given_up_with_advice(
         client.wait_for_workers(1, TIMEOUT_S)
         (worker,) = cluster.workers.values()
         client.sync(worker.close)
-        workforce = Workforce(client, long_s=0.1)
+        workforce = Workforce(client)
         with workforce.watched():
             wait_until(lambda: workforce.problem is not None, "the end of the wait")
     assert isinstance(workforce.problem, ClusterError)
