@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -34,7 +33,7 @@ class NetCDFKind:
     """A volume as mango netCDF; an `export.kind.SlabKind`.
 
     A block has `n_slices` slices. `attributes` are those of every file, and `of_first` those that
-    the first has besides.
+    the first has besides. `dataset_id` is None where the first gets one that is made from the time.
     """
 
     shape: Shape
@@ -43,8 +42,7 @@ class NetCDFKind:
     is_folder: bool
     attributes: Mapping[str, Any] = field(hash=False)
     of_first: Mapping[str, Any] = field(hash=False)
-    #: Attributes that are made anew each time, such as an identifier from the time.
-    of_run: Mapping[str, Any] = field(hash=False)
+    dataset_id: str | None
     level: int = 0
     name = "mango netCDF"
 
@@ -73,17 +71,9 @@ class NetCDFKind:
             volume.extra_attrs | dict(extra_attrs or {}), len(range(0, volume.shape[0], n_slices)),
         )  # fmt: skip
         of_first |= history_attributes(volume.history | copied_mapping("history", history))
-        name = dataset_id or volume.dataset_id or new_dataset_id(kind, datetime.now())
-        written = cls(
-            volume.shape,
-            kind,
-            n_slices,
-            is_folder,
-            attributes,
-            of_first,
-            {"dataset_id": name},
-            level,
-        )
+        name = dataset_id or volume.dataset_id
+        of_first["dataset_id"] = name or new_dataset_id(kind, datetime.now())
+        written = cls(volume.shape, kind, n_slices, is_folder, attributes, of_first, name, level)
         stem = path.removesuffix(".nc").removesuffix("_nc")
         return written, stem + ("_nc" if is_folder else ".nc")
 
@@ -96,13 +86,16 @@ class NetCDFKind:
         ]
 
     def settings(self) -> dict[str, Any]:
-        """Return what the files say of the volume, and how they are made."""
-        said = {key: _plain(value) for key, value in {**self.attributes, **self.of_first}.items()}
-        return {
+        """Return what all files say of the volume, and how they are made.
+
+        The history is that of the run that has written the first file: entries have the time.
+        """
+        said = {f"attribute {key}": _plain(value) for key, value in self.attributes.items()}
+        return said | {
             "datatype": str(self.datatype),
             "n_slices": self.n_slices,
             "compression_level": self.level,
-            "attributes": json.dumps(said, sort_keys=True),
+            "dataset_id": self.dataset_id,
         }
 
     def is_own(self, name: str) -> bool:
@@ -114,7 +107,7 @@ class NetCDFKind:
         attributes = dict(self.attributes)
         attributes["zdim_range"] = np.array([file.start, file.stop - 1], np.int32)
         if file.start == 0:
-            attributes |= {**self.of_run, **self.of_first}
+            attributes |= self.of_first
         shape = (file.stop - file.start, *self.shape[1:])
         write_netcdf_file(path, self.datatype, shape, attributes, slabs, self.level)
 

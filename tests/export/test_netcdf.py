@@ -240,6 +240,10 @@ def test_blocks_that_are_whole_are_not_written_again(tmp_path: Path) -> None:
         dataset_to_netcdf(tomo(), path, resume=True)
     with pytest.raises(StagingExistsError, match="compression_level"):
         five_a_block(tomo(), path, resume=True, compression_level=1)
+    with pytest.raises(StagingExistsError, match="attribute voxel_unit was 'um' and is now 'mm'"):
+        five_a_block(tomo(voxel_unit="mm"), path, resume=True)
+    with pytest.raises(StagingExistsError, match="dataset_id was '20240101_000000_tomo'"):
+        five_a_block(tomo(), path, resume=True, dataset_id="another")
     five_a_block(tomo(), path, resume=True)
     assert_same(dataset_from_netcdf(path), tomo())
     after = {file.name: file.stat().st_ino for file in path.iterdir()}
