@@ -16,7 +16,19 @@ import tempfile
 import time
 from importlib.metadata import version
 
-from benchmarks import calls, compared, exports, graphs, reads, report, shard, sleep, start, writes
+from benchmarks import (
+    calls,
+    compared,
+    exports,
+    graphs,
+    reads,
+    report,
+    shard,
+    sleep,
+    sources,
+    start,
+    writes,
+)
 from benchmarks.measure import HEADER, Job, Row, Setting
 
 PACKAGES = (
@@ -35,7 +47,7 @@ PACKAGES = (
     "icechunk",
 )
 JOBS: dict[str, Job] = {}
-for module in (shard, sleep, graphs, reads, writes, compared, exports, calls, start):
+for module in (shard, sleep, graphs, reads, writes, compared, exports, sources, calls, start):
     JOBS |= module.JOBS
 
 #: Names that stand for several rows.

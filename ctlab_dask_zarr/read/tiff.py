@@ -24,7 +24,7 @@ from ctlab_dask_zarr.formats.tiff_metadata import VoxelSize, ome_files, ome_voxe
 from ctlab_dask_zarr.formats.units import VoxelUnit, chosen_voxel_size
 from ctlab_dask_zarr.read.files import FilesSource, Run, RunsSource, SourceFile, slab_blocks
 from ctlab_dask_zarr.read.lazy import lazy_array
-from ctlab_dask_zarr.read.tiff_pages import Pages, described
+from ctlab_dask_zarr.read.tiff_pages import Pages, alike_slice, described, outline_of
 from ctlab_dask_zarr.read.tiff_source import PagesSource, open_tiff
 from ctlab_dask_zarr.store.paths import local_path
 from ctlab_dask_zarr.text import shown
@@ -198,8 +198,15 @@ def _open_folder(folder: str, run: slice, pattern: str | None) -> list[Pages]:
             f"{found[0][1]} and {found[-1][1]}. Put them back, or take a run of slices that is "
             "whole, as in slices='100:900'"
         )
+    first = _open_slice(folder, found[0][1])
+    outline = outline_of(folder, first)
+
+    def look(name: str) -> Pages:
+        alike = outline and alike_slice(folder, name, first, outline)
+        return alike or _open_slice(folder, name)
+
     with ThreadPoolExecutor(_N_THREADS) as pool:
-        return list(pool.map(lambda name: _open_slice(folder, name), [name for _, name in found]))
+        return [first, *pool.map(look, [name for _, name in found[1:]])]
 
 
 def _open_slice(folder: str, name: str) -> Pages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from ctlab_dask_zarr.text import shown
 
 #: "No compression" in the TIFF 6.0 specification.
 _UNCOMPRESSED = 1
+#: A slice with more bytes besides its voxels is read by tifffile.
+_MAX_OUTLINE = 1 << 16
 
 
 class Pages(NamedTuple):
@@ -172,3 +175,37 @@ def _refuse_truncated(page: Any, nbytes: int, where: str) -> None:
             f"{where} is truncated: its pixels end at byte {stop:,}, and the file has "
             f"{nbytes:,}: copy it again from where it was made"
         )
+
+
+def outline_of(folder: str, slice_: Pages) -> tuple[bytes, int, bytes] | None:
+    """Return what a slice has before its voxels, where they end, and what is behind them.
+
+    None where they are not one run of plain bytes, or where there is much else.
+    """
+    if slice_.runs is None or len(slice_.runs) != 1:
+        return None
+    run, nbytes = slice_.runs[0], slice_.file.nbytes
+    stop = run.offset + run.n_lines * slice_.shape[-1] * slice_.dtype.itemsize
+    if run.offset + nbytes - stop > _MAX_OUTLINE:
+        return None
+    with open(os.path.join(folder, slice_.file.name), "rb") as file:
+        head = file.read(run.offset)
+        file.seek(stop)
+        return head, stop, file.read()
+
+
+def alike_slice(
+    folder: str, name: str, first: Pages, outline: tuple[bytes, int, bytes]
+) -> Pages | None:
+    """Return a slice that differs from the first one in nothing but its voxels, else None.
+
+    To compare the rest takes a tenth of the time in which tifffile reads a header.
+    """
+    file, (head, stop, tail) = SourceFile.at(folder, name), outline
+    if file.nbytes != first.file.nbytes:
+        return None
+    with open(os.path.join(folder, name), "rb", buffering=0) as opened:
+        if opened.read(len(head)) != head:
+            return None
+        opened.seek(stop)
+        return first._replace(file=file) if opened.read() == tail else None

@@ -317,3 +317,26 @@ def test_an_ome_tiff_of_several_files_that_is_not_whole_or_not_alone(tmp_path: P
     (folder / "part1.ome.tif").unlink()
     with pytest.raises(IncompleteSourceError, match=r"which is not a TIFF file of that folder"):
         Dataset.from_path(folder)
+
+
+def test_slices_with_the_same_header_are_opened_by_it_and_others_by_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for z, plane in enumerate(VOXELS):
+        # One slice has its lines elsewhere, in a file of the same size.
+        text = "a" * 9 if z != 3 else "b" * 9
+        tifffile.imwrite(folder / f"s{z}.tif", plane, description=text, metadata=None)
+    opened: list[str] = []
+    original = tifffile.TiffFile.__init__
+
+    def counted(self: Any, file: Any, *arguments: Any, **options: Any) -> None:
+        opened.append(Path(file).name)
+        original(self, file, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tifffile.TiffFile, "__init__", counted)
+        scan = Dataset.from_path(folder, **UM)
+    assert set(opened) == {"s0.tif", "s3.tif"}
+    np.testing.assert_array_equal(scan.data.compute(scheduler="sync"), VOXELS)
