@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import dask
@@ -69,3 +71,28 @@ def with_voxels(dataset: Dataset, data: Any) -> Dataset:
         *("extra_attrs", "is_discrete"),
     )
     return Dataset(data, **{name: getattr(dataset, name) for name in names})
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path to every part of a JSON document."""
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """Return a JSON document with another value at a path, or without it for an Ellipsis."""
+    document = copy.deepcopy(document)
+    inside = document
+    for key in path[:-1]:
+        inside = inside[key]
+    if value is ...:
+        del inside[path[-1]]
+    else:
+        inside[path[-1]] = copy.deepcopy(value)
+    return document

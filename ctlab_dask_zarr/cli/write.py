@@ -76,9 +76,9 @@ def convert_command(
 ) -> None:
     """Convert SOURCE to the OME-Zarr store DESTINATION.
 
-    SOURCE is a mango netCDF file (tomoHiRes.nc), a folder of its blocks (tomoHiRes_nc) or a Zarr
-    store. DESTINATION appears only when everything is written; .zarr is appended where it is
-    missing.
+    SOURCE is a mango netCDF file (tomoHiRes.nc), a folder of its blocks (tomoHiRes_nc), a Zarr
+    store, whose labels are converted too, or TIFF, HDF5, NRRD or raw voxels. DESTINATION appears
+    only when everything is written; .zarr is appended where it is missing.
 
     SIGINT, SIGTERM, SIGUSR1 and --deadline stop it cleanly: the shards under way are finished, the
     exit code is 75, and the same command with --resume continues.

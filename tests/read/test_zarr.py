@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import warnings
@@ -29,7 +28,7 @@ from ctlab_dask_zarr import (
     dataset_from_zarr,
     dataset_to_zarr,
 )
-from tests.builders import make_dataset, random_voxels
+from tests.builders import changed, make_dataset, places, random_voxels
 
 VOXELS = random_voxels((10, 12, 14))
 LAYOUT = {"chunks": (4, 4, 4), "shards": (8, 8, 8)}
@@ -349,29 +348,6 @@ _WRONG: list[Any] = [
     *(None, True, 0, -1, 2**70, 1.5, float("nan"), "", "x", "NaN", "0x00", "0xzz"),
     *([], [[]], [None], [1], [1, 1, 1], {}, {"name": "x"}, {"configuration": {}}),
 ]
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    if path:
-        yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in items:
-        if isinstance(item, dict | list):
-            yield from places(item, (*path, key))
-        else:
-            yield (*path, key)
-
-
-def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
-    document = copy.deepcopy(document)
-    inside = document
-    for key in path[:-1]:
-        inside = inside[key]
-    if value is ...:
-        del inside[path[-1]]
-    else:
-        inside[path[-1]] = copy.deepcopy(value)
-    return document
 
 
 @settings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from ctlab_dask_zarr import (
 )
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.views.server import FolderServer
-from tests.builders import random_voxels, write_without_commit
+from tests.builders import changed, places, random_voxels, write_without_commit
 
 #: Of the verification: others keep no checksums.
 unchecked = pytest.mark.filterwarnings(
@@ -278,6 +279,22 @@ def test_an_array_that_cannot_be_read_is_named(
     document.write_text(json.dumps(json.loads(document.read_text()) | change))
     with pytest.raises(error, match=message):
         _ = dataset_from_zarr(image).data.compute()
+
+
+@pytest.mark.parametrize("name", [".zattrs", "0/.zarray"])
+def test_a_document_with_a_part_missing_or_wrong_is_read_or_refused(name: str, image: Path) -> None:
+    content = json.loads((image / name).read_text())
+    for path in places(content):
+        for value in (..., None, "x"):
+            (image / name).write_text(json.dumps(changed(content, path, value)))
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", ".*a unit that is not known")
+                    dataset_from_zarr(image).data[0, 0].compute(scheduler="sync")
+            except CTLabError:
+                continue
+            except Exception as error:
+                raise AssertionError(f"{name} with {path} = {value!r}") from error
 
 
 def test_a_lost_array_a_damaged_document_and_a_damaged_chunk_are_named(image: Path) -> None:
