@@ -64,7 +64,8 @@ def _read_label_image(store: Store, name: str) -> LabelImage:
         entries = label.get("colors") or []
         colors = dict(_color(entry) for entry in entries if entry.get("rgba") is not None)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise MetadataError(f"the colours of the labels in {path} are wrong: {error!r}") from error
+        name = ".zattrs" if metadata.zarr_format == 2 else "zarr.json"
+        raise MetadataError(f"the colours in {path}/{name} are wrong: {error!r}") from error
     return LabelImage(name, volume_of(metadata), colors)
 
 

@@ -182,6 +182,8 @@ def _source(volume: Volume, url: str) -> dict[str, Any]:
         shifts = [o / size for o, size in zip(volume.origin, volume.voxel_size, strict=True)]
         unit = np.eye(len(shifts))
         transform["matrix"] = np.column_stack([unit, shifts]).tolist()
+        # Otherwise the matrix is of voxels without size, and not in those of the other dimensions.
+        transform["inputDimensions"] = transform["outputDimensions"]
     return {"url": f"{url}{path}|{kind}:", "transform": transform}
 
 

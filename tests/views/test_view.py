@@ -12,12 +12,15 @@ from typing import Any
 from urllib.parse import unquote
 
 import dask.array as da
+import numcodecs
 import numpy as np
 import pytest
+import zarr
 
 from ctlab_dask_zarr import (
     Dataset,
     MissingExtraError,
+    OMEZarrVersion,
     UnsupportedFormatError,
     dataset_to_zarr,
     labels_to_zarr,
@@ -93,6 +96,52 @@ def shares(picture: np.ndarray) -> dict[str, float]:
         "light": float((grey & (low > 190) & (high < 256)).mean()),
         "coloured": float((high - low > 60).mean()),
     }
+
+
+def write_other_version(path: Path, form: str) -> str:
+    """Write the ball at another place, as OME-Zarr of a version; return the end of its address."""
+    dataset = Dataset(
+        da.from_array(ball(), chunks=32),
+        dimension_names=("z", "y", "x"),
+        voxel_unit="um",
+        voxel_size=(2.0, 2.0, 2.0),
+        datatype="tomo",
+        origin=(10.0, 0.0, 20.0),
+    )
+    if form == "0.6":
+        dataset_to_zarr(dataset, path, ome_zarr_version=OMEZarrVersion.v06, chunks=(32, 32, 32))
+        return "/scan.zarr/0/|zarr3:"
+    group = zarr.create_group(path, zarr_format=2)
+    array = zarr.create_array(
+        f"{path}/0",
+        shape=(SIZE,) * 3,
+        dtype="<u2",
+        chunks=(32, 32, 32),
+        compressors=numcodecs.Blosc(),
+        zarr_format=2,
+    )
+    array[...] = ball()
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    transforms = [
+        {"type": "scale", "scale": [2.0, 2.0, 2.0]},
+        {"type": "translation", "translation": [10.0, 0.0, 20.0]},
+    ]
+    datasets = [{"path": "0", "coordinateTransformations": transforms}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    return "/scan.zarr/|zarr2:"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("form", ["0.4", "0.6"])
+def test_other_versions_are_seen(browser: Browser, form: str, tmp_path: Path) -> None:
+    write_other_version(tmp_path / "scan.zarr", form)
+    with serve_store(tmp_path / "scan.zarr") as server:
+        browser.open(server.url)
+        # In 0.4 nothing says that the corners are masked: they are light.
+        picture = browser.wait_for_picture(lambda p: shares(p)["light"] > 0.05)
+    y, x = picture.shape[0] // 4, picture.shape[1] // 4
+    place = (y - 85, x - 115) if form == "0.4" else (y, x)
+    assert picture[place].astype(int).min() > 190, (shares(picture), browser.log)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -190,6 +239,17 @@ def state_of(path: Path, **options: Any) -> dict[str, Any]:
         _, _, state = server.redirects[""].partition("#!")
         found: dict[str, Any] = json.loads(unquote(state))
         return found
+
+
+@pytest.mark.parametrize("form", ["0.4", "0.6"])
+def test_other_versions_are_shown_in_their_place(form: str, tmp_path: Path) -> None:
+    place = write_other_version(tmp_path / "scan.zarr", form)
+    state = state_of(tmp_path / "scan.zarr")
+    source = state["layers"][0]["source"]
+    assert source["url"].endswith(place)
+    assert state["position"] == [SIZE / 2 + 10, SIZE / 2, SIZE / 2 + 5]
+    matrix = [[1, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 10]]
+    assert source.get("transform", {}).get("matrix") == (matrix if form == "0.6" else None)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "float32", "float64"])
