@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.text import in_python, shown
 
 
 class CTLabError(Exception):
@@ -17,8 +17,12 @@ class CTLabError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __str__(self) -> str:
-        # Messages name paths, identifiers and URLs of others.
-        return shown(super().__str__())
+        return in_python(format(self))
+
+    def __format__(self, spec: str) -> str:
+        # Within another message, and on the command line, the options are needed too. Messages
+        # name paths, identifiers and URLs of others.
+        return format(shown(super().__str__()), spec)
 
 
 class InvalidArgumentError(CTLabError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 #: A worker needs more memory than this to start at all: a smaller size was given without its unit.
@@ -20,6 +20,31 @@ _SIGNATURE = re.compile(
     r"(?:signature|credential|token))=[^\s&'\"<>]+",
     re.IGNORECASE,
 )
+
+#: Advice as messages hold it: the keyword of Python, and the option of the command.
+_ADVICE = re.compile(r"(\b\w+=(?:\([^()]*\)|'[^']*'|[^\s,;:()']*)) \((--[a-z][^()]*)\)")
+
+
+def in_python(text: str) -> str:
+    """Return a message with the keywords of Python alone.
+
+    Examples
+    --------
+    >>> in_python("go on by resume=True (--resume), or give chunks=(64, 64) (--chunks)")
+    'go on by resume=True, or give chunks=(64, 64)'
+    """
+    return _ADVICE.sub(r"\1", text)
+
+
+def in_command(text: str) -> str:
+    """Return a message with the options of the command alone.
+
+    Examples
+    --------
+    >>> in_command("go on by resume=True (--resume), or voxel_size=2.5 (--voxel-size 2.5um)")
+    'go on by --resume, or --voxel-size 2.5um'
+    """
+    return _ADVICE.sub(r"\2", text)
 
 
 def shown(text: str) -> str:
@@ -50,6 +75,23 @@ def nbytes_text(nbytes: float) -> str:
             break
         nbytes /= 1024
     return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+
+
+def counted_text(n: int, noun: str) -> str:
+    """Return a number of things for people.
+
+    Examples
+    --------
+    >>> counted_text(1, "shard"), counted_text(1728, "shard")
+    ('1 shard', '1,728 shards')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def size_text(size: Sequence[float], unit: str) -> str:
+    """Return a voxel size for people, such as ``2.5 um`` or ``3 x 2.5 mm``."""
+    sizes = size[:1] if len(set(size)) == 1 else size
+    return f"{' x '.join(f'{v:.6g}' for v in sizes)} {unit}"
 
 
 def duration_text(seconds: float) -> str:

@@ -16,11 +16,10 @@ from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.units import (
     VoxelUnit,
     given_size,
-    size_text,
     validated_axes,
     validated_origin,
 )
-from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.text import shown, size_text
 
 if TYPE_CHECKING:
     import dask.array as da

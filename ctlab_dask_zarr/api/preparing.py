@@ -35,7 +35,6 @@ from ctlab_dask_zarr.planning.resolve import (
 )
 from ctlab_dask_zarr.read.arrays import given_volume
 from ctlab_dask_zarr.settings import setting
-from ctlab_dask_zarr.text import nbytes_text
 from ctlab_dask_zarr.views.progress import ProgressDisplay, outlet_for
 from ctlab_dask_zarr.waits import current_watcher, logger, watched_by
 from ctlab_dask_zarr.write.prepared import PreparedWrite, prepare
@@ -276,10 +275,5 @@ def refuse_taken(path: str | os.PathLike[str], *, overwrite: bool) -> None:
 
 def refuse_too_little_memory(plan: WritePlan) -> None:
     """Raise before the first byte if the workers it was planned for would be killed after hours."""
-    needed, memory = plan.rechunk.peak_nbytes, plan.resources.thread_nbytes
-    if memory is not None and needed > memory:
-        raise InvalidArgumentError(
-            f"a worker thread needs {nbytes_text(needed)} and has {nbytes_text(memory)}: use fewer "
-            "workers or threads (--workers, --threads), more memory (--memory-limit), or smaller "
-            "shards (--shards)"
-        )
+    if plan.memory_problem is not None:
+        raise InvalidArgumentError(plan.memory_problem)

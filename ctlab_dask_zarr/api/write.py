@@ -29,7 +29,7 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
-from ctlab_dask_zarr.planning.occupied import occupied_problem
+from ctlab_dask_zarr.planning.occupied import folder_problem, occupied_problem, space_problem
 from ctlab_dask_zarr.planning.plan import WritePlan
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import WriteOptions, existing_write, refuse_contradictions
@@ -279,7 +279,9 @@ def plan(
             dataset, path, options, resources=resources, n_jobs=n_jobs, goes_on=goes_on
         )
         place = Destination.at(planned.destination)
-        problem = occupied_problem(place, overwrite=options.overwrite)
+        problem = occupied_problem(place, overwrite=options.overwrite) or folder_problem(place)
+        lack = space_problem(place, planned.nbytes)
+        planned = replace(planned, notes=(*planned.notes, *filter(None, [lack])))
     notes = planned.notes if problem is None else (*planned.notes, problem)
     return replace(planned, notes=notes, destination_problem=problem)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,7 @@ from ctlab_dask_zarr.cli.options import (
 )
 from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.cli.parameters import COLOR, LEVELS
+from ctlab_dask_zarr.text import counted_text
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr import Stop
@@ -96,11 +98,12 @@ def add_labels_command(
         path = f"{image.rstrip('/')}/labels/{name}"
         if part is None:
             n_levels = len(dataset_from_zarr(path).levels)
-            say(f"{status(path).destination}: labels with {n_levels} levels")
+            levels = counted_text(n_levels, "level")
+            say(f"{status(path).destination}: labels with {levels}")
             return
         found = status(path)
         n_shards = found.parts[part[0] - 1].n_shards
         say(
-            f"part {part[0]} of {part[1]}: {n_shards} shards; when all parts are there: ctlab-zarr "
-            f"commit {found.destination}"
+            f"part {part[0]} of {part[1]}: {counted_text(n_shards, 'shard')}; when all parts are "
+            f"there: ctlab-zarr commit {shlex.quote(found.destination)}"
         )

@@ -16,6 +16,7 @@ import click
 
 from ctlab_dask_zarr.cli.options import JSON, STORAGE, option, with_options
 from ctlab_dask_zarr.cli.output import exit_codes, say
+from ctlab_dask_zarr.text import nbytes_text
 
 
 @click.command("info")
@@ -56,7 +57,10 @@ def _lines(name: str, value: Any, voxel_unit: str) -> list[str]:
         value = [f"{label} (levels: {n_levels})" for label, n_levels in value.items()]
     if name in ("axes", "codecs", "history", "labels"):
         return [", ".join(value) or "none"]
-    return [_by(value) if isinstance(value, tuple) else str(value)]
+    if name == "nbytes":
+        return [f"{value} ({nbytes_text(value)})"]
+    unit = f" {voxel_unit}" if name in ("field_of_view", "voxel_size", "origin") else ""
+    return [(_by(value) if isinstance(value, tuple) else str(value)) + unit]
 
 
 def _by(numbers: Sequence[float]) -> str:

@@ -30,7 +30,7 @@ from ctlab_dask_zarr.errors import MissingExtraError
 if TYPE_CHECKING:
     from distributed import Client
 
-    from ctlab_dask_zarr import Dataset, Stop
+    from ctlab_dask_zarr import Stop
 
 Command = Callable[..., Any]
 #: Options by the names of their values, which are those of the API's arguments.
@@ -52,6 +52,10 @@ SOURCE: Options = {
     "voxel_size": option(
         "--voxel-size", "Instead of the source's: 2.5um, or z,y,x as in 3,2.5,2.5um.",
         type=VOXEL_SIZE,
+    ),
+    "yes": option(
+        "--yes", "Take a voxel size ten times as large as the source's, or as small.",
+        is_flag=True, default=None,
     ),
     "voxel_unit": option(
         "--voxel-unit", "Instead of the source's: mm, um, nm, ...", type=VOXEL_UNIT
@@ -354,46 +358,3 @@ def make_folder_of(destination: str) -> None:
     """Make the folder that will hold a store, and those above it."""
     if "://" not in destination:
         os.makedirs(os.path.dirname(os.path.abspath(destination)), exist_ok=True)
-
-
-#: What describes raw voxels without a header.
-_RAW = ("shape", "dtype", "byte_order", "offset")
-
-
-def given_source_options(options: dict[str, Any]) -> list[str]:
-    """Return the options that were given to correct what a source says, by their names."""
-    return [f"--{name.replace('_', '-')}" for name in SOURCE if options[name] is not None]
-
-
-def open_source(source: str, options: dict[str, Any], *, to_compare: bool = False) -> Dataset:
-    """Open the source; take out the options that correct what it says about itself.
-
-    A source that is only compared may lack a voxel size.
-    """
-    from ctlab_dask_zarr import Dataset, VoxelSizeError
-
-    size, unit = options.pop("voxel_size") or (None, None)
-    unit = options.pop("voxel_unit") or unit
-    datatype, dataset_id = options.pop("datatype"), options.pop("dataset_id")
-    own = {name: options.pop(name) for name in ("slices", "pattern", *_RAW)}
-    given = {name: value for name, value in own.items() if value is not None}
-    if given.keys() & set(_RAW):
-        # A file without a header can have any name.
-        given["filetype"] = "raw"
-    given["datatype"] = datatype
-    try:
-        dataset = Dataset.from_path(source, voxel_size=size, voxel_unit=unit, **given)
-    except VoxelSizeError:
-        if not to_compare:
-            raise
-        dataset = Dataset.from_path(source, voxel_size=1.0, voxel_unit="voxel", **given)
-    crop = options.pop("crop")
-    dataset = dataset if crop is None else dataset[crop]
-    factor, dtype = options.pop("bin"), options.pop("to")
-    dataset = dataset if factor is None else dataset.binned(factor)
-    limits = {name: options.pop(name) for name in ("window", "values")}
-    if dtype is not None:
-        dataset = dataset.rescaled(dtype, **limits)
-    elif any(limits.values()):
-        raise click.UsageError("--window and --values are for --to: give the type too")
-    return Dataset.from_modified(dataset, datatype=datatype, dataset_id=dataset_id)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ctlab_dask_zarr.errors import CTLabError
-from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.text import in_command, shown
 
 #: Enough for the rows of shards of some dozens of threads.
 _MANY_FILES = 1 << 16
@@ -21,7 +21,7 @@ _MANY_FILES = 1 << 16
 
 def say(text: str, *, err: bool = False) -> None:
     """Print a line, a result to standard output or a message to standard error."""
-    click.echo(shown(text), err=err)
+    click.echo(shown(in_command(text)), err=err)
 
 
 def ask(question: str) -> None:

@@ -9,6 +9,9 @@ import click
 
 from ctlab_dask_zarr.text import LEAST_WORKER_NBYTES
 
+#: A number alone below this is the edge of a cube to most people, but means voxels in all.
+_LEAST_ELEMENTS = 16**3
+
 
 class _Type(click.ParamType):  # type: ignore[type-arg]
     """A type whose function raises `ValueError` with what is wrong."""
@@ -37,6 +40,13 @@ def _shape(value: str) -> Any:
         sizes = tuple(int(part) for part in value.split(","))
     except ValueError:
         _wrong(value, "is not a shape: write 512,512,512, a number of elements or auto")
+    if len(sizes) == 1 and sizes[0] < _LEAST_ELEMENTS:
+        n, edge = sizes[0], max(round(sizes[0] ** (1 / 3)), 1)
+        _wrong(
+            value,
+            f"alone counts the voxels in all: write {n},{n},{n} for edges of {n} voxels, or "
+            f"{edge},{edge},{edge} for about {n} voxels in all",
+        )
     return sizes if len(sizes) > 1 else sizes[0]
 
 

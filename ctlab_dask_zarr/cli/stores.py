@@ -16,15 +16,14 @@ from ctlab_dask_zarr.cli.options import (
     QUIET,
     SOURCE,
     STORAGE,
-    given_source_options,
     make_folder_of,
-    open_source,
     option,
     running,
     with_options,
 )
 from ctlab_dask_zarr.cli.output import ask, exit_codes, say
 from ctlab_dask_zarr.cli.parameters import VOXEL_SIZE
+from ctlab_dask_zarr.cli.sources import given_source_options, open_source
 from ctlab_dask_zarr.errors import VerificationError
 from ctlab_dask_zarr.text import nbytes_text
 

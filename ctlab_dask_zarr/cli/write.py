@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -21,15 +23,14 @@ from ctlab_dask_zarr.cli.options import (
     STORAGE,
     WRITE,
     api_arguments,
-    given_source_options,
     make_folder_of,
-    open_source,
     option,
     running,
     with_options,
     workers_of,
 )
 from ctlab_dask_zarr.cli.output import exit_codes, say
+from ctlab_dask_zarr.cli.sources import given_source_options, open_source
 from ctlab_dask_zarr.errors import (
     ClusterError,
     DestinationExistsError,
@@ -40,11 +41,13 @@ from ctlab_dask_zarr.errors import (
     VerificationError,
     WriteStoppedError,
 )
-from ctlab_dask_zarr.text import duration_text, nbytes_text
+from ctlab_dask_zarr.text import counted_text, duration_text, nbytes_text
 
 if TYPE_CHECKING:
-    from ctlab_dask_zarr import Dataset, Stop, WriteStatus
+    from ctlab_dask_zarr import Dataset, Stop, WriteResult, WriteStatus
 
+#: Less than this is not worth a word.
+_NOTEWORTHY_RATIO = 1.05
 _SOURCE_AND_DESTINATION = (
     click.argument("source", type=click.Path()),
     click.argument("destination", type=click.Path()),
@@ -107,10 +110,20 @@ def convert_command(
             same = f" with the same {', '.join(given)}" if given else ""
             _verify(result.destination, dataset, how, command + same)
     if as_json:
-        verified = {"verified": True} if verify_after else {}
+        checked = {"verified": True} if verify_after else {}
         text = {"nbytes_text": nbytes_text(result.nbytes)}
-        say(json.dumps(asdict(result) | text | verified))
+        say(json.dumps(asdict(result) | text | checked))
         return
+    verified = ", verified" if verify_after else ""
+    labels = f", with the labels {', '.join(copied)}" if copied else ""
+    _say_what_was_written(result, part, verified + labels)
+    if not quiet and part is None:
+        path = shlex.quote(result.destination)
+        step = f"verify {path} --source {shlex.quote(source)}"
+        say(f"next: ctlab-zarr {f'view {path}' if verify_after else step}", err=True)
+
+
+def _say_what_was_written(result: WriteResult, part: tuple[int, int] | None, more: str) -> None:
     resumed = ""
     if result.n_resumed or result.n_half_made:
         n_new = result.n_shards - result.n_resumed - result.n_half_made
@@ -118,18 +131,19 @@ def convert_command(
             f", {result.n_resumed} of them were there, {result.n_half_made} were incomplete and "
             f"written again, {n_new} are new"
         )
+    shards = f"{counted_text(result.n_shards, 'shard')}{resumed}"
     if part is not None:
         say(
-            f"part {part[0]} of {part[1]}: {result.n_shards} shards{resumed}; when all parts are "
-            f"there: ctlab-zarr commit {result.destination}"
+            f"part {part[0]} of {part[1]}: {shards}; when all parts are there: ctlab-zarr commit "
+            f"{shlex.quote(result.destination)}"
         )
         return
+    stored_nbytes = result.stored_nbytes or 0
+    ratio = result.nbytes / max(stored_nbytes, 1)
+    smaller = f" ({ratio:.3g} x smaller)" if ratio > _NOTEWORTHY_RATIO else ""
     say(
-        f"{result.destination}: {result.n_shards} shards{resumed}, "
-        f"{(result.stored_nbytes or 0) / max(result.nbytes, 1):.0%} of "
-        f"{nbytes_text(result.nbytes)}, {result.seconds:.1f} s"
-        + (", verified" if verify_after else "")
-        + (f", with the labels {', '.join(copied)}" if copied else "")
+        f"{result.destination}: {nbytes_text(result.nbytes)} in {shards}, "
+        f"{nbytes_text(stored_nbytes)} on disk{smaller}, {result.seconds:.1f} s{more}"
     )
 
 
@@ -204,7 +218,10 @@ def _verify(path: str, dataset: Dataset, how: dict[str, Any], command: str) -> N
 @click.command("plan")
 @with_options(*_SOURCE_AND_DESTINATION, *WRITE.values(), *CLUSTER, JSON)
 def plan_command(source: str, destination: str, as_json: bool, **options: Any) -> None:
-    """Show what converting SOURCE to DESTINATION would do, without doing it."""
+    """Show what converting SOURCE to DESTINATION would do, without doing it.
+
+    Exit code 1 if it would be refused: because of what is at DESTINATION, or for want of memory.
+    """
     workers = workers_of(options)
     with exit_codes():
         from ctlab_dask_zarr import cluster_resources, plan
@@ -214,6 +231,8 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
             dataset, destination, **api_arguments(options), client=cluster_resources(**workers)
         )
     say(json.dumps(found.to_dict()) if as_json else found.describe())
+    if found.destination_problem is not None or found.memory_problem is not None:
+        sys.exit(1)
 
 
 @click.command("commit")
@@ -242,7 +261,7 @@ def commit_command(
     if as_json:
         say(json.dumps(result._asdict()))
     else:
-        say(f"{result.destination}: {result.n_objects} objects committed")
+        say(f"{result.destination}: {counted_text(result.n_objects, 'object')} committed")
 
 
 @click.command("status")

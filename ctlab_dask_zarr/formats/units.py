@@ -223,12 +223,6 @@ def are_same_positions(
     )
 
 
-def size_text(size: Sequence[float], unit: VoxelUnit) -> str:
-    """Return a voxel size for people, such as ``2.5 um`` or ``3 x 2.5 mm``."""
-    sizes = size[:1] if len(set(size)) == 1 else size
-    return f"{' x '.join(f'{v:.6g}' for v in sizes)} {unit}"
-
-
 def given_size(voxel_size: Any, voxel_unit: VoxelUnit | str | None) -> tuple[Any, Any]:
     """Return the size and the unit of a caller; a size that is text may say both."""
     if not isinstance(voxel_size, str):

@@ -28,13 +28,14 @@ from ctlab_dask_zarr.formats.history import unused_key
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.ome import parse_ome_attributes
 from ctlab_dask_zarr.formats.receipts import own_receipt, seal
-from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text
+from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata, volume_of
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.documents import CONSOLIDATED, swap_document, until_done
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names, read_ome
 from ctlab_dask_zarr.store.paths import is_url, storage_path
 from ctlab_dask_zarr.store.store import Store, files_at, storage_options_in_force
+from ctlab_dask_zarr.text import size_text
 from ctlab_dask_zarr.volume import Volume
 
 if TYPE_CHECKING:

@@ -114,8 +114,8 @@ def resolve_layout(
         )
     if isinstance(chunks, str) and chunks == "auto" and not _is_target(shards):
         raise InvalidArgumentError(
-            f"shards={shards!r} is an explicit shape but chunks is 'auto': chunks have to divide "
-            "shards, so pass an explicit chunks shape too, or an int for shards"
+            f"shards={shards!r} (--shards {_as_option(shards)}) is a shape, and chunks is 'auto': "
+            "give a shape of chunks that divides it, as chunks=(32, 32, 32) (--chunks 32,32,32)"
         )
     chunk = _parse_spec("chunks", chunks, shape, _INNER_CHUNK_ELEMENTS)
     if shards is None:
@@ -133,6 +133,10 @@ def resolve_layout(
                 f"({s} is not a multiple of {c}): change one of them"
             )
     return Layout(shape, inner, shard)
+
+
+def _as_option(spec: ShardSpec) -> str:
+    return ",".join(map(str, spec)) if isinstance(spec, tuple | list) else str(spec).lower()
 
 
 def align_specs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +19,7 @@ from ctlab_dask_zarr.store.hierarchy import (
     read_attributes,
     read_ome,
 )
+from ctlab_dask_zarr.text import nbytes_text
 
 #: The most bytes that file systems take for the name of a file or a folder.
 _MAX_NAME_NBYTES = 255
@@ -54,13 +56,39 @@ def refuse_place(destination: Destination, source: Any) -> None:
 
 def refuse_missing_folder(destination: Destination) -> None:
     """Raise where the folder of a destination is not there: none is made unless asked for."""
+    problem = folder_problem(destination)
+    if problem is not None:
+        raise InvalidArgumentError(problem)
+
+
+def folder_problem(destination: Destination) -> str | None:
+    """Return why nothing can be written into the folder of a destination, or None."""
     folder = os.path.dirname(destination.staging)
-    if destination.can_rename and destination.files.kind(folder) is None:
-        raise InvalidArgumentError(
+    if not destination.can_rename:
+        return None
+    if destination.files.kind(folder) is None:
+        return (
             f"the folder {folder}, in which {os.path.basename(destination.path)} would be, does "
             f"not exist: if that is the place you mean, make it by `mkdir -p {folder}` (--mkdir), "
             f"or in Python by os.makedirs({folder!r})"
         )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"the folder {folder} cannot be written to: choose another, or ask who owns it"
+    return None
+
+
+def space_problem(destination: Destination, nbytes: int) -> str | None:
+    """Return a note if a file system has less space left than voxels take uncompressed."""
+    folder = os.path.dirname(destination.staging)
+    if not destination.can_rename or destination.files.kind(folder) is None:
+        return None
+    free = shutil.disk_usage(folder).free
+    if free >= nbytes:
+        return None
+    return (
+        f"{folder} has {nbytes_text(free)} left, and the voxels take {nbytes_text(nbytes)} before "
+        "compression: it may not be enough"
+    )
 
 
 def occupied_problem(destination: Destination, *, overwrite: bool) -> str | None:

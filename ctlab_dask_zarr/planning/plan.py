@@ -187,6 +187,18 @@ class WritePlan(WriteContent):
         """Size of the voxels of all levels before compression, in bytes."""
         return sum(level.nbytes for level in self.levels)
 
+    @property
+    def memory_problem(self) -> str | None:
+        """Why the workers that it was planned for would be killed; None for enough memory."""
+        needed, memory = self.rechunk.peak_nbytes, self.resources.thread_nbytes
+        if memory is None or needed <= memory:
+            return None
+        return (
+            f"a worker thread needs {nbytes_text(needed)} and has {nbytes_text(memory)}: use fewer "
+            "workers or threads (--workers, --threads), more memory (--memory-limit), or smaller "
+            "shards (--shards)"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan's figures as plain JSON."""
         layout = self.levels[0].layout
@@ -245,7 +257,7 @@ class WritePlan(WriteContent):
             ("destination", self.destination),
             ("shape", f"{_by(self.shape)} {self.dtype}, {nbytes_text(finest.nbytes)}"),
             ("data type", "not known" if self.datatype is None else str(self.datatype)),
-            ("shards", "none" if shard is None else f"{_by(shard)}, {layout.n_tasks} of them"),
+            ("shards", "none" if shard is None else f"{_by(shard)}, {layout.n_tasks:,} of them"),
             ("inner chunks", f"{_by(layout.inner_chunk_shape)}, {codecs}"),
             *self._codec_rows(),
             ("objects", f"{self.n_objects:,} and {len(self.documents)} of metadata"),
@@ -270,7 +282,7 @@ class WritePlan(WriteContent):
         if memory is None:
             return [("workers", f"{n_threads} threads, their memory is not known")]
         fit = f"{self._n_threads_that_fit()} would fit"
-        if self.rechunk.peak_nbytes > memory:
+        if self.memory_problem is not None:
             fit = f"too little; {fit} (--workers), or make --shards smaller"
         return [("workers", f"{n_threads} threads, {nbytes_text(memory)} for each: {fit}")]
 

@@ -6,7 +6,7 @@ There are no side effects; the caller says the time and the scheduler's resource
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -17,7 +17,6 @@ import numpy as np
 from ctlab_dask_zarr._version import __version__
 from ctlab_dask_zarr.codec.shard import row_axis_of
 from ctlab_dask_zarr.errors import InvalidArgumentError
-from ctlab_dask_zarr.formats.codecs import codec_syntax
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.formats.mango import build_mango_block, new_dataset_id
@@ -39,6 +38,7 @@ from ctlab_dask_zarr.planning.levels import (
     plan_levels,
     resolve_downsample,
 )
+from ctlab_dask_zarr.planning.notes import notes_on
 from ctlab_dask_zarr.planning.occupied import refuse_place
 from ctlab_dask_zarr.planning.plan import (
     Document,
@@ -64,9 +64,6 @@ _DTYPE_KINDS = "iuf"
 _NOT_REQUESTED = {"basename", "dataset_id", "history"} | {
     *("metadata_version_major", "metadata_version_minor"),
 }
-#: Number of objects worth a warning: parallel file systems have quotas for files, and 2**21 have
-#: been the limit of a whole directory.
-_MANY_OBJECTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,7 @@ def plan_write(
         overwrite=options.overwrite,
         identity=plan_identity(planned, volume.datatype, source.fields, downsample),
         requested=requested,
-        notes=(*_notes(planned), *source.notes),
+        notes=(*notes_on(planned), *source.notes),
         random_name=source.random_name,
         resources=resources,
         downsample=downsample,
@@ -370,25 +367,3 @@ def _validated_dtype(volume: Volume) -> np.dtype[Any]:
             "a datatype that has one, or fill them by dask.array.ma.filled(data, ...)"
         )
     return dtype.newbyteorder("<")
-
-
-def _notes(levels: Sequence[PlannedLevel]) -> Iterator[str]:
-    """Yield what a user should know before starting."""
-    n_objects = sum(level.layout.n_objects for level in levels)
-    if n_objects >= _MANY_OBJECTS:
-        yield (
-            f"{n_objects:,} objects: quotas of parallel file systems count files; larger shards "
-            "make fewer"
-        )
-    if levels[0].layout.shard_shape is None:
-        yield f"without sharding every chunk is an object of its own, {n_objects:,} of them"
-    is_of_bytes = levels[0].array.dtype.itemsize == 1
-    if is_of_bytes and any(
-        spec.options.get("shuffle") == "shuffle" for spec in levels[0].array.codecs
-    ):
-        yield "shuffle does nothing to voxels of one byte: bitshuffle does, or take zstd"
-    if not levels[0].array.is_direct:
-        yield (
-            f"the codecs are not {codec_syntax()}: shards are encoded by zarr, in memory and more "
-            "slowly"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -64,11 +65,12 @@ def test_convert_takes_layout_codec_voxel_size_and_type(source: Path, tmp_path: 
     done = run_cli(
         *("convert", source, tmp_path / "out.zarr", "--workers", "1", "-q"),
         *("--chunks", "16,16,16", "--shards", "32,32,64", "--codec", "blosc:zstd:3:shuffle"),
-        *("--voxel-size", "3,2,1nm", "--layout", "plain", "--datatype", "proju16"),
+        *("--voxel-size", "3,2,1nm", "--yes", "--layout", "plain", "--datatype", "proju16"),
         *("--dataset-id", "20200101_000000_mine"),
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    # A machine that is busy says that it waits for its worker.
+    assert "shards" not in done.stderr
     array = zarr.open_array(tmp_path / "out.zarr", mode="r")
     assert (array.shards, array.chunks) == ((32, 32, 64), (16, 16, 16))
     block = array.attrs["mango"]
@@ -247,7 +249,7 @@ def test_plan_tells_what_convert_would_do_with_the_same_workers(
 def test_plan_says_that_the_destination_is_taken(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out.zarr").mkdir()
     done = run("plan", source, tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert f"note: {tmp_path / 'out.zarr'}" in done.stdout
 
 
@@ -440,3 +442,52 @@ def test_a_performance_report_is_written_where_it_is_asked_for(
     assert done.returncode == 0, done.stderr
     assert "write-shard" in report.read_text()
     assert ", 1 worker\n" in done.stderr
+
+
+def test_a_number_that_most_take_for_an_edge_is_asked_about(source: Path, tmp_path: Path) -> None:
+    for option in ("--shards", "--chunks"):
+        done = run("plan", source, tmp_path / "out", option, "64")
+        assert done.returncode == 2
+        assert "64,64,64 for edges of 64 voxels, or 4,4,4 for about 64" in done.stderr
+    assert run("plan", source, tmp_path / "out", "--chunks", "4096").returncode == 0
+
+
+def test_a_voxel_size_of_another_magnitude_is_asked_about(source: Path, tmp_path: Path) -> None:
+    command = ("convert", source, tmp_path / "out", "-q")
+    done = run(*command, "--voxel-size", "3,2,1.5mm")
+    assert done.returncode == 2
+    assert "--voxel-size says 3 x 2 x 1.5 mm" in done.stderr
+    assert "itself 3 x 2 x 1.5 um: if the first is right, add --yes" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = run(*command, "--voxel-size", "6,4,3")
+    assert done.returncode == 0, done.stderr
+    assert "taken in the unit of the source: 6 x 4 x 3 um" in done.stderr
+    assert run(*command, "--voxel-size", "3mm", "--yes", "--overwrite").returncode == 0
+
+
+def test_the_last_lines_say_what_was_written_and_what_to_do_next(
+    source: Path, tmp_path: Path
+) -> None:
+    done = run("convert", source, tmp_path / "a b")
+    out = tmp_path / "a b.zarr"
+    assert re.fullmatch(
+        rf"{out}: [\d.]+ KiB in 1 shard, [\d.]+ KiB on disk( \([\d.]+ x smaller\))?, [\d.]+ s\n",
+        done.stdout,
+    )
+    assert done.stderr.endswith(f"next: ctlab-zarr verify '{out}' --source {source}\n")
+    for line in ("--resume", "--overwrite --verify"):
+        done = run("convert", source, tmp_path / "a b", *line.split())
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(", verified\n")
+    assert done.stderr.endswith(f"next: ctlab-zarr view '{out}'\n")
+
+
+def test_advice_is_in_the_words_of_the_command(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.zarr").mkdir()
+    done = run("convert", source, tmp_path / "out")
+    assert "replace it with --overwrite\n" in done.stderr
+    done = run("plan", source, tmp_path / "no" / "out")
+    assert done.returncode == 1
+    assert "(--mkdir)" in done.stdout
+    done = run("convert", source, tmp_path / "b", "--shards", "64,64,64")
+    assert "--shards 64,64,64 is a shape" in done.stderr

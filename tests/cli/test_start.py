@@ -118,14 +118,14 @@ def test_a_stop_is_heard_without_workers(source: Path, tmp_path: Path) -> None:
     """Between two shards, as with workers; what was written stays for --resume."""
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPING, "convert", str(source), str(tmp_path / "a"), "--shards",
-         "16", "--chunks", "8"],
+         "4,4,4", "--chunks", "2,2,2"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 75, errors
     assert "SIGTERM" in errors
     assert not (tmp_path / "a.zarr").exists()
-    again = run_here("convert", source, tmp_path / "a", "--shards", "16", "--chunks", "8",
+    again = run_here("convert", source, tmp_path / "a", "--shards", "4,4,4", "--chunks", "2,2,2",
                      "--resume", "--json")  # fmt: skip
     result = json.loads(again.stdout)
     assert 0 < result["n_resumed"] < result["n_shards"]

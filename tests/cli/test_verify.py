@@ -84,7 +84,9 @@ def test_a_voxel_size_on_the_command_line_helps_a_source_that_has_none(
         assert Dataset.from_path(store).voxel_size == found
         assert run("verify", store, "-q", "--source", source, "--voxel-size", size).exit_code == 0
     # Of a store the size is replaced, as ever.
-    done = run("convert", store, tmp_path / "b", *LAYOUT, "--voxel-size", "7nm", "--verify")
+    done = run(
+        "convert", store, tmp_path / "b", *LAYOUT, "--voxel-size", "7nm", "--yes", "--verify"
+    )
     assert done.exit_code == 0, done.stderr
     written = Dataset.from_path(tmp_path / "b.zarr")
     assert (written.voxel_size, str(written.voxel_unit)) == ((7.0, 7.0, 7.0), "nm")

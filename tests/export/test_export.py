@@ -193,7 +193,7 @@ def test_an_interrupted_export_goes_on_and_makes_no_block_twice(
             else:
                 export(dataset, path, 2, **options)
 
-    with pytest.raises(WriteFailedError, match=r"no more.*--resume"):
+    with pytest.raises(WriteFailedError, match=r"no more.*resume=True"):
         run()
     assert names(tmp_path) == [f".{name}.staging", "made"]
     with pytest.raises(StagingExistsError, match="resume=True"):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes, size_text
+from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes
+from ctlab_dask_zarr.text import size_text
 
 MICRO_SIGN, MU = "\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}"
 RING = "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}"

@@ -51,7 +51,7 @@ def test_each_form_of_chunks_and_shards(chunks, shards, inner, shard) -> None:
 @pytest.mark.parametrize(
     ("chunks", "shards", "message"),
     [
-        ("auto", (64, 64, 64), "explicit"),
+        ("auto", (64, 64, 64), "a shape of chunks that divides it"),
         ((32, 32, 32), (48, 64, 64), "do not divide"),
         ((32, 32), "auto", "dimensions"),
         ((32, 32, 32), (64, 64), "dimensions"),

@@ -216,7 +216,7 @@ def test_versions_without_sizes_are_opened_with_a_size_from_the_user(
     array(path, "0", VOXELS[None, None], chunks=(1, 1, 4, 5, 6))
     axes = {} if version == "0.1" else {"axes": list("tczyx")}
     group.attrs["multiscales"] = [{"version": version, "datasets": [{"path": "0"}], **axes}]
-    with pytest.raises(CTLabError, match="--voxel-size"):
+    with pytest.raises(CTLabError, match="voxel_size="):
         dataset_from_zarr(path)
     found = dataset_from_zarr(path, voxel_size=2.5, voxel_unit="um")
     assert (found.voxel_size, found.dimension_names) == ((2.5, 2.5, 2.5), ("z", "y", "x"))

@@ -132,7 +132,7 @@ def test_killed_before_any_effect_of_its_commit_the_old_or_the_new_is_there_and_
             break
         assert state in (*allowed, "new")
         if name == "levels" and (path / "1").exists() and state != "new":
-            with pytest.raises(DestinationExistsError, match="--resume"):
+            with pytest.raises(DestinationExistsError, match="resume=True"):
                 add_levels(path, 2, restart=True)
         go_on(path)
         assert seen(path) == "new"

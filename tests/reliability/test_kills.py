@@ -236,7 +236,7 @@ def test_no_shard_is_begun_that_could_not_be_finished_before_the_deadline(
     stop = Stop(13)
     with (
         listen(write.graph, lambda nbytes, task_s: stop.saw(task_s), cluster),
-        pytest.raises(WriteStoppedError, match="--resume") as error,
+        pytest.raises(WriteStoppedError, match="resume=True") as error,
     ):
         run(write, client=cluster, stop=stop)
     assert error.value.exit_code == 75

@@ -116,7 +116,7 @@ class TestAfterTheCommit:
         with pytest.raises(DestinationExistsError, match=named) as error:
             write(path, scan(0, **options, **change), resume=True, **arguments)
         assert "set-voxel" in str(error.value)
-        assert "--overwrite" in str(error.value)
+        assert "overwrite=True" in str(error.value)
         assert everything(tmp_path) == before
         write(path, scan(**options, **change), overwrite=True, resume=True, **arguments)
         ((name, expected),) = change.items()
@@ -206,7 +206,7 @@ class TestAnInterruptedWrite:
         with pytest.raises(StagingExistsError, match=named) as error:
             dataset_to_zarr(scan(0), path, resume=True, **(LAYOUT | change))
         assert len(str(error.value)) < 300 + len(str(path))
-        assert "--restart" in str(error.value)
+        assert "restart=True" in str(error.value)
 
     def test_says_how_many_shards_are_whole_half_made_and_missing(self, path: Path) -> None:
         shards = sorted(path.parent.rglob("c.*"))
@@ -306,7 +306,7 @@ class TestParts:
     def test_beside_a_write_by_one_are_told_of_what_they_accept(self, tmp_path: Path) -> None:
         with pytest.raises(WriteFailedError):
             write(tmp_path / "scan.zarr", scan(4))
-        with pytest.raises(StagingExistsError, match=r"--resume.*abort") as error:
+        with pytest.raises(StagingExistsError, match=r"resume=True.*abort") as error:
             build_part(tmp_path / "scan.zarr", 1, 2, scan())
         assert "restart" not in str(error.value)
         for part in (1, 2):

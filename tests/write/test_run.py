@@ -47,7 +47,7 @@ def test_a_write_without_a_cluster_is_stopped_between_two_shards_and_goes_on(
     path = tmp_path / "scan.zarr"
     with (
         dask.config.set(scheduler=scheduler, num_workers=1),
-        pytest.raises(WriteStoppedError, match=r"that is enough.*about \d of 8.*--resume"),
+        pytest.raises(WriteStoppedError, match=r"that is enough.*about \d of 8.*resume=True"),
     ):
         run(prepared_at(path), progress=stop_soon, stop=stop)
     prepared = prepared_at(path, resume=True)

@@ -184,7 +184,7 @@ def test_what_is_stored_and_damaged_is_not_gone_on_with(tmp_path: Path, is_compl
         data[:-132] = bytes(len(data) - 132)  # all but the index
         shard.write_bytes(data)
     error = DestinationExistsError if is_complete else StagingExistsError
-    with pytest.raises(error, match=r"is damaged: 0/c.*(--restart|--overwrite)"):
+    with pytest.raises(error, match=r"is damaged: 0/c.*(restart|overwrite)=True"):
         write(path, scan(Stored(VOXELS)), resume=True)
 
 
