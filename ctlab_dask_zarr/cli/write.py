@@ -165,7 +165,12 @@ def _copy_labels(
         return []
     options = {name: arguments[name] for name in _OF_LABELS if name in arguments}
     copied = []
-    for name in info(source).labels or ():
+    try:
+        names = info(source).labels or ()
+    except MetadataError as error:
+        warnings.warn(f"whether it has labels is not known: {error}", stacklevel=2)
+        return []
+    for name in names:
         try:
             labels = Dataset.from_path(
                 f"{source.rstrip('/')}/labels/{name}",
