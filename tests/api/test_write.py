@@ -134,7 +134,7 @@ def test_the_separator_follows_the_number_of_objects(options, separator, tmp_pat
         ({"ome_zarr_version": "0.4"}, "OMEZarrVersion"),
         ({"scale_placement": "array"}, "scale_placement"),
         ({"dimension_separator_threshold": True}, "threshold"),
-        ({"chunks": "auto", "shards": (32, 32, 32)}, "explicit"),
+        ({"chunks": "auto", "shards": (32, 32, 32)}, "a shape of chunks"),
         ({"resume": True, "restart": True}, "exclude"),
     ],
 )
