@@ -303,7 +303,7 @@ def _status_lines(status: WriteStatus) -> Iterator[str]:
         latest = f"the latest shard {duration_text(status.latest_s)} ago"
     yield f"since {since} ({duration_text(status.seconds)}); {latest}"
     yield from _runner_lines(status)
-    if status.rate and status.seconds_left is not None:
+    if status.state != "stopped" and status.rate and status.seconds_left is not None:
         left = duration_text(status.seconds_left)
         yield f"{nbytes_text(status.rate)}/s, {left} left at this rate"
     for job in status.parts:

@@ -126,3 +126,26 @@ def test_ctrl_c_on_a_terminal_finishes_what_is_under_way_and_resume_goes_on(
     result = json.loads(again.stdout)
     assert 0 < result["n_resumed"] < result["n_shards"]
     np.testing.assert_array_equal(Dataset.from_path(tmp_path / "a.zarr").data.compute(), VOXELS)
+
+
+@pytest.mark.slow
+def test_status_tells_a_command_that_runs_from_one_that_was_killed(
+    source: Path, tmp_path: Path
+) -> None:
+    # Killed once its second row of shards is begun, where it waits.
+    killed = subprocess.Popen(
+        [sys.executable, "-c", WAITING, "convert",
+         str(source), str(tmp_path / "b.zarr"), *MANY, "-q"],
+        stdout=subprocess.PIPE, text=True, env=os.environ | {"DASK_NUM_WORKERS": "1"},
+    )  # fmt: skip
+    with killed:
+        assert killed.stdout is not None
+        assert "the second row is begun" in killed.stdout.readline()
+        running = run_here("status", tmp_path / "b.zarr").stdout
+        killed.kill()
+        killed.wait(TIMEOUT_S)
+    assert f"running by process {killed.pid} on " in running
+    stopped = run_here("status", tmp_path / "b.zarr").stdout
+    assert "its process has ended" in stopped
+    assert "at this rate" not in stopped
+    assert "go on by: the same call with resume=True" in stopped
