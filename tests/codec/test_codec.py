@@ -46,6 +46,7 @@ DIRECT: dict[str, Any] = {
     "blosc": {"compressors": [BloscCodec(cname="blosclz", clevel=9, shuffle="shuffle")]},
     "gzip": {"compressors": [GzipCodec(level=1)]},
     "lz4": {"compressors": [{"name": "numcodecs.lz4", "configuration": {"acceleration": 1}}]},
+    "zlib": {"compressors": [{"name": "numcodecs.zlib", "configuration": {"level": 1}}]},
     "crc32c": {"compressors": [Crc32cCodec()]},
     "zstd, crc32c": {"compressors": [ZstdCodec(level=1), Crc32cCodec()]},
     "none": {"compressors": None},
