@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 #: A slab of whole slices that is read again and again is made of at most so many bytes; of a
 #: source whose units of decoding would take more, blocks are read as they are.
 _MAX_SLAB_NBYTES = 1 << 30
+#: About the size of a slab of a volume that was opened.
+_SLAB_NBYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def slabs_of(volume: Volume) -> SourceGraph:
     # Of all axes that are stored, these are the last ones.
     chunks: Any = source.facts().get("chunks")
     unit = int(chunks[len(chunks) - len(index) + axis]) if chunks else max(data.chunks[0])
-    height = slab_blocks(data.shape, data.dtype.itemsize, unit)[0][0]
+    height = slab_blocks(data.shape, data.dtype.itemsize, unit, _SLAB_NBYTES)[0][0]
     is_small = height * data.nbytes // data.shape[0] <= _MAX_SLAB_NBYTES
     if is_small or all(len(lengths) == 1 for lengths in data.chunks[1:]):
         blocks = tuple(height if n == axis else -1 for n in range(len(index)))

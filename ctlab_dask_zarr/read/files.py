@@ -18,8 +18,8 @@ from ctlab_dask_zarr.volume import SourceChecks
 
 #: One `readinto` moves less than 2^31 bytes on Linux.
 _MAX_READ_NBYTES = 1 << 30
-#: About the size of a block where a source can be cut at any slice.
-_SLAB_NBYTES = 128 << 20
+#: About the size of a block where a source can be cut at any slice: thin enough to be streamed.
+_SLAB_NBYTES = 32 << 20
 #: Slabs are cut at multiples of this many slices, so that inner chunks of usual sizes fit them.
 _SLAB_STEP = 32
 
@@ -302,12 +302,14 @@ def _line_ranges(outer: list[slice], shape: Shape) -> Iterator[tuple[int, int]]:
         yield z * n + ys.start, z * n + ys.stop
 
 
-def slab_blocks(shape: Shape, itemsize: int, unit: int = 1) -> tuple[tuple[int, ...], ...]:
-    """Return blocks of whole slices, of about 128 MiB; `unit` slices are best read together."""
+def slab_blocks(
+    shape: Shape, itemsize: int, unit: int = 1, nbytes: int = _SLAB_NBYTES
+) -> tuple[tuple[int, ...], ...]:
+    """Return blocks of whole slices, of about `nbytes`; `unit` slices are best read together."""
     if len(shape) == 2:
         return tuple((n,) for n in shape)
     slice_nbytes = max(shape[1] * shape[2] * itemsize, 1)
-    height = max(_SLAB_NBYTES // slice_nbytes, 1)
+    height = max(nbytes // slice_nbytes, 1)
     if height > _SLAB_STEP:
         height -= height % _SLAB_STEP
     height = max(height // unit, 1) * unit

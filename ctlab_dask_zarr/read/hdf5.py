@@ -91,7 +91,7 @@ def open_volume(
     datatype
         The mango data type, if the voxels are one.
     chunks
-        Blocks of the dask array; by default slabs of about 128 MiB of whole stored chunks.
+        Blocks of the dask array; by default slabs of about 32 MiB of whole stored chunks.
     voxel_size, voxel_unit
         Instead of what the file says: the axes of NXdata (their positions and ``units``), an
         attribute ``element_size_um`` of the array, or NXtomo's pixel size of the sample or, where

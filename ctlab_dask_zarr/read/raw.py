@@ -87,7 +87,7 @@ def open_volume(
     datatype
         The mango data type, if the voxels are one.
     chunks
-        Blocks of the dask array; by default slabs of about 128 MiB.
+        Blocks of the dask array; by default slabs of about 32 MiB.
     voxel_size, voxel_unit
         Instead of what the header says. Most headers do not say the unit.
     shape, dtype, byte_order, offset

@@ -107,7 +107,7 @@ def open_volume(
     datatype
         The mango data type, if the voxels are one.
     chunks
-        Blocks of the dask array; by default slabs of about 128 MiB.
+        Blocks of the dask array; by default slabs of about 32 MiB.
     voxel_size, voxel_unit
         Instead of what ImageJ or OME says; needed where neither says all lengths.
     slices
