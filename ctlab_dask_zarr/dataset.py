@@ -86,7 +86,7 @@ class Dataset(DerivableVolume):
             Whether the text of a history becomes nested parameters (mango netCDF).
         **kwargs
             ``datatype``, ``voxel_size``, ``voxel_unit`` instead of what is said there, ``chunks``
-            of the dask array, and what `dataset_from_zarr` takes for a Zarr store.
+            of the dask array (``'slabs'``: whole slices), and what `dataset_from_zarr` takes.
 
         Raises
         ------
@@ -105,27 +105,29 @@ class Dataset(DerivableVolume):
         compute: bool = True,
         **kwargs: Any,
     ) -> Delayed | None:
-        """Write the dataset, as Zarr, as mango netCDF, or the voxels alone.
+        """Write the dataset: as Zarr, or as files of another format.
 
         Parameters
         ----------
         path
             Where to. A name that ends in ``.zarr``, in ``.nc`` or ``_nc`` (mango netCDF), or in
-            ``.raw`` tells what is written; one that begins with the data type is of mango netCDF.
+            ``.raw`` tells what is written, as do the others of `export_dataset`; one that begins
+            with the data type is of mango netCDF.
         filetype
             ``'zarr'``, ``'NetCDF'``, ``'raw'``, or ``'auto'``: by the name of the path.
         dataset_id
             ``'auto'``: that of the dataset; None: a new one; else this one.
         compute, **kwargs
-            For `dataset_to_zarr`, `dataset_to_netcdf` or `dataset_to_raw`.
+            For `dataset_to_zarr`, `dataset_to_netcdf`, `dataset_to_raw` or `export_dataset`.
 
         Raises
         ------
         InvalidArgumentError
             The name or the file type is of another format.
         """
-        from ctlab_dask_zarr.api.export import dataset_to_netcdf, dataset_to_raw, filetype_of
+        from ctlab_dask_zarr.api.export import dataset_to_netcdf, dataset_to_raw, export_to_path
         from ctlab_dask_zarr.api.write import dataset_to_zarr
+        from ctlab_dask_zarr.export.named import filetype_of
 
         # Not only of this class: what anu_ctlab_io makes is written as well.
         kind = filetype_of(path, filetype, self)
@@ -133,6 +135,8 @@ class Dataset(DerivableVolume):
             refuse_unknown(dataset_to_raw, kwargs, "Dataset.to_path of raw")
             return dataset_to_raw(self, path, compute, **kwargs)
         dataset: Volume = as_volume(self)
+        if kind == "files":
+            return export_to_path(dataset, path, compute, kwargs)
         if dataset_id == "auto":
             dataset_id = dataset.dataset_id
         elif dataset_id is None and (kwargs.get("datatype") or dataset.datatype) is None:

@@ -259,6 +259,12 @@ class Volume:
             identity=source.identity if identity is None and is_same_data else identity,
         )
 
+    def with_blocks(self, data: da.Array) -> Self:
+        """Return the same volume, whose voxels are those of `data`, in other blocks."""
+        same = copy.copy(self)
+        vars(same).update(data=data, _opened_as=data.name)
+        return same
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of voxels along each axis."""

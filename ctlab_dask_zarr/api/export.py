@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from ctlab_dask_zarr.api.preparing import (
     reported,
     started,
 )
-from ctlab_dask_zarr.arguments import refuse_other_meanings
+from ctlab_dask_zarr.arguments import refuse_other_meanings, refuse_unknown
 from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.export.kind import Kind
@@ -319,13 +320,34 @@ def export_dataset(
     2
     (2.5, 2.5, 2.5)
     """
+    found = _export_named(dataset, path, compression_level, True, locals())
+    assert isinstance(found, ExportResult)
+    return found
+
+
+def export_to_path(
+    dataset: Volume, path: str | os.PathLike[str], compute: bool, options: dict[str, Any]
+) -> Delayed | None:
+    """Do what `export_dataset` does with these options, or return the graph that does."""
+    refuse_unknown(export_dataset, options, "Dataset.to_path of files")
+    parameters = inspect.signature(export_dataset).parameters.values()
+    given = {p.name: p.default for p in parameters} | options
+    found = _export_named(dataset, path, given["compression_level"], compute, given)
+    return None if isinstance(found, ExportResult) else found
+
+
+def _export_named(
+    dataset: Volume,
+    path: str | os.PathLike[str],
+    compression_level: int,
+    compute: bool,
+    given: dict[str, Any],
+) -> Delayed | ExportResult:
     volume = _to_export(dataset)
     if compression_level not in range(10):
         raise InvalidArgumentError(f"compression_level={compression_level!r} is none of 0 to 9")
     kind, place = kind_named(volume, path, compression_level)
-    found = export_as(kind, volume, place, True, locals())
-    assert isinstance(found, ExportResult)
-    return found
+    return export_as(kind, volume, place, compute, given)
 
 
 def _to_export(dataset: Volume) -> Volume:
@@ -358,21 +380,3 @@ def export_as(
             )
         with reported(given["progress"], client, "files") as tell:
             return run_export(prepared, client, tell, given["stop"])
-
-
-def filetype_of(path: str | os.PathLike[str], filetype: str, dataset: Volume) -> str:
-    """Return the format to write, by its name or that of the path."""
-    name = os.path.basename(os.fspath(path).rstrip("/"))
-    if filetype.lower() in ("zarr", "netcdf", "raw"):
-        return filetype.lower()
-    ends = {".zarr": "zarr", ".nc": "netcdf", "_nc": "netcdf", ".raw": "raw"}
-    found = next((kind for end, kind in ends.items() if name.endswith(end)), None)
-    datatype = as_volume(dataset).datatype
-    if found is None and datatype is not None and name.startswith(datatype.value):
-        found = "netcdf"
-    if found is None or filetype != "auto":
-        raise InvalidArgumentError(
-            f"Unable to determine output format of {os.fspath(path)!r}, filetype {filetype!r}: "
-            "use a name that ends in .zarr, .nc, _nc or .raw, or filetype='zarr', 'NetCDF' or 'raw'"
-        )
-    return found

@@ -11,7 +11,6 @@ from ctlab_dask_zarr.api.preparing import Executor, ProgressSink, in_force, repo
 from ctlab_dask_zarr.execution.progress import Progress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import Stop, compute_until
-from ctlab_dask_zarr.export.run import slabs_of
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.manage.discard import AbortResult, abort_write
 from ctlab_dask_zarr.manage.status import WriteStatus, write_status
@@ -130,7 +129,7 @@ def verify(
 
         with reported(progress, noun="checks"):
             if volume is not None and are_files(path):
-                checks = prepare_file_comparison(path, volume, slabs_of(volume))
+                checks = prepare_file_comparison(path, volume)
                 running = started(client)
             else:
                 with opening(path):

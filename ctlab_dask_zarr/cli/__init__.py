@@ -10,6 +10,7 @@ import click
 
 from ctlab_dask_zarr.cli.add import add_labels_command, pyramid_command
 from ctlab_dask_zarr.cli.demo import demo_command
+from ctlab_dask_zarr.cli.export import export_command
 from ctlab_dask_zarr.cli.look import (
     check_command,
     config_command,
@@ -70,6 +71,7 @@ def main(debug: bool) -> None:
     ctlab-zarr verify scan.zarr --source scan_nc  before the original is deleted
     ctlab-zarr seal scan.zarr                     checksums for a store of another program
     ctlab-zarr repair scan.zarr --source scan_nc  write again what is damaged
+    ctlab-zarr export scan.zarr scan.tif          files for other programs
     ctlab-zarr pyramid scan.zarr                  add levels of detail
     ctlab-zarr add-labels scan.zarr segmented_nc --name phases
     ctlab-zarr info scan.zarr                     what a dataset is
@@ -84,15 +86,8 @@ def main(debug: bool) -> None:
 
 for command in (
     *(convert_command, plan_command, commit_command, status_command, abort_command, push_command),
-    *(
-        pull_command,
-        verify_command,
-        seal_command,
-        repair_command,
-        pyramid_command,
-        add_labels_command,
-        info_command,
-    ),
+    *(pull_command, verify_command, seal_command, repair_command, export_command),
+    *(pyramid_command, add_labels_command, info_command),
     *(history_command, set_voxel_command, set_id_command, preview_command, view_command),
     *(check_command, config_command, demo_command),
 ):

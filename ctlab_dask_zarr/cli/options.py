@@ -60,6 +60,7 @@ SOURCE: Options = {
     "voxel_unit": option(
         "--voxel-unit", "Instead of the source's: mm, um, nm, ...", type=VOXEL_UNIT
     ),
+    "level": option("--level", "Level of detail of a store, 0 the finest.", type=click.IntRange(0)),
     "crop": option("--crop", "A part of the source: 100:200,:,0:512 along z,y,x.", type=CROP),
     "bin": option("--bin", "Voxels so many times as large: 2, 4, 8, ...", type=click.IntRange(2)),
     "to": option(

@@ -8,12 +8,20 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctlab_dask_zarr.errors import CTLabError
+from ctlab_dask_zarr.errors import (
+    ClusterError,
+    CTLabError,
+    VerificationError,
+    WriteStoppedError,
+)
 from ctlab_dask_zarr.text import in_command, shown
+
+if TYPE_CHECKING:
+    from ctlab_dask_zarr import Dataset
 
 #: Enough for the rows of shards of some dozens of threads.
 _MANY_FILES = 1 << 16
@@ -81,3 +89,24 @@ def allow_many_files() -> None:
     except (ImportError, OSError, ValueError):
         # A system without such limits, or one that allows no change.
         return
+
+
+def verify_written(path: str, dataset: Dataset, how: dict[str, Any], command: str) -> None:
+    """Compare what was written with its source; `command` is how a user does that later."""
+    from ctlab_dask_zarr import verify
+
+    try:
+        problems = verify(path, dataset, **how)
+    except (WriteStoppedError, ClusterError) as error:
+        raise type(error)(
+            f"{error}. {path} is complete and in its place, but not verified to the end: verify it "
+            f"by {command}"
+        ) from error
+    for problem in problems:
+        say(str(problem), err=True)
+    if problems:
+        raise VerificationError(
+            f"verification of {path} found {problems.count_text}. It stays in its place, but do "
+            "not trust it: if the source is damaged, copy it again; then write it again with "
+            "--overwrite"
+        )

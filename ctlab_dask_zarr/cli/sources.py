@@ -23,22 +23,27 @@ def given_source_options(options: dict[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in SOURCE if options[name] is not None]
 
 
-def open_source(source: str, options: dict[str, Any], *, to_compare: bool = False) -> Dataset:
+def open_source(
+    source: str, options: dict[str, Any], *, to_compare: bool = False, slabs: bool = False
+) -> Dataset:
     """Open the source; take out the options that correct what it says about itself.
 
-    A source that is only compared may lack a voxel size.
+    A source that is only compared may lack a voxel size; one that becomes files is best read in
+    `slabs`.
     """
     from ctlab_dask_zarr import Dataset, VoxelSizeError
 
     size, said = options.pop("voxel_size") or (None, None)
     unit, is_sure = options.pop("voxel_unit") or said, options.pop("yes")
     datatype, dataset_id = options.pop("datatype"), options.pop("dataset_id")
-    own = {name: options.pop(name) for name in ("slices", "pattern", *_RAW)}
+    own = {name: options.pop(name) for name in ("level", "slices", "pattern", *_RAW)}
     given = {name: value for name, value in own.items() if value is not None}
     if given.keys() & set(_RAW):
         # A file without a header can have any name.
         given["filetype"] = "raw"
     given["datatype"] = datatype
+    if slabs:
+        given["chunks"] = "slabs"
     try:
         dataset = Dataset.from_path(source, voxel_size=size, voxel_unit=unit, **given)
     except VoxelSizeError:

@@ -29,17 +29,14 @@ from ctlab_dask_zarr.cli.options import (
     with_options,
     workers_of,
 )
-from ctlab_dask_zarr.cli.output import exit_codes, say
+from ctlab_dask_zarr.cli.output import exit_codes, say, verify_written
 from ctlab_dask_zarr.cli.sources import given_source_options, open_source
 from ctlab_dask_zarr.errors import (
-    ClusterError,
     DestinationExistsError,
     IncompleteSourceError,
     InvalidArgumentError,
     MetadataError,
     UnsupportedFormatError,
-    VerificationError,
-    WriteStoppedError,
 )
 from ctlab_dask_zarr.text import counted_text, duration_text, nbytes_text
 
@@ -108,7 +105,7 @@ def convert_command(
         if verify_after:
             command = f"`ctlab-zarr verify {result.destination} --source {source}`"
             same = f" with the same {', '.join(given)}" if given else ""
-            _verify(result.destination, dataset, how, command + same)
+            verify_written(result.destination, dataset, how, command + same)
     if as_json:
         checked = {"verified": True} if verify_after else {}
         text = {"nbytes_text": nbytes_text(result.nbytes)}
@@ -197,27 +194,6 @@ def _check_source(
     if problems:
         lines = "\n".join(map(str, problems))
         raise IncompleteSourceError(f"the source is damaged, and nothing was written:\n{lines}")
-
-
-def _verify(path: str, dataset: Dataset, how: dict[str, Any], command: str) -> None:
-    """Compare what was written with its source; `command` is how a user does that later."""
-    from ctlab_dask_zarr import verify
-
-    try:
-        problems = verify(path, dataset, **how)
-    except (WriteStoppedError, ClusterError) as error:
-        raise type(error)(
-            f"{error}. {path} is complete and in its place, but not verified to the end: verify it "
-            f"by {command}"
-        ) from error
-    for problem in problems:
-        say(str(problem), err=True)
-    if problems:
-        raise VerificationError(
-            f"verification of {path} found {problems.count_text}. It stays in its place, but do "
-            "not trust it: if the source is damaged, copy it again; then convert again with "
-            "--overwrite"
-        )
 
 
 @click.command("plan")

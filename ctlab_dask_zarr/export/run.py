@@ -13,33 +13,25 @@ from ctlab_dask_zarr.execution.allocation import files_problem
 from ctlab_dask_zarr.execution.graphs import analyse_source
 from ctlab_dask_zarr.execution.progress import Progress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
-from ctlab_dask_zarr.execution.stopping import Stop, compute_until
+from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop, compute_until
 from ctlab_dask_zarr.export.graph import Blocks, build_graph
 from ctlab_dask_zarr.export.kind import FlatKind, Kind
-from ctlab_dask_zarr.export.staged import ExportRequest, ExportResult
+from ctlab_dask_zarr.export.staged import ExportRequest, ExportResult, result_of
 from ctlab_dask_zarr.planning.identity import source_identity
 from ctlab_dask_zarr.planning.occupied import refuse_place
 from ctlab_dask_zarr.planning.resolve import refuse_contradictions
-from ctlab_dask_zarr.read.files import slab_blocks
-from ctlab_dask_zarr.read.lazy import lazy_array
-from ctlab_dask_zarr.read.source_array import SourceArray
+from ctlab_dask_zarr.read.source import in_slabs
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.paths import local_path
 from ctlab_dask_zarr.store.shared_folder import SharedFolder
+from ctlab_dask_zarr.text import nbytes_text
 from ctlab_dask_zarr.write.run import compute_here
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
-    from ctlab_dask_zarr.execution.graphs import SourceGraph
     from ctlab_dask_zarr.planning.rechunk import Resources
     from ctlab_dask_zarr.volume import Volume
-
-#: A slab of whole slices that is read again and again is made of at most so many bytes; of a
-#: source whose units of decoding would take more, blocks are read as they are.
-_MAX_SLAB_NBYTES = 1 << 30
-#: About the size of a slab of a volume that was opened.
-_SLAB_NBYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ def prepare_export(
     destination = Destination.at(os.path.join(os.path.realpath(folder), name))
     refuse_contradictions(resume, restart)
     refuse_place(destination, volume.source)
-    source = slabs_of(volume)
+    source = analyse_source(in_slabs(volume).data)
     blocks = Blocks.of(volume, source)
     settings = {"shape": list(volume.shape), "dtype": str(blocks.dtype), **kind.settings()}
     if not blocks.are_slabs or isinstance(kind, FlatKind):
@@ -86,27 +78,6 @@ def prepare_export(
     return PreparedExport(graph, request, total)
 
 
-def slabs_of(volume: Volume) -> SourceGraph:
-    """Return the graph of a volume; what was opened, or a part of it, is read in whole slices."""
-    data, source = volume.data, volume.source
-    region = (source, (slice(None),) * data.ndim) if source is not None else None
-    if isinstance(data, SourceArray):
-        region = data.region
-    if region is None or data.ndim < 2:
-        return analyse_source(data)
-    source, index = region
-    axis = next(n for n, part in enumerate(index) if isinstance(part, slice))
-    # Of all axes that are stored, these are the last ones.
-    chunks: Any = source.facts().get("chunks")
-    unit = int(chunks[len(chunks) - len(index) + axis]) if chunks else max(data.chunks[0])
-    height = slab_blocks(data.shape, data.dtype.itemsize, unit, _SLAB_NBYTES)[0][0]
-    is_small = height * data.nbytes // data.shape[0] <= _MAX_SLAB_NBYTES
-    if is_small or all(len(lengths) == 1 for lengths in data.chunks[1:]):
-        blocks = tuple(height if n == axis else -1 for n in range(len(index)))
-        data = lazy_array(source, "slabs", blocks, {})[index]
-    return analyse_source(data)
-
-
 def run_export(
     prepared: PreparedExport,
     client: Any = None,
@@ -116,10 +87,11 @@ def run_export(
     """Compute a prepared export and wait for its end."""
     running = client or current_client()
     destination = prepared.request.destination
+    before = _found_at(destination)
     result: ExportResult
     with (
         waiting_for(prepared.graph, running),
-        counted(prepared.graph, prepared.total, running, tell=tell, stop=stop),
+        counted(prepared.graph, prepared.total, running, tell=tell, stop=stop) as told,
     ):
         try:
             if running is None:
@@ -129,8 +101,11 @@ def run_export(
                 shared.check()
                 result = compute_until(prepared.graph, running, stop, shared=shared)
                 return result
-        except WriteStoppedError:
-            raise
+        except WriteStoppedError as error:
+            if not destination.staged_plan() and _found_at(destination) not in (None, before):
+                # The commit was what was finished last.
+                return result_of(prepared.request)
+            raise error if stop is None else _stopped(prepared, stop, told()) from error
         except Exception as error:
             if isinstance(error, CTLabError):
                 raise
@@ -141,3 +116,25 @@ def run_export(
                 f"written so far are in {destination.staging}. Go on by resume=True (--resume), or "
                 "start anew by restart=True (--restart)"
             ) from error
+
+
+def _found_at(destination: Destination) -> tuple[int, float] | None:
+    """Return size and time of what is at a destination; None for nothing."""
+    files, path = destination.files, destination.path
+    return None if files.kind(path) is None else files.stat(path)
+
+
+def _stopped(prepared: PreparedExport, stop: Stop, told: Progress) -> CTLabError:
+    """Return the error after a stop: it can go on, unless it would get no further another time."""
+    path = prepared.request.destination.path
+    why = f"stopped ({stop.reason()}): "
+    if stop.is_futile():
+        # Not the exit code of a stop: job scripts would repeat it for ever.
+        return WriteFailedError(
+            f"{why}no file of {path} was finished in the {stop.time_spent()} that there were. With "
+            f"as much time it would get no further: give it {MORE_TIME} or more workers"
+        )
+    return WriteStoppedError(
+        f"{why}about {nbytes_text(told.nbytes_done)} of {nbytes_text(told.nbytes)} are written, "
+        f"and {path} is as it was; go on by resume=True (--resume)"
+    )

@@ -264,9 +264,17 @@ def commit(staged: StagedExport, sources: Iterable[Any]) -> ExportResult:
         repair(destination)
         if destination.staged_plan().get("staging_id") == staged.staging_id:
             destination.discard_staging()
-    places = [os.path.join(path, name) for name in names] if kind.is_folder else [path]
+    return result_of(request)
+
+
+def result_of(request: ExportRequest) -> ExportResult:
+    """Return what an export has put in its place."""
+    kind, path, files = request.kind, request.destination.path, request.destination.files
+    places = [path]
+    if kind.is_folder:
+        places = [os.path.join(path, file.name) for file in kind.files()]
     if isinstance(kind, HeaderKind):
-        places.append(os.path.join(folder, kind.header_file()[0]))
+        places.append(os.path.join(os.path.dirname(path), kind.header_file()[0]))
     return ExportResult(path, len(places), sum(files.stat(place)[0] for place in places))
 
 

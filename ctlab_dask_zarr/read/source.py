@@ -16,9 +16,20 @@ from ctlab_dask_zarr.errors import (
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read import hdf5, netcdf, raw, tiff, zarr
+from ctlab_dask_zarr.read.files import slab_blocks
+from ctlab_dask_zarr.read.lazy import lazy_array
+from ctlab_dask_zarr.read.source_array import SourceArray
 from ctlab_dask_zarr.store.paths import storage_path
 from ctlab_dask_zarr.volume import Volume
 from ctlab_dask_zarr.waits import opening
+
+#: What `chunks` is for slabs of whole slices.
+SLABS = "slabs"
+#: A slab is of at most so many bytes; of a source whose units of decoding would take more, blocks
+#: are read as they are.
+_MAX_SLAB_NBYTES = 1 << 30
+#: About the size of a slab.
+_SLAB_NBYTES = 128 << 20
 
 
 class SourceKind(Protocol):
@@ -125,8 +136,37 @@ def open_volume(path: str | os.PathLike[str], filetype: str = "auto", **options:
                 f"{others[0].DESCRIPTION}; leave it out"
             )
     refuse_unknown(kind.open_volume, options, "Dataset.from_path")
+    is_in_slabs = isinstance(chunks := options.get("chunks"), str) and chunks == SLABS
+    if is_in_slabs:
+        options["chunks"] = None
     with opening(path):
-        return kind.open_volume(path, **options)
+        volume = kind.open_volume(path, **options)
+        return in_slabs(volume) if is_in_slabs else volume
+
+
+def in_slabs(volume: Volume) -> Volume:
+    """Return a volume in blocks of whole slices, if it was opened or is a part of what was.
+
+    A slab is of about 128 MiB, and of whole stored chunks.
+    """
+    # A dataset of another package may have no source.
+    data, source = volume.data, getattr(volume, "source", None)
+    region = (source, (slice(None),) * data.ndim) if source is not None else None
+    if isinstance(data, SourceArray):
+        region = data.region
+    if region is None or data.ndim < 2:
+        return volume
+    source, index = region
+    axis = next(n for n, part in enumerate(index) if isinstance(part, slice))
+    # Of all axes that are stored, these are the last ones.
+    chunks: Any = source.facts().get("chunks")
+    unit = int(chunks[len(chunks) - len(index) + axis]) if chunks else max(data.chunks[0])
+    height = slab_blocks(data.shape, data.dtype.itemsize, unit, _SLAB_NBYTES)[0][0]
+    is_small = height * data.nbytes // data.shape[0] <= _MAX_SLAB_NBYTES
+    if not is_small and any(len(lengths) > 1 for lengths in data.chunks[1:]):
+        return volume
+    blocks = tuple(height if n == axis else -1 for n in range(len(index)))
+    return volume.with_blocks(lazy_array(source, "slabs", blocks, {})[index])
 
 
 def open_to_compare(path: str | os.PathLike[str]) -> Volume:

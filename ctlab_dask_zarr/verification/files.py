@@ -12,11 +12,11 @@ from ctlab_dask_zarr.errors import (
     UnsupportedFormatError,
     VoxelSizeError,
 )
-from ctlab_dask_zarr.execution.graphs import SourceGraph, add_block_tasks, analyse_source
+from ctlab_dask_zarr.execution.graphs import add_block_tasks, analyse_source
 from ctlab_dask_zarr.execution.progress import topic_of
 from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.formats.units import VoxelUnit, are_same_sizes
-from ctlab_dask_zarr.read.source import kind_of, open_volume
+from ctlab_dask_zarr.read.source import in_slabs, kind_of, open_volume
 from ctlab_dask_zarr.store.paths import is_url, storage_path
 from ctlab_dask_zarr.verification.checks import Verification
 from ctlab_dask_zarr.verification.comparison import native
@@ -33,14 +33,10 @@ def are_files(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def prepare_file_comparison(
-    path: str | os.PathLike[str], source: Volume, blocks: SourceGraph
-) -> Verification:
-    """Prepare to compare files with their source, and the source with its own checksums.
-
-    `blocks` are those of the source; best are slabs of whole slices, as files have them.
-    """
+def prepare_file_comparison(path: str | os.PathLike[str], source: Volume) -> Verification:
+    """Prepare to compare files with their source, and the source with its own checksums."""
     root = storage_path(path)
+    data = in_slabs(source).data
     checks = prepare_source_check(source)
     checks.scope = "every voxel compared"
     try:
@@ -52,9 +48,9 @@ def prepare_file_comparison(
         return checks
     if found.shape == source.shape[1:] and source.shape[0] == 1:
         # Some formats make no difference between an image and a volume of one slice.
-        blocks = analyse_source(source.data[0])
+        data = data[0]
     facts: dict[str, tuple[Any, Any]] = {
-        "shape": (found.shape, tuple(blocks.data.shape)),
+        "shape": (found.shape, tuple(data.shape)),
         "dtype": (native(found.dtype), native(source.dtype)),
     }
     different = {name: pair for name, pair in facts.items() if pair[0] != pair[1]}
@@ -68,7 +64,8 @@ def prepare_file_comparison(
         return checks
     assert found.source is not None
     check = partial(check_block, topic_of(checks.token), found.source, source.mask_value)
-    checks.keys += add_block_tasks(checks.tasks, blocks, check, f"compare-block-{checks.token}")
+    name = f"compare-block-{checks.token}"
+    checks.keys += add_block_tasks(checks.tasks, analyse_source(data), check, name)
     checks.nbytes += int(source.data.nbytes)
     return checks
 

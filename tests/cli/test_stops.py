@@ -255,6 +255,28 @@ def test_a_commit_that_makes_levels_is_stopped_and_gone_on_with(
     assert verify(store, Dataset.from_path(source)) == []
 
 
+@pytest.mark.parametrize("name", ["slices/", "a.tif", "a.h5"])
+def test_a_stopped_export_keeps_its_files_and_goes_on(
+    start: Any, finish: Any, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = f"{out}/{name}"
+    export = ("export", source, path, *(("--compression-level", "1") if name == "a.h5" else ()))
+
+    def is_written(files: LocalFiles, path: str) -> bool:
+        return path.endswith((".partial", "/volume.tif"))
+
+    with monkeypatch.context() as patch:
+        # Of HDF5 the second one is the commit, which is not stopped.
+        n_quick = 0 if name == "a.h5" else 1
+        slow = Slow(patch, LocalFiles, "sync_folder", 0.5, is_written, n_quick)
+        _, errors = stop(start(*export), slow)
+    assert "stopped (SIGTERM): about" in errors
+    assert f"and {path.rstrip('/')} is as it was; go on by resume=True (--resume)" in errors
+    assert len(os.listdir(out)) == 1
+    assert "verified" in finish(*export, "--resume", "--verify")
+    assert len(os.listdir(out)) == 1
+
+
 def fail(process: Process) -> str:
     """Return what a command says that ends so that no job script repeats it."""
     output, errors = process.communicate(timeout=TIMEOUT_S)

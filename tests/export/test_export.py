@@ -38,10 +38,12 @@ from ctlab_dask_zarr import (
     dataset_to_zarr,
     status,
 )
+from ctlab_dask_zarr.execution.graphs import analyse_source
 from ctlab_dask_zarr.export.graph import Blocks
 from ctlab_dask_zarr.export.kind import File
-from ctlab_dask_zarr.export.run import prepare_export, run_export, slabs_of
+from ctlab_dask_zarr.export.run import prepare_export, run_export
 from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.read.source import in_slabs
 from tests.builders import make_dataset, random_voxels, write_without_commit
 
 VOXELS = random_voxels((23, 15, 18))
@@ -144,7 +146,7 @@ def test_an_opened_store_is_exported_from_slabs_of_its_chunks(tmp_path: Path) ->
 def test_a_part_of_a_store_is_exported_from_slabs_too(tmp_path: Path, index: Any) -> None:
     dataset_to_zarr(make_dataset(VOXELS), tmp_path / "a.zarr", shards=(16, 8, 8), chunks=(4, 4, 4))
     part = dataset_from_zarr(tmp_path / "a.zarr")[index]
-    assert Blocks.of(part, slabs_of(part)).are_slabs
+    assert Blocks.of(part, analyse_source(in_slabs(part).data)).are_slabs
     dataset_to_raw(part, tmp_path / "a.raw")
     found = np.fromfile(tmp_path / "a.raw", "<u2").reshape(part.shape)
     np.testing.assert_array_equal(found, VOXELS[index])

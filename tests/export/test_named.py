@@ -7,12 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
+from distributed import Client
 
 from ctlab_dask_zarr import (
     Dataset,
     InvalidArgumentError,
+    Progress,
+    StagingExistsError,
+    Stop,
+    WriteFailedError,
+    WriteStoppedError,
     dataset_from_zarr,
     dataset_to_zarr,
     export_dataset,
@@ -44,7 +51,9 @@ def test_what_is_not_compressed_refuses_a_level(tmp_path: Path, name: str) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_exported_is_equal_to_its_source(tmp_path: Path, name: str) -> None:
-    dataset_to_zarr(make_dataset(VOXELS), tmp_path / "a.zarr", shards=(8, 32, 32), chunks=8)
+    dataset_to_zarr(
+        make_dataset(VOXELS), tmp_path / "a.zarr", shards=(8, 32, 32), chunks=(4, 16, 16)
+    )
     scan = dataset_from_zarr(tmp_path / "a.zarr")
     path = f"{tmp_path}/{name}"
     export_dataset(scan, path)
@@ -113,3 +122,66 @@ def test_voxels_that_are_not_a_number_are_equal(tmp_path: Path) -> None:
     export_dataset(make_dataset(voxels), tmp_path / "a.h5")
     assert verify(tmp_path / "a.h5", make_dataset(voxels)) == []
     assert np.isnan(Dataset.from_path(tmp_path / "a.h5").data[0, 0].compute()).all()
+
+
+@pytest.mark.parametrize("name", ["slices/", "a.tif", "a.h5"])
+def test_an_export_that_was_stopped_goes_on(tmp_path: Path, name: str) -> None:
+    """It is asked to stop when the first voxels are reported; what is there is kept."""
+    scan = make_dataset(random_voxels((64, 40, 50)), (1, 40, 50))
+    options: dict[str, Any] = {"compression_level": 1} if name == "a.h5" else {}
+    path, stop = f"{tmp_path}/{name}", Stop()
+
+    def ask(told: Progress) -> None:
+        if told.nbytes_done:
+            stop.ask("enough")
+
+    with dask.config.set(scheduler="sync"):
+        with pytest.raises(WriteStoppedError, match=r"enough.*KiB of 250.0 KiB.*--resume"):
+            export_dataset(scan, path, progress=ask, stop=stop, **options)
+        assert not Path(path).exists()
+        with pytest.raises(StagingExistsError):
+            export_dataset(scan, path, **options)
+        export_dataset(scan, path, resume=True, **options)
+        assert verify(path, scan) == []
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_stop_before_anything_was_done_is_no_reason_to_try_again(tmp_path: Path) -> None:
+    stop = Stop(deadline=0.0)
+    with pytest.raises(WriteFailedError, match=r"no file of .* was finished"):
+        export_dataset(make_dataset(VOXELS), tmp_path / "a.tif", stop=stop)
+
+
+@pytest.mark.parametrize("name", ["slices/", "a.tif", "a.h5"])
+def test_workers_go_on_after_a_failure(tmp_path: Path, name: str, cluster: Client) -> None:
+    """The last block cannot be made before a file is there."""
+
+    def fragile(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+        if block_info[0]["chunk-location"][0] == 15 and not (tmp_path / "mended").exists():
+            raise OSError("no more")
+        return block
+
+    voxels = make_dataset(random_voxels((16, 40, 50)), (1, 40, 50)).data
+    scan = make_dataset(voxels.map_blocks(fragile, dtype="uint16", name=f"fragile-{name}"))
+    path = f"{tmp_path}/{name}"
+    options: dict[str, Any] = {"compression_level": 1} if name == "a.h5" else {}
+    with pytest.raises(WriteFailedError, match=r"no more.*--resume"):
+        export_dataset(scan, path, client=cluster, **options)
+    (tmp_path / "mended").touch()
+    export_dataset(scan, path, client=cluster, resume=True, **options)
+    assert verify(path, scan, client=cluster) == []
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["slices/", "a.tif", "a.nhdr", "a.h5"])
+def test_to_path_goes_by_the_name(tmp_path: Path, name: str) -> None:
+    scan = make_dataset(VOXELS, (3, 40, 50))
+    path = f"{tmp_path}/{name}"
+    graph = scan.to_path(path, compute=False)
+    assert graph is not None
+    assert list(tmp_path.iterdir()) == []
+    graph.compute()
+    assert verify(path, scan) == []
+    assert scan.to_path(path, overwrite=True) is None
+    with pytest.raises(InvalidArgumentError, match="shards= is not a parameter of"):
+        scan.to_path(path, shards=(4, 4, 4), overwrite=True)
