@@ -17,7 +17,13 @@ from benchmarks.writes import written_store
 
 #: What is exported: its name, and what is asked of the time, as a multiple of both. The MD5 of
 #: mango's files is a third part of the work.
-_KINDS = {"raw": ("out.raw", 1.3), "mango netCDF": ("tomo_out_nc", None)}
+_KINDS = {
+    "raw": ("out.raw", 1.3),
+    "TIFF": ("out.tif", 1.3),
+    "TIFF slices": ("out/", 1.3),
+    "HDF5": ("out.h5", 1.3),
+    "mango netCDF": ("tomo_out_nc", None),
+}
 #: Slices that one thread decodes or writes at once: a row of inner chunks.
 _N_SLICES = 32
 
@@ -41,10 +47,11 @@ def rounds(store: str, out: str, n_rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each round of the export, of decoding, and of writing."""
     from ctlab_dask_zarr import dataset_from_zarr
 
+    alone = f"{out.rstrip('/')}.alone"
     works = {
         "export": partial(_export, store, out),
         "decode": partial(_each_slab, store, lambda slab, z: None),
-        "write": partial(_write, store, f"{out}.alone"),
+        "write": partial(_write, store, alone),
     }
     # Modules are loaded, and the store is in the page cache, before the first round.
     for work in works.values():
@@ -56,10 +63,10 @@ def rounds(store: str, out: str, n_rounds: int) -> dict[str, list[float]]:
     for number in range(n_rounds):
         for name in in_turn(works, number):
             _remove(out)
-            _remove(f"{out}.alone")
+            _remove(alone)
             found[name].append(works[name]())
     _remove(out)
-    _remove(f"{out}.alone")
+    _remove(alone)
     return found
 
 
@@ -104,11 +111,11 @@ def _write(store: str, out: str) -> float:
 
 
 def _read_back(out: str, like: np.ndarray) -> np.ndarray:
-    from ctlab_dask_zarr import dataset_from_netcdf
+    from ctlab_dask_zarr import Dataset
 
     if out.endswith(".raw"):
         return np.fromfile(out, like.dtype).reshape(like.shape)
-    voxels: np.ndarray = dataset_from_netcdf(out).data.compute()
+    voxels: np.ndarray = Dataset.from_path(out).data.compute()
     return voxels
 
 
