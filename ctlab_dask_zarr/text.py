@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -45,6 +46,28 @@ def in_command(text: str) -> str:
     'go on by --resume, or --voxel-size 2.5um'
     """
     return _ADVICE.sub(r"\2", text)
+
+
+def command_text(command: str, *paths: str) -> str:
+    """Return a command line with paths as a shell takes them, in the quotes of a message.
+
+    Examples
+    --------
+    >>> command_text("commit", "/data/my scan.zarr")
+    "`ctlab-zarr commit '/data/my scan.zarr'`"
+    """
+    return f"`ctlab-zarr {command} {' '.join(map(path_text, paths))}`"
+
+
+def path_text(path: str) -> str:
+    """Return a path as a shell takes it, also one that begins like an option.
+
+    Examples
+    --------
+    >>> path_text("scan.zarr"), path_text("-scan.zarr"), path_text("a b.zarr")
+    ('scan.zarr', './-scan.zarr', "'a b.zarr'")
+    """
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
 def shown(text: str) -> str:

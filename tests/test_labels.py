@@ -345,3 +345,31 @@ def test_levels_and_labels_are_seen_where_zarr_had_consolidated_the_store(tmp_pa
         if number:
             assert group["labels/phases/1"].shape == (35, 33, 49)
     assert verify(path) == []
+
+
+def test_greys_are_refused_as_labels_unless_they_are_said_to_be_classes(image: Path) -> None:
+    greys = make_dataset(masked_voxels(), 32, **ISOTROPIC)
+    with pytest.raises(InvalidArgumentError, match="data type tomo, whose values are greys"):
+        labels_to_zarr(greys, image, "phases", **LAYOUT)
+    many = np.arange(greys.data.size, dtype="int32").reshape(SHAPE)
+    assert many.size > 2**16
+    with pytest.raises(InvalidArgumentError, match="looks like greys"):
+        labels_to_zarr(many, image, "phases", **LAYOUT)
+    with pytest.raises(InvalidArgumentError, match="looks like greys"):
+        labels_to_zarr(make_dataset(many, 32, **ISOTROPIC), image, "phases", **LAYOUT)
+    assert not (image / "labels").exists()
+    labels_to_zarr(
+        make_dataset(many, 32, datatype="labels", **ISOTROPIC), image, "objects", **LAYOUT
+    )
+    said = Dataset.from_modified(greys, is_discrete=True)
+    labels_to_zarr(said, image, "phases", **LAYOUT)
+    assert labels_of(image) == ["objects", "phases"]
+
+
+@pytest.mark.parametrize("name", ["-x", "a/b", "a'b", 'a"b', " a", "a\nb", "`a`", "zarr.json"])
+def test_labels_get_no_name_that_a_shell_or_a_folder_takes_otherwise(
+    name: str, image: Path
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="is not a name for labels"):
+        labels_to_zarr(phases(), image, name, **LAYOUT)
+    assert not (image / "labels").exists()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
+import numpy as np
 
 from ctlab_dask_zarr.api.preparing import (
     Executor,
@@ -26,6 +27,7 @@ from ctlab_dask_zarr.errors import (
     is_delayed,
     no_dataset,
 )
+from ctlab_dask_zarr.execution.graphs import is_read
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion
 from ctlab_dask_zarr.formats.units import VoxelUnit
@@ -56,6 +58,9 @@ from ctlab_dask_zarr.write.staging.labels import image_identity
 if TYPE_CHECKING:
     import numpy.typing as npt
     from dask.delayed import Delayed
+
+#: Voxels along each axis of the part that is looked at, and the most classes that it may have.
+_SAMPLE, _MAX_CLASSES = 128, 2**16
 
 
 def add_levels(
@@ -251,6 +256,9 @@ def prepare_labels(
     refuse_old(path, image.source.stored.zarr_format, image.source.ome_version)
     dataset = _labels_dataset(labels, image)
     refuse_unfit_labels(dataset, image, path)
+    is_said = isinstance(labels, Volume) and labels.is_discrete
+    if not is_said:
+        _refuse_grey_sample(dataset.data)
     version = image.source.ome_version
     options = replace(
         options,
@@ -274,6 +282,24 @@ def prepare_labels(
         finish=lambda image_plan: plan_labels(image_plan, path, name, colors, identity),
     )  # fmt: skip
     return prepare(write_plan, source, resume=resume, restart=restart, part=part)
+
+
+def _refuse_grey_sample(data: da.Array) -> None:
+    """Raise if the middle of an array has more values than classes have.
+
+    It is not looked at where functions make it: that may take as long as the whole write.
+    """
+    if data.dtype.itemsize <= 2 or not is_read(data):
+        return
+    starts = [max(0, (n - _SAMPLE) // 2) for n in data.shape]
+    middle = data[tuple(slice(start, start + _SAMPLE) for start in starts)]
+    n_values = len(np.unique(np.asarray(middle.compute(scheduler="threads"))))
+    if n_values > _MAX_CLASSES:
+        raise InvalidArgumentError(
+            f"the {data.dtype} labels have {n_values:,} values in {middle.size:,} voxels of their "
+            "middle: that looks like greys, which name no classes. Where they are classes all the "
+            "same, say so by Dataset.from_array(labels, voxel_size=..., is_discrete=True)"
+        )
 
 
 def _labels_dataset(labels: Any, image: Volume) -> Any:

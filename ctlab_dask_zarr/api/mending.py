@@ -28,6 +28,7 @@ from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.paths import is_url, storage_path
 from ctlab_dask_zarr.store.store import files_at, storage_options_in_force
+from ctlab_dask_zarr.text import command_text
 from ctlab_dask_zarr.verification.comparison import refuse_itself
 from ctlab_dask_zarr.verification.repairs import RepairResult, Repairs
 from ctlab_dask_zarr.verification.sealing import SealResult, prepare_sealing
@@ -237,7 +238,7 @@ def _to_repair(path: str | os.PathLike[str]) -> tuple[Destination, StoreMetadata
         if found and not destination.is_staging_committed():
             raise StagingExistsError(
                 f"{destination.staging} is there: another write to {root} is under way, or was "
-                f"interrupted. Finish it, or remove it by `ctlab-zarr abort {root}`"
+                f"interrupted. Finish it, or remove it by {command_text('abort', root)}"
             )
         refuse_unfinished(metadata)
     refuse_level(metadata)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +21,7 @@ from ctlab_dask_zarr.cli.options import (
 )
 from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.cli.parameters import COLOR, LEVELS
-from ctlab_dask_zarr.text import counted_text
+from ctlab_dask_zarr.text import counted_text, path_text
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr import Stop
@@ -105,5 +104,5 @@ def add_labels_command(
         n_shards = found.parts[part[0] - 1].n_shards
         say(
             f"part {part[0]} of {part[1]}: {counted_text(n_shards, 'shard')}; when all parts are "
-            f"there: ctlab-zarr commit {shlex.quote(found.destination)}"
+            f"there: ctlab-zarr commit {path_text(found.destination)}"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 import warnings
@@ -38,7 +37,7 @@ from ctlab_dask_zarr.errors import (
     MetadataError,
     UnsupportedFormatError,
 )
-from ctlab_dask_zarr.text import counted_text, duration_text, nbytes_text
+from ctlab_dask_zarr.text import counted_text, duration_text, nbytes_text, path_text
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr import Dataset, Stop, WriteResult, WriteStatus
@@ -103,7 +102,8 @@ def convert_command(
         is_whole = part is None and arguments.get("ome_zarr_version", "") is not None
         copied = is_whole and _copy_labels(source, dataset, result.destination, arguments, how)
         if verify_after:
-            command = f"`ctlab-zarr verify {result.destination} --source {source}`"
+            places = map(path_text, (result.destination, source))
+            command = f"`ctlab-zarr verify {' --source '.join(places)}`"
             same = f" with the same {', '.join(given)}" if given else ""
             verify_written(result.destination, dataset, how, command + same)
     if as_json:
@@ -115,8 +115,8 @@ def convert_command(
     labels = f", with the labels {', '.join(copied)}" if copied else ""
     _say_what_was_written(result, part, verified + labels)
     if not quiet and part is None:
-        path = shlex.quote(result.destination)
-        step = f"verify {path} --source {shlex.quote(source)}"
+        path = path_text(result.destination)
+        step = f"verify {path} --source {path_text(source)}"
         say(f"next: ctlab-zarr {f'view {path}' if verify_after else step}", err=True)
 
 
@@ -132,7 +132,7 @@ def _say_what_was_written(result: WriteResult, part: tuple[int, int] | None, mor
     if part is not None:
         say(
             f"part {part[0]} of {part[1]}: {shards}; when all parts are there: ctlab-zarr commit "
-            f"{shlex.quote(result.destination)}"
+            f"{path_text(result.destination)}"
         )
         return
     stored_nbytes = result.stored_nbytes or 0
@@ -285,7 +285,7 @@ def _status_lines(status: WriteStatus) -> Iterator[str]:
     for job in status.parts:
         yield f"part {job.number} of {len(status.parts)}: {job.n_done} of {job.n_shards} shards"
     if status.parts and part == 1.0:
-        yield f"all parts are there: ctlab-zarr commit {status.destination}"
+        yield f"all parts are there: ctlab-zarr commit {path_text(status.destination)}"
 
 
 def _runner_lines(status: WriteStatus) -> Iterator[str]:

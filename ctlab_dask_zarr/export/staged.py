@@ -35,6 +35,7 @@ from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import is_left_by_system, remove_tree
 from ctlab_dask_zarr.store.staging_plan import N_DIGITS, STAGED_PLAN
 from ctlab_dask_zarr.store.store import Store, is_temporary
+from ctlab_dask_zarr.text import command_text
 
 #: A new staging folder may be swept away, as long as it is being made, by others who begin too.
 _N_TRIES = 10
@@ -76,7 +77,7 @@ class ExportRequest:
         destination = self.destination
         if self.restart or not found or found.get("run_id") == self.run_id:
             return None
-        by = f"restart=True (--restart), or by `ctlab-zarr abort {destination.path}`"
+        by = f"restart=True (--restart), or by {command_text('abort', destination.path)}"
         if not self.resume:
             return (
                 f"{destination.staging} is there: another export to {destination.path} is under "

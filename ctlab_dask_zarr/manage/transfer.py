@@ -38,6 +38,7 @@ from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.staging_plan import STAGED_PLAN, is_object_of
 from ctlab_dask_zarr.store.store import Store
 from ctlab_dask_zarr.store.streaming import read_spans, whole_spans
+from ctlab_dask_zarr.text import command_text
 
 #: Objects that are copied at once, between folders and where requests wait for answers. Of each at
 #: most 32 MiB are in memory, and as much again in an upload.
@@ -188,7 +189,7 @@ class _Claim:
             path = self.destination.path
             raise StagingExistsError(
                 f"{self.destination.staging} is there: {other} to {path} is under way, or was "
-                f"interrupted. Finish that first, remove it by `ctlab-zarr abort {path}`, or "
+                f"interrupted. Finish that first, remove it by {command_text('abort', path)}, or "
                 "choose another name"
             )
 

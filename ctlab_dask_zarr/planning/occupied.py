@@ -19,7 +19,7 @@ from ctlab_dask_zarr.store.hierarchy import (
     read_attributes,
     read_ome,
 )
-from ctlab_dask_zarr.text import nbytes_text
+from ctlab_dask_zarr.text import nbytes_text, path_text
 
 #: The most bytes that file systems take for the name of a file or a folder.
 _MAX_NAME_NBYTES = 255
@@ -69,8 +69,8 @@ def folder_problem(destination: Destination) -> str | None:
     if destination.files.kind(folder) is None:
         return (
             f"the folder {folder}, in which {os.path.basename(destination.path)} would be, does "
-            f"not exist: if that is the place you mean, make it by `mkdir -p {folder}` (--mkdir), "
-            f"or in Python by os.makedirs({folder!r})"
+            "not exist: if that is the place you mean, make it by "
+            f"`mkdir -p {path_text(folder)}` (--mkdir), or in Python by os.makedirs({folder!r})"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"the folder {folder} cannot be written to: choose another, or ask who owns it"

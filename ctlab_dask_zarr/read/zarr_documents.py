@@ -22,6 +22,7 @@ from ctlab_dask_zarr.store.files import Files
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT, label_names
 from ctlab_dask_zarr.store.paths import is_url
 from ctlab_dask_zarr.store.store import Store
+from ctlab_dask_zarr.text import command_text
 
 
 class RootDocument(NamedTuple):
@@ -95,8 +96,9 @@ def refuse_old(path: str, zarr_format: int, ome_version: str | None = None) -> N
         return
     said = f"OME-Zarr {ome_version} in Zarr v{zarr_format}" if ome_version else "Zarr v2"
     raise UnsupportedFormatError(
-        f"{path} is {said}, which is only read here: `ctlab-zarr convert {path} NEW.zarr` makes "
-        "OME-Zarr 0.5 of it, with which this works"
+        f"{path} is {said}, which is only read here: "
+        f"{command_text('convert', path, 'NEW.zarr')} makes OME-Zarr 0.5 of it, with which "
+        "this works"
     )
 
 
@@ -147,8 +149,8 @@ def _no_store(root: str, files: Files, error: OSError) -> Exception:
     if aside:
         return DatasetNotFoundError(
             f"{root} was being replaced when its commit died between two renames; the old dataset "
-            f"is {aside[0]}. `ctlab-zarr commit {root}` puts the new one in its place, or the old "
-            "one back where the new one is not complete"
+            f"is {aside[0]}. {command_text('commit', root)} puts the new one in its place, or "
+            "the old one back where the new one is not complete"
         )
     if is_staged:
         return DatasetNotFoundError(

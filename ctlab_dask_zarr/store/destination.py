@@ -44,6 +44,7 @@ from ctlab_dask_zarr.store.staging_plan import (
     plan_problem,
 )
 from ctlab_dask_zarr.store.store import Store, files_at
+from ctlab_dask_zarr.text import command_text
 
 #: So often an old dataset is put into a new folder, which others sweep away as long as it is empty.
 _N_TRIES = 10
@@ -327,8 +328,8 @@ class Destination:
         if not others:
             return None
         return (
-            f"{self.path} came to be while the dataset that was there was being replaced, and is "
-            f"not replaced itself. The old dataset is whole in {asides[min(others)]}: move what is "
-            f"at {self.path} elsewhere, then `ctlab-zarr commit {self.path}` puts the new one in "
-            "its place, or the old one back where the new one is not complete"
+            f"{self.path} came to be while the dataset that was there was being replaced. The old "
+            f"dataset is whole in {asides[min(others)]}: move what is at {self.path} elsewhere, "
+            f"then {command_text('commit', self.path)} puts the new one in its place, or the old "
+            "one back where the new one is not complete"
         )

@@ -149,6 +149,12 @@ def refuse_unfit_labels(labels: Volume, image: Volume, path: str) -> None:
             f"labels are of dtype {labels.dtype}, but name classes by integers: convert them with "
             "data.astype('uint8'), for example"
         )
+    if labels.datatype is not None and not labels.is_discrete:
+        raise InvalidArgumentError(
+            f"the labels are of data type {labels.datatype}, whose values are greys and name no "
+            "classes: segment them first. Where they are classes all the same, pass the array "
+            "alone, labels.data, or Dataset.from_modified(labels, is_discrete=True)"
+        )
     if labels.shape != image.shape or labels.dimension_names != image.dimension_names:
         raise InvalidArgumentError(
             f"the labels are {_axes(labels)}, the image {path} is {_axes(image)}: they have to be "
@@ -191,8 +197,12 @@ def plan_labels(
     """
     # A folder with the name of the document would hide it, and with it all labels.
     is_taken = name.lower() == ROOT_DOCUMENT
-    if is_taken or not name or name.startswith(".") or any(c in name for c in "/\\\0"):
-        raise InvalidArgumentError(f"{name!r} is not a name for labels: use a name like 'phases'")
+    is_odd = name != name.strip() or name.startswith((".", "-")) or not name.isprintable()
+    if is_taken or not name or is_odd or any(c in name for c in "/\\'\"`"):
+        raise InvalidArgumentError(
+            f"{name!r} is not a name for labels, of which a folder and lines of commands are made: "
+            "use one like 'phases', without slashes, quotes, or a dot or dash at its beginning"
+        )
     *documents, root = plan.documents
     content = json.loads(root.text)
     label = build_image_label(colors, plan.levels[0].array.dtype)

@@ -26,6 +26,7 @@ from ctlab_dask_zarr.execution.progress import Progress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop, compute_until
 from ctlab_dask_zarr.store.shared_folder import SharedFolder
+from ctlab_dask_zarr.text import command_text
 from ctlab_dask_zarr.waits import doing
 from ctlab_dask_zarr.write.prepared import PreparedWrite
 from ctlab_dask_zarr.write.staging.commit import CommitResult, committed_result
@@ -215,7 +216,7 @@ def _futile(prepared: PreparedWrite, stop: Stop) -> str:
     elif prepared.plan is not None:
         anew = "--restart"
         if request.n_parts is not None:
-            anew = f"`ctlab-zarr abort {request.destination.path}` and all parts again"
+            anew = f"{command_text('abort', request.destination.path)} and all parts again"
         advice = f"{MORE_TIME}, more workers, or smaller --shards, which begin anew ({anew})"
     return (
         f"stopped ({stop.reason()}): {what} in the {stop.time_spent()} that there were, "
@@ -234,8 +235,9 @@ def _state_after_failure(prepared: PreparedWrite) -> str:
             return "The new dataset is at the destination, but may not outlast a power failure yet"
         if aside and not is_there:
             return (
-                f"The old dataset is whole in {aside[0]}; `ctlab-zarr commit {destination.path}`, "
-                "or the next write, puts the new one or the old one in its place"
+                f"The old dataset is whole in {aside[0]}; "
+                f"{command_text('commit', destination.path)}, or the next write, puts the new one "
+                "or the old one in its place"
             )
         is_staged = bool(destination.staged_plan())
     except OSError as error:

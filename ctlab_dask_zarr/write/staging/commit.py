@@ -43,6 +43,7 @@ from ctlab_dask_zarr.store.folders import forget_folders
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.objects import ObjectFiles
 from ctlab_dask_zarr.store.store import is_temporary
+from ctlab_dask_zarr.text import command_text
 from ctlab_dask_zarr.write.staging.labels import register_labels
 from ctlab_dask_zarr.write.staging.remaining import part_of
 from ctlab_dask_zarr.write.staging.stage import destination_problem
@@ -262,8 +263,9 @@ def _refuse_another(staged: StagedWrite) -> None:
         raise DestinationExistsError(
             f"{destination.path} is not the dataset that was to be replaced: it appeared or was "
             "changed during the write, and is left as it is. The new dataset is complete in "
-            f"{staged.store.root}: move the other one elsewhere, then `ctlab-zarr commit "
-            f"{destination.path}`; with --overwrite that replaces what is there now"
+            f"{staged.store.root}: move the other one elsewhere, then "
+            f"{command_text('commit', destination.path)}; with --overwrite that replaces what is "
+            "there now"
         )
 
 

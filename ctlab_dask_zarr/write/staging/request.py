@@ -18,6 +18,7 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.zarr_array import parse_array_document
 from ctlab_dask_zarr.planning.plan import Document, PlannedLevel, WriteContent, WritePlan
 from ctlab_dask_zarr.store.destination import Destination
+from ctlab_dask_zarr.text import command_text
 from ctlab_dask_zarr.write.staging.runner import Runner
 
 #: What one run asks, and the next one may ask otherwise.
@@ -57,7 +58,7 @@ class StageRequest(WriteContent):
         """How a user removes what is staged; no part removes what the others write."""
         if self.n_parts is None:
             return "restart=True (--restart)"
-        return f"`ctlab-zarr abort {self.destination.path}`"
+        return command_text("abort", self.destination.path)
 
     @classmethod
     def of(

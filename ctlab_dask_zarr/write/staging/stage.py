@@ -37,6 +37,7 @@ from ctlab_dask_zarr.store.files import remove_tree
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
 from ctlab_dask_zarr.store.staging_plan import N_DIGITS, STAGED_PLAN
 from ctlab_dask_zarr.store.store import Store
+from ctlab_dask_zarr.text import command_text
 from ctlab_dask_zarr.write.staging.labels import image_problem
 from ctlab_dask_zarr.write.staging.request import StageRequest
 from ctlab_dask_zarr.write.staging.runner import run_state
@@ -187,7 +188,7 @@ def open_staged(destination: Destination) -> StagedWrite:
         return StagedWrite(StageRequest.from_plan(destination, plan), plan["staging_id"])
     problem = "does not say what was being written; remove it by --restart"
     if is_repair(plan):
-        problem = f"holds a repair, which `ctlab-zarr repair {destination.path}` goes on with"
+        problem = f"holds a repair, which {command_text('repair', destination.path)} goes on with"
     elif plan:
         problem = "holds an export, which the same call goes on with by resume=True (--resume)"
     elif destination.files.kind(destination.staging) is None:
@@ -277,7 +278,7 @@ def _extension_problem(request: StageRequest) -> str | None:
         image = destination.labels_of or destination.path
         advice = (
             "resume the write that it belongs to by resume=True (--resume), or undo it by "
-            f"`ctlab-zarr abort {image}`"
+            f"{command_text('abort', image)}"
         )
     for level in request.levels[request.n_existing :]:
         if destination.files.kind(os.path.join(destination.path, level.path)) is not None:
