@@ -330,6 +330,5 @@ class Destination:
         return (
             f"{self.path} came to be while the dataset that was there was being replaced. The old "
             f"dataset is whole in {asides[min(others)]}: move what is at {self.path} elsewhere, "
-            f"then {command_text('commit', self.path)} puts the new one in its place, or the old "
-            "one back where the new one is not complete"
+            f"then {command_text('commit', self.path)} puts the new one there, or the old one back"
         )

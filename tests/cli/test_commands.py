@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -496,14 +497,14 @@ def test_advice_is_in_the_words_of_the_command(source: Path, tmp_path: Path) -> 
 def test_the_command_that_is_printed_is_one_that_a_shell_takes(tmp_path: Path) -> None:
     odd = tmp_path / "it's a scan; rm.zarr"
     dataset_to_zarr(make_dataset(random_voxels((8, 8, 8)), 4), tmp_path / "scan.zarr")
-    done = run_here("convert", tmp_path / "scan.zarr", odd, "--part", "1/1", "--workers", "1")
+    done = run("convert", tmp_path / "scan.zarr", odd, "--part", "1/1", "--workers", "1")
     assert done.returncode == 0, done.stderr
     words = shlex.split(done.stdout.split("all parts are there: ")[1])
     assert words == ["ctlab-zarr", "commit", str(odd)]
-    again = run_here("convert", tmp_path / "scan.zarr", odd, "--part", "1/2", "--workers", "1")
+    again = run("convert", tmp_path / "scan.zarr", odd, "--part", "1/2", "--workers", "1")
     assert "remove them by `ctlab-zarr abort " in again.stderr
     assert shlex.split(again.stderr.split("`")[1]) == ["ctlab-zarr", "abort", str(odd)]
-    told = run_here("status", odd).stdout
+    told = run("status", odd).stdout
     assert shlex.split(told.split("all parts are there: ")[1].splitlines()[0])[-1] == str(odd)
-    gone = run_here("convert", tmp_path / "scan.zarr", tmp_path / "no such" / "a.zarr")
+    gone = run("convert", tmp_path / "scan.zarr", tmp_path / "no such" / "a.zarr")
     assert shlex.split(gone.stderr.split("`")[1]) == ["mkdir", "-p", str(tmp_path / "no such")]
