@@ -92,10 +92,11 @@ ELSEWHERE: dict[str, frozenset[str]] = {
         "a parameter of Dataset.map_masked": "func method depth",
         "an option of the command line, see `ctlab-zarr --help`": (
             "add added anisotropic as_json bin byte_order check_source cluster color crop "
-            "deadline example help input_aligned json layout memory_limit mkdir neuroglancer "
-            "no_browser no_labels offset ome_version output pattern port quick quiet report "
-            "scheduler scheduler_file size slices storage_option threads to verify_after workers "
-            "yes"
+            "dask_graph deadline example help input_aligned input_format json layout "
+            "log_level memory_limit mkdir neuroglancer no_browser no_labels offset "
+            "ome_version output output_format pattern performance_report port quick quiet "
+            "report scheduler scheduler_file size slices storage_option threads to "
+            "verify_after workers yes"
         ),
         "a parameter of xarray's to_zarr": (
             "store mode group encoding consolidated append_dim region safe_chunks align_chunks "

@@ -135,6 +135,17 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def install_text(extra: str) -> str:
+    """Return how an extra of this package is installed.
+
+    Examples
+    --------
+    >>> install_text("view")
+    "pip install 'ctlab-dask-zarr[view]' (in a clone: pip install '.[view]')"
+    """
+    return f"pip install 'ctlab-dask-zarr[{extra}]' (in a clone: pip install '.[{extra}]')"
+
+
 def table(rows: Iterable[tuple[str, str]]) -> str:
     """Return rows of a name and a text as an HTML table."""
     cells = "".join(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctlab_dask_zarr.cli.output import allow_many_files, exit_codes, say
+from ctlab_dask_zarr.cli.output import LOG_LEVEL, allow_many_files, exit_codes, say
 from ctlab_dask_zarr.cli.parameters import (
     CODEC,
     CROP,
@@ -26,6 +26,7 @@ from ctlab_dask_zarr.cli.parameters import (
     WINDOW,
 )
 from ctlab_dask_zarr.errors import MissingExtraError
+from ctlab_dask_zarr.text import install_text
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -167,6 +168,11 @@ def _follow_links(context: click.Context, parameter: click.Parameter, is_asked_f
         context.with_resource(dask.config.set({"ctlab-zarr.follow-links": True}))
 
 
+def _log_level(context: click.Context, parameter: click.Parameter, level: str | None) -> None:
+    if level is not None:
+        context.meta[LOG_LEVEL] = level
+
+
 STORAGE = [
     option(
         "--storage-option", "Option of an object store, as endpoint=http://host:9000 or "
@@ -182,7 +188,7 @@ STORAGE = [
 _FEW_NBYTES = 256 << 20
 CLUSTER = [
     option(
-        "--workers", "Worker processes.  [default: one for each allocated CPU]",
+        "-j --workers", "Worker processes.  [default: one for each allocated CPU]",
         type=click.IntRange(1),
     ),
     option("--threads", "Threads in each worker.  [default: 1]", type=click.IntRange(1)),
@@ -206,6 +212,12 @@ CLUSTER = [
         type=click.IntRange(1),
     ),
     *STORAGE,
+    option(
+        "--log-level", "Show only messages as grave as this; --quiet leaves progress out.  "
+        "[default: WARNING]",
+        type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+        expose_value=False, callback=_log_level,
+    ),
 ]  # fmt: skip
 
 
@@ -278,7 +290,7 @@ def running(
     stop = stop or Stop()
     with exit_codes(), stop.on_signals(), ExitStack() as stack:
         if report is not None and find_spec("bokeh") is None:
-            raise MissingExtraError("--report needs bokeh: pip install 'ctlab-dask-zarr[report]'")
+            raise MissingExtraError(f"--report needs bokeh: {install_text('report')}")
         client = CommandClient(workers, stop, stack, quiet, report)
         yield {"client": client, "progress": not quiet, "stop": stop}
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Enough for the rows of shards of some dozens of threads.
 _MANY_FILES = 1 << 16
+#: Where the context of a command keeps the level of messages that was asked for.
+LOG_LEVEL = "ctlab_dask_zarr.log_level"
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -50,11 +52,13 @@ def exit_codes() -> Iterator[None]:
             now = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
             say(f"{now} {record.getMessage()}", err=True)
 
-    handler = Handler(logging.WARNING)
+    level = click.get_current_context().meta.get(LOG_LEVEL, "WARNING")
+    handler = Handler(level)
     logging.getLogger("ctlab_dask_zarr").addHandler(handler)
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        say(str(message), err=True)
+        if handler.level <= logging.WARNING:
+            say(str(message), err=True)
 
     try:
         with warnings.catch_warnings():

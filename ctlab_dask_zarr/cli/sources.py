@@ -36,7 +36,8 @@ def open_source(
     size, said = options.pop("voxel_size") or (None, None)
     unit, is_sure = options.pop("voxel_unit") or said, options.pop("yes")
     datatype, dataset_id = options.pop("datatype"), options.pop("dataset_id")
-    own = {name: options.pop(name) for name in ("level", "slices", "pattern", *_RAW)}
+    names = ("filetype", "level", "slices", "pattern", *_RAW)
+    own = {name: options.pop(name, None) for name in names}
     given = {name: value for name, value in own.items() if value is not None}
     if given.keys() & set(_RAW):
         # A file without a header can have any name.

@@ -29,6 +29,7 @@ from ctlab_dask_zarr.cli.options import (
     workers_of,
 )
 from ctlab_dask_zarr.cli.output import exit_codes, say, verify_written
+from ctlab_dask_zarr.cli.reference import REFERENCE, write_graph
 from ctlab_dask_zarr.cli.sources import given_source_options, open_source
 from ctlab_dask_zarr.errors import (
     DestinationExistsError,
@@ -56,10 +57,17 @@ _SOURCE_AND_DESTINATION = (
 @option("--verify verify_after", "Afterwards compare every voxel with the source.", is_flag=True)
 @with_options(*CLUSTER)
 @option(
-    "--report",
+    "--report --performance-report",
     "Write dask's performance report of the conversion to this HTML file.",
     type=click.Path(dir_okay=False, writable=True),
 )
+@option(
+    "--dask-graph",
+    "First write the graph of tasks to this file, FILE.dot.",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE",
+)
+@with_options(*REFERENCE)
 @with_options(QUIET, JSON)
 def convert_command(
     source: str,
@@ -69,6 +77,7 @@ def convert_command(
     check_source: bool,
     verify_after: bool,
     report: str | None,
+    dask_graph: str | None,
     quiet: bool,
     as_json: bool,
     **options: Any,
@@ -98,6 +107,8 @@ def convert_command(
             make_folder_of(destination)
         if check_source:
             _check_source(dataset, destination, arguments, how)
+        if dask_graph is not None:
+            write_graph(dataset, destination, arguments, dask_graph)
         result = write_dataset(dataset, destination, **arguments, **how)
         is_whole = part is None and arguments.get("ome_zarr_version", "") is not None
         copied = is_whole and _copy_labels(source, dataset, result.destination, arguments, how)

@@ -35,7 +35,7 @@ from ctlab_dask_zarr.execution.allocation import (
 )
 from ctlab_dask_zarr.execution.stopping import MORE_TIME, Stop
 from ctlab_dask_zarr.planning.rechunk import Resources
-from ctlab_dask_zarr.text import duration_text
+from ctlab_dask_zarr.text import duration_text, install_text
 from ctlab_dask_zarr.waits import LONG_S, doing
 
 _logger = logging.getLogger(__name__)
@@ -77,8 +77,7 @@ def import_jobqueue() -> ModuleType:
         import dask_jobqueue
     except ImportError as error:
         raise InvalidArgumentError(
-            "workers as jobs of SLURM or PBS need dask-jobqueue: "
-            "pip install 'ctlab-dask-zarr[jobqueue]'"
+            f"workers as jobs of SLURM or PBS need dask-jobqueue: {install_text('jobqueue')}"
         ) from error
     finally:
         if is_main:

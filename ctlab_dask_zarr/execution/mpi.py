@@ -14,6 +14,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError
 from ctlab_dask_zarr.execution.allocation import allocated_resources, choose_interface
 from ctlab_dask_zarr.execution.local import WORKERS_SHARE
 from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.text import install_text
 
 #: One rank each for the scheduler, for the client, and at least one for workers.
 _LEAST_RANKS = 3
@@ -39,7 +40,7 @@ class MPIWorkers:
         except ImportError as error:
             raise InvalidArgumentError(
                 "workers as ranks of MPI need dask-mpi, mpi4py and an MPI library: "
-                f"pip install 'ctlab-dask-zarr[mpi]' ({error})"
+                f"{install_text('mpi')} ({error})"
             ) from error
         ranks = MPI.COMM_WORLD
         n_ranks = ranks.Get_size()

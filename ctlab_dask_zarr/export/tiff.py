@@ -22,6 +22,7 @@ from ctlab_dask_zarr.errors import InvalidArgumentError, MissingExtraError
 from ctlab_dask_zarr.export.kind import File
 from ctlab_dask_zarr.formats.level import Shape
 from ctlab_dask_zarr.formats.units import VoxelUnit
+from ctlab_dask_zarr.text import install_text
 from ctlab_dask_zarr.volume import Volume
 
 #: What OME-XML and ImageJ both know; ImageJ alone would take int8 for unsigned.
@@ -134,9 +135,7 @@ def require_tifffile() -> Any:
     try:
         import tifffile
     except ImportError as error:
-        raise MissingExtraError(
-            "to write TIFF needs tifffile: pip install 'ctlab-dask-zarr[tiff]'"
-        ) from error
+        raise MissingExtraError(f"to write TIFF needs tifffile: {install_text('tiff')}") from error
     return tifffile
 
 

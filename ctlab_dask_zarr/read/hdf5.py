@@ -25,7 +25,7 @@ from ctlab_dask_zarr.read.lazy import lazy_array
 from ctlab_dask_zarr.read.netcdf_header import HDF5_MAGIC, hdf5_storage
 from ctlab_dask_zarr.read.netcdf_storage import ByHDF5, Chunked, open_hdf5
 from ctlab_dask_zarr.store.paths import local_path
-from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.text import install_text, shown
 from ctlab_dask_zarr.volume import Volume
 
 NAME = "HDF5"
@@ -228,7 +228,7 @@ def _refuse_filters(array: Any, where: str) -> None:
             text = shown(name.decode("latin-1", "replace")) or "without a name"
             raise UnsupportedFormatError(
                 f"{where} is compressed by filter {code} ({text}), which HDF5 does not have here: "
-                "install the extra 'hdf5' (pip install 'ctlab-dask-zarr[hdf5]')"
+                + install_text("hdf5")
             )
 
 

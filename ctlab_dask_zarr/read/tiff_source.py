@@ -17,6 +17,7 @@ from ctlab_dask_zarr.errors import (
     UnsupportedFormatError,
 )
 from ctlab_dask_zarr.read.files import FilesSource, Region
+from ctlab_dask_zarr.text import install_text
 
 #: The number of a tag of the TIFF 6.0 specification.
 _JPEG_TABLES = 347
@@ -118,8 +119,8 @@ def _keyframe_of(path: str, index: int, nbytes: int, mtime_ns: int) -> Any:
 
 def _needs_extra(path: str, error: Exception) -> UnsupportedFormatError:
     return UnsupportedFormatError(
-        f"{path} is compressed in a way that needs more than tifffile ({error}): install the extra "
-        "'tiff' (pip install 'ctlab-dask-zarr[tiff]'), which has imagecodecs"
+        f"{path} is compressed in a way that needs imagecodecs too ({error}): "
+        + install_text("tiff")
     )
 
 
@@ -130,8 +131,7 @@ def open_tiff(path: str) -> Iterator[Any]:
         import tifffile
     except ImportError as error:
         raise UnsupportedFormatError(
-            f"{path} is TIFF, which needs the package tifffile: install the extra 'tiff' "
-            "(pip install 'ctlab-dask-zarr[tiff]')"
+            f"{path} is TIFF, which needs tifffile: {install_text('tiff')}"
         ) from error
     try:
         with tifffile.TiffFile(path) as tiff:

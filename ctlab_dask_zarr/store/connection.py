@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, MissingExtraError, StorageError
-from ctlab_dask_zarr.text import shown
+from ctlab_dask_zarr.text import install_text, shown
 from ctlab_dask_zarr.waits import unknown_host
 
 #: Options of a store by obstore's names, as they are compared and sent to workers.
@@ -153,9 +153,7 @@ def _open(root: str, options: Options, variables: Options, retry_timeout: timede
         from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError as error:
-        raise MissingExtraError(
-            f"{root} is an object store: pip install 'ctlab-dask-zarr[objects]'"
-        ) from error
+        raise MissingExtraError(f"{root} is an object store: {install_text('objects')}") from error
     scheme = root.split(":")[0]
     if scheme == "memory":
         return _open_memory(root)

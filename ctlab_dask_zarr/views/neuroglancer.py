@@ -22,6 +22,7 @@ from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.read.source import open_volume
 from ctlab_dask_zarr.read.zarr_source import ZarrSource
 from ctlab_dask_zarr.store.paths import local_path
+from ctlab_dask_zarr.text import install_text
 from ctlab_dask_zarr.views.labels import LabelImage, read_label_images
 from ctlab_dask_zarr.views.server import FolderServer
 from ctlab_dask_zarr.views.slices import extents_of, read_mid_slices
@@ -232,6 +233,6 @@ def _client_folder() -> str:
         if os.path.isfile(os.path.join(client, "index.html")):
             return client
     raise MissingExtraError(
-        "Neuroglancer is not installed: `pip install 'ctlab-dask-zarr[view]'`, or pass the address "
-        "of another one (--neuroglancer URL)"
+        f"Neuroglancer is not installed: {install_text('view')}; or pass the address of another "
+        "one (--neuroglancer URL)"
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from ctlab_dask_zarr.codec.values import contrast_of, valid_voxels
 from ctlab_dask_zarr.errors import InvalidArgumentError, MissingExtraError
+from ctlab_dask_zarr.text import install_text
 from ctlab_dask_zarr.views.slices import extents_of, read_mid_slices
 from ctlab_dask_zarr.volume import Volume
 
@@ -18,9 +19,7 @@ def plot(volume: Volume, axes: Any, size: int, imshow: Mapping[str, Any]) -> Any
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise MissingExtraError(
-            "a plot needs matplotlib: pip install 'ctlab-dask-zarr[plot]'"
-        ) from error
+        raise MissingExtraError(f"a plot needs matplotlib: {install_text('plot')}") from error
     if size < 1 or 0 in volume.shape:
         raise InvalidArgumentError(f"{volume!r} has no voxels to plot at size={size}")
     slices = read_mid_slices(volume, max(extents_of(volume)) / size)

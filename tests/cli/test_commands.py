@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import resource
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import dask
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 from distributed import Client, LocalCluster
 
 from ctlab_dask_zarr import Dataset, dataset_to_zarr, labels_to_zarr, verify
+from ctlab_dask_zarr.cli.options import CLUSTER, with_options
+from ctlab_dask_zarr.cli.output import exit_codes
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.store.files import LocalFiles
 from tests.builders import make_dataset, random_voxels
@@ -508,3 +514,33 @@ def test_the_command_that_is_printed_is_one_that_a_shell_takes(tmp_path: Path) -
     assert shlex.split(told.split("all parts are there: ")[1].splitlines()[0])[-1] == str(odd)
     gone = run("convert", tmp_path / "scan.zarr", tmp_path / "no such" / "a.zarr")
     assert shlex.split(gone.stderr.split("`")[1]) == ["mkdir", "-p", str(tmp_path / "no such")]
+
+
+def test_what_the_command_of_the_reference_takes_is_taken(source: Path, tmp_path: Path) -> None:
+    """Formats by its names, in any case; its `-j`, `--log-level` and `--dask-graph`."""
+    options = ("--input-format", "NetCDF", "--output-format", "zarr", "-j", "1")
+    graph = ("--dask-graph", tmp_path / "g.dot", "--log-level", "ERROR")
+    assert run("convert", source, tmp_path / "a", *options, *graph).returncode == 0
+    text = (tmp_path / "g.dot").read_text()
+    assert text.startswith("digraph {")
+    assert re.search(r'label="stage-', text)
+    assert re.search(r"\d+ -> \d+", text)
+    refused = run("convert", source, tmp_path / "b", "--output-format", "raw")
+    assert (refused.returncode, "ctlab-zarr export" in refused.stderr) == (2, True)
+    refused = run("convert", source, tmp_path / "b", "--dask-graph", tmp_path / "g.svg")
+    assert (refused.returncode, "dot -Tsvg" in refused.stderr) == (2, True)
+    assert not (tmp_path / "b.zarr").exists()
+
+
+@pytest.mark.parametrize(("level", "told"), [(None, True), ("info", True), ("error", False)])
+def test_warnings_are_hidden_where_only_errors_are_asked_for(level: str | None, told: bool) -> None:
+    @click.command()
+    @with_options(*CLUSTER)
+    def noisy(**_: Any) -> None:
+        with exit_codes():
+            logging.getLogger("ctlab_dask_zarr").warning("a logged one")
+            warnings.warn_explicit("a warning", UserWarning, "a.py", 1, "ctlab_dask_zarr.a")
+
+    done = CliRunner().invoke(noisy, ["--log-level", level] if level else [])
+    assert done.exit_code == 0
+    assert ("a logged one" in done.stderr, "a warning" in done.stderr) == (told, told)
