@@ -271,7 +271,7 @@ def test_a_stopped_export_keeps_its_files_and_goes_on(
         slow = Slow(patch, LocalFiles, "sync_folder", 0.5, is_written, n_quick)
         _, errors = stop(start(*export), slow)
     assert "stopped (SIGTERM): about" in errors
-    assert f"and {path.rstrip('/')} is as it was; go on by resume=True (--resume)" in errors
+    assert f"and {path.rstrip('/')} is as it was; go on by --resume" in errors
     assert len(os.listdir(out)) == 1
     assert "verified" in finish(*export, "--resume", "--verify")
     assert len(os.listdir(out)) == 1
