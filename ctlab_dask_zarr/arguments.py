@@ -92,8 +92,8 @@ ELSEWHERE: dict[str, frozenset[str]] = {
         "a parameter of Dataset.map_masked": "func method depth",
         "an option of the command line, see `ctlab-zarr --help`": (
             "add added anisotropic as_json bin byte_order check_source cluster color crop "
-            "dask_graph deadline example help input_aligned input_format json layout "
-            "log_level memory_limit mkdir neuroglancer no_browser no_labels offset "
+            "dask_graph deadline drop_labels example help input_aligned input_format json "
+            "layout log_level memory_limit mkdir neuroglancer no_browser no_labels offset "
             "ome_version output output_format pattern performance_report port quick quiet "
             "report scheduler scheduler_file size slices storage_option threads to "
             "verify_after workers yes"

@@ -89,7 +89,7 @@ def test_options_have_one_table() -> None:
             assert parameters[name].default == write[name].default
             assert parameters[name].annotation == write[name].annotation
     options = {**WRITE, **RESUME}
-    own_words = {*SOURCE, "layout", "ome_version"}
+    own_words = {*SOURCE, "layout", "ome_version", "drop_labels"}
     assert options.keys() - own_words <= write.keys()
     unasked = {"ome_zarr_version", "history", "dimension_separator_threshold", "extra_attrs"}
     unasked.add("create_array_kwargs")

@@ -33,6 +33,7 @@ from ctlab_dask_zarr.formats.ome import OMEZarrVersion
 from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
+from ctlab_dask_zarr.planning.plan import Overwrite
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
 from ctlab_dask_zarr.read.arrays import says_voxel_size, volume_from_array, volume_from_xarray
@@ -152,7 +153,7 @@ def labels_to_zarr(
     shards: ShardSpec = "auto",
     create_array_kwargs: Mapping[str, Any] | None = None,
     codec: str | None = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     compute: bool = True,
     resume: bool = False,
     restart: bool = False,

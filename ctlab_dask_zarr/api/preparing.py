@@ -25,7 +25,7 @@ from ctlab_dask_zarr.execution.scheduler import scheduler_resources
 from ctlab_dask_zarr.formats.level import Level
 from ctlab_dask_zarr.planning.codec import OF_CODECS
 from ctlab_dask_zarr.planning.occupied import occupied_problem, refuse_missing_folder
-from ctlab_dask_zarr.planning.plan import WritePlan
+from ctlab_dask_zarr.planning.plan import Overwrite, WritePlan
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import (
     WriteOptions,
@@ -264,7 +264,7 @@ def reported(
         yield display.tell
 
 
-def refuse_taken(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+def refuse_taken(path: str | os.PathLike[str], *, overwrite: Overwrite) -> None:
     """Raise where nothing can be written, before workers are started for nothing."""
     place = resolve_destination(path)
     refuse_missing_folder(place)

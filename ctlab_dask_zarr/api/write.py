@@ -30,7 +30,7 @@ from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.planning.occupied import folder_problem, occupied_problem, space_problem
-from ctlab_dask_zarr.planning.plan import WritePlan
+from ctlab_dask_zarr.planning.plan import Overwrite, WritePlan
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import WriteOptions, existing_write, refuse_contradictions
 from ctlab_dask_zarr.store.destination import Destination
@@ -101,7 +101,7 @@ def dataset_to_zarr(
     compute: bool = True,
     *,
     codec: str | None = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     scale_placement: ScalePlacement | None = None,
     levels: LevelSpec | None = None,
     downsample: DownsampleMethod | None = None,
@@ -162,7 +162,8 @@ def dataset_to_zarr(
         ``'auto'`` encodes a sample and takes the smallest that is fast enough, ``'auto:small'`` the
         smallest, ``'auto:fast'`` the fastest that still saves (docs/codecs.md).
     overwrite
-        Replace a Zarr store at the destination, at the moment of the commit.
+        Replace a Zarr store at the destination, at the moment of the commit. An image that has
+        labels is replaced only with ``'drop_labels'``, and its labels are then lost.
     scale_placement
         Where the OME metadata has the voxel size: on each ``'dataset'`` (which most readers read)
         or on the ``'multiscales'`` entry (as in mango's own files).
@@ -357,7 +358,7 @@ def _prepare(
 def commit(
     path: str | os.PathLike[str],
     *,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     client: Executor = None,
     progress: ProgressSink = None,
     stop: Stop | None = None,
@@ -373,7 +374,7 @@ def commit(
     path
         The destination that each part was given.
     overwrite
-        Whether to replace a Zarr store at the destination.
+        Whether to replace a Zarr store at the destination, as in `dataset_to_zarr`.
     client, progress, stop, storage_options
         As in `dataset_to_zarr`, for the levels after level 0.
 

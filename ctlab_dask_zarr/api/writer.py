@@ -20,6 +20,7 @@ from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.formats.units import VoxelUnit, lengths_along
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
+from ctlab_dask_zarr.planning.plan import Overwrite
 from ctlab_dask_zarr.planning.resolve import WriteOptions, refuse_contradictions
 from ctlab_dask_zarr.settings import setting
 from ctlab_dask_zarr.store.store import storage_options_in_force
@@ -57,7 +58,7 @@ def zarr_writer(
     create_array_kwargs: Mapping[str, Any] | None = None,
     dimension_separator_threshold: int | None = 64,
     codec: str | None = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     scale_placement: ScalePlacement | None = None,
     levels: LevelSpec | None = None,
     downsample: DownsampleMethod | None = None,

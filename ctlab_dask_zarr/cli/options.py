@@ -127,6 +127,9 @@ WRITE: Options = {
         "--overwrite", "Replace a Zarr store at the destination, once the new one is complete.",
         is_flag=True,
     ),
+    "drop_labels": option(
+        "--drop-labels", "With --overwrite: the labels of what is replaced are lost.", is_flag=True
+    ),
 }  # fmt: skip
 RESUME: Options = {
     "resume": option("--resume", "Continue an interrupted write.", is_flag=True),
@@ -235,6 +238,10 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 def api_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a write that were given, as arguments of the API."""
     given = {name: value for name, value in options.items() if value is not None}
+    if given.pop("drop_labels", False):
+        if not given.get("overwrite"):
+            raise click.UsageError("--drop-labels says what --overwrite does: give both")
+        given["overwrite"] = "drop_labels"
     if given.get("shards") == "none":
         given["shards"] = None
     version = given.pop("ome_version", None)

@@ -229,11 +229,10 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
 
 @click.command("commit")
 @click.argument("destination", type=click.Path())
-@option("--overwrite", "Replace a Zarr store at the destination.", is_flag=True)
+@with_options(WRITE["overwrite"], WRITE["drop_labels"])
 @with_options(DEADLINE_OPTION, *CLUSTER, QUIET, JSON)
 def commit_command(
     destination: str,
-    overwrite: bool,
     stop: Stop | None,
     quiet: bool,
     as_json: bool,
@@ -249,7 +248,7 @@ def commit_command(
     with running(options, stop, quiet=quiet) as how:
         from ctlab_dask_zarr import commit
 
-        result = commit(destination, overwrite=overwrite, **how)
+        result = commit(destination, **api_arguments(options), **how)
     if as_json:
         say(json.dumps(result._asdict()))
     else:

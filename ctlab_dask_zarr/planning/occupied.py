@@ -10,11 +10,13 @@ from typing import Any
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, StorageError
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
+from ctlab_dask_zarr.planning.plan import Overwrite
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import Kind, walk
 from ctlab_dask_zarr.store.hierarchy import (
     ROOT_DOCUMENT,
     contents_of,
+    label_names,
     listed_arrays,
     read_attributes,
     read_ome,
@@ -91,7 +93,7 @@ def space_problem(destination: Destination, nbytes: int) -> str | None:
     )
 
 
-def occupied_problem(destination: Destination, *, overwrite: bool) -> str | None:
+def occupied_problem(destination: Destination, *, overwrite: Overwrite) -> str | None:
     """Return why nothing may be committed to a destination, or None.
 
     Only a Zarr v3 store with the marks of a volume is ever replaced, and only if it holds nothing
@@ -105,7 +107,7 @@ def occupied_problem(destination: Destination, *, overwrite: bool) -> str | None
         return f"{destination.path} cannot be looked at: {error}"
 
 
-def _problem(destination: Destination, *, overwrite: bool) -> str | None:
+def _problem(destination: Destination, *, overwrite: Overwrite) -> str | None:
     path = destination.path
     kind = destination.files.kind(path)
     store = None if destination.labels_of else store_around(destination)
@@ -126,11 +128,11 @@ def _problem(destination: Destination, *, overwrite: bool) -> str | None:
         return (
             f"{path} exists: choose another name, or replace it with overwrite=True (--overwrite)"
         )
-    problem = _not_replaceable(destination, kind)
+    problem = _not_replaceable(destination, kind, drops_labels=overwrite == "drop_labels")
     return None if problem is None else f"{path} exists and is not replaced: {problem}"
 
 
-def _problem_of_objects(destination: Destination, *, overwrite: bool) -> str | None:
+def _problem_of_objects(destination: Destination, *, overwrite: Overwrite) -> str | None:
     path = destination.path
     if destination.files.kind(destination.store.path(ROOT_DOCUMENT)) is not None:
         advice = "choose another name, or remove it first"
@@ -145,7 +147,7 @@ def _problem_of_objects(destination: Destination, *, overwrite: bool) -> str | N
     return None
 
 
-def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
+def _not_replaceable(destination: Destination, kind: Kind, *, drops_labels: bool) -> str | None:
     """Return what is there, and would be lost if a dataset took its place."""
     files, path = destination.files, destination.path
     if kind == "link":
@@ -158,9 +160,17 @@ def _not_replaceable(destination: Destination, kind: Kind) -> str | None:
     of_many = _MARKS_OF_MANY & {*attributes, *read_ome(files, path)}
     if of_many:
         return f"it is a collection of images ({min(of_many)}), and not one: move it elsewhere"
+    arrays = listed_arrays(files, path)
     if files.kind(os.path.join(path, "labels")) is not None:
-        return "it has labels, which would be lost: move the folder labels elsewhere"
-    contents = contents_of(path, walk(files, path), listed_arrays(files, path))
+        if not drops_labels:
+            return (
+                "it has labels, which would be lost: move the folder labels elsewhere, or give "
+                "them up by overwrite='drop_labels' (--overwrite --drop-labels)"
+            )
+        for name in (f"labels/{name}" for name in label_names(files, path)):
+            found = listed_arrays(files, os.path.join(path, name)).items()
+            arrays |= {f"{name}/{array}".rstrip("/"): stored for array, stored in found}
+    contents = contents_of(path, walk(files, path), arrays)
     foreign = next((key for key, _, coords in contents if coords is None), None)
     if foreign is not None:
         return f"it holds {foreign!r}, which is not part of the dataset: move it elsewhere"

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -76,6 +76,10 @@ class PlannedLevel(Level):
 ImageIdentity = tuple[str, str]
 
 
+#: Whether what is at a destination is replaced; its labels are lost only where that is asked for.
+Overwrite: TypeAlias = bool | Literal["drop_labels"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class WriteContent:
     """What a write puts into a store, in plain values; plans and staging folders have it in common.
@@ -107,7 +111,7 @@ class WriteContent:
     datatype: DataType | None = None
     downsample: DownsampleMethod = "mean"
     is_discrete: bool = False
-    overwrite: bool = False
+    overwrite: Overwrite = False
     image: ImageIdentity | None = None
     codec_choice: dict[str, Any] | None = None
 

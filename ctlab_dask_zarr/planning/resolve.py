@@ -42,6 +42,7 @@ from ctlab_dask_zarr.planning.notes import notes_on
 from ctlab_dask_zarr.planning.occupied import refuse_place
 from ctlab_dask_zarr.planning.plan import (
     Document,
+    Overwrite,
     PlannedLevel,
     WritePlan,
     array_document,
@@ -80,7 +81,7 @@ class WriteOptions:
     codec: str | None = None
     dimension_separator_threshold: int | None = 64
     input_aligned_chunks: bool = False
-    overwrite: bool = False
+    overwrite: Overwrite = False
     scale_placement: ScalePlacement | None = None
     levels: LevelSpec | None = None
     downsample: DownsampleMethod | None = None
@@ -99,6 +100,10 @@ class WriteOptions:
         if self.scale_placement not in ("dataset", "multiscales", None):
             raise InvalidArgumentError(
                 f"scale_placement={self.scale_placement!r} is neither 'dataset' nor 'multiscales'"
+            )
+        if self.overwrite not in (True, False, "drop_labels"):
+            raise InvalidArgumentError(
+                f"overwrite={self.overwrite!r} is neither True nor False, nor 'drop_labels'"
             )
         if not isinstance(self.create_array_kwargs, Mapping | None):
             raise InvalidArgumentError(

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ctlab_dask_zarr.planning.occupied import identity_of_occupant
-from ctlab_dask_zarr.planning.plan import WritePlan
+from ctlab_dask_zarr.planning.plan import Overwrite, WritePlan
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.text import shown
 from ctlab_dask_zarr.waits import logger
@@ -110,7 +110,7 @@ def prepare_levels(request: StageRequest) -> PreparedWrite:
     return PreparedWrite(build_graph(request, remaining), request, remaining)
 
 
-def prepare_commit(destination: Destination, *, overwrite: bool) -> PreparedWrite | None:
+def prepare_commit(destination: Destination, *, overwrite: Overwrite) -> PreparedWrite | None:
     """Do the same for what is staged, if all parts are there; None where nothing is left to commit.
 
     What a commit has left that died between its two renames is repaired first.
@@ -122,7 +122,9 @@ def prepare_commit(destination: Destination, *, overwrite: bool) -> PreparedWrit
     staged = open_staged(destination)
     if overwrite:
         found = identity_of_occupant(destination)
-        staged = replace(staged, request=replace(staged.request, overwrite=True, replaces=found))
+        staged = replace(
+            staged, request=replace(staged.request, overwrite=overwrite, replaces=found)
+        )
     if staged.request.extends is None:
         refuse_missing(staged, staged.recorded(staged.sizes()), staged.level_keys(0))
     return prepare_rest(staged)

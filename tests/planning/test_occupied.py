@@ -31,7 +31,7 @@ from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.manage.transfer import copy_dataset
 from ctlab_dask_zarr.read.netcdf import open_volume
 from ctlab_dask_zarr.store.destination import Destination
-from tests.builders import make_dataset, random_voxels
+from tests.builders import make_dataset, random_voxels, run_here
 
 VOXELS = random_voxels((16, 16, 16))
 LAYOUT: dict[str, Any] = {"chunks": (8, 8, 8), "shards": (8, 8, 8)}
@@ -126,6 +126,44 @@ def test_labels_are_written_into_their_image(store: Path) -> None:
     np.testing.assert_array_equal(dataset_from_zarr(store / "labels" / "a.b%c").data, VOXELS % 3)
     with pytest.raises(DestinationExistsError, match="it has labels, which would be lost"):
         dataset_to_zarr(make_dataset(VOXELS), store, overwrite=True, **LAYOUT)
+
+
+def test_labels_are_lost_with_their_image_only_where_that_is_asked_for(
+    store: Path, snapshot: Any
+) -> None:
+    labels_to_zarr((VOXELS % 3).astype("uint8"), store, "phases", **LAYOUT)
+    new = make_dataset(VOXELS + 1)
+    assert "--drop-labels" in str(plan(new, store, overwrite=True, **LAYOUT).destination_problem)
+    (store / "labels" / "notes.txt").write_text("three years of work")
+    before = snapshot(store)
+    with pytest.raises(DestinationExistsError, match=re.escape("'labels/notes.txt'")):
+        dataset_to_zarr(new, store, overwrite="drop_labels", **LAYOUT)
+    assert snapshot(store) == before
+    (store / "labels" / "notes.txt").unlink()
+    with pytest.raises(InvalidArgumentError, match="nor 'drop_labels'"):
+        dataset_to_zarr(new, store, **(LAYOUT | {"overwrite": "drop"}))
+    dataset_to_zarr(new, store, overwrite="drop_labels", **LAYOUT)
+    np.testing.assert_array_equal(dataset_from_zarr(store).data, VOXELS + 1)
+    assert not (store / "labels").exists()
+    assert os.listdir(store.parent) == ["scan.zarr"]
+    assert verify(store) == []
+
+
+def test_the_command_drops_labels_where_it_is_told_to(store: Path, tmp_path: Path) -> None:
+    labels_to_zarr((VOXELS % 3).astype("uint8"), store, "phases", **LAYOUT)
+    dataset_to_zarr(make_dataset(VOXELS + 1), tmp_path / "new.zarr", **LAYOUT)
+    convert = ("convert", tmp_path / "new.zarr", store, "--workers", "1", "-q")
+    alone = run_here(*convert, "--drop-labels")
+    assert alone.returncode == 2
+    assert "give both" in alone.stderr
+    assert run_here(*convert, "--overwrite").returncode == 4
+    parts = (*convert, "--overwrite", "--drop-labels", "--part", "1/1")
+    assert run_here(*parts).returncode == 0
+    assert run_here("commit", store, "--overwrite").returncode == 4
+    assert (store / "labels" / "phases" / "zarr.json").exists()
+    assert run_here("commit", store, "--overwrite", "--drop-labels").returncode == 0
+    assert not (store / "labels").exists()
+    np.testing.assert_array_equal(dataset_from_zarr(store).data, VOXELS + 1)
 
 
 def test_a_conversion_into_its_own_source_is_refused(tmp_path: Path) -> None:

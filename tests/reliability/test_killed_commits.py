@@ -50,9 +50,14 @@ class Scenario(NamedTuple):
     allowed: tuple[str, ...]
 
 
-def _write(path: Path, **flags: bool) -> Any:
+def _write(path: Path, **flags: Any) -> Any:
     dataset = make_dataset(NEW, 8, dataset_id="20200202_000000_tomo")
     return dataset_to_zarr(dataset, path, levels=2, **LAYOUT, **flags)
+
+
+def _with_labels(path: Path) -> None:
+    dataset_to_zarr(make_dataset(OLD, 8), path, **LAYOUT)
+    labels_to_zarr((OLD % 3).astype("uint8"), path, "phases", **LAYOUT)
 
 
 def levels_of(path: Path, n_levels: int) -> Delayed:
@@ -74,6 +79,12 @@ SCENARIOS = {
         lambda path: _write(path, overwrite=True, resume=True),
         ("old", "old, aside"),
     ),
+    "drop labels": Scenario(
+        lambda path: _with_labels(path),
+        lambda path: _write(path, overwrite="drop_labels", compute=False),
+        lambda path: _write(path, overwrite="drop_labels", resume=True),
+        ("labels", "labels, aside"),
+    ),
     "levels": Scenario(
         lambda path: dataset_to_zarr(make_dataset(NEW, 8), path, **LAYOUT),
         lambda path: levels_of(path, 2),
@@ -88,12 +99,17 @@ def seen(path: Path) -> str:
     if not path.exists():
         if not list(path.parent.glob(".*.replaced.*")):
             return "none"
-        assert seen(replaced_of(path)) == "old"
-        return "old, aside"
+        state = seen(replaced_of(path))
+        assert state in ("old", "labels")
+        return f"{state}, aside"
     dataset = Dataset.from_path(path)
     voxels = dataset.data.compute()
     if (voxels == OLD).all():
-        return "old"
+        if not (path / "labels").exists():
+            return "old"
+        assert verify(path) == []
+        return "labels"
+    assert not (path / "labels").exists()
     np.testing.assert_array_equal(voxels, NEW)
     return "new" if len(dataset.levels) == 2 else "one level"
 
@@ -113,7 +129,13 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "drop labels" else name
+        for name in SCENARIOS
+    ],
+)
 def test_killed_before_any_effect_of_its_commit_the_old_or_the_new_is_there_and_it_is_gone_on_with(
     name: str, tmp_path: Path
 ) -> None:
