@@ -200,7 +200,7 @@ def _blosc(options: dict[str, Any]) -> tuple[Encode, Decode]:
 
 
 def _deflated(wbits: int, options: dict[str, Any]) -> tuple[Encode, Decode]:
-    level = options["level"]
+    level = options.get("level", 1)
 
     def encode(data: Buffer) -> Buffer:
         return zlib.compress(data, level, wbits)

@@ -198,7 +198,7 @@ def test_progress_tells_every_byte_once(tmp_path: Path, cluster: Client) -> None
     for name, client in (("a", None), ("b", cluster)):
         told: list[int] = []
         write = prepare_write(dataset, tmp_path / name, WriteOptions(**LAYOUT))
-        with listen(write.graph, lambda nbytes, _, told=told: told.append(nbytes), client):
+        with listen(write.graph, lambda nbytes, *_, told=told: told.append(nbytes), client):
             run(write, client=client)
             wait_until(lambda told=told: sum(told) >= VOXELS.nbytes)
         assert sum(told) == VOXELS.nbytes

@@ -156,7 +156,8 @@ def _leave_note(destination: Destination, run_id: str, error: BaseException) -> 
     if isinstance(error, WriteStoppedError):
         why = str(error).partition(":")[0]
     elif not isinstance(error, KeyboardInterrupt) and str(error):
-        why = f"{why}: {str(error).splitlines()[0]}"
+        # Not the advice that follows: whoever reads the note gets advice of their own.
+        why = f"{why}: {str(error).splitlines()[0].partition('. ')[0]}"
     note = {
         "run_id": plan.get("run_id"),
         "at_s": time.time(),
