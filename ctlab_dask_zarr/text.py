@@ -22,8 +22,9 @@ _SIGNATURE = re.compile(
     re.IGNORECASE,
 )
 
-#: Advice as messages hold it: the keyword of Python, and the option of the command.
-_ADVICE = re.compile(r"(\b\w+=(?:\([^()]*\)|'[^']*'|[^\s,;:()']*)) \((--[a-z][^()]*)\)")
+#: Advice as messages hold it: keywords of Python, and the options of the command.
+_KEYWORD = r"\b\w+=(?:\([^()]*\)|'[^']*'|[^\s,;:()']*)"
+_ADVICE = re.compile(rf"({_KEYWORD}(?:, {_KEYWORD})*) \((--[a-z][^()]*)\)")
 
 
 def in_python(text: str) -> str:

@@ -142,22 +142,46 @@ def identity_difference(found: Any, wanted: str) -> str:
     """Name the first difference of two identities: ``source.size was 3 and is now 4``."""
     if not isinstance(found, str):
         return "it does not say what was being written"
-    # These come first, because they explain other differences.
-    before, now = (
-        {
-            "levels": len(identity["arrays"]),
-            "datatype": identity["datatype"],
-            "codec": _codec_text(identity["arrays"]),
-        }
-        | identity
-        for identity in (json.loads(found), json.loads(wanted))
-    )
-    if None in (before["codec"], now["codec"]):
-        del before["codec"], now["codec"]
+    before, now = json.loads(found), json.loads(wanted)
+    options = [_options(identity) for identity in (before, now)]
+    # None is what users cannot give, but for shards.
+    both = [n for n in options[0] if n == "shards" or None not in [o.get(n) for o in options]]
+    other = [name for name in both if options[0][name] != options[1].get(name)]
+    if other:
+        # These come first, because they explain other differences.
+        begun, this = (_given_text({name: o.get(name) for name in other}) for o in options)
+        return f"begun with {begun}, and this is with {this}"
     place, *values = _first_difference(before, now, "")
     if place.startswith("source"):
         return source_difference(before["source"], wanted)
     return _change(place, *values)
+
+
+def _options(identity: Any) -> dict[str, Any]:
+    """Return what users ask of a layout, as far as it is told by what came of it."""
+    arrays = identity["arrays"]
+    found = {"levels": len(arrays), "datatype": identity["datatype"]}
+    found["downsample"] = identity.get("downsample")
+    try:
+        document = arrays[0]["document"]
+        outer, codecs = document["chunk_grid"]["configuration"]["chunk_shape"], document["codecs"]
+        is_sharded = codecs[0]["name"] == "sharding_indexed"
+        found["shards"] = tuple(outer) if is_sharded else None
+        inner = codecs[0]["configuration"]["chunk_shape"] if is_sharded else outer
+        found |= {"chunks": tuple(inner), "codec": _codec_text(arrays)}
+    except LookupError:
+        return found
+    return found
+
+
+def _given_text(options: Mapping[str, Any]) -> str:
+    """Return options as users give them, in Python and to the command."""
+    in_python = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    words = []
+    for name, value in options.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        words.append(f"--{name} {'none' if text is None else text}")
+    return f"{in_python} ({' '.join(words)})"
 
 
 def same_but_codec(found: Any, wanted: str) -> bool:

@@ -31,6 +31,7 @@ from ctlab_dask_zarr.planning.identity import (
     requested_difference,
     source_difference,
 )
+from ctlab_dask_zarr.text import in_command, in_python
 from tests.builders import make_dataset, random_voxels
 
 VOXELS = random_voxels((8, 16, 16))
@@ -74,7 +75,10 @@ class TestADifference:
         [
             ({"source": {"kind": "a", "size": 4}}, "source.size was 3 and is now 4"),
             ({"source": {"kind": "b", "path": "x"}}, "source.kind was 'a' and is now 'b'"),
-            ({"arrays": [{"path": "0"}] * 2}, "levels was 1 and is now 2"),
+            (
+                {"arrays": [{"path": "0"}] * 2},
+                "begun with levels=1 (--levels 1), and this is with levels=2 (--levels 2)",
+            ),
             ({"arrays": [{"path": "1"}]}, "arrays[0].path was '0' and is now '1'"),
             ({"datatype": None}, "datatype was 'tomo' and is now nothing"),
         ],
@@ -83,6 +87,22 @@ class TestADifference:
         wanted = json.dumps(IDENTITY | change)
         assert identity_difference(json.dumps(IDENTITY), wanted) == message
         assert identity_difference(None, wanted) == "it does not say what was being written"
+
+    def test_of_settings_is_said_as_the_options_that_were_given(self) -> None:
+        layout = {"chunks": (8, 8, 8), "shards": (8, 16, 16), "codec": "gzip:9"}
+        begun, now = (
+            plan(make_dataset(VOXELS), "a.zarr", levels=2, **options).identity
+            for options in (layout, layout | {"shards": None, "codec": None, "downsample": "max"})
+        )
+        told = identity_difference(begun, now)
+        assert in_command(told) == (
+            "begun with --downsample mean --shards 8,16,16 --codec gzip:9, "
+            "and this is with --downsample max --shards none --codec zstd"
+        )
+        assert in_python(told) == (
+            "begun with downsample='mean', shards=(8, 16, 16), codec='gzip:9', "
+            "and this is with downsample='max', shards=None, codec='zstd'"
+        )
 
     def test_of_sources_says_what_to_do_where_dask_has_named_them(self) -> None:
         wanted = json.dumps({"source": {"kind": "dask", "name": "b"}})

@@ -185,10 +185,13 @@ class TestAnInterruptedWrite:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"levels": 2}, "levels was 1 and is now 2"),
-            ({"datatype": "proju16"}, "datatype was 'tomo' and is now 'proju16'"),
-            ({"codec": "none"}, "codec was 'zstd' and is now 'none'"),
-            (GZIP, "codec was 'zstd' and is now 'gzip'"),
+            ({"levels": 2}, "begun with levels=1, and this is with levels=2"),
+            (
+                {"datatype": "proju16"},
+                "begun with datatype='tomo', and this is with datatype='proju16'",
+            ),
+            ({"codec": "none"}, "begun with codec='zstd', and this is with codec='none'"),
+            (GZIP, "begun with codec='zstd', and this is with codec='gzip'"),
             (
                 {
                     "create_array_kwargs": {
@@ -197,7 +200,10 @@ class TestAnInterruptedWrite:
                 },
                 r"codecs\[0\]",
             ),
-            ({"shards": (32, 16, 16)}, r"chunk_shape\[0\] was 16 and is now 32"),
+            (
+                {"shards": (32, 16, 16)},
+                r"with shards=\(16, 16, 16\), and this is with shards=\(32, 16, 16\)",
+            ),
         ],
     )
     def test_other_settings_are_named_and_nothing_around_them(
@@ -280,9 +286,12 @@ class TestParts:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"shards": (32, 16, 16)}, r"chunk_shape\[0\] was 16 and is now 32"),
-            (GZIP, "was 'zstd' and is now"),
-            ({"levels": 2}, "levels was 1 and is now 2"),
+            (
+                {"shards": (32, 16, 16)},
+                r"with shards=\(16, 16, 16\), and this is with shards=\(32, 16, 16\)",
+            ),
+            (GZIP, "begun with codec='zstd', and"),
+            ({"levels": 2}, "begun with levels=1, and this is with levels=2"),
             ({"dataset_id": "mine"}, "dataset_id was nothing and is now 'mine'"),
             ({"scale_placement": "multiscales"}, "scale_placement was 'dataset' and is now"),
         ],
