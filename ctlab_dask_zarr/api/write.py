@@ -29,7 +29,12 @@ from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
-from ctlab_dask_zarr.planning.occupied import folder_problem, occupied_problem, space_problem
+from ctlab_dask_zarr.planning.occupied import (
+    folder_problem,
+    occupied_problem,
+    open_files_problem,
+    space_problem,
+)
 from ctlab_dask_zarr.planning.plan import Overwrite, WritePlan
 from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import WriteOptions, existing_write, refuse_contradictions
@@ -281,8 +286,8 @@ def plan(
         )
         place = Destination.at(planned.destination)
         problem = occupied_problem(place, overwrite=options.overwrite) or folder_problem(place)
-        lack = space_problem(place, planned.nbytes)
-        planned = replace(planned, notes=(*planned.notes, *filter(None, [lack])))
+        lacks = (space_problem(place, planned.nbytes), open_files_problem(planned))
+        planned = replace(planned, notes=(*planned.notes, *filter(None, lacks)))
     notes = planned.notes if problem is None else (*planned.notes, problem)
     return replace(planned, notes=notes, destination_problem=problem)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import shutil
 from contextlib import suppress
 from typing import Any
 
 from ctlab_dask_zarr.errors import InvalidArgumentError, StorageError
 from ctlab_dask_zarr.formats.receipts import RECEIPT_ATTRIBUTE
-from ctlab_dask_zarr.planning.plan import Overwrite
+from ctlab_dask_zarr.planning.plan import Overwrite, WritePlan
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.files import Kind, walk
 from ctlab_dask_zarr.store.hierarchy import (
@@ -90,6 +91,21 @@ def space_problem(destination: Destination, nbytes: int) -> str | None:
     return (
         f"{folder} has {nbytes_text(free)} left, and the voxels take {nbytes_text(nbytes)} before "
         "compression: it may not be enough"
+    )
+
+
+def open_files_problem(plan: WritePlan) -> str | None:
+    """Return a note if tasks that write a row of shards at once may not open that many files."""
+    if plan.rechunk.method != "stream" or plan.rechunk.band is not None:
+        return None
+    layout = plan.levels[0].layout
+    n_files = layout.n_tasks // layout.grid_shape[0]
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if limit == resource.RLIM_INFINITY or n_files < limit:
+        return None
+    return (
+        f"a task writes {n_files:,} shards at once, each a file, and here a process may open "
+        f"{limit:,} (ulimit -n): larger shards make fewer"
     )
 
 

@@ -268,9 +268,16 @@ class WritePlan(WriteContent):
             ("rechunking", f"{self.rechunk.method}: {self.rechunk.reason}"),
             *([("levels", levels)] if coarser else []),
             ("tasks", f"{self.rechunk.n_tasks + n_coarser:,}"),
-            ("memory", f"{nbytes_text(self.rechunk.peak_nbytes)} a worker thread"),
+            ("memory", self._memory_text()),
             *self._worker_rows(),
         ]
+
+    def _memory_text(self) -> str:
+        nbytes, n_threads = self.rechunk.peak_nbytes, self.resources.n_threads
+        at_once = (
+            f"for each of {n_threads} threads at work, {nbytes_text(nbytes * n_threads)} in all"
+        )
+        return f"{nbytes_text(nbytes)} {'while it runs' if n_threads == 1 else at_once}"
 
     def _codec_rows(self) -> list[tuple[str, str]]:
         if self.codec_choice is None:
@@ -285,9 +292,9 @@ class WritePlan(WriteContent):
         n_threads, memory = self.resources.n_threads, self.resources.thread_nbytes
         if memory is None:
             return [("workers", f"{n_threads} threads, their memory is not known")]
-        fit = f"{self._n_threads_that_fit()} would fit"
+        fit = f"their memory is enough for {self._n_threads_that_fit()}"
         if self.memory_problem is not None:
-            fit = f"too little; {fit} (--workers), or make --shards smaller"
+            fit = f"too little, {fit} (--workers), or make --shards smaller"
         return [("workers", f"{n_threads} threads, {nbytes_text(memory)} for each: {fit}")]
 
     def _n_threads_that_fit(self) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 from pathlib import Path
@@ -289,3 +290,24 @@ def test_a_folder_that_gives_its_group_to_what_is_made_in_it_does_so_after_it_wa
     dataset_to_zarr(make_dataset(VOXELS + 1), store, overwrite=True, **LAYOUT)
     modes = {oct(stat.S_IMODE(path.stat().st_mode)) for path in (store, store / "0")}
     assert modes == {"0o2770"}
+
+
+def test_a_plan_tells_of_too_few_open_files_and_refuses_a_link_that_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(limit: int) -> str:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+        scan = make_dataset(random_voxels((32, 32, 32)), (4, 32, 32))
+        found = plan(scan, tmp_path / "a", shards=(8, 8, 8), chunks=(4, 4, 4))
+        assert (found.rechunk.method, found.rechunk.band) == ("stream", None)
+        return found.describe()
+
+    assert "a task writes 16 shards at once, each a file" in rows(16)
+    assert "ulimit" not in rows(17)
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "gone.zarr")
+    problem = plan(make_dataset(VOXELS), tmp_path / "link.zarr", **LAYOUT).destination_problem
+    assert str(tmp_path / "link.zarr") in str(problem)
+    dataset_to_zarr(make_dataset(VOXELS), tmp_path / "scan.zarr", **LAYOUT)
+    done = run_here("plan", tmp_path / "scan.zarr", tmp_path / "link.zarr")
+    assert done.returncode == 1
+    assert os.readlink(tmp_path / "link.zarr") == str(tmp_path / "gone.zarr")
