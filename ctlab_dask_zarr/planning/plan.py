@@ -252,7 +252,8 @@ class WritePlan(WriteContent):
         layout, array = self.levels[0].layout, self.levels[0].array
         shard = layout.shard_shape
         codecs = self.codec or " + ".join(spec.name for spec in array.codecs)
-        n_coarser = self.n_shards - layout.n_tasks
+        n_coarser, peak = self.n_shards - layout.n_tasks, self.rechunk.peak_nbytes
+        in_all = nbytes_text(peak * self.resources.n_threads)
         finest, *coarser = self.levels
         shapes = ", ".join(_by(level.shape) for level in coarser)
         more = f"{nbytes_text(self.nbytes - finest.nbytes)} more"
@@ -268,16 +269,9 @@ class WritePlan(WriteContent):
             ("rechunking", f"{self.rechunk.method}: {self.rechunk.reason}"),
             *([("levels", levels)] if coarser else []),
             ("tasks", f"{self.rechunk.n_tasks + n_coarser:,}"),
-            ("memory", self._memory_text()),
+            ("memory", f"{nbytes_text(peak)} for each thread at work, {in_all} in all"),
             *self._worker_rows(),
         ]
-
-    def _memory_text(self) -> str:
-        nbytes, n_threads = self.rechunk.peak_nbytes, self.resources.n_threads
-        at_once = (
-            f"for each of {n_threads} threads at work, {nbytes_text(nbytes * n_threads)} in all"
-        )
-        return f"{nbytes_text(nbytes)} {'while it runs' if n_threads == 1 else at_once}"
 
     def _codec_rows(self) -> list[tuple[str, str]]:
         if self.codec_choice is None:
