@@ -131,7 +131,7 @@ def selected(volume: Volume, positions: Mapping[str, Any]) -> Volume:
         else:
             number = round((_number(name, part, first) - first) / size)
             if not 0 <= number < n:
-                raise InvalidArgumentError(f"{where}: {part:g} is outside")
+                raise InvalidArgumentError(f"{where}: {part:g} {volume.voxel_unit} is outside")
             index.append(number)
     return cropped(volume, tuple(index))
 

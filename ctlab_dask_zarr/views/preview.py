@@ -214,8 +214,12 @@ def _compose(
         down, right = (names[axis] for axis in part.axes)
         texts = [f"{right} {down}"]
         if part.cut_axis is not None:
-            place = f"{names[part.cut_axis]} = {volume.shape[part.cut_axis] // 2}"
+            axis, number = part.cut_axis, volume.shape[part.cut_axis] // 2
+            place = f"{names[axis]} = {number}"
             texts.insert(0, f"{right} {down}  at  {place}")
+            if volume.voxel_unit != VoxelUnit.VOXEL:
+                position = volume.origin[axis] + number * volume.voxel_size[axis]
+                texts.insert(0, f"{texts[0]} ({position:.6g} {volume.voxel_unit})")
         titles.append(_first_fitting(texts, width + _GAP_PIXELS / 2, font))
     length, text = scale_bar(widths[0] * _LONGEST_BAR * pixel_size, volume.voxel_unit)
     bar_pixels = max(round(length / pixel_size), 1)

@@ -87,7 +87,7 @@ BAD: list[tuple[Any, str]] = [
     (lambda s: s[VOXELS > 3], "neither a whole number nor a slice"),
     (lambda s: s.crop(t=(1, 2)), "crop: t is none of the axes z, y, x"),
     (lambda s: s.sel(z=slice(100, 200)), r"z goes from 0 to 57 um: no voxel's centre"),
-    (lambda s: s.sel(z=-9.0), r"z goes from 0 to 57 um: -9 is outside"),
+    (lambda s: s.sel(z=-9.0), r"z goes from 0 to 57 um: -9 um is outside"),
     (lambda s: s.sel(z="top"), "not a position"),
 ]
 

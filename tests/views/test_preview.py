@@ -213,13 +213,18 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str, float]]:
 def test_what_is_written_is_whole_and_has_room(
     written: list[tuple[float, str, float]], size: int, shape: tuple[int, int, int]
 ) -> None:
-    picture = preview(make_dataset(np.zeros(shape, np.uint16), voxel_size=(1, 1, 1)), size=size)
+    picture = preview(
+        make_dataset(np.zeros(shape, np.uint16), voxel_size=(2.5, 2.5, 2.5)), size=size
+    )
     z, y, x = (n // 2 for n in shape)
     *titles, (_, scale, scale_end) = written
     for (_, title, _), axes, where in zip(
         titles, ("x y", "x z", "y z"), (f"z = {z}", f"y = {y}", f"x = {x}"), strict=True
     ):
-        assert title in (f"{axes}  at  {where}", axes, "")
+        place = f"{axes}  at  {where}"
+        with_unit = f"{place} ({int(where[4:]) * 2.5:g} um)"
+        assert title in (with_unit, place, axes, "")
+        assert title == with_unit or (size, shape) != (512, (60, 60, 60))
         assert title or size < 512
     ends_of_room = [*(left for left, _, _ in titles[1:]), picture.width]
     for (_, title, end), room in zip(titles, ends_of_room, strict=True):
