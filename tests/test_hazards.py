@@ -168,7 +168,9 @@ def test_the_number_of_objects_is_told_and_warned_of() -> None:
     write_plan = plan(make_dataset(data), "a", shards=None)
     assert write_plan.n_objects > 10**6
     assert any("quotas" in note for note in write_plan.notes)
-    assert not plan(make_dataset(data), "a").notes
+    # The voxels may need more space than there is here.
+    notes = plan(make_dataset(data), "a").notes
+    assert not [note for note in notes if "before compression" not in note]
 
 
 def test_a_dataset_of_another_class_with_the_same_properties_is_written(tmp_path: Path) -> None:

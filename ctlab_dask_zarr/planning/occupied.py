@@ -59,24 +59,28 @@ def refuse_place(destination: Destination, source: Any) -> None:
 
 def refuse_missing_folder(destination: Destination) -> None:
     """Raise where the folder of a destination is not there: none is made unless asked for."""
-    problem = folder_problem(destination)
+    problem = _missing_folder(destination)
     if problem is not None:
         raise InvalidArgumentError(problem)
 
 
 def folder_problem(destination: Destination) -> str | None:
     """Return why nothing can be written into the folder of a destination, or None."""
+    problem = _missing_folder(destination)
     folder = os.path.dirname(destination.staging)
-    if not destination.can_rename:
-        return None
-    if destination.files.kind(folder) is None:
+    if problem is None and destination.can_rename and not os.access(folder, os.W_OK | os.X_OK):
+        return f"the folder {folder} cannot be written to: choose another, or ask who owns it"
+    return problem
+
+
+def _missing_folder(destination: Destination) -> str | None:
+    folder = os.path.dirname(destination.staging)
+    if destination.can_rename and destination.files.kind(folder) is None:
         return (
             f"the folder {folder}, in which {os.path.basename(destination.path)} would be, does "
             "not exist: if that is the place you mean, make it by "
             f"`mkdir -p {path_text(folder)}` (--mkdir), or in Python by os.makedirs({folder!r})"
         )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return f"the folder {folder} cannot be written to: choose another, or ask who owns it"
     return None
 
 

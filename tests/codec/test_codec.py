@@ -124,7 +124,7 @@ READERS = {
     "ours": (lambda root: open_here(root)[...], ()),
     "zarr": (lambda root: zarr.open_array(root, mode="r")[...], ()),
     "zarrs": (read_with_zarrs, ("lz4",)),
-    "tensorstore": (read_with_tensorstore, ("lz4",)),
+    "tensorstore": (read_with_tensorstore, ("lz4", "zlib")),
 }
 
 #: Signalling and quiet NaNs with a payload of their own, and -0.0: bits that values lose.

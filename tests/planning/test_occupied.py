@@ -30,6 +30,7 @@ from ctlab_dask_zarr import (
 from ctlab_dask_zarr.cli import main
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.manage.transfer import copy_dataset
+from ctlab_dask_zarr.planning.occupied import folder_problem, space_problem
 from ctlab_dask_zarr.read.netcdf import open_volume
 from ctlab_dask_zarr.store.destination import Destination
 from tests.builders import make_dataset, random_voxels, run_here
@@ -298,7 +299,8 @@ def test_a_plan_tells_of_too_few_open_files_and_refuses_a_link_that_leads_nowher
     def rows(limit: int) -> str:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
         scan = make_dataset(random_voxels((32, 32, 32)), (4, 32, 32))
-        found = plan(scan, tmp_path / "a", shards=(8, 8, 8), chunks=(4, 4, 4))
+        with dask.config.set(scheduler="threads", num_workers=2):
+            found = plan(scan, tmp_path / "a", shards=(8, 8, 8), chunks=(4, 4, 4))
         assert (found.rechunk.method, found.rechunk.band) == ("stream", None)
         return found.describe()
 
@@ -311,3 +313,23 @@ def test_a_plan_tells_of_too_few_open_files_and_refuses_a_link_that_leads_nowher
     done = run_here("plan", tmp_path / "scan.zarr", tmp_path / "link.zarr")
     assert done.returncode == 1
     assert os.readlink(tmp_path / "link.zarr") == str(tmp_path / "gone.zarr")
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_problem_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    found = folder_problem(Destination.at(str(tmp_path / "a.zarr")))
+    assert found == (
+        f"the folder {tmp_path} cannot be written to: choose another, or ask who owns it"
+    )
+    assert folder_problem(Destination.at("memory://bucket/a.zarr")) is None
+
+
+def test_little_space_is_told(tmp_path: Path) -> None:
+    place = Destination.at(str(tmp_path / "a.zarr"))
+    assert space_problem(place, 0) is None
+    found = space_problem(place, 2**60)
+    assert found is not None
+    assert "left, and the voxels take 1048576.0 TiB before compression" in found

@@ -19,7 +19,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from ctlab_dask_zarr.errors import WriteStoppedError
+from ctlab_dask_zarr.errors import (
+    DestinationExistsError,
+    InvalidArgumentError,
+    StagingExistsError,
+    WriteStoppedError,
+)
 from ctlab_dask_zarr.formats.json_values import json_object_or_empty
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.staging_plan import STAGED_PLAN
@@ -148,6 +153,9 @@ def signs_of_life(destination: Destination, run_id: str) -> Iterator[None]:
 
 
 def _leave_note(destination: Destination, run_id: str, error: BaseException) -> None:
+    if isinstance(error, InvalidArgumentError | StagingExistsError | DestinationExistsError):
+        # It was refused, and has stopped nothing.
+        return
     plan = destination.staged_plan()
     is_mine = plan.get("run_id") == run_id or plan.get("n_parts") is not None
     if not is_mine or destination.is_staging_committed():
