@@ -19,8 +19,10 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "ctlab_dask_zarr"
-# The tests run the notebooks; here their pages only show what they say.
-nb_execution_mode = "off"
+# So that pages show cards, plans and progress.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 240
 myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

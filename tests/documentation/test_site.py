@@ -19,12 +19,16 @@ def test_the_documentation_builds(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q",
          "-d", str(tmp_path / "doctrees"), str(ROOT / "docs"), str(tmp_path / "site")],
-        env=with_commands(tmp_path / "commands"), capture_output=True, text=True, timeout=240,
+        env=with_commands(tmp_path / "commands"), capture_output=True, text=True, timeout=480,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     site = tmp_path / "site"
     for page in ("index", "quickstart", "how-to/slurm", "examples/convert", "api", "performance"):
         assert (site / f"{page}.html").exists()
+    for page in ("convert", "analyse"):
+        assert "field of view" in (site / f"examples/{page}.html").read_text(), (
+            "it was not executed"
+        )
     api = (site / "api.html").read_text()
     for name in ctlab_dask_zarr.__all__:
         places = (f"ctlab_dask_zarr.{name}", f"ctlab_dask_zarr.errors.{name}")
