@@ -200,9 +200,13 @@ def _serve_for_a_moment(command: str, where: str, environment: Mapping[str, str]
         text=True,
     ) as server:
         assert server.stdout is not None
-        url = server.stdout.readline()
-        server.send_signal(signal.SIGINT)
-        _, errors = server.communicate(timeout=240)
+        try:
+            url = server.stdout.readline()
+            server.send_signal(signal.SIGINT)
+            _, errors = server.communicate(timeout=120)
+        finally:
+            # Leaving the context waits for it, whatever has happened.
+            server.kill()
     assert url.startswith("http://127.0.0.1:"), f"{where}: {url}{errors}"
 
 
