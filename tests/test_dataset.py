@@ -185,7 +185,7 @@ def test_to_path_and_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Dataset.from_path(tmp_path / "a.zarr").data, VOXELS)
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a", "nc"])
+@pytest.mark.parametrize("name", ["a.jpg", "a", "nc"])
 def test_an_extension_that_is_not_written_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=name):
         make_dataset(VOXELS).to_path(tmp_path / name)

@@ -176,6 +176,8 @@ def _write_all_but_voxels(
     is_big = math.prod(shape) * dtype.itemsize > _MAX_NBYTES
     options: dict[str, Any] = {"shape": shape, "dtype": dtype.newbyteorder("<")}
     options["software"] = "ctlab_dask_zarr"
+    # Three or four slices are no colours.
+    options["photometric"] = "minisblack"
     axes = "ZYX"[-len(shape) :]
     voxel_size, unit = _in_readable_unit(voxel_size, unit)
     *z, y, x = voxel_size

@@ -371,21 +371,14 @@ def test_a_task_takes_its_core_and_those_that_are_idle() -> None:
         assert [future.result(240) for future in found] == [[3], [3]]
 
 
-_arrived: list[int] = []
+_BARRIERS = {n: threading.Barrier(n) for n in (1, 2)}
 
 
 def _cores(n_tasks: int) -> list[int]:
     """Return the cores of a read of this task while `n_tasks` of them are running."""
-    _arrived.append(1)
-    deadline = time.monotonic() + 60
-    while len(_arrived) < n_tasks and time.monotonic() < deadline:
-        time.sleep(0.001)
+    _BARRIERS[n_tasks].wait(240)
     found = together.cores_for_a_read().n_cores
-    _arrived.append(1)
-    while len(_arrived) < 2 * n_tasks and time.monotonic() < deadline:
-        time.sleep(0.001)
-    if len(_arrived) == 2 * n_tasks:
-        _arrived.clear()
+    _BARRIERS[n_tasks].wait(240)
     return [found]
 
 

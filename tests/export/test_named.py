@@ -136,7 +136,7 @@ def test_an_export_that_was_stopped_goes_on(tmp_path: Path, name: str) -> None:
             stop.ask("enough")
 
     with dask.config.set(scheduler="sync"):
-        with pytest.raises(WriteStoppedError, match=r"enough.*KiB of 250.0 KiB.*--resume"):
+        with pytest.raises(WriteStoppedError, match=r"enough.*KiB of 250.0 KiB.*resume=True"):
             export_dataset(scan, path, progress=ask, stop=stop, **options)
         assert not Path(path).exists()
         with pytest.raises(StagingExistsError):
@@ -165,7 +165,7 @@ def test_workers_go_on_after_a_failure(tmp_path: Path, name: str, cluster: Clien
     scan = make_dataset(voxels.map_blocks(fragile, dtype="uint16", name=f"fragile-{name}"))
     path = f"{tmp_path}/{name}"
     options: dict[str, Any] = {"compression_level": 1} if name == "a.h5" else {}
-    with pytest.raises(WriteFailedError, match=r"no more.*--resume"):
+    with pytest.raises(WriteFailedError, match=r"no more.*resume=True"):
         export_dataset(scan, path, client=cluster, **options)
     (tmp_path / "mended").touch()
     export_dataset(scan, path, client=cluster, resume=True, **options)

@@ -182,3 +182,11 @@ def test_a_folder_with_slices_of_another_program_is_not_replaced(
     with pytest.raises(DestinationExistsError, match=r"holds 'rec_0000\.tif'"):
         dataset_to_tiff(make_dataset(VOXELS), tmp_path / "slices", overwrite=True)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_a_few_slices_are_not_taken_for_colours(n: int, tmp_path: Path) -> None:
+    voxels = random_voxels((n, 5, 6))
+    dataset_to_tiff(make_dataset(voxels), tmp_path / "a.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif").reshape(n, 5, 6), voxels)
+    np.testing.assert_array_equal(Dataset.from_path(tmp_path / "a.tif").data, voxels)

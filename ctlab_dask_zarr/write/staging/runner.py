@@ -184,11 +184,18 @@ def run_state(destination: Destination, latest_s: float | None = None) -> RunSta
 
     `latest_s` is when its latest shard was finished, in seconds since the epoch.
     """
+    try:
+        return _run_state(destination, latest_s or 0.0)
+    except FileNotFoundError:
+        # It was committed or removed meanwhile.
+        return RunState("unknown")
+
+
+def _run_state(destination: Destination, latest_s: float) -> RunState:
     plan = destination.staged_plan()
     runner: Runner | None = Runner.from_json(plan.get("runner"))
     if not plan or runner is None:
         return RunState("unknown")
-    latest_s = latest_s or 0.0
     note = _note(destination, plan)
     if note is not None:
         at_s = float(note["at_s"])
