@@ -17,7 +17,7 @@ from ctlab_dask_zarr.errors import CTLabError, InvalidArgumentError, WriteFailed
 from ctlab_dask_zarr.formats.codecs import AUTO_CODECS
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
-from ctlab_dask_zarr.formats.units import VoxelUnit, lengths_along
+from ctlab_dask_zarr.formats.units import VoxelUnit
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.planning.plan import Overwrite
@@ -42,8 +42,8 @@ def zarr_writer(
     path: str | os.PathLike[str],
     *,
     shape: Sequence[int],
-    voxel_size: Sequence[float] | float,
-    voxel_unit: VoxelUnit | str,
+    voxel_size: Sequence[float] | float | str,
+    voxel_unit: VoxelUnit | str | None = None,
     dtype: Any = None,
     dimension_names: Sequence[str] | None = None,
     origin: Sequence[float] | None = None,
@@ -86,7 +86,7 @@ def zarr_writer(
     shape
         Number of voxels along each axis, (z, y, x) or (y, x). Slabs are runs along the first axis.
     voxel_size, voxel_unit
-        Length of a voxel along each axis, or one for all, and its unit.
+        Length of a voxel along each axis, or one for all, and its unit; or text, as ``"2.5um"``.
     dtype
         NumPy dtype of the voxels; it follows from a `datatype`.
     dimension_names
@@ -121,8 +121,8 @@ def zarr_writer(
     >>> from ctlab_dask_zarr import dataset_from_zarr, zarr_writer
     >>> folder = tempfile.TemporaryDirectory()
     >>> with zarr_writer(
-    ...     folder.name + "/scan.zarr", shape=(40, 65, 97), datatype="tomo", voxel_size=2.5,
-    ...     voxel_unit="um", levels=2,
+    ...     folder.name + "/scan.zarr", shape=(40, 65, 97), datatype="tomo", levels=2,
+    ...     voxel_size="2.5um",
     ... ) as writer:
     ...     for z in range(0, 40, 8):
     ...         writer.write(z, np.full((8, 65, 97), z, "uint16"))
@@ -167,9 +167,9 @@ def _empty_volume(given: Mapping[str, Any]) -> Volume:
     names, identity = given["dimension_names"], given["identity"]
     return Volume(
         data,
-        dimension_names=("z", "y", "x")[-data.ndim :] if names is None else names,
+        dimension_names=names,
         voxel_unit=given["voxel_unit"],
-        voxel_size=lengths_along(data.ndim, given["voxel_size"]),
+        voxel_size=given["voxel_size"],
         datatype=datatype,
         origin=given["origin"],
         is_discrete=given["is_discrete"],

@@ -55,7 +55,8 @@ def test_few_folders_stay_open_however_many_there_are(store: Store) -> None:
         store.put(f"0/c/{number}/0/0", b"a")
     assert n_open() - before <= 16
     forget_folders()
-    assert n_open() == before
+    # What others had open may be closed by now.
+    assert n_open() <= before
 
 
 def test_a_folder_that_replaces_another_is_written_into(store: Store) -> None:
