@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 
-from ctlab_dask_zarr import Dataset, verify
+from ctlab_dask_zarr import Dataset, dataset_from_zarr, labels_to_zarr, verify
 from ctlab_dask_zarr.demo import write_mango_netcdf
 from ctlab_dask_zarr.store.files import LocalFiles
 from tests.builders import run_here
@@ -343,7 +343,8 @@ def test_levels_of_labels_that_are_done_are_progress_of_their_image(
 ) -> None:
     store = out / "a.zarr"
     finish("convert", source, store, *LAYOUT)
-    finish("add-labels", store, source, "--name", "one", *LAYOUT)
+    labels = np.ones(dataset_from_zarr(store).shape, "uint8")
+    labels_to_zarr(labels, store, "one", chunks=(4, 4, 4), shards=(8, 8, 8))
     slow = slow_shards(monkeypatch, LONG_S, inside=f"{os.sep}.a.zarr.staging{os.sep}")
     process = start("pyramid", store, "--levels", "2", "--deadline", deadline)
     _, errors = process.communicate(timeout=TIMEOUT_S)
