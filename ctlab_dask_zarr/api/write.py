@@ -30,9 +30,8 @@ from ctlab_dask_zarr.formats.ome import OMEZarrVersion, ScalePlacement
 from ctlab_dask_zarr.planning.layout import ChunkSpec, ShardSpec
 from ctlab_dask_zarr.planning.levels import DownsampleMethod, LevelSpec
 from ctlab_dask_zarr.planning.occupied import (
-    folder_problem,
-    occupied_problem,
     open_files_problem,
+    place_problem,
     space_problem,
 )
 from ctlab_dask_zarr.planning.plan import Overwrite, WritePlan
@@ -285,7 +284,8 @@ def plan(
             dataset, path, options, resources=resources, n_jobs=n_jobs, goes_on=goes_on
         )
         place = Destination.at(planned.destination)
-        problem = occupied_problem(place, overwrite=options.overwrite) or folder_problem(place)
+        is_new = not (goes_on or how.restart)
+        problem = place_problem(place, overwrite=options.overwrite, is_new=is_new)
         lacks = (space_problem(place, planned.nbytes), open_files_problem(planned))
         planned = replace(planned, notes=(*planned.notes, *filter(None, lacks)))
     notes = planned.notes if problem is None else (*planned.notes, problem)

@@ -13,7 +13,7 @@ import click
 from ctlab_dask_zarr.cli.options import QUIET, option, running
 from ctlab_dask_zarr.cli.output import say
 from ctlab_dask_zarr.errors import WriteFailedError
-from ctlab_dask_zarr.text import nbytes_text
+from ctlab_dask_zarr.text import counted_text, nbytes_text
 
 
 @click.command("demo")
@@ -57,7 +57,8 @@ def demo_command(directory: str, size: int, quiet: bool) -> None:
         preview(store, picture)
     say(f"scan       {source}")
     say(
-        f"converted  {store}: {nbytes_text(result.nbytes)} in {result.n_objects} shards, "
+        f"converted  {store}: {nbytes_text(result.nbytes)} in "
+        f"{counted_text(result.n_objects, 'shard')}, "
         f"{result.seconds:.1f} s, {nbytes_text(result.nbytes / result.seconds)}/s "
         "(without the start of workers)"
     )

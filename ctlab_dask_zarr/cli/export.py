@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,11 @@ def export_command(
     stop it cleanly with exit code 75, and the same command with --resume continues.
     """  # noqa: D301 - click wants the backspace character itself
     given = given_source_options(options)
+    files, place = (os.path.join(os.path.realpath(path), "") for path in (source, destination))
+    if files.startswith(place):
+        raise click.UsageError(
+            f"{destination} is the source itself, or holds it: give another place"
+        )
     with running(options, stop, quiet=quiet) as how:
         from ctlab_dask_zarr import export_dataset
 

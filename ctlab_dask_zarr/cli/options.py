@@ -40,7 +40,8 @@ Options = dict[str, Callable[[Command], Command]]
 
 def option(name: str, help: str, **more: Any) -> Callable[[Command], Command]:
     """Return an option without a default: what is not given, the API decides."""
-    if more.get("is_flag") is None:
+    # A default, be it None, would stand in for an option that has to be given.
+    if more.get("is_flag") is None and not more.get("required"):
         more.setdefault("default", None)
     return click.option(*name.split(), help=help, **more)
 

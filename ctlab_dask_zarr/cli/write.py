@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -128,7 +129,11 @@ def convert_command(
     if not quiet and part is None:
         path = path_text(result.destination)
         step = f"verify {path} --source {path_text(source)}"
-        say(f"next: ctlab-zarr {f'view {path}' if verify_after else step}", err=True)
+        if given:
+            step += f"   (with the same {', '.join(given)})"
+        is_itself = os.path.realpath(source) == result.destination
+        step = f"view {path}" if verify_after or is_itself else step
+        say(f"next: ctlab-zarr {step}", err=True)
 
 
 def _say_what_was_written(result: WriteResult, part: tuple[int, int] | None, more: str) -> None:

@@ -84,6 +84,17 @@ def _missing_folder(destination: Destination) -> str | None:
     return None
 
 
+def place_problem(destination: Destination, *, overwrite: Overwrite, is_new: bool) -> str | None:
+    """Return why a write could not begin, or None; `is_new` unless it goes on or starts anew."""
+    problem = occupied_problem(destination, overwrite=overwrite) or folder_problem(destination)
+    if problem is not None or not (is_new and destination.staged_plan()):
+        return problem
+    return (
+        f"{destination.staging} is there: another write to {destination.path} has begun. Go on "
+        "with it by resume=True (--resume), or remove it by restart=True (--restart)"
+    )
+
+
 def space_problem(destination: Destination, nbytes: int) -> str | None:
     """Return a note if a file system has less space left than voxels take uncompressed."""
     folder = os.path.dirname(destination.staging)

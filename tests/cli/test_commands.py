@@ -22,7 +22,7 @@ import zarr
 from click.testing import CliRunner
 from distributed import Client, LocalCluster
 
-from ctlab_dask_zarr import Dataset, dataset_to_zarr, labels_to_zarr, verify
+from ctlab_dask_zarr import CTLabError, Dataset, dataset_to_zarr, labels_to_zarr, verify
 from ctlab_dask_zarr.cli.options import CLUSTER, with_options
 from ctlab_dask_zarr.cli.output import exit_codes
 from ctlab_dask_zarr.demo import write_mango_netcdf
@@ -544,3 +544,35 @@ def test_warnings_are_hidden_where_only_errors_are_asked_for(level: str | None, 
     done = CliRunner().invoke(noisy, ["--log-level", level] if level else [])
     assert done.exit_code == 0
     assert ("a logged one" in done.stderr, "a warning" in done.stderr) == (told, told)
+
+
+def test_an_option_that_has_to_be_given_is_asked_for(source: Path, tmp_path: Path) -> None:
+    for command, missing in (
+        (("preview", source), "'-o'"),
+        (("add-labels", source, source), "'--name'"),
+    ):
+        done = run(*command)
+        assert done.returncode == 2, done.stderr
+        assert f"Missing option {missing}" in done.stderr
+
+
+def test_the_next_command_names_what_the_source_was_given(source: Path, tmp_path: Path) -> None:
+    done = run("convert", source, tmp_path / "a", "--crop", "0:16,:,:", "--bin", "2")
+    assert done.stderr.endswith(f"--source {source}   (with the same --crop, --bin)\n")
+    done = run("convert", tmp_path / "a.zarr", tmp_path / "a.zarr", "--overwrite")
+    assert done.stderr.endswith(f"next: ctlab-zarr view {tmp_path / 'a.zarr'}\n")
+
+
+def test_a_plan_tells_that_another_write_has_begun(source: Path, tmp_path: Path) -> None:
+    scan = Dataset.from_path(source)
+    assert run("plan", source, tmp_path / "a").returncode == 0
+
+    def fails(block: Any) -> Any:
+        raise RuntimeError("no more")
+
+    failing = Dataset.from_modified(scan, data=scan.data.map_blocks(fails, dtype=scan.dtype))
+    with pytest.raises(CTLabError, match="no more"):
+        dataset_to_zarr(failing, tmp_path / "a")
+    done = run("plan", source, tmp_path / "a")
+    assert done.returncode == 1
+    assert "another write to" in done.stdout

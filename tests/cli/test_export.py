@@ -145,3 +145,16 @@ def test_a_full_disk_is_told_and_the_export_goes_on_later(
     assert not os.path.exists(f"{tmp_path}/{name}")
     done = run("export", store, f"{tmp_path}/{name}", "-q", "--resume", "--verify", *options)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_export_does_not_take_the_place_of_its_source(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "tomo_nc").mkdir()
+    assert run("export", store, tmp_path / "in" / "tomo_nc", "--mkdir").returncode == 0
+    source = tmp_path / "in" / "tomo_nc"
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    for out in (source, f"{source}/"):
+        done = run("export", source, out, "--overwrite", "--crop", "0:8,:,:")
+        assert done.returncode == 2, done.stderr
+        done = run("export", source, out, "--overwrite")
+        assert done.returncode == 2, done.stderr
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before

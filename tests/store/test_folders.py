@@ -53,7 +53,8 @@ def test_few_folders_stay_open_however_many_there_are(store: Store) -> None:
     before = n_open()
     for number in range(60):
         store.put(f"0/c/{number}/0/0", b"a")
-    assert n_open() - before <= 16
+    # Those that are kept, and one that somebody else may have open just now.
+    assert n_open() - before <= 17
     forget_folders()
     # What others had open may be closed by now.
     assert n_open() <= before
