@@ -131,6 +131,7 @@ def all_of(path: Path) -> list[np.ndarray]:
     return [dataset_from_zarr(path, level=level).data.compute() for level in levels]
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning")
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_sealed_store_is_verified_to_the_last_bit_and_is_otherwise_as_it_was(
     writer: str, tmp_path: Path
