@@ -25,6 +25,11 @@ _SIGNATURE = re.compile(
 #: Advice as messages hold it: keywords of Python, and the options of the command.
 _KEYWORD = r"\b\w+=(?:\([^()]*\)|'[^']*'|[^\s,;:()']*)"
 _ADVICE = re.compile(rf"({_KEYWORD}(?:, {_KEYWORD})*) \((--[a-z][^()]*)\)")
+#: Keywords in messages that are options of the same name.
+_OPTION = re.compile(
+    r"(?<![\w/'=.-])(slices|shape|dtype|levels?|values|window|pattern|chunks|shards|codec)="
+    r"(\([^()]*\)|'[^']*'|[\w.:]+)"
+)
 
 
 def in_python(text: str) -> str:
@@ -45,8 +50,15 @@ def in_command(text: str) -> str:
     --------
     >>> in_command("go on by resume=True (--resume), or voxel_size=2.5 (--voxel-size 2.5um)")
     'go on by --resume, or --voxel-size 2.5um'
+    >>> in_command("slices='100:900' are 800, and shape=(3, 4, 5) is another")
+    '--slices 100:900 are 800, and --shape 3,4,5 is another'
     """
-    return _ADVICE.sub(r"\2", text)
+    return _OPTION.sub(_option, _ADVICE.sub(r"\2", text))
+
+
+def _option(found: re.Match[str]) -> str:
+    value = found[2].strip("()'").replace(", ", ",")
+    return f"--{found[1].replace('_', '-')} {value}"
 
 
 def command_text(command: str, *paths: str) -> str:
