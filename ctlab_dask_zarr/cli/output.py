@@ -31,7 +31,7 @@ LOG_LEVEL = "ctlab_dask_zarr.log_level"
 
 def say(text: str, *, err: bool = False) -> None:
     """Print a line, a result to standard output or a message to standard error."""
-    click.echo(shown(in_command(text)), err=err)
+    click.echo(shown(text), err=err)
 
 
 def ask(question: str) -> None:
@@ -50,7 +50,7 @@ def exit_codes() -> Iterator[None]:
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             now = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-            say(f"{now} {record.getMessage()}", err=True)
+            say(f"{now} {in_command(record.getMessage())}", err=True)
 
     level = click.get_current_context().meta.get(LOG_LEVEL, "WARNING")
     handler = Handler(level)
@@ -58,7 +58,7 @@ def exit_codes() -> Iterator[None]:
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         if handler.level <= logging.WARNING:
-            say(str(message), err=True)
+            say(in_command(str(message)), err=True)
 
     try:
         with warnings.catch_warnings():
@@ -72,7 +72,7 @@ def exit_codes() -> Iterator[None]:
             raise
         if is_expected and click.get_current_context().find_root().params.get("debug"):
             raise
-        say(f"ctlab-zarr: {error}", err=True)
+        say(f"ctlab-zarr: {in_command(f'{error}')}", err=True)
         sys.exit(error.exit_code if isinstance(error, CTLabError) else 1)
     finally:
         logging.getLogger("ctlab_dask_zarr").removeHandler(handler)

@@ -39,7 +39,7 @@ from ctlab_dask_zarr.errors import (
     MetadataError,
     UnsupportedFormatError,
 )
-from ctlab_dask_zarr.text import counted_text, duration_text, nbytes_text, path_text
+from ctlab_dask_zarr.text import counted_text, duration_text, in_command, nbytes_text, path_text
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr import Dataset, Stop, WriteResult, WriteStatus
@@ -227,7 +227,7 @@ def plan_command(source: str, destination: str, as_json: bool, **options: Any) -
         found = plan(
             dataset, destination, **api_arguments(options), client=cluster_resources(**workers)
         )
-    say(json.dumps(found.to_dict()) if as_json else found.describe())
+    say(json.dumps(found.to_dict()) if as_json else in_command(found.describe()))
     if found.destination_problem is not None or found.memory_problem is not None:
         sys.exit(1)
 

@@ -576,3 +576,14 @@ def test_a_plan_tells_that_another_write_has_begun(source: Path, tmp_path: Path)
     done = run("plan", source, tmp_path / "a")
     assert done.returncode == 1
     assert "another write to" in done.stdout
+
+
+def test_what_is_printed_of_a_dataset_is_as_it_is(source: Path, tmp_path: Path) -> None:
+    """Only messages are put into the words of the command."""
+    path = tmp_path / "of levels=2.zarr"
+    assert run("convert", source, path, "-q").returncode == 0
+    note = "made with levels=2, and resume=True (--resume)"
+    assert run("history", path, "--add", f"note={note}", "--yes").returncode == 0
+    assert note in run("history", path).stdout
+    assert json.loads(run("info", path, "--json").stdout)["path"] == str(path)
+    assert str(path) in run("status", path).stdout
