@@ -25,7 +25,7 @@ from ctlab_dask_zarr.cli.options import (
 )
 from ctlab_dask_zarr.cli.output import say, verify_written
 from ctlab_dask_zarr.cli.sources import given_source_options, open_source
-from ctlab_dask_zarr.text import nbytes_text
+from ctlab_dask_zarr.text import counted_text, nbytes_text
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr import Stop
@@ -87,15 +87,12 @@ def export_command(
         result = export_dataset(dataset, destination, **api_arguments(options), **how)
         seconds = time.monotonic() - begun_s
         if verify_after:
-            command = f"`ctlab-zarr verify {destination} --source {source}`"
-            same = f" with the same {', '.join(given)}" if given else ""
-            verify_written(destination, dataset, how, command + same)
+            verify_written(destination, dataset, how, source, given)
     if as_json:
         verified = {"verified": True} if verify_after else {}
         say(json.dumps(result._asdict() | {"seconds": seconds} | verified))
         return
-    n_files = "1 file" if result.n_files == 1 else f"{result.n_files} files"
     say(
-        f"{result.destination}: {n_files}, {nbytes_text(result.nbytes)}, {seconds:.1f} s"
-        + (", verified" if verify_after else "")
+        f"{result.destination}: {counted_text(result.n_files, 'file')}, "
+        f"{nbytes_text(result.nbytes)}, {seconds:.1f} s{', verified' if verify_after else ''}"
     )

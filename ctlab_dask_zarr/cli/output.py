@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from ctlab_dask_zarr.errors import (
     VerificationError,
     WriteStoppedError,
 )
-from ctlab_dask_zarr.text import in_command, shown
+from ctlab_dask_zarr.text import in_command, path_text, shown
 
 if TYPE_CHECKING:
     from ctlab_dask_zarr import Dataset
@@ -95,16 +95,24 @@ def allow_many_files() -> None:
         return
 
 
-def verify_written(path: str, dataset: Dataset, how: dict[str, Any], command: str) -> None:
-    """Compare what was written with its source; `command` is how a user does that later."""
+def verify_command_of(path: str, source: str) -> str:
+    """Return the command that compares what was written with its source."""
+    return f"ctlab-zarr verify {path_text(path)} --source {path_text(source)}"
+
+
+def verify_written(
+    path: str, dataset: Dataset, how: dict[str, Any], source: str, given: Sequence[str]
+) -> None:
+    """Compare what was written with its source, for which the options `given` were needed."""
     from ctlab_dask_zarr import verify
 
+    same = f" with the same {', '.join(given)}" if given else ""
     try:
         problems = verify(path, dataset, **how)
     except (WriteStoppedError, ClusterError) as error:
         raise type(error)(
             f"{error}. {path} is complete and in its place, but not verified to the end: verify it "
-            f"by {command}"
+            f"by `{verify_command_of(path, source)}`{same}"
         ) from error
     for problem in problems:
         say(str(problem), err=True)

@@ -74,12 +74,14 @@ def _look_at_size(
     chosen = size_text(dataset.voxel_size, dataset.voxel_unit)
     if not has_unit:
         say(f"--voxel-size is taken in the unit of the source: {chosen}", err=True)
+    if is_sure or dataset.voxel_unit == "voxel":
+        return
     try:
         own = Dataset.from_path(source, **given)
     except MetadataError:
         # It says none, or none that can be.
         return
-    if "voxel" in (own.voxel_unit, dataset.voxel_unit) or is_sure:
+    if own.voxel_unit == "voxel":
         return
     sizes = zip(dataset.voxel_size, own.voxel_size_with_unit(dataset.voxel_unit), strict=True)
     if any(not 0.1 < new / old < 10 for new, old in sizes):

@@ -29,7 +29,7 @@ from ctlab_dask_zarr.cli.options import (
     with_options,
     workers_of,
 )
-from ctlab_dask_zarr.cli.output import exit_codes, say, verify_written
+from ctlab_dask_zarr.cli.output import exit_codes, say, verify_command_of, verify_written
 from ctlab_dask_zarr.cli.reference import REFERENCE, write_graph
 from ctlab_dask_zarr.cli.sources import given_source_options, open_source
 from ctlab_dask_zarr.errors import (
@@ -114,10 +114,7 @@ def convert_command(
         is_whole = part is None and arguments.get("ome_zarr_version", "") is not None
         copied = is_whole and _copy_labels(source, dataset, result.destination, arguments, how)
         if verify_after:
-            places = map(path_text, (result.destination, source))
-            command = f"`ctlab-zarr verify {' --source '.join(places)}`"
-            same = f" with the same {', '.join(given)}" if given else ""
-            verify_written(result.destination, dataset, how, command + same)
+            verify_written(result.destination, dataset, how, source, given)
     if as_json:
         checked = {"verified": True} if verify_after else {}
         text = {"nbytes_text": nbytes_text(result.nbytes)}
@@ -127,13 +124,12 @@ def convert_command(
     labels = f", with the labels {', '.join(copied)}" if copied else ""
     _say_what_was_written(result, part, verified + labels)
     if not quiet and part is None:
-        path = path_text(result.destination)
-        step = f"verify {path} --source {path_text(source)}"
-        if given:
-            step += f"   (with the same {', '.join(given)})"
         is_itself = os.path.realpath(source) == result.destination
-        step = f"view {path}" if verify_after or is_itself else step
-        say(f"next: ctlab-zarr {step}", err=True)
+        step = f"ctlab-zarr view {path_text(result.destination)}"
+        if not (verify_after or is_itself):
+            same = f"   (with the same {', '.join(given)})" if given else ""
+            step = verify_command_of(result.destination, source) + same
+        say(f"next: {step}", err=True)
 
 
 def _say_what_was_written(result: WriteResult, part: tuple[int, int] | None, more: str) -> None:

@@ -23,6 +23,7 @@ from distributed import LocalCluster
 from ctlab_dask_zarr.errors import ClusterError
 from ctlab_dask_zarr.execution.allocation import allocated_resources, files_problem
 from ctlab_dask_zarr.planning.rechunk import Resources
+from ctlab_dask_zarr.text import counted_text
 from ctlab_dask_zarr.waits import doing
 
 #: Part of the memory that workers may use together; client and scheduler need the rest.
@@ -63,7 +64,7 @@ class LocalWorkers:
                     "distributed.scheduler.no-workers-timeout": timeout or _NO_WORKERS_TIMEOUT,
                 }
             ),
-            doing(f"starting {self.n_workers} worker{'' if self.n_workers == 1 else 's'}"),
+            doing(f"starting {counted_text(self.n_workers, 'worker')}"),
         ):
             cluster = self._started()
         with cluster:

@@ -18,7 +18,7 @@ from dask.utils import parse_timedelta
 
 from ctlab_dask_zarr.execution.progress import Progress
 from ctlab_dask_zarr.settings import setting
-from ctlab_dask_zarr.text import duration_text, nbytes_text
+from ctlab_dask_zarr.text import counted_text, duration_text, nbytes_text
 from ctlab_dask_zarr.waits import LONG_S, Doing, logger
 
 _BAR_INTERVAL_S = 0.2
@@ -264,9 +264,10 @@ class ProgressDisplay:
 
     def _begin(self) -> None:
         """Show the first of something at once, by the thread of the call: a cell shows that."""
-        self._log(self._view(), is_last=True)
+        view = self._view()
+        self._log(view, is_last=True)
         if self._outlet is not None:
-            self._outlet.show(self._view())
+            self._outlet.show(view)
         if self._thread.ident is None:
             self._thread.start()
 
@@ -292,7 +293,7 @@ class ProgressDisplay:
             # The scheduler may be gone; the write itself says so.
             self._workers = ""
         else:
-            self._workers = f", {n_workers} worker{'' if n_workers == 1 else 's'}"
+            self._workers = f", {counted_text(n_workers, 'worker')}"
 
     def _log(self, view: View, *, is_last: bool = False) -> None:
         now_s = time.monotonic()
