@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ctlab_dask_zarr.api.preparing import (
     Executor,
     ProgressSink,
-    analysed_source,
     in_force,
+    refuse_resources,
+    refuse_unwritable,
     reported,
     started,
 )
@@ -25,7 +26,6 @@ from ctlab_dask_zarr.export.run import prepare_export, run_export
 from ctlab_dask_zarr.export.staged import ExportResult
 from ctlab_dask_zarr.formats.datatype import DataType
 from ctlab_dask_zarr.formats.netcdf_output import VOXELS_PER_FILE
-from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.read.arrays import given_volume
 from ctlab_dask_zarr.volume import Volume, as_volume
 
@@ -353,7 +353,7 @@ def _export_named(
 def _to_export(dataset: Volume) -> Volume:
     """Return a dataset as a record, if its voxels can be written."""
     volume = as_volume(given_volume(dataset, "dataset"))
-    analysed_source(volume)
+    refuse_unwritable(volume)
     return volume
 
 
@@ -374,9 +374,6 @@ def export_as(
             )  # fmt: skip
             if not compute:
                 return prepared.graph
-        if isinstance(client, Resources):
-            raise InvalidArgumentError(
-                f"client={client}: a size of workers is enough for plans only"
-            )
-        with reported(given["progress"], client, "files") as tell:
-            return run_export(prepared, client, tell, given["stop"])
+        running = refuse_resources(client)
+        with reported(given["progress"], running, "files") as tell:
+            return run_export(prepared, running, tell, given["stop"])

@@ -9,10 +9,11 @@ from typing import Any
 from ctlab_dask_zarr.api.preparing import (
     Executor,
     ProgressSink,
+    Starting,
     analysed_source,
     in_force,
     reported,
-    started,
+    source_to_compare,
 )
 from ctlab_dask_zarr.api.stores import computed
 from ctlab_dask_zarr.errors import StagingExistsError
@@ -20,9 +21,6 @@ from ctlab_dask_zarr.execution.graphs import is_read
 from ctlab_dask_zarr.execution.stopping import Stop
 from ctlab_dask_zarr.manage.edit import refuse_level, refuse_unfinished
 from ctlab_dask_zarr.planning.identity import source_identity
-from ctlab_dask_zarr.planning.rechunk import Resources
-from ctlab_dask_zarr.read.arrays import given_volume
-from ctlab_dask_zarr.read.source import open_to_compare
 from ctlab_dask_zarr.read.zarr import StoreMetadata, read_store_metadata
 from ctlab_dask_zarr.store.destination import Destination
 from ctlab_dask_zarr.store.hierarchy import ROOT_DOCUMENT
@@ -100,21 +98,14 @@ def seal(
         metadata = read_store_metadata(path, files_at(root))
         refuse_level(metadata)
         refuse_unfinished(metadata)
-        running = None
-
-        def resources() -> Resources:
-            nonlocal running
-            running = started(client)
-            with in_force(running) as found:
-                return found
-
+        starting = Starting(client)
         with opening(path):
-            sealing = prepare_sealing(metadata.store, resources)
+            sealing = prepare_sealing(metadata.store, starting.resources)
         sealing.refuse_damage()
         found = []
         if sealing.checks.keys:
             reading = f"{root} was not sealed, and nothing was changed; give the same command again"
-            found = computed(sealing.checks, running, progress, stop, reading)
+            found = computed(sealing.checks, starting.client, progress, stop, reading)
         sealing.refuse_damage(found)
         return sealing.publish(found)
 
@@ -179,22 +170,15 @@ def repair(
     >>> folder.cleanup()
     """
     with storage_options_in_force(storage_options), reported(progress, noun="checks"):
-        volume = open_to_compare(source) if isinstance(source, str | os.PathLike) else source
-        if volume is not None:
-            volume = given_volume(volume, "source")
+        volume, starting = source_to_compare(source), Starting(client)
         destination, metadata = _to_repair(path)
         finish_published(destination)
-        running = None
-
-        def resources() -> Resources:
-            nonlocal running
-            running = started(client)
-            with in_force(running) as found:
-                return found
-
         how = progress, stop, f"{metadata.path} is as it was; the same command goes on"
         with opening(path):
-            checks = prepare_verification(metadata.path, None, checksums=True, resources=resources)
+            checks = prepare_verification(
+                metadata.path, None, checksums=True, resources=starting.resources
+            )
+        running = starting.client
         found = [*checks.problems, *computed(checks, running, *how)]
         repairs = Repairs(metadata.store, found, volume)
         if not repairs.arrays:

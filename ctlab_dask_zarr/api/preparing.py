@@ -34,6 +34,7 @@ from ctlab_dask_zarr.planning.resolve import (
     resolve_destination,
 )
 from ctlab_dask_zarr.read.arrays import given_volume
+from ctlab_dask_zarr.read.source import open_to_compare
 from ctlab_dask_zarr.settings import setting
 from ctlab_dask_zarr.views.progress import ProgressDisplay, outlet_for
 from ctlab_dask_zarr.waits import current_watcher, logger, watched_by
@@ -192,6 +193,12 @@ def _with_settings(options: WriteOptions) -> WriteOptions:
 
 def analysed_source(dataset: Volume) -> SourceGraph:
     """Return the graph of a dataset's voxels, or raise if it cannot be written."""
+    refuse_unwritable(dataset)
+    return analyse_source(dataset.data)
+
+
+def refuse_unwritable(dataset: Volume) -> None:
+    """Raise if a dataset's voxels cannot be written."""
     data: Any = dataset.data
     if not is_dask_collection(data) or not hasattr(data, "chunks"):
         raise InvalidArgumentError(
@@ -204,12 +211,36 @@ def analysed_source(dataset: Volume) -> SourceGraph:
         )
     if 0 in data.shape:
         raise InvalidArgumentError(f"the array {data.shape} has an axis without elements")
-    return analyse_source(data)
 
 
 def started(client: Executor) -> Client | Resources | None:
     """Return the client to run on: a function is called, which may start it."""
     return client() if callable(client) else client
+
+
+class Starting:
+    """A client that is started where what it offers is first asked for, if at all."""
+
+    def __init__(self, client: Executor) -> None:
+        self._asked_for = client
+        self.client: Client | Resources | None = None
+
+    def start(self) -> None:
+        """Start the client."""
+        self.client = started(self._asked_for)
+
+    def resources(self) -> Resources:
+        """Start the client, and return what its workers have to offer."""
+        self.start()
+        with in_force(self.client) as found:
+            return found
+
+
+def source_to_compare(source: Any) -> Any:
+    """Return what a store is compared with, opened where it is a path; None for nothing."""
+    if isinstance(source, str | os.PathLike):
+        return open_to_compare(source)
+    return source if source is None else given_volume(source, "source")
 
 
 @contextmanager
@@ -224,6 +255,13 @@ def in_force(client: Client | Resources | None) -> Iterator[Resources]:
         yield scheduler_resources()
 
 
+def refuse_resources(client: Client | Resources | None) -> Client | None:
+    """Return a client that can compute, or raise for the size of one."""
+    if isinstance(client, Resources):
+        raise InvalidArgumentError(f"client={client}: a size of workers is enough for plans only")
+    return client
+
+
 def run_reported(
     prepared: PreparedWrite,
     client: Client | Resources | None,
@@ -231,10 +269,9 @@ def run_reported(
     stop: Stop | None,
 ) -> CommitResult:
     """Run a prepared write on a client, or on the scheduler in force, and show its progress."""
-    if isinstance(client, Resources):
-        raise InvalidArgumentError(f"client={client}: a size of workers is enough for plans only")
-    with reported(progress, client) as tell:
-        return run(prepared, client=client, progress=tell, stop=stop)
+    running = refuse_resources(client)
+    with reported(progress, running) as tell:
+        return run(prepared, client=running, progress=tell, stop=stop)
 
 
 @contextmanager

@@ -7,7 +7,14 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ctlab_dask_zarr.api.preparing import Executor, ProgressSink, in_force, reported, started
+from ctlab_dask_zarr.api.preparing import (
+    Executor,
+    ProgressSink,
+    Starting,
+    reported,
+    source_to_compare,
+    started,
+)
 from ctlab_dask_zarr.execution.progress import Progress, counted
 from ctlab_dask_zarr.execution.scheduler import current_client, waiting_for
 from ctlab_dask_zarr.execution.stopping import Stop, compute_until
@@ -15,9 +22,7 @@ from ctlab_dask_zarr.formats.problems import Problem
 from ctlab_dask_zarr.manage.discard import AbortResult, abort_write
 from ctlab_dask_zarr.manage.status import WriteStatus, write_status
 from ctlab_dask_zarr.manage.transfer import CopyResult, copy_dataset
-from ctlab_dask_zarr.planning.rechunk import Resources
 from ctlab_dask_zarr.planning.resolve import existing_write, resolve_destination
-from ctlab_dask_zarr.read.arrays import given_volume
 from ctlab_dask_zarr.read.source import open_to_compare
 from ctlab_dask_zarr.store.store import storage_options_in_force
 from ctlab_dask_zarr.text import shown
@@ -116,30 +121,20 @@ def verify(
     >>> folder.cleanup()
     """
     with storage_options_in_force(storage_options):
-        volume = open_to_compare(source) if isinstance(source, str | os.PathLike) else source
-        if volume is not None:
-            volume = given_volume(volume, "source")
-        running = None
-
-        def resources() -> Resources:
-            nonlocal running
-            running = started(client)
-            with in_force(running) as found:
-                return found
-
+        volume, starting = source_to_compare(source), Starting(client)
         with reported(progress, noun="checks"):
             if volume is not None and are_files(path):
                 checks = prepare_file_comparison(path, volume)
-                running = started(client)
+                starting.start()
             else:
                 with opening(path):
                     checks = prepare_verification(
-                        path, volume, checksums=checksums, resources=resources
+                        path, volume, checksums=checksums, resources=starting.resources
                     )
             for note in checks.notes:
                 warnings.warn(shown(note), stacklevel=3)
             reading = f"{os.fspath(path)} was not verified to the end"
-            found = computed(checks, running, progress, stop, reading)
+            found = computed(checks, starting.client, progress, stop, reading)
             return Problems(checks.problems + found, checks.scope)
 
 

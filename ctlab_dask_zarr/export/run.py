@@ -55,7 +55,7 @@ def prepare_export(
 ) -> PreparedExport:
     """Look at what is there, and build the graph of an export; nothing is touched.
 
-    `volume` is one that can be written (`analysed_source` has accepted it).
+    `volume` is one that can be written (`refuse_unwritable` has accepted it).
     """
     folder, name = os.path.split(local_path(path))
     # The staging folder is beside the files themselves, not beside a link to their folder.
