@@ -200,7 +200,7 @@ def _blosc(options: dict[str, Any]) -> tuple[Encode, Decode]:
 
 
 def _deflated(wbits: int, options: dict[str, Any]) -> tuple[Encode, Decode]:
-    level = options.get("level", 1)
+    level = options["level"]
 
     def encode(data: Buffer) -> Buffer:
         return zlib.compress(data, level, wbits)
@@ -213,6 +213,11 @@ def _deflated(wbits: int, options: dict[str, Any]) -> tuple[Encode, Decode]:
         return decoded
 
     return encode, decode
+
+
+def _zlib(options: dict[str, Any]) -> tuple[Encode, Decode]:
+    # The level that numcodecs takes where none is said; gzip has to say its own.
+    return _deflated(_ZLIB_WBITS, {"level": 1} | options)
 
 
 def _lz4(options: dict[str, Any]) -> tuple[Encode, Decode]:
@@ -260,6 +265,6 @@ CODECS = {
     "gzip": Codec(partial(_deflated, _GZIP_WBITS), "gzip", {"level": (5, range(10))}),
     "numcodecs.lz4": Codec(_lz4, "lz4", fixed={"acceleration": 1}, most_nbytes=0x7E000000),
     # Of arrays of Zarr v2, where it is usual.
-    "numcodecs.zlib": Codec(partial(_deflated, _ZLIB_WBITS)),
+    "numcodecs.zlib": Codec(_zlib),
     "crc32c": Codec(_crc32c),
 }

@@ -103,3 +103,10 @@ def test_a_codec_that_is_added_to_the_table_is_applied_without_zarr(
     assert parse_array_document(document).is_direct
     assert (dataset_from_zarr(tmp_path / "a.zarr").data.compute() == voxels).all()
     assert (zarr.open_array(tmp_path / "a.zarr" / "0", mode="r")[...] == voxels).all()
+
+
+def test_zlib_has_a_level_of_its_own_and_gzip_has_to_say_one() -> None:
+    encode, decode = CODECS["numcodecs.zlib"].make({})
+    assert bytes(decode(encode(b"voxels"), 6, None)) == b"voxels"
+    with pytest.raises(KeyError, match="level"):
+        CODECS["gzip"].make({})
